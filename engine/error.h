@@ -1,0 +1,63 @@
+// Errors. One exception type; main prints it as `error: WHERE: what; remedy` and exits with its code (docs/design.md, errors).
+#pragma once
+#include <fmt/format.h>
+
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace kava {
+
+enum class Exit : int {
+  ok = 0,
+  internal = 1,   // a broken contract inside the program
+  usage = 2,      // command line or configuration
+  preflight = 3,  // no such device, does not fit, output unusable
+  data = 4,       // bad data or model file
+  numeric = 5,    // non-finite loss or gradient
+  comm = 6,       // communication between processes
+  write = 7,      // could not write
+  stopped = 75,   // stopped by a signal with a checkpoint
+};
+
+class Error : public std::runtime_error {
+ public:
+  /// where: FILE, FILE:LINE, an option or a key. what: the fault, with any text of a file passed through escaped(). remedy: what to do.
+  Error(Exit code, std::string where, std::string what, std::string remedy = "", std::source_location at = std::source_location::current());
+  Exit code() const { return code_; }
+  const std::string& where() const { return where_; }
+  std::source_location at() const { return at_; }
+
+ private:
+  Exit code_;
+  std::string where_;
+  std::source_location at_;
+};
+
+/// Printable form of text from a file or a user: control characters, quotes' backslashes and broken UTF-8 escaped, cut at `most` bytes.
+std::string escaped(std::string_view text, std::size_t most = 80);
+
+/// The candidate nearest to `name` in edit distance, or "" when none is near. For "did you mean".
+template <class Range>
+std::string nearest(std::string_view name, const Range& candidates);
+std::size_t edit_distance(std::string_view a, std::string_view b);
+
+template <class Range>
+std::string nearest(std::string_view name, const Range& candidates) {
+  std::string best;
+  std::size_t least = name.size() / 2 + 2;
+  for (const auto& c : candidates)
+    if (std::size_t d = edit_distance(name, c); d < least) least = d, best = c;
+  return best;
+}
+
+[[noreturn]] void broken_contract(const char* condition, std::string message, std::source_location at);
+
+/// Checks a contract between parts of the program, in every build.
+#define KAVA_CHECK(condition, ...)                                                                              \
+  do {                                                                                                          \
+    if (!(condition)) ::kava::broken_contract(#condition, fmt::format(__VA_ARGS__), std::source_location::current()); \
+  } while (0)
+
+}  // namespace kava
