@@ -5,9 +5,9 @@
 
 namespace kava {
 
-/// Runs `body`, prints `error: ...` on stderr for what it throws and returns the exit code (docs/design.md, errors). CLI11's own parse errors
-/// are reported in the same form with exit 2; --help prints on stdout and is exit 0. SIGPIPE is ignored.
-int run_program(int argc, char** argv, const std::function<int(int, char**)>& body);
+/// Runs `body` and returns the exit code: its result, or that of the exception it throws, which is printed on stderr as one line
+/// `error: WHERE: what; remedy` (docs/design.md, errors). Output that could not be written to stdout is exit 7. SIGPIPE is ignored.
+int run_program(const std::function<int()>& body);
 
 /// Name, version, commit, compiler, devices: what --version prints.
 std::string version_text(const std::string& program);

@@ -1,22 +1,73 @@
-// Files: whole reads with a limit, writes that survive a kill at any moment, digests.
+// Files: whole reads with a limit, reads at an offset, writes that survive a kill at any moment, digests.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <string_view>
 
+#include "engine/error.h"
+
 namespace kava {
 
-/// The whole file. A missing, unreadable or larger one, or a directory, is Error(`code`, path).
-std::string read_file(const std::string& path, std::size_t most_bytes, int code = 4);
+/// The whole file. A missing, unreadable or larger one, or one that is not a regular file, is Error(`code`, path).
+std::string read_file(const std::string& path, std::size_t most_bytes, Exit code = Exit::data);
 
-/// Writes beside the target (`path` + ".part"), fsyncs, renames, fsyncs the folder. Error(code write) on failure; nothing is left behind.
+/// Writes the whole file as FileWriter does.
 void write_file(const std::string& path, std::string_view bytes);
 
+/// fsync of a folder: makes renames in it durable. Error(code write).
 void sync_directory(const std::filesystem::path& directory);
 
 /// Lower-case hex SHA-256.
 std::string sha256(std::string_view bytes);
+/// The same of a file, in one pass of small reads. Error(code data) where the file cannot be read.
 std::string sha256_file(const std::string& path);
+
+/// A regular file, read at offsets. Not mapped: a file that shrinks while it is read is an Error, not a signal.
+class FileReader {
+ public:
+  /// Missing, unreadable or not a regular file: Error(`code`, path).
+  explicit FileReader(const std::string& path, Exit code = Exit::data);
+  FileReader(FileReader&& other) noexcept;
+  FileReader& operator=(FileReader&& other) noexcept;
+  ~FileReader();
+
+  const std::string& path() const { return path_; }
+  /// Bytes, when it was opened.
+  std::uint64_t size() const { return size_; }
+  /// Fills all of out[bytes] from `offset`; the end of the file before that is Error.
+  void read_at(std::uint64_t offset, void* out, std::size_t bytes) const;
+  /// Fills up to out[bytes], fewer only at the end of the file; returns how many.
+  std::size_t read_some(std::uint64_t offset, void* out, std::size_t bytes) const;
+
+ private:
+  std::string path_;
+  Exit code_ = Exit::data;
+  int descriptor_ = -1;
+  std::uint64_t size_ = 0;
+};
+
+/// Writes beside the target (path + ".part"); commit() fsyncs, renames and fsyncs the folder. Without commit() nothing is left behind and an
+/// older file stays as it was. A target that exists and is a device or a pipe is written to directly. Failures are Error(code write, path).
+class FileWriter {
+ public:
+  explicit FileWriter(const std::string& path);
+  FileWriter(const FileWriter&) = delete;
+  FileWriter& operator=(const FileWriter&) = delete;
+  ~FileWriter();
+
+  void write(const void* bytes, std::size_t count);
+  void write(std::string_view bytes) { write(bytes.data(), bytes.size()); }
+  void commit();
+
+ private:
+  void abandon();
+
+  std::string target_;     // as given, for messages
+  std::string final_;      // where the bytes end up: target_ with a link followed
+  std::string temporary_;  // empty when written to directly
+  int descriptor_ = -1;
+};
 
 }  // namespace kava

@@ -1,0 +1,109 @@
+#include "engine/cli.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <new>
+#include <system_error>
+#include <thread>
+
+#include "engine/error.h"
+
+namespace kava {
+
+namespace {
+
+// A signal handler can reach nothing but a global.
+volatile std::sig_atomic_t g_stop = 0;
+
+void on_signal(int signal) {
+  if (g_stop) {
+    std::signal(signal, SIG_DFL);
+    std::raise(signal);
+  }
+  g_stop = 1;
+}
+
+// A closed descriptor 0, 1 or 2 would be given to the next file that is opened, and a message would land in it. The stand-ins fail on use.
+void occupy_standard_descriptors() {
+  for (int descriptor = 0; descriptor <= 2; ++descriptor)
+    if (::fcntl(descriptor, F_GETFD) == -1 && errno == EBADF) (void)!::open("/dev/null", descriptor == 0 ? O_WRONLY : O_RDONLY);
+}
+
+int report(Exit code, const std::string& line) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "error: %s\n", escaped(line, 16384).c_str());
+  return static_cast<int>(code);
+}
+
+int report_stdout() { return report(Exit::write, "standard output: could not write; free some space or redirect it elsewhere"); }
+
+int report_system_error(const std::system_error& e) {
+  if (std::ferror(stdout)) return report_stdout();
+  const int number = e.code().value();
+  const std::string what = "system: " + e.code().message();
+  if (number == EAGAIN || number == ENOMEM) return report(Exit::preflight, what + "; use fewer threads or a larger machine");
+  if (number == ENOSPC || number == EDQUOT || number == EIO || number == EROFS)
+    return report(Exit::write, what + "; free some space or check the disk");
+  return report(Exit::internal, what + "; this is a defect of the program");
+}
+
+std::string cpu_model() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("model name"))
+      if (const auto colon = line.find(": "); colon != std::string::npos) return line.substr(colon + 2);
+  return "unknown model";
+}
+
+}  // namespace
+
+int run_program(const std::function<int()>& body) {
+  occupy_standard_descriptors();
+  std::signal(SIGPIPE, SIG_IGN);
+  try {
+    const int code = body();
+    std::cout.flush();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) || !std::cout) return code != 0 ? code : report_stdout();
+    return code;
+  } catch (const Error& e) {
+    return report(e.code(), e.what());
+  } catch (const std::bad_alloc&) {
+    return report(Exit::preflight, "memory: not enough for this; use a smaller batch, a smaller model or a larger machine");
+  } catch (const std::system_error& e) {
+    return report_system_error(e);
+  } catch (const std::exception& e) {
+    // Texts of the standard library name its types, which say nothing to a user.
+    const std::string text = e.what();
+    const bool plain = text.find("::") == std::string::npos && text.find("bad_") == std::string::npos && text[0] != '[';
+    return report(Exit::internal, (plain ? text : "an unexpected failure inside the program") + "; this is a defect of the program");
+  }
+}
+
+std::string version_text(const std::string& program) {
+  const unsigned threads = std::thread::hardware_concurrency();
+  return fmt::format("{} {} (commit {})\ncompiler: {} {}\ndevices:\n  cpu: {}, {} threads\n  cuda: not built in", program, KAVA_VERSION, KAVA_COMMIT,
+#ifdef __clang__
+                     "clang", __clang_version__,
+#else
+                     "g++", __VERSION__,
+#endif
+                     cpu_model(), threads);
+}
+
+void catch_signals() {
+  struct sigaction action = {};
+  action.sa_handler = on_signal;
+  ::sigaction(SIGTERM, &action, nullptr);
+  ::sigaction(SIGINT, &action, nullptr);
+}
+
+bool stop_requested() { return g_stop != 0; }
+
+}  // namespace kava
