@@ -1,0 +1,29 @@
+// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). A number is a function of its coordinates alone, so that batch split,
+// accumulation, thread count, backend and resumption change nothing. All functions are constexpr, which nvcc takes in device code
+// (--expt-relaxed-constexpr), so that the engine and the kernels share them.
+#pragma once
+#include <array>
+#include <cstdint>
+
+namespace kava {
+
+constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, std::array<uint32_t, 2> key) {
+  for (int round = 0; round < 10; ++round) {
+    uint64_t p0 = uint64_t{0xD2511F53} * c[0], p1 = uint64_t{0xCD9E8D57} * c[2];
+    c = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ key[0], static_cast<uint32_t>(p1), static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ key[1],
+         static_cast<uint32_t>(p0)};
+    key[0] += 0x9E3779B9;
+    key[1] += 0xBB67AE85;
+  }
+  return c;
+}
+
+/// What a random number is drawn for: the first word of the key. The second word is the run's seed.
+enum class Purpose : uint32_t { dropout = 1, init = 2, epoch_order = 3, fraction = 4, eviction = 5, bench = 6, synth = 7 };
+
+constexpr std::array<uint32_t, 2> philox_key(Purpose purpose, uint64_t seed) {
+  // Seeds beyond 32 bits fold their high half in.
+  return {static_cast<uint32_t>(purpose) ^ (static_cast<uint32_t>(seed >> 32) << 8), static_cast<uint32_t>(seed)};
+}
+
+}  // namespace kava
