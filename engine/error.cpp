@@ -1,6 +1,8 @@
 #include "engine/error.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace kava {
@@ -11,8 +13,8 @@ std::string compose(const std::string& where, const std::string& what, const std
   if (!remedy.empty()) line += "; " + remedy;
   return line;
 }
+}  // namespace
 
-// Length of the valid UTF-8 sequence that starts at s[i], 0 if there is none.
 int utf8_length(std::string_view s, std::size_t i) {
   auto at = [&](std::size_t k) { return k < s.size() ? static_cast<unsigned char>(s[k]) : 0u; };
   unsigned c = at(i);
@@ -31,7 +33,6 @@ int utf8_length(std::string_view s, std::size_t i) {
   }
   return 0;
 }
-}  // namespace
 
 Error::Error(Exit code, std::string where, std::string what, std::string remedy, std::source_location at)
     : std::runtime_error(compose(where, what, remedy)), code_(code), where_(std::move(where)), at_(at) {}
@@ -61,6 +62,20 @@ std::string escaped(std::string_view text, std::size_t most) {
     }
   }
   return out;
+}
+
+bool is_utf8(std::string_view s) {
+  for (std::size_t i = 0; i < s.size();) {
+    // Eight ASCII bytes at once: nearly all of a data file.
+    if (uint64_t word; i + 8 <= s.size() && (std::memcpy(&word, s.data() + i, 8), (word & 0x8080808080808080u) == 0)) {
+      i += 8;
+      continue;
+    }
+    int n = utf8_length(s, i);
+    if (n == 0) return false;
+    i += static_cast<std::size_t>(n);
+  }
+  return true;
 }
 
 std::size_t edit_distance(std::string_view a, std::string_view b) {

@@ -38,6 +38,10 @@ class Error : public std::runtime_error {
 /// Printable form of text from a file or a user: control characters, quotes' backslashes and broken UTF-8 escaped, cut at `most` bytes.
 std::string escaped(std::string_view text, std::size_t most = 80);
 
+/// Length of the valid UTF-8 sequence that starts at s[i], 0 if there is none (broken, overlong, a surrogate or beyond U+10FFFF).
+int utf8_length(std::string_view s, std::size_t i);
+bool is_utf8(std::string_view s);
+
 /// The candidate nearest to `name` in edit distance, or "" when none is near. For "did you mean".
 template <class Range>
 std::string nearest(std::string_view name, const Range& candidates);
