@@ -1,5 +1,5 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). A number is a function of its coordinates alone, so that batch split,
-// accumulation, thread count, backend and resumption change nothing. All functions are constexpr, which nvcc takes in device code
+// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). A number is a function of its coordinates alone, so that batch
+// split, accumulation, thread count, backend and resumption change nothing. All functions are constexpr, which nvcc takes in device code
 // (--expt-relaxed-constexpr), so that the engine and the kernels share them.
 #pragma once
 #include <array>
