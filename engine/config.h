@@ -7,17 +7,9 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/choice.h"
+
 namespace kava {
-
-std::vector<std::string> split_names(std::string_view commas);
-
-/// An enumeration whose enumerators, in order from 0, are also the words of the configuration.
-#define KAVA_CHOICE(NAME, ...)                 \
-  enum class NAME : int { __VA_ARGS__ };       \
-  inline const std::vector<std::string>& names_of(NAME) { \
-    static const std::vector<std::string> names = split_names(#__VA_ARGS__); \
-    return names;                              \
-  }
 
 KAVA_CHOICE(Method, full_cot, no_cot, icot, coconut, codi, pccot, kava)
 KAVA_CHOICE(Init, pretrained, random)
@@ -29,30 +21,12 @@ KAVA_CHOICE(Schedule, cosine, linear, constant)
 KAVA_CHOICE(Recompute, none, cheap, block)
 KAVA_CHOICE(ProjectionInit, embedding_rms, one)
 KAVA_CHOICE(Update, replace, residual)
-KAVA_CHOICE(Policy, rkv, cosine, attention, crop, random, uniform)
-KAVA_CHOICE(Group, max_logits, max_prob, mean_prob)
 KAVA_CHOICE(Queries, prompt_and_answer, answer)
 KAVA_CHOICE(Order, time, score)
 KAVA_CHOICE(Short, mask, zero)
 KAVA_CHOICE(KvReduction, mean, slot_sum)
-KAVA_CHOICE(Distance, smooth_l1, mse, l1)
 KAVA_CHOICE(Std, layer, global, none)
 KAVA_CHOICE(Keys, post_rope, pre_rope)
-
-/// The word of an enumerator: name_of(Method::full_cot) == "full_cot".
-template <class E>
-const std::string& name_of(E value) {
-  return names_of(value).at(static_cast<std::size_t>(value));
-}
-
-/// The enumerator of a word, or nothing: choice_of<Method>("kava").
-template <class E>
-std::optional<E> choice_of(std::string_view word) {
-  const auto& names = names_of(E{});
-  for (std::size_t i = 0; i < names.size(); ++i)
-    if (names[i] == word) return static_cast<E>(i);
-  return std::nullopt;
-}
 
 struct DataFile {
   std::string path;

@@ -1,0 +1,47 @@
+// Persistent threads. A parallel loop hands out task numbers; what a task computes must depend on its number alone, so that results do not
+// depend on how many threads there are.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace kava {
+
+class Threads {
+ public:
+  /// count: threads in all, the caller's included.
+  explicit Threads(int count);
+  ~Threads();
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+  int count() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Runs body(task) for every task in 0..tasks-1 and returns when all are done; the first exception is rethrown. Not to be nested.
+  void run(int64_t tasks, const std::function<void(int64_t)>& body);
+
+  /// body(begin, end) over the rows 0..rows-1 in blocks of `block` rows.
+  void blocks(int64_t rows, int64_t block, const std::function<void(int64_t, int64_t)>& body);
+
+ private:
+  void work();
+  void take_tasks();
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  const std::function<void(int64_t)>* body_ = nullptr;
+  int64_t tasks_ = 0;
+  std::atomic<int64_t> next_{0};
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int> busy_{0};
+  std::atomic<bool> stop_{false};
+  std::exception_ptr failure_;
+};
+
+}  // namespace kava
