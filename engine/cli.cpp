@@ -88,7 +88,8 @@ int run_program(const std::function<int()>& body) {
 
 std::string version_text(const std::string& program) {
   const unsigned threads = std::thread::hardware_concurrency();
-  return fmt::format("{} {} (commit {})\ncompiler: {} {}\ndevices:\n  cpu: {}, {} threads\n  cuda: not built in", program, KAVA_VERSION, KAVA_COMMIT,
+  return fmt::format("{} {} (commit {})\ncompiler: {} {}\ndevices:\n  cpu: {}, {} threads\n  cuda: not built in", program, KAVA_VERSION,
+                     KAVA_COMMIT,
 #ifdef __clang__
                      "clang", __clang_version__,
 #else

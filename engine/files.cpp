@@ -47,9 +47,7 @@ class Digest {
   Digest() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
     KAVA_CHECK(context_ && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1, "SHA-256 is not available");
   }
-  void add(const void* bytes, std::size_t count) {
-    KAVA_CHECK(EVP_DigestUpdate(context_.get(), bytes, count) == 1, "SHA-256 failed");
-  }
+  void add(const void* bytes, std::size_t count) { KAVA_CHECK(EVP_DigestUpdate(context_.get(), bytes, count) == 1, "SHA-256 failed"); }
   std::string hex() {
     unsigned char bytes[EVP_MAX_MD_SIZE];
     unsigned count = 0;
@@ -114,20 +112,20 @@ void FileReader::read_at(std::uint64_t offset, void* out, std::size_t bytes) con
 
 std::string read_file(const std::string& path, std::size_t most_bytes, Exit code) {
   const FileReader file(path, code);
+  const auto check_limit = [&](std::uint64_t bytes) {
+    if (bytes > most_bytes) fail_read(code, path, fmt::format("is larger than {} bytes", most_bytes), "check that this is the right file");
+  };
+  check_limit(file.size());
   std::string text;
   // One byte more than the size tells a file that is longer than it says (it grows, or lies in /proc).
-  std::size_t room = static_cast<std::size_t>(std::min<std::uint64_t>(file.size(), most_bytes)) + 1;
-  for (std::size_t have = 0;;) {
-    if (file.size() > most_bytes || have > most_bytes)
-      fail_read(code, path, fmt::format("is larger than {} bytes", most_bytes), "check that this is the right file");
+  std::size_t room = static_cast<std::size_t>(file.size()) + 1;
+  for (std::size_t have = 0;; room = kChunk) {
     text.resize(have + room);
     const std::size_t n = file.read_some(have, text.data() + have, room);
     have += n;
-    if (n < room) {
-      text.resize(have);
-      return text;
-    }
-    room = kChunk;
+    check_limit(have);
+    text.resize(have);
+    if (n < room) return text;
   }
 }
 

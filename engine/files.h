@@ -48,8 +48,9 @@ class FileReader {
   std::uint64_t size_ = 0;
 };
 
-/// Writes beside the target (path + ".part"); commit() fsyncs, renames and fsyncs the folder. Without commit() nothing is left behind and an
-/// older file stays as it was. A target that exists and is a device or a pipe is written to directly. Failures are Error(code write, path).
+/// Writes beside the target (path + ".part"); commit() fsyncs, renames and fsyncs the folder. Without commit() nothing is left behind and
+/// an older file stays as it was. A target that exists and is a device or a pipe is written to directly. Failures are Error(code write,
+/// path).
 class FileWriter {
  public:
   explicit FileWriter(const std::string& path);

@@ -9,11 +9,12 @@
 
 namespace kava {
 
-/// Parses argv by `app` (whose name is the program's) and runs `body`. --help and --version print on stdout and give 0; a fault of the command
-/// line is `error: PROGRAM: what; remedy` and exit 2.
+/// Parses argv by `app` (whose name is the program's) and runs `body`. --help and --version print on stdout and give 0; a fault of the
+/// command line is `error: PROGRAM: what; remedy` and exit 2.
 inline int command_main(int argc, char** argv, CLI::App& app, const std::function<int()>& body) {
   return run_program([&] {
-    app.set_version_flag("--version", [&] { return version_text(app.get_name()); }, "Print version, commit, compiler and devices");
+    app.set_version_flag(
+        "--version", [&] { return version_text(app.get_name()); }, "Print version, commit, compiler and devices");
     try {
       app.parse(argc, argv);
     } catch (const CLI::CallForHelp&) {
