@@ -1,0 +1,169 @@
+#include "models/weights.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "engine/json.h"
+
+namespace kava {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+constexpr const char* kHead = "lm_head.weight";
+constexpr std::size_t kLargestIndex = std::size_t{64} << 20;
+
+[[noreturn]] void fail(const std::string& path, const std::string& what, const std::string& remedy) {
+  throw Error(Exit::data, escaped(path, 4096), what, remedy);
+}
+
+std::string named(const std::string& tensor) { return "tensor \"" + escaped(tensor, 200) + "\""; }
+
+// A dangling link counts as there: it is a damaged folder, not one without the file.
+bool there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(fs::symlink_status(path, ignored));
+}
+
+bool ignored(const std::string& name) { return name.starts_with("model.") && name.ends_with("rotary_emb.inv_freq"); }
+
+// The shards of an index, by file name, each with the tensors that it must hold.
+std::map<std::string, std::set<std::string>> read_index(const std::string& path) {
+  const Json json = read_json(path, kLargestIndex);
+  if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object() || json["weight_map"].empty())
+    fail(path, "has no weight_map", "get the file again");
+  std::map<std::string, std::set<std::string>> shards;
+  for (const auto& [tensor, file] : json["weight_map"].items()) {
+    if (!file.is_string()) fail(path, named(tensor) + " is not mapped to a file name", "get the file again");
+    const auto name = file.get<std::string>();
+    if (name.empty() || name == "." || name == ".." || name.find_first_of(std::string("/\\\0", 3)) != std::string::npos)
+      fail(path, named(tensor) + " is mapped to \"" + escaped(name) + "\", which is no plain file name", "shards lie beside the index");
+    shards[name].insert(tensor);
+  }
+  return shards;
+}
+
+std::vector<SafetensorsFile> open_shards(const fs::path& folder, const std::string& index) {
+  std::vector<SafetensorsFile> files;
+  for (const auto& [name, tensors] : read_index(index)) {
+    files.push_back(SafetensorsFile::open((folder / name).string()));
+    for (const TensorInfo& t : files.back().tensors())
+      if (!tensors.contains(t.name) && !ignored(t.name))
+        fail(files.back().path(), named(t.name) + " is not mapped to this file by the index", "get the folder again");
+    for (const std::string& tensor : tensors)
+      if (!files.back().find(tensor))
+        fail(files.back().path(), named(tensor) + " is missing, but the index maps it to this file", "get the folder again");
+  }
+  return files;
+}
+
+std::vector<SafetensorsFile> open_files(const fs::path& folder) {
+  std::vector<SafetensorsFile> files;
+  const fs::path single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
+  if (there(single)) files.push_back(SafetensorsFile::open(single.string()));
+  else if (there(index)) files = open_shards(folder, index.string());
+  else fail(folder.string(), "has neither model.safetensors nor model.safetensors.index.json", "give a folder with weights in that format");
+  return files;
+}
+
+void check_tensor(const std::string& path, const WeightSpec& spec, const TensorInfo& t) {
+  const std::vector<std::int64_t> expected = spec.vector ? std::vector{spec.cols} : std::vector{spec.rows, spec.cols};
+  if (t.shape != expected)
+    fail(path, fmt::format("{} has shape {}, but config.json asks for {}", named(t.name), shape_text(t.shape), shape_text(expected)),
+         "use the config.json that belongs to the weights");
+  if (!SafetensorsFile::is_floating(t)) fail(path, named(t.name) + " has dtype " + t.dtype, "use weights in F32, F16 or BF16");
+}
+
+bool same_bytes(const SafetensorsFile& a, const TensorInfo& s, const SafetensorsFile& b, const TensorInfo& t) {
+  constexpr std::uint64_t kChunk = std::uint64_t{1} << 20;
+  if (s.dtype != t.dtype || s.shape != t.shape) return false;
+  std::vector<char> left(kChunk), right(kChunk);
+  const std::uint64_t total = s.end - s.begin;
+  for (std::uint64_t at = 0; at < total; at += kChunk) {
+    const std::size_t n = std::min(kChunk, total - at);
+    a.read(s, at, left.data(), n);
+    b.read(t, at, right.data(), n);
+    if (!std::equal(left.begin(), left.begin() + static_cast<std::ptrdiff_t>(n), right.begin())) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+std::vector<WeightSpec> weight_specs(const ModelConfig& c) {
+  std::vector<WeightSpec> specs;
+  const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) { specs.push_back({name, rows, cols, false}); };
+  const auto vector = [&](const std::string& name, std::int64_t size) { specs.push_back({name, 1, size, true}); };
+  const std::int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  matrix(kEmbedding, c.vocab, c.hidden);
+  for (std::int64_t layer = 0; layer < c.layers; ++layer) {
+    const std::string at = fmt::format("model.layers.{}.", layer);
+    vector(at + "input_layernorm.weight", c.hidden);
+    for (const auto& [name, rows] : {std::pair{"q_proj", q}, std::pair{"k_proj", kv}, std::pair{"v_proj", kv}}) {
+      matrix(fmt::format("{}self_attn.{}.weight", at, name), rows, c.hidden);
+      if (c.qkv_bias) vector(fmt::format("{}self_attn.{}.bias", at, name), rows);
+    }
+    matrix(at + "self_attn.o_proj.weight", c.hidden, q);
+    vector(at + "post_attention_layernorm.weight", c.hidden);
+    matrix(at + "mlp.gate_proj.weight", c.mlp, c.hidden);
+    matrix(at + "mlp.up_proj.weight", c.mlp, c.hidden);
+    matrix(at + "mlp.down_proj.weight", c.hidden, c.mlp);
+  }
+  vector("model.norm.weight", c.hidden);
+  if (!c.tied) matrix(kHead, c.vocab, c.hidden);
+  return specs;
+}
+
+WeightFiles WeightFiles::open(const std::string& folder, const ModelConfig& config) {
+  WeightFiles weights;
+  weights.files_ = open_files(folder);
+  std::map<std::string, std::pair<const SafetensorsFile*, const TensorInfo*>> found;
+  for (const SafetensorsFile& file : weights.files_)
+    for (const TensorInfo& t : file.tensors())
+      if (!ignored(t.name) && !found.emplace(t.name, std::pair{&file, &t}).second)
+        fail(file.path(), named(t.name) + " is in two files", "get the folder again");
+
+  for (const WeightSpec& spec : weight_specs(config)) {
+    const auto at = found.find(spec.name);
+    if (at == found.end()) fail(folder, named(spec.name) + " is missing", "get the weights again");
+    check_tensor(at->second.first->path(), spec, *at->second.second);
+    if (spec.name != kEmbedding) found.erase(at);
+  }
+  const auto embedding = found.extract(kEmbedding).mapped();
+  if (const auto head = found.find(kHead); config.tied && head != found.end()) {
+    const auto& [file, tensor] = head->second;
+    if (!same_bytes(*file, *tensor, *embedding.first, *embedding.second))
+      fail(file->path(), named(kHead) + " differs from the embedding, but config.json ties them",
+           "set tie_word_embeddings as the weights were made");
+    found.erase(head);
+  }
+  if (!found.empty())
+    fail(found.begin()->second.first->path(), named(found.begin()->first) + " is not part of this model",
+         "use the config.json that belongs to the weights");
+  return weights;
+}
+
+const SafetensorsFile& WeightFiles::file_of(const std::string& name) const {
+  for (const SafetensorsFile& file : files_)
+    if (file.find(name)) return file;
+  KAVA_CHECK(false, "{} was not checked when the weights were opened", name);
+}
+
+void WeightFiles::read(const WeightSpec& spec, void* out, DType type) const {
+  const SafetensorsFile& file = file_of(spec.name);
+  const TensorInfo& tensor = *file.find(spec.name);
+  KAVA_CHECK(tensor.count() == spec.rows * spec.cols, "{} read as [{}, {}]", spec.name, spec.rows, spec.cols);
+  file.read_as(tensor, type, out, true);
+}
+
+std::string WeightFiles::header_text() const {
+  std::string text;
+  for (const SafetensorsFile& file : files_) text += file.header_text();
+  return text;
+}
+
+}  // namespace kava

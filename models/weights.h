@@ -1,0 +1,43 @@
+// The tensors of a model: which there must be, and reading them from a Hugging Face folder.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/safetensors.h"
+#include "engine/tensor.h"
+#include "models/config.h"
+
+namespace kava {
+
+struct WeightSpec {
+  std::string name;  // as in the folder: model.layers.N.self_attn.q_proj.weight ...
+  std::int64_t rows = 0, cols = 0;
+  bool vector = false;  // one-dimensional in the file, rows = 1
+};
+
+/// Every tensor of the model: embedding, layers in order, final norm, and lm_head.weight where it is untied.
+std::vector<WeightSpec> weight_specs(const ModelConfig& config);
+
+/// The weights of a folder: model.safetensors, else the shards that model.safetensors.index.json names. Reads may come from several
+/// threads.
+class WeightFiles {
+ public:
+  /// Reads headers only. Error(code data) naming the tensor when one is missing, extra, of another shape or of a dtype that is not F64,
+  /// F32, F16 or BF16. A lm_head.weight that is bitwise the embedding is accepted where the head is tied; rotary_emb.inv_freq is ignored.
+  static WeightFiles open(const std::string& folder, const ModelConfig& config);
+
+  /// out: rows * cols elements of `type` (f32, f64 or bf16), each rounded once to nearest even. Error(code data) naming the tensor where a
+  /// value is, or becomes in `type`, NaN or infinite.
+  void read(const WeightSpec& spec, void* out, DType type) const;
+
+  /// The headers of all files, in order of their names: what identifies the weights without reading them.
+  std::string header_text() const;
+
+ private:
+  const SafetensorsFile& file_of(const std::string& name) const;
+
+  std::vector<SafetensorsFile> files_;
+};
+
+}  // namespace kava
