@@ -1,0 +1,215 @@
+"""What the PyTorch reference reads: a configuration, `ids` rows, a model folder and an adapter folder.
+
+Only what the step depends on is read. Anything the reference cannot reproduce (dropout, a random policy, text rows) is refused,
+so that a comparison never passes because something was left out on both sides.
+"""
+import copy
+import json
+import pathlib
+import tomllib
+
+import torch
+from safetensors.torch import load_file
+
+DEFAULTS = {
+    "method": "kava",
+    "seed": 42,
+    "model": {"path": "", "init": "pretrained", "adapter": "", "dtype": "bf16"},
+    "data": {"train": [], "valid": "", "drop_last_step": True, "step_separator": "", "answer_prompt": "The answer is:",
+             "max_tokens": 512, "fraction": 1.0},
+    "train": {"trainable": "lora", "batch": 128, "micro_batch": 0},
+    "lora": {"rank": 128, "alpha": 32.0, "dropout": 0.1, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+    "latent": {"count": 24, "iterations": 3, "projection": True, "projection_init": "embedding_rms", "update": "replace"},
+    "rkv": {"policy": "rkv", "lambda": 0.1, "group": "max_logits", "queries": "prompt_and_answer", "order": "time", "short": "mask"},
+    "kv": {"weight": 1.0, "reduction": "mean", "loss": "smooth_l1", "std": "layer", "keys": "post_rope", "projection": False},
+    "codi": {"weight": 10.0, "loss": "smooth_l1", "std": "layer"},
+    "loss": {"student": 1.0, "teacher": 1.0},
+    "step": {"prefix_sharing": True, "prune_latents": True},
+}
+CHOICES = {
+    ("method",): ("kava", "pccot", "codi", "full_cot", "no_cot"),
+    ("train", "trainable"): ("lora", "all"),
+    ("latent", "projection_init"): ("embedding_rms", "one"),
+    ("latent", "update"): ("replace", "residual"),
+    ("rkv", "policy"): ("rkv", "cosine", "attention", "crop", "uniform"),
+    ("rkv", "group"): ("max_logits", "max_prob", "mean_prob"),
+    ("rkv", "queries"): ("prompt_and_answer", "answer"),
+    ("rkv", "order"): ("time", "score"),
+    ("rkv", "short"): ("mask", "zero"),
+    ("kv", "reduction"): ("mean", "slot_sum"),
+    ("kv", "loss"): ("smooth_l1", "mse", "l1"),
+    ("kv", "std"): ("layer", "global", "none"),
+    ("kv", "keys"): ("post_rope", "pre_rope"),
+    ("codi", "loss"): ("smooth_l1", "mse", "l1"),
+    ("codi", "std"): ("layer", "global", "none"),
+}
+SECTIONS = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
+            "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp"}
+TRAIN_KEYS_NOT_USED = {"epochs", "max_steps", "optimizer", "lr", "betas", "eps", "weight_decay", "clip", "schedule", "warmup",
+                       "log_every", "valid_every", "checkpoint_every", "keep_checkpoints", "recompute"}
+
+
+class Unsupported(Exception):
+    """The reference cannot reproduce what is asked for."""
+
+
+def _merge(config, given, where=""):
+    for key, value in given.items():
+        if where == "train" and key in TRAIN_KEYS_NOT_USED:
+            continue
+        if key not in config:
+            raise Unsupported(f"unknown key {where + '.' if where else ''}{key}")
+        if isinstance(config[key], dict):
+            _merge(config[key], value, key)
+        else:
+            config[key] = value
+
+
+def load_config(path, sets=()):
+    """The effective configuration of interface.md section 2 with paths made absolute. `sets` are strings a.b=VALUE."""
+    path = pathlib.Path(path)
+    given = tomllib.loads(path.read_text())
+    for item in sets:
+        key, text = item.split("=", 1)
+        try:
+            value = tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        node = given
+        *parents, last = key.split(".")
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value
+    config = copy.deepcopy(DEFAULTS)
+    method = given.get("method", "kava")
+    if method == "codi":
+        config["latent"]["count"] = 6
+    _merge(config, given)
+    if method in ("codi", "pccot", "full_cot", "no_cot"):
+        config["kv"]["weight"] = 0.0
+    if method == "codi":
+        config["latent"]["iterations"] = config["latent"]["count"]
+    if method in ("full_cot", "no_cot"):
+        config["codi"]["weight"] = 0.0
+        config["loss"]["student" if method == "full_cot" else "teacher"] = 0.0
+    for keys, allowed in CHOICES.items():
+        value = config
+        for key in keys:
+            value = value[key]
+        if value not in allowed:
+            raise Unsupported(f"{'.'.join(keys)} = {value!r}: the reference knows {allowed}")
+    if config["train"]["trainable"] == "lora" and config["lora"]["dropout"] != 0:
+        raise Unsupported("lora.dropout must be 0: the reference has no dropout")
+    if config["data"]["fraction"] != 1.0 or config["model"]["init"] != "pretrained":
+        raise Unsupported("data.fraction and model.init = random depend on the engine's own generator")
+    at = path.resolve().parent
+    config["model"]["path"] = str(at / config["model"]["path"])
+    if config["model"]["adapter"]:
+        config["model"]["adapter"] = str(at / config["model"]["adapter"])
+    config["data"]["train"] = [str(at / (f["path"] if isinstance(f, dict) else f)) for f in config["data"]["train"]]
+    return config
+
+
+def runs_teacher(config):
+    return config["method"] != "no_cot"
+
+
+def runs_student(config):
+    return config["method"] != "full_cot"
+
+
+def has_latents(config):
+    return config["method"] in ("kava", "pccot", "codi")
+
+
+def load_rows(config):
+    """The first train.batch rows of the files that are not longer than data.max_tokens: dicts of question, trace, answer, prompt."""
+    rows = []
+    for file in config["data"]["train"]:
+        for line in pathlib.Path(file).read_text(encoding="utf-8-sig").splitlines():
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            if not isinstance(row.get("question"), list):
+                raise Unsupported(f"{file}: only ids rows")
+            rows.append({"question": row["question"], "trace": row["trace"], "answer": row["answer"], "prompt": row.get("prompt")})
+    needs_prompt = config["codi"]["weight"] > 0 or (config["kv"]["weight"] > 0 and config["rkv"]["queries"] == "answer")
+    if needs_prompt and any(row["prompt"] is None for row in rows):
+        raise Unsupported("a row without prompt")
+    kept = [row for row in rows if longest(config, row) <= config["data"]["max_tokens"]][: config["train"]["batch"]]
+    if not kept:
+        raise Unsupported("no row is left")
+    return kept
+
+
+def longest(config, row):
+    question, trace, answer = len(row["question"]), len(row["trace"]), len(row["answer"])
+    lengths = []
+    if runs_teacher(config):
+        lengths.append(question + trace + answer)
+    if config["method"] == "no_cot":
+        lengths.append(question + answer)
+    elif runs_student(config):
+        lengths.append(question + 1 + config["latent"]["count"] + 1 + answer)
+    return max(lengths)
+
+
+def load_weights(folder):
+    """All tensors of a Hugging Face folder, by name."""
+    folder = pathlib.Path(folder)
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists():
+        return load_file(folder / "model.safetensors")
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return {key: value for name in names for key, value in load_file(folder / name).items()}
+
+
+def lora_names(layers, targets):
+    """(module path inside the network, name in an adapter) of each adapted linear, layer by layer in the order of SECTIONS."""
+    for layer in range(layers):
+        for target, section in SECTIONS.items():
+            if target in targets:
+                module = f"model.layers.{layer}.{section}.{target}"
+                yield module, f"base_model.model.{module}"
+
+
+def load_adapter(config, folder, layers):
+    """(tensors of the PEFT file or replacing base weights, tensors of kava.safetensors). Names must match exactly."""
+    folder = pathlib.Path(folder)
+    extras = load_file(folder / "kava.safetensors") if (folder / "kava.safetensors").exists() else {}
+    wanted = set(extra_names(config, layers))
+    if set(extras) != wanted:
+        raise Unsupported(f"{folder}: kava.safetensors has {sorted(set(extras) ^ wanted)} too many or too few")
+    if config["train"]["trainable"] == "all":
+        return load_weights(folder), extras
+    lora = config["lora"]
+    saved = json.loads((folder / "adapter_config.json").read_text())
+    if (saved["r"], saved["lora_alpha"], set(saved["target_modules"])) != (lora["rank"], lora["alpha"], set(lora["targets"])):
+        raise Unsupported(f"{folder}: adapter_config.json contradicts [lora]")
+    matrices = load_file(folder / "adapter_model.safetensors")
+    wanted = {f"{name}.lora_{x}.weight" for _, name in lora_names(layers, lora["targets"]) for x in "AB"}
+    if set(matrices) != wanted:
+        raise Unsupported(f"{folder}: adapter_model.safetensors has {sorted(set(matrices) ^ wanted)[:3]} too many or too few")
+    return matrices, extras
+
+
+def extra_names(config, layers):
+    """Names of the tensors of kava.safetensors."""
+    if not has_latents(config):
+        return []
+    names = ["new_tokens.weight"]
+    if config["latent"]["projection"]:
+        names += [f"latent_projection.{part}.{kind}" for part in ("linear1", "linear2", "norm") for kind in ("weight", "bias")]
+    if config["kv"]["projection"]:
+        names += [f"kv_projection.{layer}.{x}.weight" for layer in range(layers) for x in "kv"]
+    return names
+
+
+def initial_new_tokens(embedding):
+    """[3, C]: bot, eot and latent all start as the mean of the base's embedding rows."""
+    return embedding.to(torch.float64).mean(0, keepdim=True).repeat(3, 1)
+
+
+def embedding_rms(embedding):
+    """The gain that latent.projection_init = "embedding_rms" puts into the projection's LayerNorm."""
+    return embedding.to(torch.float64).pow(2).mean().sqrt()
