@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 namespace kava {
@@ -26,6 +27,9 @@ class TempFolder {
  private:
   std::filesystem::path path_;
 };
+
+/// Writes a file at once, without the durability of write_file.
+inline void overwrite(const std::filesystem::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
 
 /// A path in the shared data (environment variable KAVA_SHARED, else beside the project); "" where it is absent: SKIP then.
 inline std::string shared_data(const std::string& name) {

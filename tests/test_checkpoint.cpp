@@ -1,7 +1,6 @@
 #include <sys/stat.h>
 
 #include <catch2/catch_test_macros.hpp>
-#include <fstream>
 
 #include "engine/checkpoint.h"
 #include "engine/error.h"
@@ -31,8 +30,6 @@ std::string refusal(const fs::path& checkpoint) {
   }
   return "";
 }
-
-void overwrite(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
 
 std::string text_of(const fs::path& path) { return read_file(path.string(), 1 << 20); }
 

@@ -34,7 +34,7 @@ std::string refusal(const std::string& path) {
 }
 
 std::string refusal_of(const TempFolder& folder, const std::string& bytes) {
-  write_file(folder / "x.safetensors", bytes);
+  overwrite(folder / "x.safetensors", bytes);
   return refusal(folder / "x.safetensors");
 }
 
