@@ -166,4 +166,10 @@ std::string WeightFiles::header_text() const {
   return text;
 }
 
+std::vector<std::string> WeightFiles::paths() const {
+  std::vector<std::string> all;
+  for (const SafetensorsFile& file : files_) all.push_back(file.path());
+  return all;
+}
+
 }  // namespace kava

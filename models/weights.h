@@ -33,6 +33,7 @@ class WeightFiles {
 
   /// The headers of all files, in order of their names: what identifies the weights without reading them.
   std::string header_text() const;
+  std::vector<std::string> paths() const;
 
  private:
   const SafetensorsFile& file_of(const std::string& name) const;

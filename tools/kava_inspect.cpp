@@ -1,0 +1,17 @@
+// kava_inspect: what is in a file, a step or a tokenizer. Each subcommand is in tools/inspect_NAME.cpp.
+#include "tools/command.h"
+#include "tools/inspect_file.h"
+#include "tools/inspect_step.h"
+
+int main(int argc, char** argv) {
+  CLI::App app("Checks and lists the files that kava reads and writes", "kava_inspect");
+  app.footer("Example:\n  kava_inspect file runs/quickstart/best");
+  app.require_subcommand(1);
+  std::function<int()> chosen;
+  kava::add_file_command(app, chosen);
+  kava::add_step_command(app, chosen);
+  app.add_subcommand("doctor", "Check this machine (not built yet)")->callback([&] {
+    chosen = []() -> int { throw kava::Error(kava::Exit::usage, "kava_inspect doctor", "is not built yet", "see kava_inspect --help"); };
+  });
+  return kava::command_main(argc, argv, app, [&] { return chosen(); });
+}
