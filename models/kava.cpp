@@ -1,0 +1,446 @@
+#include "models/kava.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "models/latent.h"
+
+namespace kava {
+
+BatchTotals batch_totals(const RunConfig& config, std::span<const Sample> batch) {
+  BatchTotals t;
+  for (const Sample& s : batch) {
+    const int64_t n_c = static_cast<int64_t>(s.trace.size()), n_a = static_cast<int64_t>(s.answer.size()), M = config.latent.count;
+    ++t.samples;
+    t.student_tokens += n_a;
+    t.teacher_tokens += n_c + n_a;
+    t.kv_slots += config.rkv.short_ == Short::zero ? M : std::min(n_c, M);
+  }
+  return t;
+}
+
+double StepLosses::total(const RunConfig& c) const {
+  return c.loss.student * student_ce + c.loss.teacher * teacher_ce + c.codi.weight * codi + c.kv.weight * kv;
+}
+
+StepLosses& StepLosses::operator+=(const StepLosses& o) {
+  student_ce += o.student_ce, teacher_ce += o.teacher_ce, kv += o.kv, codi += o.codi;
+  forced_correct += o.forced_correct;
+  return *this;
+}
+
+void join(Dump& to, const Dump& next) {
+  for (const auto& [name, piece] : next) {
+    auto [it, fresh] = to.emplace(name, piece);
+    if (fresh) continue;
+    DumpTensor& all = it->second;
+    const auto axis = static_cast<std::size_t>(piece.axis);
+    int64_t outer = 1, inner = 1;
+    for (std::size_t i = 0; i < axis; ++i) outer *= piece.shape[i];
+    for (std::size_t i = axis + 1; i < piece.shape.size(); ++i) inner *= piece.shape[i];
+    auto merge = [&](auto& a, const auto& b) {
+      std::remove_reference_t<decltype(a)> joined;
+      const int64_t wa = all.shape[axis] * inner, wb = piece.shape[axis] * inner;
+      for (int64_t o = 0; o < outer; ++o) {
+        joined.insert(joined.end(), a.begin() + o * wa, a.begin() + (o + 1) * wa);
+        joined.insert(joined.end(), b.begin() + o * wb, b.begin() + (o + 1) * wb);
+      }
+      a = std::move(joined);
+    };
+    if (all.is_index) merge(all.indices, piece.indices);
+    else merge(all.values, piece.values);
+    all.shape[axis] += piece.shape[axis];
+  }
+}
+
+namespace {
+
+// Everything one forward of the batch owns, in the order in which it is made.
+class Step {
+ public:
+  Step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options)
+      : model_(model), ops_(model.ops), arena_(arena), config_(model.config), totals_(totals), options_(options),
+        layout_(make_layout(model.config, samples, options.first_index)), transformer_(model, arena, Use::train, options.step) {
+    B_ = layout_.samples, M_ = layout_.latents;
+    KD_ = model.shape.kv_heads * model.shape.head_dim;
+    type_ = model.storage, sum_ = sum_type(type_);
+    const bool by_slots = config_.rkv.short_ == Short::zero;
+    for (const Sample& s : samples) valid_.push_back(static_cast<int32_t>(by_slots ? M_ : std::min<int64_t>(M_, static_cast<int64_t>(s.trace.size()))));
+    for (const Sample& s : samples) answer_lengths_.push_back(static_cast<int64_t>(s.answer.size()));
+    int32_t last = 0;
+    for (const Pass& p : layout_.passes)
+      for (int32_t position : p.positions) last = std::max(last, position);
+    model.ensure_positions(last + 1);
+  }
+
+  StepLosses run() {
+    forward();
+    if (options_.backward) transformer_.allocate_gradients(layout_.rows, layout_.live_rows);
+    if (runs_student(config_.method)) losses_.student_ce = cross_entropy(layout_.student, config_.loss.student, totals_.student_tokens, "logits.student");
+    if (runs_teacher(config_.method)) losses_.teacher_ce = cross_entropy(layout_.teacher, config_.loss.teacher, totals_.teacher_tokens, "logits.teacher");
+    if (config_.kv.weight > 0) losses_.kv = kv_loss();
+    if (config_.codi.weight > 0) losses_.codi = codi_loss();
+    if (options_.dump && has_latents(config_.method)) dump_latents();
+    if (options_.backward) backward();
+    return losses_;
+  }
+
+ private:
+  Tensor indices(std::span<const int32_t> host) { return upload_indices(ops_, arena_, host); }
+  Tensor scalar(double value = 0) {
+    Tensor t = arena_.alloc(sum_, 1, 1);
+    ops_.fill(t, value);
+    return t;
+  }
+  std::vector<double> host(const Tensor& t) const {
+    std::vector<double> out(static_cast<std::size_t>(t.count()));
+    if (out.empty()) return out;
+    dispatch(t.dtype, [&]<class T>() {
+      std::vector<T> raw(out.size());
+      ops_.download(raw.data(), t);
+      for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<double>(to_float(raw[i]));
+    });
+    return out;
+  }
+  void dump(const std::string& name, std::vector<int64_t> shape, std::vector<double> values, int axis) {
+    DumpTensor d;
+    d.shape = std::move(shape), d.values = std::move(values), d.axis = axis;
+    options_.dump->emplace(name, std::move(d));
+  }
+
+  void forward() {
+    int64_t most = 0;
+    for (const Pass& p : layout_.passes) most = std::max(most, p.rows());
+    transformer_.allocate(layout_.rows, layout_.live_rows, most);
+    for (const Pass& p : layout_.passes) {
+      passes_.push_back(upload_pass(ops_, arena_, p));
+      feeds_.push_back(upload_feeds(ops_, arena_, layout_, p));
+      const DevicePass& d = passes_.back();
+      feed_latents(model_, arena_, transformer_, d, feeds_.back());
+      if (d.ids.cols > 0) ops_.embed_fwd(transformer_.inputs(d).row_range(d.fed, d.rows()), model_.embedding, model_.new_tokens, d.ids);
+      transformer_.forward(d);
+    }
+  }
+
+  // One mean over all supervised tokens of the optimiser batch.
+  double cross_entropy(const Supervised& rows, double weight, int64_t tokens, const char* dump_name) {
+    ArenaScope scope(arena_);
+    const int64_t n = static_cast<int64_t>(rows.targets.size()), C = model_.shape.hidden, V = model_.shape.vocab;
+    const Tensor live = indices(rows.live_rows), targets = indices(rows.targets);
+    const Tensor h = arena_.alloc(type_, n, C), nll = arena_.alloc(sum_, n, 1), best = arena_.alloc(DType::i32, 1, n);
+    ops_.gather_rows(h, transformer_.all_hidden(), live);
+    const bool backward = options_.backward && weight > 0;
+    const Tensor dh = backward ? arena_.alloc(sum_, n, C) : Tensor{};
+    const Tensor logits = options_.dump ? arena_.alloc(sum_, n, V) : Tensor{};
+    ops_.head_cross_entropy(arena_, nll, dh, backward ? model_.dhead : Tensor{}, logits, best, h, model_.head, targets,
+                            weight / static_cast<double>(tokens));
+    if (backward) ops_.scatter_add_rows(transformer_.dhidden(), dh, live);
+    if (options_.dump) dump(dump_name, {n, V}, host(logits), 0);
+    if (&rows == &layout_.student) count_forced(rows, best);
+    double sum = 0;
+    for (double x : host(nll)) sum += x;
+    return sum / static_cast<double>(tokens);
+  }
+
+  void count_forced(const Supervised& rows, const Tensor& best) {
+    std::vector<int32_t> predicted(rows.targets.size());
+    ops_.download(predicted.data(), best);
+    std::size_t at = 0;
+    for (int64_t n : answer_lengths_) {
+      const auto count = static_cast<std::size_t>(n);
+      losses_.forced_correct += std::equal(predicted.begin() + static_cast<int64_t>(at), predicted.begin() + static_cast<int64_t>(at + count),
+                                           rows.targets.begin() + static_cast<int64_t>(at));
+      at += count;
+    }
+  }
+
+  std::size_t layer_count() const { return transformer_.layers().size(); }
+  Tensor live_indices(std::span<const int32_t> rows) {
+    std::vector<int32_t> live;
+    for (int32_t r : rows) live.push_back(layout_.live_of[static_cast<std::size_t>(r)]);
+    return indices(live);
+  }
+  std::vector<int32_t> positions_of(std::span<const int32_t> rows) const {
+    std::vector<int32_t> all;
+    for (const Pass& p : layout_.passes) all.insert(all.end(), p.positions.begin(), p.positions.end());
+    std::vector<int32_t> out;
+    for (int32_t r : rows) out.push_back(all[static_cast<std::size_t>(r)]);
+    return out;
+  }
+
+  // Keys as they are matched: as they lie in the cache, or turned back.
+  void unrotate(const Tensor& k, const Tensor& positions) {
+    if (config_.kv.keys == Keys::pre_rope) ops_.rope(k, positions, model_.cosine, model_.sine, model_.shape.head_dim, true);
+  }
+
+  // Kept teacher pairs, and the students' K and V of pass T as they are matched.
+  struct KvLayer {
+    Tensor target[2], student[2], projected[2];
+  };
+
+  double kv_loss() {
+    const std::size_t L = layer_count();
+    const int64_t n = B_ * M_;
+    const Tensor trace = indices(layout_.trace_rows), trace_offsets = indices(layout_.trace_offsets);
+    const Tensor queries = indices(layout_.query_rows), queries_live = live_indices(layout_.query_rows), query_offsets = indices(layout_.query_offsets);
+    const Tensor trace_positions = indices(positions_of(layout_.trace_rows)), latent_positions = indices(positions_of(layout_.latent_rows));
+    latent_rows_ = indices(layout_.latent_rows);
+    const Tensor valid = indices(valid_);
+    const Tensor moments[2] = {arena_.alloc(sum_, static_cast<int64_t>(L), 3), arena_.alloc(sum_, static_cast<int64_t>(L), 3)};
+    std::vector<KvLayer> layers(L);
+    RkvDump rkv;
+    for (std::size_t l = 0; l < L; ++l) {
+      KvLayer& k = layers[l];
+      for (Tensor& t : k.target) t = arena_.alloc(type_, n, KD_);
+      for (Tensor& t : k.student) t = arena_.alloc(type_, n, KD_);
+      select(l, k, trace, trace_offsets, l + 1 == L ? queries_live : queries, query_offsets, trace_positions, rkv);
+      ops_.gather_rows(k.student[0], transformer_.layers()[l].k, latent_rows_);
+      ops_.gather_rows(k.student[1], transformer_.layers()[l].v, latent_rows_);
+      unrotate(k.student[0], latent_positions);
+      for (int i = 0; i < 2; ++i) {
+        k.projected[i] = k.student[i];
+        if (const TrainedLinear* map = kv_map(l, i)) {
+          k.projected[i] = arena_.alloc(type_, n, KD_);
+          ops_.linear_group_fwd(arena_, std::array{by_head(k.projected[i])}, {}, by_head(k.student[i]), std::array{map->map}, {});
+        }
+        ops_.moments(moments[i].row_range(static_cast<int64_t>(l), static_cast<int64_t>(l) + 1), k.target[i], valid);
+      }
+    }
+    const Tensor loss = scalar();
+    const double mean = totals_.kv_slots > 0 ? 1.0 / static_cast<double>(totals_.kv_slots) : 0;
+    const double all = static_cast<double>(L) * static_cast<double>(KD_);
+    const double factor = 0.5 * (config_.kv.reduction == KvReduction::slot_sum ? mean : mean / all);
+    for (int i = 0; i < 2; ++i) {
+      const Tensor global = config_.kv.std == Std::global ? inverse(moments[i]) : Tensor{};
+      for (std::size_t l = 0; l < L; ++l) {
+        const int64_t at = static_cast<int64_t>(l);
+        const Tensor scale = config_.kv.std == Std::layer ? inverse(moments[i].row_range(at, at + 1)) : global;
+        distill_kv(l, i, layers[l], valid, scale, factor, loss, latent_positions);
+      }
+    }
+    if (options_.dump) dump_kv(layers, rkv);
+    return host(loss)[0];
+  }
+
+  Tensor inverse(const Tensor& moments) {
+    Tensor t = arena_.alloc(sum_, 1, 1);
+    ops_.inverse_std(t, moments);
+    return t;
+  }
+
+  const TrainedLinear* kv_map(std::size_t l, int i) const {
+    if (model_.kv_projection.empty()) return nullptr;
+    return i == 0 ? &model_.kv_projection[l].k : &model_.kv_projection[l].v;
+  }
+  Tensor by_head(const Tensor& t) const { return t.reshape(t.rows * model_.shape.kv_heads, model_.shape.head_dim); }
+
+  struct RkvDump {
+    std::vector<double> importance, redundancy, score;
+    std::vector<std::vector<int32_t>> kept;  // per layer [B*M, K]
+  };
+
+  void select(std::size_t l, const KvLayer& out, const Tensor& trace, const Tensor& trace_offsets, const Tensor& queries,
+              const Tensor& query_offsets, const Tensor& trace_positions, RkvDump& rkv) {
+    ArenaScope scope(arena_);
+    const LayerState& s = transformer_.layers()[l];
+    const int64_t tokens = trace.cols, K = model_.shape.kv_heads;
+    const Tensor q = arena_.alloc(type_, queries.cols, s.q.cols), k = arena_.alloc(type_, tokens, KD_), v = arena_.alloc(type_, tokens, KD_);
+    ops_.gather_rows(q, s.q, queries);
+    ops_.gather_rows(k, s.k, trace);
+    ops_.gather_rows(v, s.v, trace);
+    Tensor match = k;
+    if (config_.kv.keys == Keys::pre_rope) {
+      match = arena_.alloc(type_, tokens, KD_);
+      ops_.copy(match, k);
+      unrotate(match, trace_positions);
+    }
+    RkvOptions o;
+    o.policy = config_.rkv.policy, o.group = config_.rkv.group, o.lambda = config_.rkv.lambda;
+    o.order_by_score = config_.rkv.order == Order::score;
+    o.latents = M_, o.heads = model_.shape.heads, o.kv_heads = K;
+    o.seed = static_cast<uint64_t>(config_.seed), o.step = options_.step, o.layer = static_cast<uint32_t>(l);
+    o.samples = indices(layout_.sample_index);
+    const Tensor kept = arena_.alloc(DType::i32, B_ * M_, K);
+    Tensor scores[3];
+    if (options_.dump)
+      for (Tensor& t : scores) t = arena_.alloc(sum_, K, tokens);
+    ops_.rkv_select(arena_, out.target[0], out.target[1], kept, scores[0], scores[1], scores[2], q, query_offsets, k, trace_offsets, match, v, o);
+    if (!options_.dump) return;
+    auto append = [](std::vector<double>& to, const std::vector<double>& x) { to.insert(to.end(), x.begin(), x.end()); };
+    append(rkv.importance, host(scores[0]));
+    append(rkv.redundancy, host(scores[1]));
+    append(rkv.score, host(scores[2]));
+    rkv.kept.emplace_back(static_cast<std::size_t>(kept.count()));
+    if (kept.count() > 0) ops_.download(rkv.kept.back().data(), kept);
+  }
+
+  // One of K (i = 0) and V of one layer: its part of the loss, and the gradient to the latents' rows.
+  void distill_kv(std::size_t l, int i, const KvLayer& k, const Tensor& valid, const Tensor& inverse, double factor, const Tensor& loss,
+                  const Tensor& positions) {
+    ArenaScope scope(arena_);
+    const int64_t n = B_ * M_;
+    const Tensor d = arena_.alloc(sum_, n, KD_);
+    ops_.distill(loss, d, k.projected[i], k.target[i], valid, inverse, config_.kv.loss, factor, config_.kv.weight);
+    if (!options_.backward) return;
+    Tensor dstudent = d;
+    if (const TrainedLinear* map = kv_map(l, i)) {
+      const Tensor dy = arena_.alloc(type_, n, KD_), dx = arena_.alloc(type_, n, KD_);
+      ops_.copy(dy, d);
+      ops_.linear_group_bwd_input(arena_, by_head(dx), {}, std::array{by_head(dy)}, std::array{map->map}, {});
+      ops_.linear_group_bwd_params(arena_, std::array{map->grad}, std::array{by_head(dy)}, {}, by_head(k.student[i]), {}, std::array{map->map}, {});
+      ops_.copy(dstudent, dx);
+    }
+    if (i == 0 && config_.kv.keys == Keys::pre_rope) ops_.rope(dstudent, positions, model_.cosine, model_.sine, model_.shape.head_dim, false);
+    LayerState& s = transformer_.layers()[l];
+    ops_.scatter_add_rows(i == 0 ? s.dk : s.dv, dstudent, latent_rows_);
+  }
+
+  double codi_loss() {
+    const std::size_t L = layer_count();
+    const int64_t C = model_.shape.hidden;
+    const Tensor student = indices(layout_.codi_student_rows), teacher = indices(layout_.codi_teacher_rows);
+    const Tensor student_live = live_indices(layout_.codi_student_rows), teacher_live = live_indices(layout_.codi_teacher_rows);
+    std::vector<int32_t> ones(static_cast<std::size_t>(B_), 1);
+    const Tensor valid = indices(ones), moments = arena_.alloc(sum_, static_cast<int64_t>(L), 3), loss = scalar();
+    std::vector<int32_t> in_pass;
+    for (int32_t r : layout_.codi_student_rows) in_pass.push_back(static_cast<int32_t>(r - layout_.passes.back().begin));
+    const Tensor tap_rows = indices(in_pass);
+    std::vector<Tensor> x(L), target(L);
+    for (std::size_t l = 0; l < L; ++l) {  // state l: after block l, the last one after the final norm
+      x[l] = arena_.alloc(type_, B_, C), target[l] = arena_.alloc(type_, B_, C);
+      const bool last = l + 1 == L;
+      const Tensor& from = last ? transformer_.all_hidden() : transformer_.layers()[l + 1].residual1;
+      ops_.gather_rows(x[l], from, last ? student_live : student);
+      ops_.gather_rows(target[l], from, last ? teacher_live : teacher);
+      const int64_t at = static_cast<int64_t>(l);
+      ops_.moments(moments.row_range(at, at + 1), target[l], valid);
+    }
+    const Tensor global = config_.codi.std == Std::global ? inverse(moments) : Tensor{};
+    const double factor = 1.0 / (static_cast<double>(totals_.samples) * static_cast<double>(C) * static_cast<double>(L));
+    for (std::size_t l = 0; l < L; ++l) {
+      const int64_t at = static_cast<int64_t>(l);
+      const Tensor scale = config_.codi.std == Std::layer ? inverse(moments.row_range(at, at + 1)) : global;
+      const Tensor d = arena_.alloc(sum_, B_, C);
+      ops_.distill(loss, d, x[l], target[l], valid, scale, config_.codi.loss, factor, config_.codi.weight);
+      if (!options_.backward) continue;
+      if (l + 1 == L) ops_.scatter_add_rows(transformer_.dhidden(), d, student_live);
+      else taps_.push_back({tap_rows, d});
+    }
+    if (options_.dump) {
+      std::vector<double> s, t;
+      for (std::size_t l = 0; l < L; ++l) {
+        const std::vector<double> a = host(x[l]), b = host(target[l]);
+        s.insert(s.end(), a.begin(), a.end());
+        t.insert(t.end(), b.begin(), b.end());
+      }
+      dump("codi.student", {static_cast<int64_t>(L), B_, C}, std::move(s), 1);
+      dump("codi.teacher", {static_cast<int64_t>(L), B_, C}, std::move(t), 1);
+    }
+    return host(loss)[0];
+  }
+
+  void backward() {
+    for (std::size_t i = passes_.size(); i-- > 0;) {
+      const DevicePass& p = passes_[i];
+      const bool last = i + 1 == passes_.size();  // the student's answer, and so the taps, lie in the last pass
+      transformer_.backward(p, last ? std::span<const Tap>(taps_) : std::span<const Tap>());
+      feed_latents_backward(model_, arena_, transformer_, p, feeds_[i]);
+      if (p.ids.cols > 0 && (model_.dembedding || model_.dnew_tokens))
+        ops_.embed_bwd(model_.dembedding, model_.dnew_tokens, transformer_.dinput().row_range(p.begin + p.fed, p.end), p.ids);
+    }
+  }
+
+  // [B*M rows, K*D] of every layer as [L, B, K, M, D].
+  std::vector<double> by_layer(const std::vector<Tensor>& layers) const {
+    const int64_t K = model_.shape.kv_heads, D = model_.shape.head_dim;
+    std::vector<double> out;
+    for (const Tensor& t : layers) {
+      const std::vector<double> x = host(t);
+      for (int64_t b = 0; b < B_; ++b)
+        for (int64_t k = 0; k < K; ++k)
+          for (int64_t m = 0; m < M_; ++m)
+            for (int64_t d = 0; d < D; ++d) out.push_back(x[static_cast<std::size_t>((b * M_ + m) * KD_ + k * D + d)]);
+    }
+    return out;
+  }
+
+  void dump_by_layer(const std::string& name, const std::vector<Tensor>& layers) {
+    const ModelConfig& m = model_.shape;
+    dump(name, {m.layers, B_, m.kv_heads, M_, m.head_dim}, by_layer(layers), 1);
+  }
+
+  void dump_kv(const std::vector<KvLayer>& layers, RkvDump& rkv) {
+    const int64_t L = model_.shape.layers, K = model_.shape.kv_heads, tokens = static_cast<int64_t>(layout_.trace_rows.size());
+    std::vector<Tensor> t;
+    for (const char* name : {"target.k", "target.v", "latent.k", "latent.v"}) {
+      t.clear();
+      const int i = name[std::string_view(name).size() - 1] == 'v';
+      for (const KvLayer& k : layers) t.push_back(name[0] == 't' ? k.target[i] : k.projected[i]);
+      dump_by_layer(name, t);
+    }
+    dump("rkv.importance", {L, K, tokens}, std::move(rkv.importance), 2);
+    dump("rkv.redundancy", {L, K, tokens}, std::move(rkv.redundancy), 2);
+    dump("rkv.score", {L, K, tokens}, std::move(rkv.score), 2);
+    DumpTensor kept;
+    kept.shape = {B_, L, K, M_}, kept.is_index = true;
+    for (int64_t b = 0; b < B_; ++b)
+      for (int64_t l = 0; l < L; ++l)
+        for (int64_t k = 0; k < K; ++k)
+          for (int64_t m = 0; m < M_; ++m) kept.indices.push_back(rkv.kept[static_cast<std::size_t>(l)][static_cast<std::size_t>((b * M_ + m) * K + k)]);
+    options_.dump->emplace("rkv.kept", std::move(kept));
+  }
+
+  void dump_latents() {
+    const int64_t C = model_.shape.hidden, L = model_.shape.layers;
+    const std::vector<double> inputs = host(transformer_.all_inputs());
+    std::vector<double> out;
+    for (int32_t row : layout_.latent_input_rows) {
+      if (row < 0) out.insert(out.end(), static_cast<std::size_t>(C), 0.0);
+      else out.insert(out.end(), inputs.begin() + row * C, inputs.begin() + (row + 1) * C);
+    }
+    dump("latent.inputs", {layout_.iterations + 1, B_, M_, C}, std::move(out), 1);
+    if (config_.kv.weight > 0) return;  // written with their targets
+    ArenaScope scope(arena_);
+    const Tensor rows = indices(layout_.latent_rows), positions = indices(positions_of(layout_.latent_rows));
+    for (int i = 0; i < 2; ++i) {
+      std::vector<Tensor> matched;
+      for (std::size_t l = 0; l < static_cast<std::size_t>(L); ++l) {
+        const LayerState& s = transformer_.layers()[l];
+        const Tensor x = arena_.alloc(type_, B_ * M_, KD_), y = arena_.alloc(type_, B_ * M_, KD_);
+        ops_.gather_rows(x, i == 0 ? s.k : s.v, rows);
+        if (i == 0) unrotate(x, positions);
+        const TrainedLinear* map = kv_map(l, i);
+        if (map) ops_.linear_group_fwd(arena_, std::array{by_head(y)}, {}, by_head(x), std::array{map->map}, {});
+        matched.push_back(map ? y : x);
+      }
+      dump_by_layer(i == 0 ? "latent.k" : "latent.v", matched);
+    }
+  }
+
+  Model& model_;
+  Ops& ops_;
+  Arena& arena_;
+  const RunConfig& config_;
+  const BatchTotals& totals_;
+  const StepOptions& options_;
+  Layout layout_;
+  Transformer transformer_;
+  int64_t B_ = 0, M_ = 0, KD_ = 0;
+  DType type_ = DType::f32, sum_ = DType::f32;
+  std::vector<int32_t> valid_;
+  std::vector<int64_t> answer_lengths_;
+  std::vector<DevicePass> passes_;
+  std::vector<FeedState> feeds_;
+  std::vector<Tap> taps_;
+  Tensor latent_rows_;
+  StepLosses losses_;
+};
+
+}  // namespace
+
+StepLosses run_step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options) {
+  ArenaScope scope(arena);
+  return Step(model, arena, samples, totals, options).run();
+}
+
+}  // namespace kava

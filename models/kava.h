@@ -1,0 +1,51 @@
+// The objective of a step: all passes of the method over some samples, every loss term, and the gradients of all trainables.
+//   L = w_s CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV        (docs/method.md, losses)
+#pragma once
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "models/model.h"
+#include "models/transformer.h"
+
+namespace kava {
+
+/// What the means run over: the whole optimiser batch, however it is cut into forwards.
+struct BatchTotals {
+  int64_t samples = 0, student_tokens = 0, teacher_tokens = 0, kv_slots = 0;
+};
+BatchTotals batch_totals(const RunConfig& config, std::span<const Sample> batch);
+
+/// Unweighted terms of some forwards of a batch; those of all its forwards add up to the batch's.
+struct StepLosses {
+  double student_ce = 0, teacher_ce = 0, kv = 0, codi = 0;
+  int64_t forced_correct = 0;  // samples whose answer chunk is the argmax throughout, prompt included
+  double total(const RunConfig& config) const;
+  StepLosses& operator+=(const StepLosses& o);
+};
+
+/// A tensor written out by `kava_inspect step`: values as f64, or indices.
+struct DumpTensor {
+  std::vector<int64_t> shape;
+  std::vector<double> values;
+  std::vector<int32_t> indices;
+  bool is_index = false;
+  int axis = 0;  // along which the forwards of a batch are joined
+};
+using Dump = std::map<std::string, DumpTensor>;
+/// Joins the dumps of consecutive forwards along each tensor's axis.
+void join(Dump& to, const Dump& next);
+
+struct StepOptions {
+  int64_t first_index = 0;  // of samples[0] in the optimiser batch
+  uint32_t step = 0;
+  bool backward = true;     // gradients are added to the parameters'
+  Dump* dump = nullptr;     // everything of interface.md section 5 but ids, loss and grad
+};
+
+/// One forward (and backward) over `samples`.
+StepLosses run_step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options);
+
+}  // namespace kava

@@ -1,0 +1,280 @@
+#include "models/layout.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace kava {
+
+void SegmentList::add(std::span<const int32_t> before, int32_t own_begin, int32_t own_count, int32_t first_query, int32_t queries) {
+  keys.insert(keys.end(), before.begin(), before.end());
+  for (int32_t i = 0; i < own_count; ++i) keys.push_back(own_begin + i);
+  most_keys = std::max(most_keys, static_cast<int64_t>(keys.size()) - key_offsets.back());
+  key_offsets.push_back(static_cast<int32_t>(keys.size()));
+  query_begin.push_back(first_query);
+  query_count.push_back(queries);
+}
+
+namespace {
+
+std::vector<int32_t> range(int32_t begin, int32_t count) {
+  std::vector<int32_t> r(static_cast<std::size_t>(count));
+  std::iota(r.begin(), r.end(), begin);
+  return r;
+}
+
+void append(std::vector<int32_t>& to, std::span<const int32_t> from) { to.insert(to.end(), from.begin(), from.end()); }
+
+int32_t size(const std::vector<int32_t>& v) { return static_cast<int32_t>(v.size()); }
+
+// A segment before rows have live numbers: own rows begin..+count of the step, the last `live` of them live.
+struct Draft {
+  std::vector<int32_t> before;
+  int32_t begin, count, live;
+};
+
+// Builds the passes one after the other; rows get their numbers in the order of the calls.
+class Builder {
+ public:
+  Builder(const RunConfig& config, std::span<const Sample> samples, int64_t first_index, Use use)
+      : config_(config), samples_(samples), use_(use) {
+    B_ = static_cast<int32_t>(samples.size());
+    M_ = has_latents(config.method) ? static_cast<int32_t>(config.latent.count) : 0;
+    T_ = has_latents(config.method) ? static_cast<int32_t>(config.latent.iterations) : 0;
+    out_.samples = B_, out_.latents = M_, out_.iterations = T_;
+    for (int32_t b = 0; b < B_; ++b) out_.sample_index.push_back(static_cast<int32_t>(first_index) + b);
+    rows_in_sample_.assign(static_cast<std::size_t>(B_), 0);
+    prefix_.resize(static_cast<std::size_t>(B_));
+    drafts_.resize(static_cast<std::size_t>(B_));
+    slot_.assign(static_cast<std::size_t>(T_ + 1), std::vector<int32_t>(static_cast<std::size_t>(B_ * M_), -1));
+  }
+
+  Layout build() {
+    first_pass();
+    for (int32_t t = 1; t <= T_; ++t) latent_pass(t);
+    collect_latents();
+    return std::move(out_);
+  }
+
+ private:
+  // Latents lo..hi are computed in pass t (method.md section 3, exact pruning). Where T > M the first T - M passes change nothing.
+  std::pair<int32_t, int32_t> computed(int32_t t) const {
+    if (!config_.step.prune_latents) return {0, M_ - 1};
+    const int32_t idle = std::max(0, T_ - M_);
+    return {t == 0 ? 0 : std::max(0, t - 1 - idle), M_ - 1 - (T_ - t)};
+  }
+
+  int32_t& slot(int32_t t, int32_t b, int32_t i) { return slot_[static_cast<std::size_t>(t)][static_cast<std::size_t>(b * M_ + i)]; }
+
+  // The newest row of latent i at or before pass t: where pruning reuses a final one it lies in an earlier pass.
+  int32_t newest(int32_t t, int32_t b, int32_t i) {
+    while (t > 0 && slot(t, b, i) < 0) --t;
+    return slot(t, b, i);
+  }
+
+  void begin_pass() {
+    pass_ = Pass{};
+    pass_.begin = out_.rows;
+    for (auto& d : drafts_) d.clear();
+  }
+
+  int32_t add_row(int32_t b, int32_t position) {
+    pass_.positions.push_back(position);
+    pass_.row_keys.push_back(out_.sample_index[static_cast<std::size_t>(b)]);
+    pass_.row_keys.push_back(rows_in_sample_[static_cast<std::size_t>(b)]++);
+    return static_cast<int32_t>(out_.rows++);
+  }
+  int32_t add_token(int32_t b, int32_t id, int32_t position) {
+    pass_.ids.push_back(id);
+    return add_row(b, position);
+  }
+  int32_t add_tokens(int32_t b, std::span<const int32_t> ids, int32_t position) {
+    int32_t first = static_cast<int32_t>(out_.rows);
+    for (int32_t id : ids) add_token(b, id, position++);
+    return first;
+  }
+
+  std::vector<Draft>& drafts(int32_t b) { return drafts_[static_cast<std::size_t>(b)]; }
+
+  // Numbers the live rows and turns the drafts into segments. The fed latents' segments have to stand first in each sample's group.
+  void end_pass() {
+    pass_.end = out_.rows;
+    out_.live_of.resize(static_cast<std::size_t>(out_.rows), -1);
+    for (const auto& of_sample : drafts_)
+      for (const Draft& d : of_sample)
+        for (int32_t r = d.begin + d.count - d.live; r < d.begin + d.count; ++r) out_.live_of[static_cast<std::size_t>(r)] = 0;
+    pass_.live_begin = out_.live_rows;
+    for (int64_t r = pass_.begin; r < pass_.end; ++r)
+      if (int32_t& live = out_.live_of[static_cast<std::size_t>(r)]; live == 0) {
+        live = static_cast<int32_t>(out_.live_rows++);
+        pass_.live.push_back(static_cast<int32_t>(r - pass_.begin));
+      }
+    pass_.live_end = out_.live_rows;
+    for (const auto& of_sample : drafts_) {
+      for (const Draft& d : of_sample) {
+        if (d.count == 0) continue;
+        pass_.segments.add(d.before, d.begin, d.count, static_cast<int32_t>(d.begin - pass_.begin), d.count);
+        if (d.live == 0) continue;
+        const int32_t first = out_.live_of[static_cast<std::size_t>(d.begin + d.count - d.live)];
+        pass_.live_segments.add(d.before, d.begin, d.count, static_cast<int32_t>(first - pass_.live_begin), d.live);
+      }
+      pass_.segments.end_group();
+      pass_.live_segments.end_group();
+    }
+    out_.passes.push_back(std::move(pass_));
+  }
+
+  // Rows that predict `targets` from row `first` on; filled in once live rows have numbers.
+  struct Predicts {
+    bool student;
+    int32_t before, first, count;  // the first prediction is made by row `before`, the others by first..first+count-2
+    std::vector<int32_t> targets;
+  };
+
+  void first_pass() {
+    begin_pass();
+    std::vector<Predicts> predicts;
+    for (int32_t b = 0; b < B_; ++b) {
+      const Sample& s = samples_[static_cast<std::size_t>(b)];
+      const int32_t n_q = size(s.question), n_c = size(s.trace), n_a = size(s.answer);
+      if (!has_latents(config_.method)) {
+        plain_sequence(b, predicts);
+        continue;
+      }
+      const auto [lo, hi] = computed(0);
+      const int32_t q = add_tokens(b, s.question, 0);
+      add_token(b, kBotId, n_q);
+      for (int32_t i = lo; i <= hi; ++i) slot(0, b, i) = add_token(b, kLatentId, n_q + 1 + i);
+      const int32_t latents = std::max(0, hi + 1);
+      prefix_[static_cast<std::size_t>(b)] = range(q, n_q + 1);
+      const bool sharing = config_.step.prefix_sharing && use_ == Use::train;
+      // bot and the latents feed pass 1; with T = 0 nobody reads them. The last row of Q predicts the teacher's first token.
+      const int32_t fed_from = T_ > 0 ? 1 + latents : 0;
+      drafts(b).push_back({{}, q, n_q + 1 + latents, sharing ? 2 + latents : fed_from});
+      if (use_ == Use::decode) continue;
+      int32_t last_q = q + n_q - 1, tail;
+      if (sharing) {
+        tail = add_tokens(b, s.trace, n_q);
+        add_tokens(b, s.answer, n_q + n_c);
+        drafts(b).push_back({range(q, n_q), tail, n_c + n_a, n_c + n_a});
+      } else {
+        const int32_t own = add_tokens(b, s.question, 0);
+        tail = add_tokens(b, s.trace, n_q);
+        add_tokens(b, s.answer, n_q + n_c);
+        drafts(b).push_back({{}, own, n_q + n_c + n_a, 1 + n_c + n_a});
+        last_q = own + n_q - 1;
+      }
+      teacher_rows(b, last_q, tail, predicts);
+    }
+    if (T_ == 0 && has_latents(config_.method))
+      for (int32_t b = 0; b < B_; ++b) student_answer(0, b, predicts);
+    end_pass();
+    resolve(predicts);
+  }
+
+  // full_cot: [Q C prompt A EOS]; no_cot: [Q prompt A EOS].
+  void plain_sequence(int32_t b, std::vector<Predicts>& predicts) {
+    const Sample& s = samples_[static_cast<std::size_t>(b)];
+    const bool teacher = runs_teacher(config_.method);
+    const int32_t n_q = size(s.question), n_c = teacher ? size(s.trace) : 0, n_a = size(s.answer);
+    const int32_t q = add_tokens(b, s.question, 0);
+    if (teacher) add_tokens(b, s.trace, n_q);
+    add_tokens(b, s.answer, n_q + n_c);
+    drafts(b).push_back({{}, q, n_q + n_c + n_a, 1 + n_c + n_a});
+    Predicts p{!teacher, q + n_q - 1, q + n_q, n_c + n_a, {}};
+    if (teacher) append(p.targets, s.trace);
+    append(p.targets, s.answer);
+    predicts.push_back(std::move(p));
+  }
+
+  // tail: first row of [C, prompt, A, EOS].
+  void teacher_rows(int32_t b, int32_t last_q, int32_t tail, std::vector<Predicts>& predicts) {
+    const Sample& s = samples_[static_cast<std::size_t>(b)];
+    const int32_t n_c = size(s.trace), n_a = size(s.answer);
+    Predicts p{false, last_q, tail, n_c + n_a, s.trace};
+    append(p.targets, s.answer);
+    predicts.push_back(std::move(p));
+    append(out_.trace_rows, range(tail, n_c));
+    out_.trace_offsets.push_back(size(out_.trace_rows));
+    const int32_t skip = config_.rkv.queries == Queries::answer ? s.prompt : 0;
+    append(out_.query_rows, range(tail + n_c + skip, n_a - skip));
+    out_.query_offsets.push_back(size(out_.query_rows));
+    // The last token before the answer: the prompt's, else the trace's, else the question's.
+    out_.codi_teacher_rows.push_back(n_c + s.prompt > 0 ? tail + n_c + s.prompt - 1 : last_q);
+  }
+
+  void student_answer(int32_t t, int32_t b, std::vector<Predicts>& predicts) {
+    const Sample& s = samples_[static_cast<std::size_t>(b)];
+    const int32_t n_q = size(s.question), n_a = size(s.answer);
+    std::vector<int32_t> before = prefix_[static_cast<std::size_t>(b)];
+    for (int32_t i = 0; i < M_; ++i) before.push_back(newest(t, b, i));
+    const int32_t eot = add_token(b, kEotId, n_q + 1 + M_);
+    add_tokens(b, s.answer, n_q + 2 + M_);
+    drafts(b).push_back({std::move(before), eot, 1 + n_a, 1 + n_a});
+    predicts.push_back({true, eot, eot + 1, n_a, s.answer});
+    out_.codi_student_rows.push_back(eot + s.prompt);
+  }
+
+  void latent_pass(int32_t t) {
+    begin_pass();
+    const auto [lo, hi] = computed(t);
+    for (int32_t b = 0; b < B_; ++b) {
+      if (hi < lo) continue;
+      const int32_t n_q = size(samples_[static_cast<std::size_t>(b)].question);
+      std::vector<int32_t> before = prefix_[static_cast<std::size_t>(b)];
+      for (int32_t i = 0; i < lo; ++i) before.push_back(newest(t, b, i));
+      const int32_t bot = before[static_cast<std::size_t>(n_q)], first = static_cast<int32_t>(out_.rows);
+      for (int32_t i = lo; i <= hi; ++i) {
+        Feed feed;
+        if (i > 0) feed.hidden_row = slot(t - 1, b, i - 1);
+        else if (int32_t previous = t > 1 ? slot(t - 1, b, 0) : -1; previous >= 0) feed.copy_row = previous;
+        else feed.hidden_row = bot;
+        pass_.feeds.push_back(feed);
+        slot(t, b, i) = add_row(b, n_q + 1 + i);
+      }
+      drafts(b).push_back({std::move(before), first, hi - lo + 1, t < T_ ? hi - lo + 1 : 0});
+    }
+    std::vector<Predicts> predicts;
+    if (t == T_)
+      for (int32_t b = 0; b < B_; ++b) student_answer(t, b, predicts);
+    if (static_cast<int64_t>(out_.rows) > pass_.begin) {
+      end_pass();
+      resolve(predicts);
+    }
+  }
+
+  void resolve(const std::vector<Predicts>& predicts) {
+    for (const Predicts& p : predicts) {
+      Supervised& to = p.student ? out_.student : out_.teacher;
+      for (int32_t i = 0; i < p.count; ++i)
+        to.live_rows.push_back(out_.live_of[static_cast<std::size_t>(i == 0 ? p.before : p.first + i - 1)]);
+      append(to.targets, p.targets);
+    }
+  }
+
+  void collect_latents() {
+    for (int32_t b = 0; b < B_; ++b)
+      for (int32_t i = 0; i < M_; ++i) out_.latent_rows.push_back(newest(T_, b, i));
+    for (int32_t t = 0; t <= T_; ++t)
+      for (int32_t b = 0; b < B_; ++b)
+        for (int32_t i = 0; i < M_; ++i) out_.latent_input_rows.push_back(slot(t, b, i));
+  }
+
+  const RunConfig& config_;
+  std::span<const Sample> samples_;
+  Use use_;
+  int32_t B_, M_, T_;
+  Layout out_;
+  Pass pass_;
+  std::vector<int32_t> rows_in_sample_;
+  std::vector<std::vector<int32_t>> prefix_;  // rows of Q and bot
+  std::vector<std::vector<Draft>> drafts_;
+  std::vector<std::vector<int32_t>> slot_;  // [T+1][B*M]: row of latent i in pass t, -1 where it is not computed
+};
+
+}  // namespace
+
+Layout make_layout(const RunConfig& config, std::span<const Sample> samples, int64_t first_index, Use use) {
+  return Builder(config, samples, first_index, use).build();
+}
+
+}  // namespace kava

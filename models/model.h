@@ -1,0 +1,96 @@
+// A model in memory: the base's weights, the trainables on top of them, and the maps that the passes apply.
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/config.h"
+#include "engine/ops.h"
+#include "engine/params.h"
+#include "models/config.h"
+#include "models/weights.h"
+
+namespace kava {
+
+/// A linear map with the gradients of its trainable parts.
+struct TrainedLinear {
+  Linear map;
+  LinearGrad grad;
+};
+
+struct LayerWeights {
+  Tensor norm1, norm2, dnorm1, dnorm2;  // [1, C]
+  TrainedLinear q, k, v, o, gate, up, down;
+};
+
+/// prj of method.md section 3: Linear, GELU, Linear, LayerNorm.
+struct LatentProjection {
+  TrainedLinear linear1, linear2;
+  Tensor norm_w, norm_b, dnorm_w, dnorm_b;
+};
+
+struct KvProjection {
+  TrainedLinear k, v;  // [D, D]
+};
+
+/// A trainable tensor by its name in the adapter (or checkpoint), and how it starts.
+struct TrainableSpec {
+  enum class Start { base, lora_a, zero, mean_embedding, normal, embedding_rms, one, identity };
+  std::string name;
+  int64_t rows = 0, cols = 0;
+  bool vector = false, decay = true;
+  Start start = Start::zero;
+};
+/// All trainables of a run, in the order of its files; needs no weights.
+std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelConfig& shape);
+
+/// The seven linear maps of a layer by their Hugging Face names ("self_attn.q_proj" ...), in this order.
+struct LinearName {
+  const char* path;   // within the layer
+  const char* short_name;
+};
+inline constexpr LinearName kLinearNames[7] = {{"self_attn.q_proj", "q_proj"}, {"self_attn.k_proj", "k_proj"}, {"self_attn.v_proj", "v_proj"},
+                                               {"self_attn.o_proj", "o_proj"}, {"mlp.gate_proj", "gate_proj"}, {"mlp.up_proj", "up_proj"},
+                                               {"mlp.down_proj", "down_proj"}};
+
+class Model {
+ public:
+  /// Reads (or, for model.init = "random", draws) the base's weights and sets every trainable to its start. The adapter is not read.
+  Model(Ops& ops, const RunConfig& config, const ModelConfig& shape);
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  /// The rotary tables reach at least this many positions afterwards.
+  void ensure_positions(int64_t positions);
+
+  Ops& ops;
+  const RunConfig config;
+  const ModelConfig shape;
+  const DType storage;
+  std::string base_digest;  // SHA-256 of config.json and the weights' headers; empty for init = "random"
+
+  Tensor embedding, head, final_norm, dembedding, dhead, dfinal_norm;  // [V, C], [V, C], [1, C]; head is embedding where tied
+  Tensor new_tokens, dnew_tokens;                                      // [3, C]: bot, eot, latent; empty without latents
+  std::vector<LayerWeights> layers;
+  std::optional<LatentProjection> projection;
+  std::vector<KvProjection> kv_projection;  // per layer, empty when off
+  Tensor cosine, sine;                      // [positions, D/2]
+  ParameterStore parameters;
+
+ private:
+  Tensor allocate(DType dtype, int64_t rows, int64_t cols);
+  Tensor frozen(const WeightSpec& spec, const WeightFiles* files);
+  void read_value(const WeightSpec& spec, const WeightFiles* files, const Tensor& to);
+  void set_starts(const std::vector<TrainableSpec>& specs);
+  void bind();
+  TrainedLinear bind_linear(const std::string& path, const std::string& lora_path, bool bias);
+  std::vector<double> embedding_on_host() const;
+
+  std::vector<std::pair<void*, int64_t>> owned_;
+  std::vector<std::pair<std::string, Tensor>> frozen_;
+  int64_t positions_ = 0;
+};
+
+}  // namespace kava

@@ -1,0 +1,47 @@
+#include "models/text.h"
+
+#include <filesystem>
+
+#include "engine/error.h"
+
+namespace kava {
+
+TextModel open_text_model(const std::string& folder) {
+  TextModel t{folder, ModelConfig::load(folder), std::nullopt, std::nullopt};
+  const std::filesystem::path file = std::filesystem::path(folder) / "tokenizer.json";
+  if (std::filesystem::exists(file)) {
+    t.tokenizer = Tokenizer::load(folder);
+    // Ids of the embedding must reach all tokens that text can become.
+    if (t.tokenizer->size() > t.shape.vocab)
+      throw Error(Exit::data, file.string(), fmt::format("has {} tokens, but vocab_size is {}", t.tokenizer->size(), t.shape.vocab),
+                  "use the tokenizer that belongs to the model");
+    if (const std::optional<std::string> name = t.tokenizer->eos_token()) {
+      t.eos = t.tokenizer->id_of(*name);
+      if (!t.eos) throw Error(Exit::data, file.string(), "does not hold the eos_token \"" + escaped(*name) + "\"", "correct tokenizer_config.json");
+    }
+  }
+  if (!t.eos && t.shape.eos_is_list)
+    throw Error(Exit::data, t.shape.source, "eos_token_id is a list and no tokenizer file names the eos_token", "name it in tokenizer_config.json");
+  if (!t.eos && !t.shape.eos_ids.empty()) {
+    const int64_t eos = t.shape.eos_ids[0];
+    if (eos < 0 || eos >= t.shape.vocab)
+      throw Error(Exit::data, t.shape.source, fmt::format("eos_token_id is {}, outside the vocabulary of {}", eos, t.shape.vocab), "correct it");
+    t.eos = static_cast<int32_t>(eos);
+  }
+  if (t.tokenizer && !t.eos)
+    throw Error(Exit::data, folder, "names no end of sequence", "give eos_token in tokenizer_config.json or eos_token_id in config.json");
+  return t;
+}
+
+std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, int64_t* dropped) {
+  const SampleOptions options = sample_options(config, text.eos.value_or(-1), text.shape.vocab);
+  return make_samples(files, text.tokenizer ? &*text.tokenizer : nullptr, options, dropped);
+}
+
+std::vector<RowFile> read_train_files(const RunConfig& config) {
+  std::vector<RowFile> files;
+  for (const DataFile& f : config.data.train) files.push_back(read_rows(f.path, f.format));
+  return files;
+}
+
+}  // namespace kava

@@ -1,0 +1,30 @@
+// What stands between text and a model: its shape, its tokenizer and its end of sequence.
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/data.h"
+#include "engine/tokenizer.h"
+#include "models/config.h"
+
+namespace kava {
+
+struct TextModel {
+  std::string folder;
+  ModelConfig shape;
+  std::optional<Tokenizer> tokenizer;  // absent where the folder has no tokenizer.json: then only `ids` rows can be read
+  std::optional<int32_t> eos;          // absent only without a tokenizer and without eos_token_id in config.json
+};
+
+/// Reads config.json and, where there is one, the tokenizer of a model folder; no weights. The end of sequence is eos_token of
+/// tokenizer_config.json, else of special_tokens_map.json, else eos_token_id of config.json (a list there alone is an error).
+TextModel open_text_model(const std::string& folder);
+
+/// The samples of data files, in file order; over-long ones are left out and counted.
+std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, int64_t* dropped);
+
+/// The row files of data.train.
+std::vector<RowFile> read_train_files(const RunConfig& config);
+
+}  // namespace kava

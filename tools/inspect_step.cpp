@@ -1,0 +1,122 @@
+#include "tools/inspect_step.h"
+
+#include <fmt/core.h>
+
+#include <memory>
+#include <thread>
+
+#include "engine/safetensors.h"
+#include "models/adapter.h"
+#include "models/kava.h"
+#include "models/text.h"
+#include "tools/device.h"
+
+namespace kava {
+
+namespace {
+
+struct StepCommand {
+  std::string config, adapter, out;
+  std::vector<std::string> sets;
+  DeviceOptions device;
+};
+
+void add_ids(Dump& dump, std::span<const Sample> samples) {
+  const std::pair<const char*, std::vector<int32_t> Sample::*> parts[] = {
+      {"ids.question", &Sample::question}, {"ids.trace", &Sample::trace}, {"ids.answer", &Sample::answer}};
+  for (const auto& [name, part] : parts) {
+    DumpTensor ids, offsets;
+    ids.is_index = offsets.is_index = true;
+    offsets.indices.push_back(0);
+    for (const Sample& s : samples) {
+      ids.indices.insert(ids.indices.end(), (s.*part).begin(), (s.*part).end());
+      offsets.indices.push_back(static_cast<int32_t>(ids.indices.size()));
+    }
+    ids.shape = {static_cast<int64_t>(ids.indices.size())}, offsets.shape = {static_cast<int64_t>(offsets.indices.size())};
+    dump[name] = std::move(ids), dump[std::string(name) + "_offsets"] = std::move(offsets);
+  }
+}
+
+void add_losses(Dump& dump, const StepLosses& losses, const RunConfig& config) {
+  const std::pair<const char*, double> all[] = {{"loss.total", losses.total(config)}, {"loss.student_ce", losses.student_ce},
+                                                {"loss.teacher_ce", losses.teacher_ce}, {"loss.kv", losses.kv}, {"loss.codi", losses.codi}};
+  for (const auto& [name, value] : all) {
+    DumpTensor t;
+    t.shape = {1}, t.values = {value};
+    dump[name] = std::move(t);
+  }
+}
+
+void add_gradients(Dump& dump, const Model& model) {
+  for (const Parameter& p : model.parameters.all()) {
+    DumpTensor t;
+    t.shape = p.vector ? std::vector<int64_t>{p.cols} : std::vector<int64_t>{p.rows, p.cols};
+    t.values = model.parameters.get(p.grad);
+    dump["grad." + p.name] = std::move(t);
+  }
+}
+
+void write_dump(const std::string& path, const Dump& dump, bool f64) {
+  std::vector<std::vector<float>> narrow;
+  narrow.reserve(dump.size());
+  std::vector<TensorOut> tensors;
+  for (const auto& [name, t] : dump) {
+    if (t.is_index) tensors.push_back({name, "I32", t.shape, t.indices.data()});
+    else if (f64) tensors.push_back({name, "F64", t.shape, t.values.data()});
+    else tensors.push_back({name, "F32", t.shape, narrow.emplace_back(t.values.begin(), t.values.end()).data()});
+  }
+  write_safetensors(path, tensors);
+}
+
+int inspect_step(const StepCommand& command) {
+  RunConfig config = load_config(command.config, command.sets);
+  require_for_training(config, command.config);
+  if (!command.adapter.empty()) config.model.adapter = command.adapter;
+  const TextModel text = open_text_model(config.model.path);
+  int64_t dropped = 0;
+  std::vector<Sample> samples = read_samples(text, config, read_train_files(config), &dropped);
+  if (samples.empty()) throw Error(Exit::data, config.data.train[0].path, "no row is left", "raise data.max_tokens");
+  if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));
+
+  const std::unique_ptr<Ops> ops = make_ops(command.device);
+  Model model(*ops, config, text.shape);
+  if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
+  Arena arena(*ops);
+  const BatchTotals totals = batch_totals(config, samples);
+  const int64_t micro = config.train.micro_batch > 0 ? config.train.micro_batch : static_cast<int64_t>(samples.size());
+  Dump dump;
+  StepLosses losses;
+  model.parameters.zero_grad();
+  const std::span<const Sample> all(samples);
+  for (int64_t first = 0; first < static_cast<int64_t>(all.size()); first += micro) {
+    Dump piece;
+    StepOptions options;
+    options.first_index = first, options.dump = &piece;
+    const auto count = std::min(static_cast<std::size_t>(micro), all.size() - static_cast<std::size_t>(first));
+    losses += run_step(model, arena, all.subspan(static_cast<std::size_t>(first), count), totals, options);
+    join(dump, piece);
+  }
+  add_ids(dump, samples);
+  add_losses(dump, losses, config);
+  add_gradients(dump, model);
+  write_dump(command.out, dump, config.model.dtype == StorageType::f64);
+  fmt::print("{}: {} samples ({} over-long left out), loss {:.9g}: student_ce {:.9g}, teacher_ce {:.9g}, kv {:.9g}, codi {:.9g}\n", command.out,
+             samples.size(), dropped, losses.total(config), losses.student_ce, losses.teacher_ce, losses.kv, losses.codi);
+  return 0;
+}
+
+}  // namespace
+
+void add_step_command(CLI::App& app, std::function<int()>& chosen) {
+  auto command = std::make_shared<StepCommand>();
+  CLI::App* step = app.add_subcommand("step", "Run one batch without an update and write out everything: losses, logits, targets, gradients");
+  step->footer("Example:\n  kava_inspect step configs/quickstart.toml --set train.batch=4 --out step.safetensors");
+  step->add_option("CONFIG", command->config, "The run's configuration (TOML)")->required();
+  step->add_option("--adapter", command->adapter, "Start from this adapter folder");
+  step->add_option("--set", command->sets, "KEY=VALUE that overrides the configuration")->allow_extra_args(false);
+  step->add_option("--out", command->out, "The safetensors file to write")->required();
+  add_device_options(*step, command->device);
+  step->callback([command, &chosen] { chosen = [command] { return inspect_step(*command); }; });
+}
+
+}  // namespace kava
