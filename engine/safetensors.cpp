@@ -15,6 +15,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "tensors lie in the file in little-endian order");
 
 constexpr std::uint64_t kLargestHeader = 100'000'000;
+constexpr std::ptrdiff_t kMostValues = 4'000'000;  // some 600,000 tensors; a parsed value takes up to 100 bytes
 constexpr std::size_t kChunk = std::size_t{1} << 20;
 constexpr const char* kDamaged = "the file is damaged or no safetensors file: get it again";
 
@@ -192,6 +193,8 @@ void SafetensorsFile::parse_header() {
   const std::string text = header_text();
   const auto first = text.find_first_not_of(" \t\r\n");
   if (first == std::string::npos || text[first] != '{') fail(path(), "has a header that is not a JSON object");
+  if (std::count(text.begin(), text.end(), ',') > kMostValues)
+    fail(path(), fmt::format("has more than {} values in its header", kMostValues));
   const Json header = parse_json(text, escaped(path(), 4096));
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") metadata_ = parse_metadata(path(), entry);

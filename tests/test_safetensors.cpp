@@ -164,7 +164,7 @@ TEST_CASE("headers that the format allows are accepted") {
 TEST_CASE("every malformed file is one clear error") {
   TempFolder folder;
   const std::string a = entry("a", "F32", "[2]", "[0,8]");
-  const auto with = [](const std::string& second) { return "{" + entry("a", "F32", "[2]", "[0,8]") + "," + second + "}"; };
+  const auto with = [](const std::string& second) { return fmt::format("{{{},{}}}", entry("a", "F32", "[2]", "[0,8]"), second); };
   const std::string long_name(100'000, 'n');
   struct Case {
     std::string header;
@@ -247,7 +247,7 @@ TEST_CASE("every malformed file is one clear error") {
 
 TEST_CASE("a header length that lies is refused before anything is read by it") {
   TempFolder folder;
-  const std::string good = file_text("{" + entry("a", "F32", "[2]", "[0,8]") + "}", 8);
+  const std::string good = file_text(fmt::format("{{{}}}", entry("a", "F32", "[2]", "[0,8]")), 8);
   CHECK(refusal_of(folder, good) == "");
   for (std::uint64_t n : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{good.size() - 7}, std::uint64_t{100'000'000},
                           std::uint64_t{100'000'001}, std::uint64_t{1} << 62, ~std::uint64_t{0}, ~std::uint64_t{7}}) {
@@ -256,6 +256,14 @@ TEST_CASE("a header length that lies is refused before anything is read by it") 
     CAPTURE(n);
     CHECK(refusal_of(folder, bad) != "");
   }
+}
+
+TEST_CASE("a header of more values than any model has is refused before it is parsed") {
+  TempFolder folder;
+  std::string shape = "[1";
+  for (int i = 0; i < 5'000'000; ++i) shape += ",1";
+  CHECK(refusal_of(folder, file_text(fmt::format("{{{}}}", entry("a", "U8", shape + "]", "[0,1]")), 1)).find("values") !=
+        std::string::npos);
 }
 
 TEST_CASE("a file cut off at any byte is refused") {
