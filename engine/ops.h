@@ -40,7 +40,7 @@ struct Dropout {
   double p = 0;
   uint64_t seed = 0;
   uint32_t step = 0, site = 0;
-  Tensor row_keys;  // i32 [rows, 2]
+  Tensor row_keys = {};  // i32 [rows, 2]
 };
 
 struct RkvOptions {
@@ -55,7 +55,7 @@ struct RkvOptions {
   // Coordinates of the numbers that policy random draws.
   uint64_t seed = 0;
   uint32_t step = 0, layer = 0;
-  Tensor samples;  // i32 [1, B]: index in the optimiser batch
+  Tensor samples = {};  // i32 [1, B]: index in the optimiser batch
 };
 
 struct AdamwOptions {
