@@ -1,0 +1,71 @@
+// The added_tokens section of a tokenizer.json: tokens that are found in the text before anything else is done with it, leftmost first
+// and the longest of those.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "engine/bpe.h"
+#include "engine/json_at.h"
+#include "engine/split_pattern.h"
+
+namespace kava {
+
+class AddedTokens {
+ public:
+  /// Text before normalization, and after.
+  enum class Stage { raw, normalized };
+
+  /// A stretch of text: an added token (id >= 0) or text (id -1).
+  struct Part {
+    std::size_t begin, end;
+    std::int32_t id;
+  };
+
+  using Normalizer = std::function<std::string(std::string_view)>;
+
+  AddedTokens() = default;
+
+  /// Error(code data) on malformed entries, and where the library would give a token another id than the file says.
+  static AddedTokens load(const JsonAt& section, const Bpe& model, const Normalizer& normalize);
+
+  /// The parts that cover `text`. Tokens with "normalized" are found at the normalized stage only, the others at the raw one.
+  /// special_as_text: an occurrence of a special token stays text (nothing else is found within it).
+  std::vector<Part> find(std::string_view text, Stage stage, bool special_as_text) const;
+
+  std::optional<std::int32_t> id_of(std::string_view content) const;
+  /// How the token is spelt when decoding; null where no added token has the id.
+  const std::string* spelling(std::int32_t id) const;
+  bool is_special(std::string_view spelling) const { return special_.contains(std::string(spelling)); }
+  std::int32_t largest_id() const { return largest_id_; }
+
+ private:
+  struct Token {
+    std::string content, spelling;  // spelling: normalized where the token is
+    bool single_word, lstrip, rstrip, normalized, special;
+  };
+  // Bytes of the tokens of one stage as a tree; node 0 is the root.
+  struct Tree {
+    std::unordered_map<std::uint64_t, std::int32_t> child;  // node << 8 | byte
+    std::vector<std::int32_t> id{-1};                       // of the token that ends at a node
+  };
+
+  void add(const JsonAt& entry, const Bpe& model, const Normalizer& normalize);
+  void build_trees(const JsonAt& section);
+  bool is_word(char32_t c) const;
+  bool stands_alone(std::string_view text, std::size_t begin, std::size_t end) const;
+
+  std::unordered_map<std::int32_t, Token> tokens_;
+  std::unordered_map<std::string, std::int32_t> id_of_content_;
+  std::unordered_set<std::string> special_;
+  Tree raw_, normalized_;
+  std::optional<SplitPattern> word_;  // for single_word
+  std::int32_t largest_id_ = -1;
+};
+
+}  // namespace kava
