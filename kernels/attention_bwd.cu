@@ -1,0 +1,382 @@
+// Backward of attention over segments. With p = 2^(s - lse), s = scale log2(e) q k^T, and delta = o . do of a row:
+//   dp = do v^T,  ds = p (dp - delta),  dq = scale ds k,  dk += scale ds^T q,  dv += p^T do.
+//
+// Three kernels. delta: a warp owns one row and head. The others each compute s and dp anew, so that nothing is summed by atomics. dq: as
+// in the forward, a block owns 64 stacked rows of (segment, kv head) and walks the keys. dk, dv: a block owns (group of segments, kv head)
+// and takes the group's segments in order, in each of them tiles of 64 keys, 16 to a warp, and walks the stacked rows that see them. There
+// the products are transposed, so that p^T and ds^T pass from accumulators to operands within a warp.
+#include "kernels/attention.h"
+#include "kernels/tile.h"
+
+namespace kava {
+
+namespace {
+
+/// Forward tensors, the gradient of the output, and delta.
+template <class T>
+struct Saved {
+  Rows<const T> dout, o, q, k, v;
+  Rows<const float> lse, delta;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
+    attention_bwd_delta_kernel(Rows<float> delta, Rows<const T> dout, Rows<const T> o, SegmentLists segments, AttentionDims dims) {
+  const HeadSegment seg(segments, dims, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize, D = dims.head_dim;
+  const int r = static_cast<int>(blockIdx.z) * kAttentionWarps + warp;
+  if (r >= seg.stacked_rows()) return;
+  const T *o_row = seg.query(o, r, D), *dout_row = seg.query(dout, r, D);
+  float sum = 0;
+  for (int c = lane; c < D; c += kWarpSize) sum += to_float(o_row[c]) * to_float(dout_row[c]);
+  sum = warp_sum(sum);
+  if (lane == 0) delta[seg.query_row(r)][seg.head(r)] = sum;
+}
+
+// ---- dq, bf16
+
+constexpr int kKeyTile = 64;
+
+template <int kDim>
+struct QuerySmem {
+  using QTile = Tile<kQueryTile, kDim>;
+  using KTile = Tile<kKeyTile, kDim>;
+  static constexpr int kBytes = 2 * QTile::kBytes + 4 * KTile::kBytes;
+};
+
+template <int kDim>
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
+    attention_bwd_q_bf16_kernel(Rows<bf16> dq, Saved<bf16> saved, SegmentLists segments, AttentionDims dims, bool aligned) {
+  using Smem = QuerySmem<kDim>;
+  const HeadSegment seg(segments, dims, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
+  const int first_row = static_cast<int>(blockIdx.z) * kQueryTile, D = dims.head_dim;
+  if (first_row >= seg.stacked_rows()) return;
+
+  const uint32_t smem = smem_addr(dynamic_smem<unsigned char>());
+  const typename Smem::QTile q_smem{smem}, dout_smem{smem + Smem::QTile::kBytes};
+  auto k_smem = [&](int stage) { return typename Smem::KTile{smem + 2 * Smem::QTile::kBytes + 2 * stage * Smem::KTile::kBytes}; };
+  auto v_smem = [&](int stage) { return typename Smem::KTile{k_smem(stage).base + Smem::KTile::kBytes}; };
+  auto load_keys = [&](int tile) {
+    const int first_key = tile * kKeyTile;
+    load_tile<kAttentionThreads>(k_smem(tile % 2), D, saved.k.data, aligned, [&](int r) { return seg.key(saved.k, first_key + r, D); });
+    load_tile<kAttentionThreads>(v_smem(tile % 2), D, saved.v.data, aligned, [&](int r) { return seg.key(saved.v, first_key + r, D); });
+  };
+  load_tile<kAttentionThreads>(q_smem, D, saved.q.data, aligned, [&](int r) { return seg.query(saved.q, first_row + r, D); });
+  load_tile<kAttentionThreads>(dout_smem, D, saved.dout.data, aligned, [&](int r) { return seg.query(saved.dout, first_row + r, D); });
+  load_keys(0);
+  cp_async_commit();
+
+  const AccumulatorPlace place;
+  const int warp_row = static_cast<int>(threadIdx.x) / kWarpSize * 16;
+  const int last_row = first_row + kQueryTile < seg.stacked_rows() ? first_row + kQueryTile : seg.stacked_rows();
+  const int key_tiles = div_up(seg.seen(last_row - 1), kKeyTile);
+  const float scale2 = dims.scale * kLog2E;
+  int row[2], seen[2];
+  float lse2[2], delta[2];
+  for (int h = 0; h < 2; ++h) {
+    row[h] = first_row + warp_row + place.row(2 * h);
+    const bool valid = row[h] < last_row;
+    seen[h] = valid ? seg.seen(row[h]) : 0;
+    lse2[h] = valid ? saved.lse[seg.query_row(row[h])][seg.head(row[h])] * kLog2E : 0.f;
+    delta[h] = valid ? saved.delta[seg.query_row(row[h])][seg.head(row[h])] : 0.f;
+  }
+
+  float acc[kDim / 8][4] = {};
+  for (int tile = 0; tile < key_tiles; ++tile) {
+    if (tile + 1 < key_tiles) load_keys(tile + 1);
+    cp_async_commit();
+    cp_async_wait<1>();
+    __syncthreads();  // the tile is complete for all threads
+
+    // Sixteen keys at a time, so that s and dp of one step fit in registers beside dq.
+#pragma unroll
+    for (int n = 0; n < kKeyTile / 16; ++n) {
+      float s[2][4] = {}, dp[2][4] = {};
+#pragma unroll
+      for (int d = 0; d < kDim; d += 16) {
+        uint32_t a[4], b[2][2];
+        load_a<false>(a, q_smem, warp_row, d);
+        load_b<false>(b, k_smem(tile % 2), n * 16, d);
+        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(s[half], a, b[half]);
+        load_a<false>(a, dout_smem, warp_row, d);
+        load_b<false>(b, v_smem(tile % 2), n * 16, d);
+        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dp[half], a, b[half]);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        for (int i = 0; i < 4; ++i) {
+          const int h = i / 2, key = tile * kKeyTile + n * 16 + half * 8 + place.col(i);
+          s[half][i] = key < seen[h] ? fast_exp2(s[half][i] * scale2 - lse2[h]) * (dp[half][i] - delta[h]) : 0.f;
+        }
+      uint32_t ds[4];
+      accumulators_to_a(ds, s[0], s[1]);
+#pragma unroll
+      for (int d = 0; d < kDim / 16; ++d) {
+        uint32_t b[2][2];
+        load_b<true>(b, k_smem(tile % 2), d * 16, n * 16);
+        mma_m16n8k16_bf16(acc[2 * d], ds, b[0]);
+        mma_m16n8k16_bf16(acc[2 * d + 1], ds, b[1]);
+      }
+    }
+    __syncthreads();  // the stage is read before the next but one load overwrites it
+  }
+
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    bf16* out = row[h] < last_row ? seg.query(dq, row[h], D) : nullptr;
+#pragma unroll
+    for (int d = 0; d < kDim / 8; ++d)
+      for (int i = 2 * h; i < 2 * h + 2; ++i) {
+        const int col = d * 8 + place.col(i);
+        if (out && col < D) out[col] = from_float<bf16>(acc[d][i] * dims.scale);
+      }
+  }
+}
+
+// ---- dk and dv, bf16
+
+constexpr int kRowTile = 32;  // stacked rows of a step
+
+template <int kDim>
+struct KeySmem {
+  using KTile = Tile<kKeyTile, kDim>;
+  using QTile = Tile<kRowTile, kDim>;
+  struct RowStats {
+    float lse2[kRowTile], delta[kRowTile];
+  };
+  static constexpr int kStats = 2 * KTile::kBytes + 4 * QTile::kBytes, kBytes = kStats + 2 * sizeof(RowStats);
+};
+
+/// Columns of dk and dv that a block sums: more would not fit in registers. The two blocks of a head of 128 both compute its s and dp.
+template <int kDim>
+constexpr int kColumns = kDim < 64 ? kDim : 64;
+
+/// The sums of dk and dv over stacked rows, for a warp's 16 keys.
+template <int kDim>
+struct KeyGradient {
+  using Smem = KeySmem<kDim>;
+  float dk[kColumns<kDim> / 8][4] = {}, dv[kColumns<kDim> / 8][4] = {};
+
+  /// first_key: of this warp; first_row: of the tile; first_col: of this block.
+  __device__ __forceinline__ void add(const HeadSegment& seg, typename Smem::KTile k, typename Smem::KTile v, typename Smem::QTile q,
+                                      typename Smem::QTile dout, const typename Smem::RowStats& stats, int first_key, int first_row,
+                                      int first_col, float scale2) {
+    const AccumulatorPlace place;
+    const int warp_key = static_cast<int>(threadIdx.x) / kWarpSize * 16;
+#pragma unroll
+    for (int n = 0; n < kRowTile / 16; ++n) {
+      float s[2][4] = {}, dp[2][4] = {};  // [keys, stacked rows]
+#pragma unroll
+      for (int d = 0; d < kDim; d += 16) {
+        uint32_t a[4], b[2][2];
+        load_a<false>(a, k, warp_key, d);
+        load_b<false>(b, q, n * 16, d);
+        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(s[half], a, b[half]);
+        load_a<false>(a, v, warp_key, d);
+        load_b<false>(b, dout, n * 16, d);
+        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dp[half], a, b[half]);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        for (int i = 0; i < 4; ++i) {
+          const int in_tile = n * 16 + half * 8 + place.col(i), r = first_row + in_tile;
+          const bool sees = r < seg.stacked_rows() && first_key + place.row(i) < seg.seen(r);
+          const float p = sees ? fast_exp2(s[half][i] * scale2 - stats.lse2[in_tile]) : 0.f;
+          s[half][i] = p;
+          dp[half][i] = p * (dp[half][i] - stats.delta[in_tile]);
+        }
+      uint32_t p[4], ds[4];
+      accumulators_to_a(p, s[0], s[1]);
+      accumulators_to_a(ds, dp[0], dp[1]);
+#pragma unroll
+      for (int d = 0; d < kColumns<kDim> / 16; ++d) {
+        uint32_t b[2][2];
+        load_b<true>(b, dout, first_col + d * 16, n * 16);
+        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dv[2 * d + half], p, b[half]);
+        load_b<true>(b, q, first_col + d * 16, n * 16);
+        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dk[2 * d + half], ds, b[half]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store(const HeadSegment& seg, Rows<float> dk_rows, Rows<float> dv_rows, int first_key, int first_col,
+                                        int D, float scale) const {
+    const AccumulatorPlace place;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float *to_k = seg.key(dk_rows, first_key + place.row(2 * h), D), *to_v = seg.key(dv_rows, first_key + place.row(2 * h), D);
+#pragma unroll
+      for (int d = 0; d < kColumns<kDim> / 8; ++d)
+        for (int i = 2 * h; i < 2 * h + 2; ++i) {
+          const int col = first_col + d * 8 + place.col(i);
+          if (!to_k || col >= D) continue;
+          to_k[col] += dk[d][i] * scale;
+          to_v[col] += dv[d][i];
+        }
+    }
+  }
+};
+
+template <int kDim>
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
+    attention_bwd_kv_bf16_kernel(Rows<float> dk, Rows<float> dv, Saved<bf16> saved, SegmentLists segments, AttentionDims dims,
+                                 bool aligned) {
+  using Smem = KeySmem<kDim>;
+  unsigned char* bytes = dynamic_smem<unsigned char>();
+  const uint32_t smem = smem_addr(bytes);
+  const typename Smem::KTile k_smem{smem}, v_smem{smem + Smem::KTile::kBytes};
+  auto q_smem = [&](int stage) { return typename Smem::QTile{smem + 2 * Smem::KTile::kBytes + 2 * stage * Smem::QTile::kBytes}; };
+  auto dout_smem = [&](int stage) { return typename Smem::QTile{q_smem(stage).base + Smem::QTile::kBytes}; };
+  auto* stats = reinterpret_cast<typename Smem::RowStats*>(bytes + Smem::kStats);
+  const int D = dims.head_dim, thread = static_cast<int>(threadIdx.x), warp_key = thread / kWarpSize * 16;
+  const int first_col = static_cast<int>(blockIdx.z) * kColumns<kDim>;
+
+  const int group = static_cast<int>(blockIdx.x);
+  for (int s = segments.group_offsets[group]; s < segments.group_offsets[group + 1]; ++s) {
+    const HeadSegment seg(segments, dims, s, static_cast<int>(blockIdx.y));
+    auto load_rows = [&](int tile) {
+      const int first = tile * kRowTile, r = first + thread, stage = tile % 2;
+      load_tile<kAttentionThreads>(q_smem(stage), D, saved.q.data, aligned, [&](int i) { return seg.query(saved.q, first + i, D); });
+      load_tile<kAttentionThreads>(dout_smem(stage), D, saved.dout.data, aligned,
+                                   [&](int i) { return seg.query(saved.dout, first + i, D); });
+      if (thread < kRowTile) {
+        const bool valid = r < seg.stacked_rows();
+        stats[stage].lse2[thread] = valid ? saved.lse[seg.query_row(r)][seg.head(r)] * kLog2E : 0.f;
+        stats[stage].delta[thread] = valid ? saved.delta[seg.query_row(r)][seg.head(r)] : 0.f;
+      }
+    };
+    const int row_tiles = div_up(seg.stacked_rows(), kRowTile);
+    for (int first_key = 0; row_tiles > 0 && first_key < seg.key_count; first_key += kKeyTile) {
+      load_tile<kAttentionThreads>(k_smem, D, saved.k.data, aligned, [&](int r) { return seg.key(saved.k, first_key + r, D); });
+      load_tile<kAttentionThreads>(v_smem, D, saved.v.data, aligned, [&](int r) { return seg.key(saved.v, first_key + r, D); });
+      // Rows before the first query that sees the tile's first key have nothing to add.
+      const int first_query = first_key - (seg.key_count - seg.queries);
+      const int first_tile = first_query > 0 ? first_query * seg.group / kRowTile : 0;
+      load_rows(first_tile);
+      cp_async_commit();
+      KeyGradient<kDim> gradient;
+      for (int tile = first_tile; tile < row_tiles; ++tile) {
+        if (tile + 1 < row_tiles) load_rows(tile + 1);
+        cp_async_commit();
+        cp_async_wait<1>();
+        __syncthreads();  // the tile is complete for all threads
+        gradient.add(seg, k_smem, v_smem, q_smem(tile % 2), dout_smem(tile % 2), stats[tile % 2], first_key + warp_key, tile * kRowTile,
+                     first_col, dims.scale * kLog2E);
+        __syncthreads();  // the stage, and at the end the keys, are read before they are overwritten
+      }
+      // Another thread may own the same element in a later segment: a barrier of its loop lies between.
+      gradient.store(seg, dk, dv, first_key + warp_key, first_col, D, dims.scale);
+    }
+  }
+}
+
+// ---- f32: a warp owns one stacked row (dq) or one key of a segment (dk, dv) at a time
+
+constexpr int kMostColumns = 4;  // of a lane: head_dim / 32
+
+__device__ __forceinline__ float dot(const float* a, const float* b, int n) {
+  float sum = 0;
+  for (int i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+/// acc += x * row, a lane's columns
+__device__ __forceinline__ void add_row(float (&acc)[kMostColumns], float x, const float* row, int lane, int D) {
+#pragma unroll
+  for (int c = 0; c < kMostColumns; ++c)
+    if (lane + c * kWarpSize < D) acc[c] += x * row[lane + c * kWarpSize];
+}
+
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
+    attention_bwd_q_f32_kernel(Rows<float> dq, Saved<float> saved, SegmentLists segments, AttentionDims dims) {
+  const HeadSegment seg(segments, dims, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize, D = dims.head_dim;
+  const int r = static_cast<int>(blockIdx.z) * kAttentionWarps + warp;
+  if (r >= seg.stacked_rows()) return;
+  const float *q = seg.query(saved.q, r, D), *dout = seg.query(saved.dout, r, D);
+  const float lse = saved.lse[seg.query_row(r)][seg.head(r)], delta = saved.delta[seg.query_row(r)][seg.head(r)];
+  const int seen = seg.seen(r);
+  float acc[kMostColumns] = {};
+  for (int first_key = 0; first_key < seen; first_key += kWarpSize) {
+    const int key = first_key + lane < seen ? first_key + lane : seen - 1;
+    const float p = expf(dot(q, seg.key(saved.k, key, D), D) * dims.scale - lse);
+    const float ds = p * (dot(dout, seg.key(saved.v, key, D), D) - delta);
+    const int keys = seen - first_key < kWarpSize ? seen - first_key : kWarpSize;
+    for (int j = 0; j < keys; ++j) add_row(acc, __shfl_sync(kAllLanes, ds, j), seg.key(saved.k, first_key + j, D), lane, D);
+  }
+  float* out = seg.query(dq, r, D);
+#pragma unroll
+  for (int c = 0; c < kMostColumns; ++c)
+    if (lane + c * kWarpSize < D) out[lane + c * kWarpSize] = acc[c] * dims.scale;
+}
+
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
+    attention_bwd_kv_f32_kernel(Rows<float> dk, Rows<float> dv, Saved<float> saved, SegmentLists segments, AttentionDims dims) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize, D = dims.head_dim;
+  const int group = static_cast<int>(blockIdx.x);
+  for (int s = segments.group_offsets[group]; s < segments.group_offsets[group + 1]; ++s) {
+    const HeadSegment seg(segments, dims, s, static_cast<int>(blockIdx.y));
+    const int rows = seg.stacked_rows();
+    for (int key = warp; key < seg.key_count && rows > 0; key += kAttentionWarps) {
+      const float *k = seg.key(saved.k, key, D), *v = seg.key(saved.v, key, D);
+      float k_acc[kMostColumns] = {}, v_acc[kMostColumns] = {};
+      for (int first_row = 0; first_row < rows; first_row += kWarpSize) {
+        const int r = first_row + lane < rows ? first_row + lane : rows - 1;
+        const float *q = seg.query(saved.q, r, D), *dout = seg.query(saved.dout, r, D);
+        const float lse = saved.lse[seg.query_row(r)][seg.head(r)], delta = saved.delta[seg.query_row(r)][seg.head(r)];
+        const float p = key < seg.seen(r) ? expf(dot(q, k, D) * dims.scale - lse) : 0.f;
+        const float ds = p * (dot(dout, v, D) - delta);
+        const int count = rows - first_row < kWarpSize ? rows - first_row : kWarpSize;
+        for (int i = 0; i < count; ++i) {
+          add_row(v_acc, __shfl_sync(kAllLanes, p, i), seg.query(saved.dout, first_row + i, D), lane, D);
+          add_row(k_acc, __shfl_sync(kAllLanes, ds, i), seg.query(saved.q, first_row + i, D), lane, D);
+        }
+      }
+      float *to_k = seg.key(dk, key, D), *to_v = seg.key(dv, key, D);
+#pragma unroll
+      for (int c = 0; c < kMostColumns; ++c) {
+        const int col = lane + c * kWarpSize;
+        if (col >= D) continue;
+        to_k[col] += k_acc[c] * dims.scale;
+        to_v[col] += v_acc[c];
+      }
+    }
+    __syncthreads();  // another warp may own the same key row in the next segment
+  }
+}
+
+dim3 group_grid(const SegmentLists& s, const AttentionDims& dims, int column_parts) {
+  return dim3(static_cast<unsigned>(s.groups), static_cast<unsigned>(dims.kv_heads), static_cast<unsigned>(column_parts));
+}
+
+}  // namespace
+
+template <>
+void attention_bwd(Stream stream, Rows<bf16> dq, Rows<float> dk, Rows<float> dv, Rows<float> delta, Rows<const bf16> dout,
+                   Rows<const bf16> o, Rows<const float> lse, Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v,
+                   const SegmentLists& segments, const AttentionDims& dims) {
+  launch(stream, attention_bwd_delta_kernel<bf16>, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, delta, dout, o,
+         segments, dims);
+  const Saved<bf16> saved{dout, o, q, k, v, lse, delta};
+  const bool aligned = chunks_aligned(q, dims.head_dim) && chunks_aligned(k, dims.head_dim) && chunks_aligned(v, dims.head_dim) &&
+                       chunks_aligned(dout, dims.head_dim);
+  dispatch_head_dim(dims.head_dim, [&]<int kDim>() {
+    launch(stream, attention_bwd_q_bf16_kernel<kDim>, query_grid(segments, dims, kQueryTile), kAttentionThreads, QuerySmem<kDim>::kBytes,
+           dq, saved, segments, dims, aligned);
+    launch(stream, attention_bwd_kv_bf16_kernel<kDim>, group_grid(segments, dims, kDim / kColumns<kDim>), kAttentionThreads,
+           KeySmem<kDim>::kBytes, dk, dv, saved, segments, dims, aligned);
+  });
+}
+
+template <>
+void attention_bwd(Stream stream, Rows<float> dq, Rows<float> dk, Rows<float> dv, Rows<float> delta, Rows<const float> dout,
+                   Rows<const float> o, Rows<const float> lse, Rows<const float> q, Rows<const float> k, Rows<const float> v,
+                   const SegmentLists& segments, const AttentionDims& dims) {
+  launch(stream, attention_bwd_delta_kernel<float>, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, delta, dout, o,
+         segments, dims);
+  const Saved<float> saved{dout, o, q, k, v, lse, delta};
+  launch(stream, attention_bwd_q_f32_kernel, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, dq, saved, segments, dims);
+  launch(stream, attention_bwd_kv_f32_kernel, group_grid(segments, dims, 1), kAttentionThreads, 0, dk, dv, saved, segments, dims);
+}
+
+}  // namespace kava

@@ -1,0 +1,45 @@
+// Sums of matrix products with everything that a LoRA linear map needs around them, in one kernel:
+//   C [m, n] = factor * mask( sum over the first `scaled` products of A B ) + sum over the other products of A B + bias
+// stored to `set` or added to `add`. A product is A [m, k] B [k, n], in one of three forms by where k lies in memory:
+//   nt: A [m, k], B [n, k]     nn: A [m, k], B [k, n]     tn: A [k, m], B [k, n]
+// The dropout mask (kernels/dropout.h) may act on A (nt), on B (tn), both holding x by rows, or on the scaled sum (nn), whose rows are x's.
+#pragma once
+#include "kernels/kernels.h"
+
+namespace kava {
+
+enum class GemmForm { nt, nn, tn };
+
+template <class T>
+struct Product {
+  Rows<const T> a, b;
+  int k = 0;
+};
+
+template <class T>
+struct Gemm {
+  static constexpr int kMostProducts = 2 * kMostMaps;
+  Rows<T> set;
+  Rows<float> add;
+  int m = 0, n = 0, scaled = 0, count = 0;
+  float factor = 1;
+  bool masked = false;
+  const T* bias = nullptr;
+  Product<T> products[kMostProducts];
+
+  void then(Rows<const T> a, Rows<const T> b, int k) { products[count++] = {a, b, k}; }
+};
+
+/// Independent problems of one launch.
+template <class T>
+struct GemmBatch {
+  static constexpr int kMostGemms = 4;
+  Gemm<T> gemms[kMostGemms];
+  int count = 0;
+  DropoutMask mask;
+};
+
+template <GemmForm form, class T>
+void gemm(Stream stream, const GemmBatch<T>& batch);
+
+}  // namespace kava

@@ -1,0 +1,87 @@
+// Tiles of bf16 in shared memory and the tensor-core fragments read from them.
+#pragma once
+#include "kernels/gpu.h"
+
+namespace kava {
+
+/// A row-major tile of kRows x kCols. A row is cut into chunks of 8 columns (16 bytes); the chunks of a row are permuted by the row's
+/// number, so that eight chunks in one column, as ldmatrix reads them, lie in eight different bank groups. kCols: a power of two from 16.
+template <int kRows, int kCols>
+struct Tile {
+  static constexpr int kChunks = kCols / 8, kChunkCount = kRows * kChunks, kBytes = kRows * kCols * 2;
+  uint32_t base;
+
+  __device__ uint32_t chunk(int row, int chunk) const {
+    constexpr int kPermuted = kChunks < 8 ? kChunks : 8;
+    return base + static_cast<uint32_t>(row * kChunks + (chunk ^ (row / (8 / kPermuted) % kPermuted))) * 16;
+  }
+  __device__ uint32_t at(int row, int col) const { return chunk(row, col / 8); }
+};
+
+/// The place in dynamic shared memory of an address.
+__device__ __forceinline__ uint32_t* smem_words(uint32_t addr) {
+  unsigned char* base = dynamic_smem<unsigned char>();
+  return reinterpret_cast<uint32_t*>(base + (addr - smem_addr(base)));
+}
+
+/// Puts columns 0..count of src (at most 8) into the chunk at dst and zeros after them. src may be null when count <= 0. Where the source
+/// is aligned to 16 bytes the copy is asynchronous, else it is done at once; both are complete for this thread after cp_async_wait.
+__device__ __forceinline__ void load_chunk(uint32_t dst, const bf16* src, int count, const bf16* anywhere, bool aligned) {
+  count = count < 0 ? 0 : count > 8 ? 8 : count;
+  if (aligned) {
+    cp_async_16(dst, count > 0 ? src : anywhere, 2 * count);
+    return;
+  }
+  uint32_t* words = smem_words(dst);
+  for (int i = 0; i < 4; ++i) {
+    uint32_t low = 2 * i < count ? src[2 * i].bits : 0u, high = 2 * i + 1 < count ? src[2 * i + 1].bits : 0u;
+    words[i] = low | high << 16;
+  }
+}
+
+/// Fills a tile from rows in global memory: row r from row(r), of which `cols` columns are there; a null row becomes zeros. All threads of
+/// the block take part. anywhere: any valid address, for the copies that read nothing.
+template <int kThreads, class TileType, class Row>
+__device__ __forceinline__ void load_tile(TileType tile, int cols, const bf16* anywhere, bool aligned, Row row) {
+#pragma unroll 4
+  for (int i = threadIdx.x; i < TileType::kChunkCount; i += kThreads) {
+    const int r = i / TileType::kChunks, c = i % TileType::kChunks;
+    const bf16* src = row(r);
+    load_chunk(tile.chunk(r, c), src ? src + c * 8 : nullptr, src ? cols - c * 8 : 0, anywhere, aligned);
+  }
+}
+
+/// Operand A [16, 16] at (m, k), from a tile of rows m and columns k, or, transposed, of rows k and columns m.
+template <bool kTransposed, class TileType>
+__device__ __forceinline__ void load_a(uint32_t (&a)[4], TileType tile, int m, int k) {
+  const int lane = threadIdx.x % kWarpSize;
+  if constexpr (kTransposed) ldmatrix_x4<true>(a, tile.at(k + lane % 8 + lane / 16 * 8, m + lane / 8 % 2 * 8));
+  else ldmatrix_x4<false>(a, tile.at(m + lane % 16, k + lane / 16 * 8));
+}
+
+/// Operands B [16, 8] at (k, n) and (k, n + 8), from a tile of rows n and columns k, or, transposed, of rows k and columns n.
+template <bool kTransposed, class TileType>
+__device__ __forceinline__ void load_b(uint32_t (&b)[2][2], TileType tile, int n, int k) {
+  const int lane = threadIdx.x % kWarpSize;
+  uint32_t r[4];
+  if constexpr (kTransposed) ldmatrix_x4<true>(r, tile.at(k + lane % 16, n + lane / 16 * 8));
+  else ldmatrix_x4<false>(r, tile.at(n + lane % 8 + lane / 16 * 8, k + lane / 8 % 2 * 8));
+  b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
+}
+
+/// Two neighbouring accumulators of mma [16, 8] as operand A [16, 16] of the next product.
+__device__ __forceinline__ void accumulators_to_a(uint32_t (&a)[4], const float (&left)[4], const float (&right)[4]) {
+  a[0] = pack_bf16(left[0], left[1]);
+  a[1] = pack_bf16(left[2], left[3]);
+  a[2] = pack_bf16(right[0], right[1]);
+  a[3] = pack_bf16(right[2], right[3]);
+}
+
+/// Where this thread's accumulator i of an mma [16, 8] lies.
+struct AccumulatorPlace {
+  int lane = threadIdx.x % kWarpSize;
+  __device__ int row(int i) const { return lane / 4 + i / 2 * 8; }
+  __device__ int col(int i) const { return lane % 4 * 2 + i % 2; }
+};
+
+}  // namespace kava

@@ -1,0 +1,152 @@
+// kernels/gpu.h's vocabulary for the host compiler: CUDA's own words, and models of the wrappers of kernels/gpu_cuda.h.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+
+#include "kernels/bf16.h"
+#include "simt.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __restrict__ __restrict
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+using dim3 = simt::Dim3;
+inline constinit thread_local simt::Dim3 threadIdx{0, 0, 0}, blockIdx{0, 0, 0}, blockDim{0, 0, 0}, gridDim{0, 0, 0};
+
+struct CUstream_st;  // as in CUDA; nothing here is asynchronous
+
+inline void __syncthreads(simt::Where where = simt::Where::current()) { simt::block_barrier(where); }
+
+namespace simt {
+template <class T>
+struct Exchange {
+  T value, result;
+  unsigned source;
+};
+template <class T>
+T shuffle(std::uint32_t mask, T value, unsigned source, const Where& where) {
+  Exchange<T> mine{value, value, source};
+  warp_meet(
+      mask, &mine,
+      [](void* const(&slots)[32]) {
+        for (void* slot : slots) {
+          auto* e = static_cast<Exchange<T>*>(slot);
+          if (e && slots[e->source]) e->result = static_cast<Exchange<T>*>(slots[e->source])->value;
+        }
+      },
+      where);
+  return mine.result;
+}
+}  // namespace simt
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes, simt::Where where = simt::Where::current()) {
+  return simt::shuffle(mask, value, simt::lane() ^ static_cast<unsigned>(lanes), where);
+}
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, simt::Where where = simt::Where::current()) {
+  return simt::shuffle(mask, value, static_cast<unsigned>(source) % 32, where);
+}
+
+namespace kava {
+
+template <class... Params, class... Args>
+void launch(CUstream_st*, void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t smem, Args... args) {
+  struct Call {
+    void (*kernel)(Params...);
+    std::tuple<Params...> params;
+  } call{kernel, {static_cast<Params>(args)...}};
+  simt::run(
+      grid, block, smem,
+      [](void* p) {
+        auto* c = static_cast<Call*>(p);
+        std::apply(c->kernel, c->params);
+      },
+      &call);
+}
+
+template <class T>
+T* dynamic_smem() {
+  return reinterpret_cast<T*>(simt::smem_base());
+}
+// Shared addresses start at 1024, so that a kernel that takes them for offsets fails.
+constexpr std::uint32_t kSmemStart = 1024;
+inline std::uint32_t smem_addr(const void* p) {
+  return kSmemStart + static_cast<std::uint32_t>(static_cast<const unsigned char*>(p) - simt::smem_base());
+}
+
+inline void cp_async_16(std::uint32_t dst, const void* src, int bytes, simt::Where where = simt::Where::current()) {
+  simt::copy_async(dst - kSmemStart, src, 16, bytes, where);
+}
+inline void cp_async_commit() { simt::commit_copies(); }
+template <int kPending>
+void cp_async_wait() {
+  simt::wait_copies(kPending);
+}
+
+template <bool kTransposed>
+void ldmatrix_x4(std::uint32_t (&r)[4], std::uint32_t addr, simt::Where where = simt::Where::current()) {
+  struct Slot {
+    std::uint32_t addr, *r;
+    const simt::Where* where;
+  } mine{addr - kSmemStart, r, &where};
+  simt::warp_meet(
+      0xffffffffu, &mine,
+      [](void* const(&slots)[32]) {
+        for (int matrix = 0; matrix < 4; ++matrix) {
+          std::uint16_t m[8][8];
+          for (int row = 0; row < 8; ++row) {
+            auto* s = static_cast<Slot*>(slots[matrix * 8 + row]);
+            std::memcpy(m[row], simt::smem_at(s->addr, 16, *s->where), 16);
+          }
+          for (int lane = 0; lane < 32; ++lane) {
+            const int major = lane / 4, minor = lane % 4 * 2;
+            std::uint32_t low = kTransposed ? m[minor][major] : m[major][minor];
+            std::uint32_t high = kTransposed ? m[minor + 1][major] : m[major][minor + 1];
+            static_cast<Slot*>(slots[lane])->r[matrix] = low | high << 16;
+          }
+        }
+      },
+      where);
+}
+
+inline void mma_m16n8k16_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                              simt::Where where = simt::Where::current()) {
+  struct Slot {
+    float* d;
+    const std::uint32_t *a, *b;
+  } mine{d, a, b};
+  simt::warp_meet(
+      0xffffffffu, &mine,
+      [](void* const(&slots)[32]) {
+        auto half = [](std::uint32_t word, int h) { return to_float(bf16{static_cast<std::uint16_t>(word >> (16 * h))}); };
+        float a[16][16], b[16][8];
+        for (int lane = 0; lane < 32; ++lane) {
+          auto* s = static_cast<Slot*>(slots[lane]);
+          const int group = lane / 4, pair = lane % 4 * 2;
+          for (int i = 0; i < 4; ++i)
+            for (int h = 0; h < 2; ++h) a[group + i % 2 * 8][pair + h + i / 2 * 8] = half(s->a[i], h);
+          for (int i = 0; i < 2; ++i)
+            for (int h = 0; h < 2; ++h) b[pair + h + i * 8][group] = half(s->b[i], h);
+        }
+        float d[16][8] = {};
+        for (int m = 0; m < 16; ++m)
+          for (int k = 0; k < 16; ++k)
+            for (int n = 0; n < 8; ++n) d[m][n] += a[m][k] * b[k][n];
+        for (int lane = 0; lane < 32; ++lane)
+          for (int i = 0; i < 4; ++i) static_cast<Slot*>(slots[lane])->d[i] += d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+      },
+      where);
+}
+
+inline std::uint16_t round_to_bf16(float f) { return to_bf16(f).bits; }
+inline std::uint32_t pack_bf16(float low, float high) { return to_bf16(low).bits | static_cast<std::uint32_t>(to_bf16(high).bits) << 16; }
+inline float fast_exp2(float x) { return std::exp2(x); }
+
+}  // namespace kava

@@ -1,0 +1,352 @@
+#include "simt.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "context.h"
+#include "gpu_emulated.h"
+#include "guarded_bytes.h"
+
+namespace simt {
+
+namespace {
+
+Schedule g_schedule;
+
+constexpr std::size_t kStackBytes = 256 << 10;
+using Stack = std::unique_ptr<GuardedBytes>;
+
+// Stacks are kept for the next launch.
+class StackPool {
+ public:
+  Stack take() {
+    std::lock_guard lock(mutex_);
+    if (free_.empty()) return std::make_unique<GuardedBytes>(kStackBytes);
+    Stack s = std::move(free_.back());
+    free_.pop_back();
+    return s;
+  }
+  void give(Stack s) {
+    std::lock_guard lock(mutex_);
+    free_.push_back(std::move(s));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Stack> free_;
+} g_stacks;
+
+enum class State : unsigned char { unstarted, ready, at_barrier, at_warp, done };
+
+struct Copy {
+  std::uint32_t dst;
+  const void* src;
+  int bytes, bytes_read;
+  Where where;
+};
+
+struct Thread {
+  State state = State::unstarted;
+  Stack stack;
+  Context context;
+  Where where;                      // of the wait
+  std::vector<Copy> copies;         // not done yet
+  std::vector<std::size_t> groups;  // ends of the committed groups in copies
+};
+
+struct Warp {
+  std::uint32_t arrived = 0, live = 0;
+  void* slots[32] = {};
+  WarpOp op = nullptr;
+  Where where;  // of the first to arrive
+};
+
+struct Launch {
+  Dim3 grid, block;
+  std::size_t smem;
+  void (*body)(void*);
+  void* arg;
+  std::atomic<std::size_t> next{0};
+  std::atomic<bool> failed{false};
+  std::mutex mutex;
+  std::exception_ptr error;
+};
+
+struct Block {
+  Launch& launch;
+  int size;
+  std::unique_ptr<GuardedBytes> smem;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<int> order, turn;  // order[turn[t]] == t
+  int live = 0, waiting = 0, current = 0;
+  Where barrier;
+  Context main;
+
+  explicit Block(Launch& l) : launch(l), size(static_cast<int>(l.block.x * l.block.y * l.block.z)) {}
+};
+thread_local Block* t_block = nullptr;
+
+std::string text(const Where& w) { return std::string(w.file_name()) + ":" + std::to_string(w.line()); }
+bool same(const Where& a, const Where& b) { return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0; }
+
+[[noreturn]] void fail(const std::string& what) {
+  throw Error("simt: " + what + ", block (" + std::to_string(blockIdx.x) + "," + std::to_string(blockIdx.y) + "," +
+              std::to_string(blockIdx.z) + ") thread " + std::to_string(t_block->current));
+}
+
+void set_current(Block& b, int t) {
+  b.current = t;
+  const Dim3 d = b.launch.block;
+  const unsigned u = static_cast<unsigned>(t);
+  threadIdx = Dim3(u % d.x, u / d.x % d.y, u / (d.x * d.y));
+}
+
+int next_runnable(const Block& b) {
+  auto runnable = [&](int t) { return b.threads[static_cast<std::size_t>(t)].state <= State::ready; };
+  if (g_schedule.greedy_warps) {
+    const int first = b.current / 32 * 32;
+    for (int t = first; t < std::min(first + 32, b.size); ++t)
+      if (runnable(t)) return t;
+  }
+  for (int k = 1; k <= b.size; ++k) {
+    const int t = b.order[static_cast<std::size_t>((b.turn[static_cast<std::size_t>(b.current)] + k) % b.size)];
+    if (runnable(t)) return t;
+  }
+  return -1;
+}
+
+void release_barrier(Block& b) {
+  for (Thread& t : b.threads)
+    if (t.state == State::at_barrier) t.state = State::ready;
+  b.waiting = 0;
+}
+
+void fiber_main();
+
+// Leaves `from` and runs thread t.
+void run_thread(Block& b, Context& from, int t, bool leave_for_good = false) {
+  Thread& to = b.threads[static_cast<std::size_t>(t)];
+  set_current(b, t);
+  if (to.state == State::unstarted) {
+    to.state = State::ready;
+    to.stack = g_stacks.take();
+    to.context.prepare(to.stack->data(), kStackBytes, fiber_main);
+  }
+  Context::jump(from, to.context, leave_for_good);
+}
+
+[[noreturn]] void fail_deadlock(const Block& b) {
+  for (const Thread& t : b.threads)
+    if (t.state == State::at_warp) fail("deadlock: a lane waits for its warp at " + text(t.where) + " and the others cannot come");
+  fail("deadlock: threads wait at a barrier that not all reach, " + text(b.barrier));
+}
+
+void suspend(State state, const Where& where) {
+  Block& b = *t_block;
+  Thread& me = b.threads[static_cast<std::size_t>(b.current)];
+  me.state = state;
+  me.where = where;
+  const int self = b.current, t = next_runnable(b);
+  if (t < 0) fail_deadlock(b);
+  if (t != self) run_thread(b, me.context, t);
+}
+
+void thread_ends(Block& b) {
+  Thread& me = b.threads[static_cast<std::size_t>(b.current)];
+  me.state = State::done;
+  me.copies.clear();
+  me.groups.clear();
+  --b.live;
+  Warp& w = b.warps[static_cast<std::size_t>(b.current / 32)];
+  w.live &= ~(1u << b.current % 32);
+  if (w.arrived) fail("a thread returned while lanes of its warp wait for it at " + text(w.where));
+  if (b.waiting && b.waiting == b.live) release_barrier(b);
+  if (b.live && next_runnable(b) < 0) fail_deadlock(b);
+}
+
+// One thread after the other that was not started yet, on one stack, until one that has its own stack is next.
+void fiber_main() {
+  Context::arrived();
+  Block& b = *t_block;
+  for (;;) {
+    try {
+      b.launch.body(b.launch.arg);
+      thread_ends(b);
+    } catch (...) {
+      std::lock_guard lock(b.launch.mutex);
+      if (!b.launch.error) b.launch.error = std::current_exception();
+      b.launch.failed = true;
+    }
+    // The stack and the context of a thread that is done live on in its Thread until the block ends.
+    Thread& me = b.threads[static_cast<std::size_t>(b.current)];
+    const int t = b.launch.failed ? -1 : next_runnable(b);
+    if (t < 0) Context::jump(me.context, b.main, true);
+    Thread& next = b.threads[static_cast<std::size_t>(t)];
+    if (next.state == State::unstarted) {
+      next.state = State::ready;
+      next.stack = std::move(me.stack);
+      set_current(b, t);
+    } else {
+      run_thread(b, me.context, t, true);
+    }
+  }
+}
+
+void start_block(Block& b, std::size_t id) {
+  const Dim3 grid = b.launch.grid;
+  blockIdx = Dim3(static_cast<unsigned>(id % grid.x), static_cast<unsigned>(id / grid.x % grid.y),
+                  static_cast<unsigned>(id / (std::size_t{grid.x} * grid.y)));
+  blockDim = b.launch.block;
+  gridDim = grid;
+  std::iota(b.order.begin(), b.order.end(), 0);
+  if (g_schedule.order == Schedule::Order::reverse) std::reverse(b.order.begin(), b.order.end());
+  if (g_schedule.order == Schedule::Order::random)
+    std::shuffle(b.order.begin(), b.order.end(), std::mt19937(g_schedule.seed + static_cast<unsigned>(id)));
+  for (int k = 0; k < b.size; ++k) b.turn[static_cast<std::size_t>(b.order[static_cast<std::size_t>(k)])] = k;
+  std::memset(b.smem->data(), 0xff, b.smem->size());
+  b.live = b.size;
+  b.waiting = 0;
+  for (int w = 0; w < static_cast<int>(b.warps.size()); ++w) {
+    const int lanes = b.size - 32 * w;
+    Warp& warp = b.warps[static_cast<std::size_t>(w)];
+    warp = Warp();
+    warp.live = lanes >= 32 ? ~0u : (1u << lanes) - 1;
+  }
+}
+
+void end_block(Block& b) {
+  for (Thread& t : b.threads) {
+    if (t.stack) g_stacks.give(std::move(t.stack));
+    t.state = State::unstarted;
+  }
+}
+
+void run_blocks(Launch& launch, std::size_t count) {
+  Block b(launch);
+  b.threads.resize(static_cast<std::size_t>(b.size));
+  b.warps.resize(static_cast<std::size_t>((b.size + 31) / 32));
+  b.order.resize(b.threads.size());
+  b.turn.resize(b.threads.size());
+  b.smem = std::make_unique<GuardedBytes>(launch.smem);
+  t_block = &b;
+  for (std::size_t i; !launch.failed && (i = launch.next++) < count;) {
+    start_block(b, g_schedule.order == Schedule::Order::reverse ? count - 1 - i : i);
+    run_thread(b, b.main, b.order[0]);
+    end_block(b);
+  }
+  t_block = nullptr;
+}
+
+void do_copy(const Copy& c) {
+  unsigned char* dst = smem_at(c.dst, static_cast<std::size_t>(c.bytes), c.where);
+  std::memcpy(dst, c.src, static_cast<std::size_t>(c.bytes_read));
+  std::memset(dst + c.bytes_read, 0, static_cast<std::size_t>(c.bytes - c.bytes_read));
+}
+
+}  // namespace
+
+void set_schedule(const Schedule& schedule) { g_schedule = schedule; }
+
+bool supported() {
+#if defined(__SANITIZE_THREAD__)
+  return false;
+#else
+  return true;
+#endif
+}
+
+void run(Dim3 grid, Dim3 block, std::size_t smem_bytes, void (*body)(void*), void* arg) {
+  if (t_block) fail("a launch inside a kernel");
+  const std::size_t count = std::size_t{grid.x} * grid.y * grid.z, size = std::size_t{block.x} * block.y * block.z;
+  constexpr std::size_t kMostShared = 227 * 1024, kMostYZ = 65535;
+  if (count == 0 || size == 0 || size > 1024 || smem_bytes > kMostShared || grid.y > kMostYZ || grid.z > kMostYZ)
+    throw Error("simt: no GPU takes a launch of " + std::to_string(grid.x) + "x" + std::to_string(grid.y) + "x" + std::to_string(grid.z) +
+                " blocks of " + std::to_string(size) + " threads with " + std::to_string(smem_bytes) + " bytes of shared memory");
+  Launch launch{grid, block, smem_bytes, body, arg, {}, {}, {}, {}};
+  {
+    const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
+    const std::size_t workers = std::min<std::size_t>(g_schedule.workers > 0 ? static_cast<unsigned>(g_schedule.workers) : cores, count);
+    std::vector<std::jthread> pool;
+    for (std::size_t i = 1; i < workers; ++i) pool.emplace_back([&] { run_blocks(launch, count); });
+    run_blocks(launch, count);
+  }
+  if (launch.error) std::rethrow_exception(launch.error);
+}
+
+void block_barrier(const Where& where) {
+  Block& b = *t_block;
+  if (b.waiting && !same(where, b.barrier)) fail("divergent __syncthreads: " + text(b.barrier) + " and " + text(where));
+  b.barrier = where;
+  if (++b.waiting == b.live) release_barrier(b);
+  else suspend(State::at_barrier, where);
+}
+
+void warp_meet(std::uint32_t mask, void* slot, WarpOp op, const Where& where) {
+  Block& b = *t_block;
+  const int first = b.current / 32 * 32;
+  const unsigned me = lane();
+  Warp& w = b.warps[static_cast<std::size_t>(b.current / 32)];
+  if (!(mask >> me & 1)) fail("a lane is not in its own mask at " + text(where));
+  if (mask & ~w.live) fail("the mask at " + text(where) + " names lanes that returned or do not exist");
+  if (w.arrived && (w.op != op || !same(where, w.where))) fail("divergent warp operations: " + text(w.where) + " and " + text(where));
+  w.op = op;
+  w.where = where;
+  w.slots[me] = slot;
+  w.arrived |= 1u << me;
+  if ((w.arrived & mask) != mask) {
+    suspend(State::at_warp, where);
+    return;
+  }
+  if (w.arrived != mask) fail("lanes with different masks at " + text(where));
+  op(w.slots);
+  for (unsigned l = 0; l < 32; ++l) {
+    if (l != me && (mask >> l & 1)) b.threads[static_cast<std::size_t>(first) + l].state = State::ready;
+    w.slots[l] = nullptr;
+  }
+  w.arrived = 0;
+}
+
+unsigned lane() { return static_cast<unsigned>(t_block->current) % 32; }
+unsigned char* smem_base() { return t_block->smem->data(); }
+
+unsigned char* smem_at(std::uint32_t addr, std::size_t bytes, const Where& where) {
+  if (addr + bytes > t_block->smem->size())
+    fail("shared address " + std::to_string(addr) + " is beyond the " + std::to_string(t_block->smem->size()) + " bytes at " + text(where));
+  if (addr % bytes != 0) fail("shared address " + std::to_string(addr) + " is misaligned at " + text(where));
+  return smem_base() + addr;
+}
+
+void copy_async(std::uint32_t dst, const void* src, int bytes, int bytes_read, const Where& where) {
+  const Copy copy{dst, src, bytes, bytes_read, where};
+  if (reinterpret_cast<std::uintptr_t>(src) % static_cast<unsigned>(bytes) != 0) fail("a misaligned global address at " + text(where));
+  if (g_schedule.eager_copies) do_copy(copy);
+  else t_block->threads[static_cast<std::size_t>(t_block->current)].copies.push_back(copy);
+}
+
+void commit_copies() {
+  Thread& t = t_block->threads[static_cast<std::size_t>(t_block->current)];
+  t.groups.push_back(t.copies.size());
+}
+
+void wait_copies(int pending) {
+  Thread& t = t_block->threads[static_cast<std::size_t>(t_block->current)];
+  const int due = static_cast<int>(t.groups.size()) - pending;
+  if (due <= 0) return;
+  const std::size_t done = t.groups[static_cast<std::size_t>(due) - 1];
+  for (std::size_t i = 0; i < done; ++i) do_copy(t.copies[i]);
+  t.copies.erase(t.copies.begin(), t.copies.begin() + static_cast<std::ptrdiff_t>(done));
+  t.groups.erase(t.groups.begin(), t.groups.begin() + due);
+  for (std::size_t& end : t.groups) end -= done;
+}
+
+}  // namespace simt
