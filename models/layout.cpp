@@ -35,8 +35,8 @@ struct Draft {
 // Builds the passes one after the other; rows get their numbers in the order of the calls.
 class Builder {
  public:
-  Builder(const RunConfig& config, std::span<const Sample> samples, int64_t first_index, Use use)
-      : config_(config), samples_(samples), use_(use) {
+  Builder(const RunConfig& config, std::span<const Sample> samples, int64_t first_index, Use use, bool latents_live)
+      : config_(config), samples_(samples), use_(use), latents_live_(latents_live) {
     B_ = static_cast<int32_t>(samples.size());
     M_ = has_latents(config.method) ? static_cast<int32_t>(config.latent.count) : 0;
     T_ = has_latents(config.method) ? static_cast<int32_t>(config.latent.iterations) : 0;
@@ -148,7 +148,7 @@ class Builder {
       prefix_[static_cast<std::size_t>(b)] = range(q, n_q + 1);
       const bool sharing = config_.step.prefix_sharing && use_ == Use::train;
       // bot and the latents feed pass 1; with T = 0 nobody reads them. The last row of Q predicts the teacher's first token.
-      const int32_t fed_from = T_ > 0 ? 1 + latents : 0;
+      const int32_t fed_from = T_ > 0 ? 1 + latents : latents_live_ ? latents : 0;
       drafts(b).push_back({{}, q, n_q + 1 + latents, sharing ? 2 + latents : fed_from});
       if (use_ == Use::decode) continue;
       int32_t last_q = q + n_q - 1, tail;
@@ -231,7 +231,7 @@ class Builder {
         pass_.feeds.push_back(feed);
         slot(t, b, i) = add_row(b, n_q + 1 + i);
       }
-      drafts(b).push_back({std::move(before), first, hi - lo + 1, t < T_ ? hi - lo + 1 : 0});
+      drafts(b).push_back({std::move(before), first, hi - lo + 1, t < T_ || latents_live_ ? hi - lo + 1 : 0});
     }
     std::vector<Predicts> predicts;
     if (t == T_)
@@ -262,6 +262,7 @@ class Builder {
   const RunConfig& config_;
   std::span<const Sample> samples_;
   Use use_;
+  bool latents_live_;
   int32_t B_, M_, T_;
   Layout out_;
   Pass pass_;
@@ -273,8 +274,8 @@ class Builder {
 
 }  // namespace
 
-Layout make_layout(const RunConfig& config, std::span<const Sample> samples, int64_t first_index, Use use) {
-  return Builder(config, samples, first_index, use).build();
+Layout make_layout(const RunConfig& config, std::span<const Sample> samples, int64_t first_index, Use use, bool latents_live) {
+  return Builder(config, samples, first_index, use, latents_live).build();
 }
 
 }  // namespace kava

@@ -1,0 +1,49 @@
+// Greedy decoding with a K,V cache: the question, bot and the latents through all passes, then `<eot> prompt`, then token after token.
+// A token is a new pass of one row for each sample that still decodes; a finished sample leaves the batch. What a sample gives does not
+// depend on what else is in the batch, to the byte.
+#pragma once
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/data.h"
+#include "models/model.h"
+
+namespace kava {
+
+/// Samples decoded together, where memory allows.
+constexpr int64_t kDecodeBatch = 128;
+
+struct DecodeOptions {
+  int64_t max_new_tokens = 10;   // EOS counts as one
+  int32_t eos = -1;              // a negative one never comes
+  int64_t batch = kDecodeBatch;  // fewer are taken where their K and V would need more than 2 GiB
+  std::optional<Method> method;  // in place of the model's
+  bool keep_latents = false;
+};
+
+/// The latents of pass T, in order.
+struct LatentStates {
+  std::vector<float> values;  // [M, K*D]: their value rows in the first layer
+  std::vector<float> hidden;  // [M, C]: their final hidden states
+  std::vector<int32_t> top;   // [M]: the head's argmax on those
+};
+
+struct DecodeResult {
+  std::vector<int32_t> ids;  // generated, without EOS
+  bool hit_limit = false;    // max_new_tokens came before EOS
+  // Forward passes, by the rule of docs/design.md: with latents 1 + T + 1 (eot, prompt, first token), else 1 (everything given), and one for
+  // each generated token after the first, EOS included. merged: pass T and the prompt count as one.
+  int64_t passes = 0, passes_merged = 0;
+  LatentStates latents;  // if asked for, with latents
+};
+
+/// The longest question that is decoded, in tokens with bot, latents, eot and prompt: attention over it needs the square of that.
+constexpr int64_t kLongestPrompt = 4096;
+int64_t prompt_length(const RunConfig& config, const Sample& question);
+
+/// Decodes after each sample's question and, but for full_cot, the prompt that its answer starts with; trace and the rest of the answer are
+/// not read. Every sample is at most kLongestPrompt long.
+std::vector<DecodeResult> decode(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options);
+
+}  // namespace kava
