@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Installs what kava is built with on Debian 12, by package name, and says what it does. Nothing is done for what is there already.
+# Usage: tools/setup.sh
+set -euo pipefail
+
+packages=(g++ make git cmake ninja-build pkg-config libdnnl-dev libtomlplusplus-dev nlohmann-json3-dev libcli11-dev libfmt-dev libpcre2-dev
+          libutf8proc-dev libssl-dev)
+
+say() { printf 'setup: %s\n' "$*"; }
+installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'install ok installed'; }
+catch2_version() { dpkg-query -W -f '${Version}' libcatch2-dev 2>/dev/null || true; }
+
+if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+  say "this is no Debian system; install the equivalents of: ${packages[*]} and Catch2 >= 3.4, then build with cmake --preset cpu"
+  exit 0
+fi
+
+missing=()
+for p in "${packages[@]}"; do installed "$p" || missing+=("$p"); done
+need_catch2=no
+dpkg --compare-versions "$(catch2_version)" ge 3.4 2>/dev/null || need_catch2=yes
+if [ ${#missing[@]} -eq 0 ] && [ "$need_catch2" = no ]; then
+  say "everything is installed"
+  exit 0
+fi
+
+root=()
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null || { say "needs root (or sudo) to install: ${missing[*]} libcatch2-dev"; exit 3; }
+  root=(sudo)
+fi
+apt() { "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@" >/dev/null; }
+
+# Catch2 v3 comes from bookworm-backports, a suite of the archive that the system already uses.
+add_backports() {
+  local deb822=/etc/apt/sources.list.d/debian.sources list=/etc/apt/sources.list
+  if [ -f "$deb822" ] && grep -q '^Suites:.*\bbookworm\b' "$deb822"; then
+    say "adding the suite bookworm-backports to $deb822"
+    "${root[@]}" sed -i '/^Suites:.*\bbookworm-updates\b/ { /bookworm-backports/! s/$/ bookworm-backports/ }' "$deb822"
+    grep -q bookworm-backports "$deb822" || "${root[@]}" sed -i '0,/^Suites:.*\bbookworm\b/ s/^Suites:.*\bbookworm\b.*/& bookworm-backports/' "$deb822"
+  elif [ -f "$list" ] && grep -qE '^deb .* bookworm main' "$list"; then
+    say "adding the suite bookworm-backports to /etc/apt/sources.list.d/bookworm-backports.list"
+    grep -E '^deb .* bookworm main' "$list" | head -n 1 | sed 's/ bookworm main/ bookworm-backports main/' |
+      "${root[@]}" tee /etc/apt/sources.list.d/bookworm-backports.list >/dev/null
+  else
+    say "found no Debian 12 source to add bookworm-backports to; install Catch2 >= 3.4 yourself"
+    exit 3
+  fi
+}
+
+say "updating the package lists"
+apt update
+if [ ${#missing[@]} -gt 0 ]; then
+  say "installing ${missing[*]}"
+  apt install -y --no-install-recommends "${missing[@]}"
+fi
+if [ "$need_catch2" = yes ]; then
+  if apt-cache policy libcatch2-dev | grep -qE '^ +Candidate: 3\.'; then
+    say "installing libcatch2-dev"
+    apt install -y --no-install-recommends libcatch2-dev
+  else
+    apt-cache madison libcatch2-dev | grep -q bookworm-backports || { add_backports; apt update; }
+    say "installing libcatch2-dev from bookworm-backports"
+    apt install -y --no-install-recommends libcatch2-dev/bookworm-backports
+  fi
+fi
+say "done"
