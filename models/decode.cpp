@@ -179,6 +179,14 @@ class Batch {
 
 }  // namespace
 
+RunConfig decoding_config(const RunConfig& run, std::optional<Method> method) {
+  RunConfig config = run;
+  if (!method || *method == run.method) return config;
+  config.method = *method;
+  if (*method == Method::codi) config.latent.iterations = config.latent.count;
+  return config;
+}
+
 int64_t prompt_length(const RunConfig& config, const Sample& s) {
   const int64_t question = static_cast<int64_t>(s.question.size());
   if (config.method == Method::full_cot) return question;
@@ -186,8 +194,7 @@ int64_t prompt_length(const RunConfig& config, const Sample& s) {
 }
 
 std::vector<DecodeResult> decode(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options) {
-  RunConfig config = model.config;
-  if (options.method) config.method = *options.method;
+  const RunConfig config = decoding_config(model.config, options.method);
   const ModelConfig& m = model.shape;
   const int64_t row_bytes = (2 * m.layers * m.kv_heads * m.head_dim + m.hidden) * size_of(model.storage);
   const int64_t more_rows = options.max_new_tokens + (has_latents(config.method) ? config.latent.iterations * config.latent.count : 0);

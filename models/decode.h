@@ -38,6 +38,9 @@ struct DecodeResult {
   LatentStates latents;  // if asked for, with latents
 };
 
+/// The configuration that decodes by `method`: the run's, or another one on the same weights; codi iterates once per latent.
+RunConfig decoding_config(const RunConfig& run, std::optional<Method> method);
+
 /// The longest question that is decoded, in tokens with bot, latents, eot and prompt: attention over it needs the square of that.
 constexpr int64_t kLongestPrompt = 4096;
 int64_t prompt_length(const RunConfig& config, const Sample& question);

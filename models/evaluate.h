@@ -1,0 +1,61 @@
+// Evaluation on one data file: every question decoded, every answer judged by each scorer that applies (docs/design.md, scoring).
+#pragma once
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/json.h"
+#include "models/decode.h"
+#include "models/text.h"
+
+namespace kava {
+
+/// strict, raw and codi apply to every row of text, gsm8k to written chains, gsm_hard (relative 1e-6) to GSM-Hard. Rows of ids are judged by
+/// equal ids (strict, raw), and by codi where a tokenizer can decode them.
+KAVA_CHOICE(Scorer, strict, raw, codi, gsm8k, gsm_hard)
+
+struct EvalOptions {
+  std::optional<Method> method;  // in place of the model's
+  int64_t limit = 0;             // the first rows of the file; 0: all
+  int64_t batch = kDecodeBatch;
+  int64_t max_new_tokens = 0;    // 0: 10, for full_cot 256
+  std::function<void(int64_t done, int64_t total)> progress;
+};
+
+struct EvalRecord {
+  std::string question, gold, output;  // ids rows: the ids, separated by spaces
+  std::vector<bool> correct;           // by EvalResult::scorers
+  int64_t passes = 0, passes_merged = 0;
+  bool hit_limit = false;  // for full_cot this makes it wrong
+  bool too_long = false;   // over kLongestPrompt: not run, wrong
+};
+
+struct EvalResult {
+  Method method = Method::kava;
+  DataFormat format = DataFormat::icot_text;
+  int64_t max_new_tokens = 0;
+  std::vector<Scorer> scorers;
+  std::vector<EvalRecord> records;
+  double seconds = 0;
+
+  int64_t count() const { return static_cast<int64_t>(records.size()); }
+  int64_t correct(std::size_t scorer) const;
+  double accuracy(std::size_t scorer) const;  // a share of all questions
+  double passes() const;                      // mean over the questions that were run
+  double passes_merged() const;
+  int64_t limit_hits() const;
+  int64_t too_long() const;
+};
+
+/// The most new tokens when none are asked for.
+int64_t default_new_tokens(Method method);
+
+/// Error(code data, FILE:LINE) for a row that cannot be decoded: an id outside the vocabulary, no token in the question, no "prompt" where
+/// the method needs it; Error(code data, FILE) for rows of text without a tokenizer.
+EvalResult evaluate(Model& model, Arena& arena, const TextModel& text, const RowFile& file, const EvalOptions& options);
+
+/// Everything but times, which a caller adds: the same for any batch and number of threads.
+Json to_json(const EvalResult& result);
+
+}  // namespace kava
