@@ -190,6 +190,18 @@ fs::path commit_checkpoint(const fs::path& run_dir, std::int64_t step, const std
   return target;
 }
 
+fs::path write_checkpoint(const fs::path& run_dir, std::int64_t step, const std::string& config_hash,
+                          const std::function<void(const fs::path&)>& fill) {
+  try {
+    fill(begin_checkpoint(run_dir, step));
+    return commit_checkpoint(run_dir, step, config_hash);
+  } catch (...) {
+    std::error_code ignored;
+    fs::remove_all(part_of(run_dir, step), ignored);
+    throw;
+  }
+}
+
 Manifest verify_checkpoint(const fs::path& directory) {
   Manifest manifest = parse_manifest(directory / kManifest);
   for (const std::string& name : list_files(directory, Exit::data))

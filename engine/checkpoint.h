@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -34,6 +35,10 @@ std::filesystem::path begin_checkpoint(const std::filesystem::path& run_dir, std
 /// Writes the manifest over all files in the folder that begin_checkpoint gave, makes everything durable and renames it to
 /// checkpoints/step_N, in place of an older one of this step. Returns that path. Error(code write).
 std::filesystem::path commit_checkpoint(const std::filesystem::path& run_dir, std::int64_t step, const std::string& config_hash);
+
+/// begin, `fill` with the folder to write into, commit. Where any of them throws, the unfinished folder is removed and the error goes on.
+std::filesystem::path write_checkpoint(const std::filesystem::path& run_dir, std::int64_t step, const std::string& config_hash,
+                                       const std::function<void(const std::filesystem::path&)>& fill);
 
 /// The manifest of a checkpoint folder after checking every file against it. Error(code data) naming the file where one is missing, not in
 /// the manifest, or changed; or the manifest is malformed or of another format version.

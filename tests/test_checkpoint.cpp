@@ -196,6 +196,19 @@ TEST_CASE("a checkpoint that cannot be written leaves the older ones as they wer
   CHECK_THROWS_AS(begin_checkpoint(run.path() / "file", 1), Error);
 }
 
+TEST_CASE("a checkpoint whose writing fails leaves nothing") {
+  TempFolder run;
+  make_checkpoint(run.path(), 1);
+  const auto fill = [](const fs::path& part) {
+    overwrite(part / "state.json", "x");
+    write_file("/dev/full", "x");
+  };
+  CHECK_THROWS_AS(write_checkpoint(run.path(), 2, "hash", fill), Error);
+  CHECK(std::distance(fs::directory_iterator(run.path() / "checkpoints"), fs::directory_iterator()) == 1);
+  const fs::path path = write_checkpoint(run.path(), 2, "hash", [](const fs::path& part) { overwrite(part / "state.json", "x"); });
+  CHECK(newest_valid_checkpoint(run.path())->path == path);
+}
+
 TEST_CASE("links are relative, replaced in one step and give their step back") {
   TempFolder run;
   CHECK(!linked_step(run.path(), "best"));
