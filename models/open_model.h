@@ -1,0 +1,34 @@
+// MODEL of the command line: a Hugging Face folder, a run directory, or a checkpoint in one.
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "models/model.h"
+#include "models/text.h"
+
+namespace kava {
+
+struct OpenedModel {
+  RunConfig config;               // of the run; for a plain folder full_cot without trainables
+  TextModel text;
+  std::filesystem::path run_dir;  // empty for a plain folder
+  std::filesystem::path adapter;  // whose weights are loaded on the base; empty for a plain folder
+  std::string weights;            // the same in words: "checkpoints/step_20 (best)", "adapter", "the folder's own"
+  std::string note;               // why a better choice was passed over; mostly empty
+
+  bool plain() const { return run_dir.empty(); }
+};
+
+/// Reads configurations and the tokenizer, no weights. Of a run its best checkpoint is taken if it verifies, else its adapter folder, else
+/// the newest checkpoint that verifies. dtype in place of the run's. Error(code data) naming what is missing or broken.
+OpenedModel open_model(const std::string& path, std::optional<StorageType> dtype = std::nullopt);
+
+/// Error(code usage) where these weights cannot decode by the method: a plain folder does only full_cot, and latents need a run with them.
+void require_method(const OpenedModel& opened, std::optional<Method> method);
+
+/// The weights.
+std::unique_ptr<Model> load_model(Ops& ops, const OpenedModel& opened);
+
+}  // namespace kava

@@ -1,0 +1,84 @@
+#include "tools/compare.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string_view>
+#include <vector>
+
+#include "engine/json_at.h"
+
+namespace kava {
+
+namespace {
+
+struct Table {
+  int64_t both = 0, only_a = 0, only_b = 0, neither = 0;
+  int64_t count() const { return both + only_a + only_b + neither; }
+};
+
+// The verdicts of one scorer; whether the record has it.
+bool has_verdict(const JsonAt& record, const std::string& scorer) { return record.at("correct").has(scorer.c_str()); }
+
+Table table_of(const JsonAt& a, const JsonAt& b, std::size_t count, const std::string& scorer) {
+  Table t;
+  for (std::size_t i = 0; i < count; ++i) {
+    const bool in_a = a.at(i).at("correct").at(scorer.c_str()).boolean(), in_b = b.at(i).at("correct").at(scorer.c_str()).boolean();
+    ++(in_a ? (in_b ? t.both : t.only_a) : (in_b ? t.only_b : t.neither));
+  }
+  return t;
+}
+
+void check_same_questions(const JsonAt& a, const JsonAt& b, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i)
+    for (const char* key : {"question", "gold"})
+      if (a.at(i).at(key).string() != b.at(i).at(key).string())
+        b.at(i).at(key).refuse("differs from that of " + escaped(a.file(), 4096), "compare results on the same data file");
+}
+
+void print_row(const std::string& scorer, const Table& t) {
+  const double n = static_cast<double>(t.count());
+  const double a = 100 * static_cast<double>(t.both + t.only_a) / n, b = 100 * static_cast<double>(t.both + t.only_b) / n;
+  fmt::print("{:<10}{:>8.2f}{:>8.2f}{:>+9.2f}{:>9}{:>9}{:>9}{:>9}{:>12.4g}\n", scorer, a, b, b - a, t.both, t.only_a, t.only_b, t.neither,
+             mcnemar_p(t.only_a, t.only_b));
+}
+
+void compare_data(const JsonAt& a, const JsonAt& b) {
+  const JsonAt records_a = a.at("records"), records_b = b.at("records");
+  const std::size_t count = std::min(records_a.array().size(), records_b.array().size());
+  if (count == 0) records_a.refuse("holds no question");
+  check_same_questions(records_a, records_b, count);
+  const std::size_t rest = std::max(records_a.array().size(), records_b.array().size()) - count;
+  fmt::print("{}: {} questions{}\n", escaped(a.at("data").string(), 4096), count,
+             rest > 0 ? fmt::format(" ({} more in one of the results are not compared)", rest) : "");
+  fmt::print("{:<10}{:>8}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}{:>12}\n", "scorer", "A %", "B %", "B - A", "both", "only A", "only B", "neither", "p");
+  for (const auto& [scorer, value] : records_a.at(std::size_t{0}).at("correct").object())
+    if (has_verdict(records_b.at(std::size_t{0}), scorer)) print_row(escaped(scorer, 20), table_of(records_a, records_b, count, scorer));
+}
+
+}  // namespace
+
+double mcnemar_p(int64_t only_a, int64_t only_b) {
+  const int64_t n = only_a + only_b;
+  const double log_half = static_cast<double>(n) * std::log(0.5);
+  double tail = 0;
+  for (int64_t k = 0; k <= std::min(only_a, only_b); ++k)
+    tail += std::exp(std::lgamma(double(n) + 1) - std::lgamma(double(k) + 1) - std::lgamma(double(n - k) + 1) + log_half);
+  return std::min(1.0, 2 * tail);
+}
+
+int compare_results(const std::string& path_a, const std::string& path_b) {
+  const Json json_a = read_json(path_a), json_b = read_json(path_b);
+  const JsonAt a(json_a, path_a), b(json_b, path_b);
+  const JsonAt results_a = a.at("results"), results_b = b.at("results");
+  if (results_a.array().empty()) results_a.refuse("holds no result");
+  if (results_a.array().size() != results_b.array().size()) results_b.refuse("is of another number of data files than " + escaped(path_a, 4096));
+  fmt::print("A = {} ({})\nB = {} ({})\n", escaped(path_a, 4096), escaped(a.at("model").string(), 4096), escaped(path_b, 4096),
+             escaped(b.at("model").string(), 4096));
+  for (std::size_t i = 0; i < results_a.array().size(); ++i) compare_data(results_a.at(i), results_b.at(i));
+  fmt::print("p: exact McNemar test, two-sided, on the questions that only one of the two got right\n");
+  return 0;
+}
+
+}  // namespace kava

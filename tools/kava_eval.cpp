@@ -1,0 +1,156 @@
+// kava_eval: accuracy by every scorer and forward passes on data files; and the comparison of two results.
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "engine/files.h"
+#include "models/evaluate.h"
+#include "models/open_model.h"
+#include "tools/command.h"
+#include "tools/compare.h"
+#include "tools/device.h"
+
+namespace {
+
+using namespace kava;
+namespace fs = std::filesystem;
+
+struct EvalCommand {
+  std::string model, method, dtype, out;
+  std::vector<std::string> data;
+  int64_t limit = 0, batch = kDecodeBatch, max_new_tokens = 0;
+  DeviceOptions device;
+};
+
+template <class E> std::optional<E> chosen(const char* option, const std::string& word) {
+  if (word.empty()) return std::nullopt;
+  const std::optional<E> value = choice_of<E>(word);
+  if (!value) throw Error(Exit::usage, option, "\"" + escaped(word) + "\" is none of its values", "give " + fmt::format("{}", fmt::join(names_of(E{}), ", ")));
+  return value;
+}
+
+// A place that cannot be written to is found before the work.
+void check_writable(const std::string& path) {
+  if (path.empty()) return;
+  try {
+    FileWriter probe(path);
+  } catch (const Error& e) {
+    throw Error(Exit::preflight, "--out " + escaped(path, 4096), "cannot be written to", "name a file in a folder that exists and can be written to");
+  }
+}
+
+std::string percent(const EvalResult& r, Scorer scorer) {
+  for (std::size_t s = 0; s < r.scorers.size(); ++s)
+    if (r.scorers[s] == scorer) return fmt::format("{:.2f}", 100 * r.accuracy(s));
+  return "-";
+}
+
+double ms_per_question(const EvalResult& r) {
+  const int64_t run = r.count() - r.too_long();
+  return run > 0 ? 1000 * r.seconds / static_cast<double>(run) : 0;
+}
+
+void print_results(const std::vector<std::pair<std::string, EvalResult>>& results) {
+  std::size_t width = 4;
+  for (const auto& [name, r] : results) width = std::max(width, name.size());
+  fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9}{:>9}{:>8}{:>14}\n", "data", width + 1, "questions", "strict", "raw", "codi", "gsm8k",
+             "gsm_hard", "passes", "merged", "limit", "ms/question");
+  for (const auto& [name, r] : results)
+    fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9.2f}{:>9.2f}{:>8}{:>14.1f}\n", name, width + 1, r.count(), percent(r, Scorer::strict),
+               percent(r, Scorer::raw), percent(r, Scorer::codi), percent(r, Scorer::gsm8k), percent(r, Scorer::gsm_hard), r.passes(),
+               r.passes_merged(), r.limit_hits(), ms_per_question(r));
+  const bool chain = results[0].second.method == Method::full_cot;
+  fmt::print("Scorers in % of all questions. Forward passes per question: {}; merged: {}. limit: questions that reached the largest number of\n"
+             "new tokens{}. gsm_hard compares the last numbers as doubles with relative 1e-6.\n",
+             chain ? "1, and one for each token after the first, EOS included" : "pass 0, T, one for the prompt and the first token (no_cot: 1 in all), and one for each token after it",
+             "pass T and the prompt as one", chain ? ", which counts as wrong" : "");
+  for (const auto& [name, r] : results)
+    if (r.too_long() > 0) fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, r.too_long(), kLongestPrompt);
+}
+
+Json header(const EvalCommand& command, const OpenedModel& opened, const Model& model) {
+  return {{"program", "kava_eval"}, {"model", command.model}, {"weights", opened.weights}, {"base", model.base_digest},
+          {"dtype", name_of(opened.config.model.dtype)}, {"device", model.ops.name()}};
+}
+
+std::string document(Json head, Json results) {
+  head["results"] = std::move(results);
+  return head.dump(1) + "\n";
+}
+
+// eval/NAME.json of the run; another method than the run's has it in its name.
+fs::path path_in_run(const OpenedModel& opened, const std::string& data, Method method) {
+  const std::string stem = fs::path(data).stem().string();
+  return opened.run_dir / "eval" / (stem + (method == opened.config.method ? "" : "." + name_of(method)) + ".json");
+}
+
+void write_in_run(const fs::path& path, const std::string& text) {
+  std::error_code failed;
+  fs::create_directories(path.parent_path(), failed);
+  if (failed) throw Error(Exit::write, escaped(path.parent_path().string(), 4096), "could not make the folder: " + failed.message(), "check the run directory");
+  write_file(path.string(), text);
+}
+
+int evaluate_files(const EvalCommand& command) {
+  if (command.model.empty()) throw Error(Exit::usage, "MODEL", "is missing", "see kava_eval --help");
+  if (command.data.empty()) throw Error(Exit::usage, "--data", "is missing", "name at least one data file");
+  EvalOptions options;
+  options.method = chosen<Method>("--method", command.method);
+  options.limit = command.limit, options.batch = command.batch, options.max_new_tokens = command.max_new_tokens;
+  const std::optional<StorageType> dtype = chosen<StorageType>("--dtype", command.dtype);
+  const std::unique_ptr<Ops> ops = make_ops(command.device);
+  const OpenedModel opened = open_model(command.model, dtype);
+  require_method(opened, options.method);
+  check_writable(command.out);
+  std::vector<RowFile> files;
+  for (const std::string& path : command.data) files.push_back(read_rows(path));
+  if (!opened.note.empty()) fmt::print(stderr, "{}\n", opened.note);
+  const std::unique_ptr<Model> model = load_model(*ops, opened);
+  Arena arena(*ops);
+  fmt::print("model {}: {}, method {}, {}\n", escaped(command.model, 4096), opened.weights, name_of(options.method.value_or(opened.config.method)),
+             name_of(opened.config.model.dtype));
+  std::fflush(stdout);
+
+  const bool terminal = ::isatty(STDERR_FILENO);
+  std::vector<std::pair<std::string, EvalResult>> results;
+  Json documents = Json::array();
+  for (const RowFile& file : files) {
+    if (terminal)
+      options.progress = [&](int64_t done, int64_t total) { fmt::print(stderr, "\r{} of {} questions{}", done, total, done == total ? "\n" : ""); };
+    EvalResult result = evaluate(*model, arena, opened.text, file, options);
+    Json json = to_json(result);
+    json["data"] = file.path, json["sha256"] = file.sha256;
+    json["seconds"] = result.seconds, json["ms_per_question"] = ms_per_question(result);
+    if (!opened.plain()) write_in_run(path_in_run(opened, file.path, result.method), document(header(command, opened, *model), Json::array({json})));
+    documents.push_back(std::move(json));
+    results.emplace_back(escaped(fs::path(file.path).filename().string(), 60), std::move(result));
+  }
+  if (!command.out.empty()) write_file(command.out, document(header(command, opened, *model), std::move(documents)));
+  print_results(results);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Evaluates a model on data files: accuracy by every scorer, forward passes, every answer", "kava_eval");
+  app.footer("Examples:\n  kava_eval runs/quickstart --data data/test.txt --out result.json\n  kava_eval compare a.json b.json");
+  EvalCommand command;
+  app.add_option("MODEL", command.model, "A Hugging Face folder, a run directory, or a checkpoint in one");
+  app.add_option("--data", command.data, "Data files; their form is recognised from the first row")->expected(1, -1);
+  app.add_option("--method", command.method, "full_cot, no_cot, codi, pccot or kava (default: the run's; full_cot for a plain folder)");
+  app.add_option("--limit", command.limit, "Only the first N rows of each file")->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+  app.add_option("--batch", command.batch, "Questions decoded together; changes no result")->check(CLI::Range(1, 65536))->capture_default_str();
+  app.add_option("--max-new-tokens", command.max_new_tokens, "Largest number of tokens generated, EOS included (default: 10; full_cot 256)")
+      ->check(CLI::Range(1, 65536));
+  app.add_option("--dtype", command.dtype, "bf16, f32 or f64 (default: the run's; bf16 for a plain folder)");
+  app.add_option("--out", command.out, "JSON file for the results with every question's record");
+  kava::add_device_options(app, command.device);
+  std::string a, b;
+  CLI::App* compare = app.add_subcommand("compare", "Compare two results of --out, question by question");
+  compare->add_option("A", a, "A result")->required();
+  compare->add_option("B", b, "Another, on the same data")->required();
+  compare->footer("Example:\n  kava_eval compare kava.json no_cot.json");
+  return kava::command_main(argc, argv, app, [&] { return compare->parsed() ? compare_results(a, b) : evaluate_files(command); });
+}
