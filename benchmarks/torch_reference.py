@@ -1,0 +1,312 @@
+"""The rival of `kava_bench`: the same KaVa step with PyTorch, transformers and PEFT, timed on the CPU.
+
+    python torch_reference.py [--threads 2] [--batch 32] [--steps 2] [--packed] [--lengths FILE] [--dtype bf16|f32]
+
+The step: SmolLM2-135M's shape with random weights, method kava with its defaults, LoRA r 128 on q, k, v, o with dropout 0.1, forward,
+backward, clipping, AdamW. Weights and activations are in --dtype throughout: no autocast, which would only cost the rival time.
+* As upstream writes it (default): samples padded to the longest of the batch, teacher and student apart, the question once in each,
+  every latent in every pass, logits at every position of the teacher's and of the answer's pass (none in the latent passes).
+* --packed: no padding, attention sample by sample, logits on supervised rows alone. The stronger form.
+
+Row lengths. With h(n): x = (n + 1) * 0x9E3779B97F4A7C15; x ^= x >> 32; x *= 0xD6E8FEB86659FD93; x ^= x >> 32 (unsigned 64-bit) and
+u_k = h(4 (s + 20480) + k) >> 48 of sample s = 0, 1, ..., integer arithmetic throughout:
+    question = 20 + (26 u_0 >> 16) + (54 u_1^3 >> 48)                          mean 45.6, BOS included (44.6 at batch 32)
+    steps    = (u_2 >= 6554) + (u_2 >= 36045) + (u_2 >= 55706) + (u_2 >= 62259)
+    trace    = 0 if steps is 0, else 8 steps - 1 + (3 (u_3 & 255) >> 8)          mean 12.6, 0 for a tenth of the rows
+    answer   = 6 + (u_3 < 19661)                                                prompt of 4, answer of 1 or 2, EOS: mean 6.3
+Token i of the whole batch (questions, traces and answers in sample order) is 3 + h(2^32 + i) mod (V - 3); only its cost matters.
+--lengths reads a JSON list of [question, trace, answer] instead.
+"""
+import argparse
+import json
+import math
+import time
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+         "vocab_size": 49152, "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "tie_word_embeddings": True, "max_position_embeddings": 8192}
+LATENTS, PASSES, PROMPT = 24, 3, 4
+LAMBDA, KV_WEIGHT, CODI_WEIGHT = 0.1, 1.0, 10.0
+FIRST_SAMPLE = 20480      # where the first 32 and the first 128 rows have the means of real data
+MASK64 = (1 << 64) - 1
+
+
+def hashed(n):
+    x = (n + 1) * 0x9E3779B97F4A7C15 & MASK64
+    x ^= x >> 32
+    x = x * 0xD6E8FEB86659FD93 & MASK64
+    return x ^ (x >> 32)
+
+
+def row_lengths(count):
+    rows = []
+    for s in range(FIRST_SAMPLE, FIRST_SAMPLE + count):
+        u = [hashed(4 * s + k) >> 48 for k in range(4)]
+        question = 20 + (26 * u[0] >> 16) + (54 * u[1] ** 3 >> 48)
+        steps = sum(u[2] >= limit for limit in (6554, 36045, 55706, 62259))
+        trace = 8 * steps - 1 + (3 * (u[3] & 255) >> 8) if steps else 0
+        rows.append((question, trace, 6 + (u[3] < 19661)))
+    return rows
+
+
+def rows_of(lengths):
+    vocabulary, at, rows = SHAPE["vocab_size"], 1 << 32, []
+    for sample in lengths:
+        parts = []
+        for length in sample:
+            parts.append([3 + hashed(at + i) % (vocabulary - 3) for i in range(length)])
+            at += length
+        rows.append(SimpleNamespace(question=parts[0], trace=parts[1], answer=parts[2]))
+    return rows
+
+
+class Network(nn.Module):
+    def __init__(self, dtype, attention):
+        super().__init__()
+        base = LlamaForCausalLM._from_config(LlamaConfig(**SHAPE, initializer_range=SHAPE["hidden_size"] ** -0.5),
+                                             attn_implementation=attention, dtype=dtype)
+        lora = LoraConfig(r=128, lora_alpha=32, lora_dropout=0.1, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+        self.peft = get_peft_model(base, lora, autocast_adapter_dtype=False)
+        self.causal = base
+        hidden = SHAPE["hidden_size"]
+        self.new_tokens = nn.Parameter(base.model.embed_tokens.weight.mean(0, keepdim=True).repeat(3, 1))
+        self.project = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden))
+        with torch.no_grad():
+            self.project[3].weight.fill_(base.model.embed_tokens.weight.float().pow(2).mean().sqrt())
+        self.to(dtype)
+
+    def embed(self, ids):
+        """Ids from V on are bot, eot and latent."""
+        vocabulary = SHAPE["vocab_size"]
+        known = F.embedding(ids.clamp(max=vocabulary - 1), self.causal.model.embed_tokens.weight)
+        return torch.where((ids >= vocabulary)[:, None], self.new_tokens[(ids - vocabulary).clamp(min=0)], known)
+
+
+class Padded:
+    """Passes as [B, S] with a padding mask; the question is padded on the left, everything else on the right."""
+    attention = "seen_sdpa"
+
+    def __init__(self, network):
+        self.network = network
+
+    def run(self, embeds, lengths, past=None, left=False):
+        """embeds [sum of lengths, C] packed in sample order. Returns packed tensors, and `padded` for the logits."""
+        size, count = max(lengths), len(lengths)
+        index = torch.cat([torch.arange(n) + b * size + (size - n if left else 0) for b, n in enumerate(lengths)])
+        mask = torch.zeros(count * size, dtype=torch.long).index_fill(0, index, 1).view(count, size)
+        before = past.mask if past else torch.zeros(count, 0, dtype=torch.long)
+        positions = (before.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
+        cache = DynamicCache()
+        for layer, pair in enumerate(past.pairs if past else []):
+            cache.update(*pair, layer)
+        rows = torch.zeros(count * size, embeds.shape[1], dtype=embeds.dtype).index_copy(0, index, embeds).view(count, size, -1)
+        mask = torch.cat((before, mask), 1)
+        out = self.network.causal.model(inputs_embeds=rows, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                                        use_cache=True, output_hidden_states=True)
+        seen = [layer.self_attn.seen for layer in self.network.causal.model.layers]
+        flat = lambda x: x[:, :, -size:].transpose(0, 1).flatten(1, 2)[:, index]
+        return SimpleNamespace(hidden=[h.flatten(0, 1)[index] for h in out.hidden_states[1:]], padded=out.last_hidden_state, index=index,
+                               queries=[flat(q) for q, _, _ in seen], keys=[flat(k) for _, k, _ in seen],
+                               values=[flat(v) for _, _, v in seen],
+                               past=SimpleNamespace(pairs=[(k, v) for _, k, v in seen], mask=mask))
+
+    def prefix(self, done, dropped):
+        """The past without the last `dropped` rows of every sample."""
+        return SimpleNamespace(pairs=[(k[:, :, :-dropped], v[:, :, :-dropped]) for k, v in done.past.pairs], mask=done.past.mask[:, :-dropped])
+
+    def cross_entropy(self, done, rows, labels):
+        """Logits at every position, the mean over those that have a label."""
+        wanted = torch.full((done.padded.shape[0] * done.padded.shape[1],), -100)
+        wanted[done.index[rows]] = labels
+        return F.cross_entropy(self.network.causal.lm_head(done.padded).flatten(0, 1).float(), wanted)
+
+
+class Packed:
+    """Passes as [1, R]; attention goes sample by sample over that sample's rows alone."""
+    attention = "by_sample"
+
+    def __init__(self, network):
+        self.network = network
+
+    def run(self, embeds, lengths, past=None, left=False):
+        layers = self.network.causal.model.layers
+        starts = past.lengths if past else [0] * len(lengths)
+        positions = torch.cat([torch.arange(m, m + n) for m, n in zip(starts, lengths)])
+        for number, layer in enumerate(layers):
+            layer.self_attn.segments = (lengths, past.pairs[number] if past else [None] * len(lengths))
+        out = self.network.causal.model(inputs_embeds=embeds[None], attention_mask=torch.zeros(1, 1, 1, 1), position_ids=positions[None],
+                                        use_cache=False, output_hidden_states=True)
+        seen = [layer.self_attn.seen for layer in layers]
+        return SimpleNamespace(hidden=[h[0] for h in out.hidden_states[1:]],
+                               queries=[q for q, _, _, _ in seen], keys=[k for _, k, _, _ in seen], values=[v for _, _, v, _ in seen],
+                               past=SimpleNamespace(pairs=[p for _, _, _, p in seen], lengths=[m + n for m, n in zip(starts, lengths)]))
+
+    def prefix(self, done, dropped):
+        pairs = [[(k[:, :-dropped], v[:, :-dropped]) for k, v in layer] for layer in done.past.pairs]
+        return SimpleNamespace(pairs=pairs, lengths=[n - dropped for n in done.past.lengths])
+
+    def cross_entropy(self, done, rows, labels):
+        return F.cross_entropy(self.network.causal.lm_head(done.hidden[-1][rows]).float(), labels)
+
+
+def seen_sdpa(module, query, key, value, attention_mask, **kwargs):
+    module.seen = (query, key, value)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def by_sample(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    lengths, past = module.segments
+    outputs, pairs = [], []
+    split = [x[0].split(lengths, 1) for x in (query, key, value)]
+    for q, k, v, before in zip(*split, past):
+        if before is not None:
+            k, v = torch.cat((before[0], k), 1), torch.cat((before[1], v), 1)
+        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
+        pairs.append((k, v))
+        outputs.append(F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=scaling, enable_gqa=True)[0])
+    module.seen = (query[0], key[0], value[0], pairs)
+    return torch.cat(outputs, 1).transpose(0, 1)[None].contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("seen_sdpa", seen_sdpa)
+ALL_MASK_ATTENTION_FUNCTIONS.register("seen_sdpa", sdpa_mask)
+ALL_ATTENTION_FUNCTIONS.register("by_sample", by_sample)
+
+
+def grid(starts, lengths, least=0):
+    """([B, n] row indices, [B, n] validity) of a stretch of packed rows of each sample."""
+    size = max(max(lengths), least)
+    offsets = torch.arange(size)
+    valid = offsets < torch.tensor(lengths)[:, None]
+    return torch.where(valid, torch.tensor(starts)[:, None] + offsets, 0), valid
+
+
+@torch.no_grad()
+def evict(keys, queries, trace, answer):
+    """Kept positions of one layer, [K, B, M] in the padded trace, chronological; empty slots are past `valid`."""
+    (trace_rows, trace_valid), (answer_rows, answer_valid) = trace, answer
+    k, q = keys[:, trace_rows].float(), queries[:, answer_rows].float().unflatten(0, (keys.shape[0], -1))
+    logits = torch.einsum("kgbad,kbnd->kgban", q, k).amax(1) / math.sqrt(k.shape[-1])
+    closed = ~trace_valid[None, :, None]
+    importance = logits.masked_fill(closed, -1e30).softmax(-1)
+    importance = (importance * answer_valid[None, :, :, None]).sum(2) / answer_valid.sum(1)[None, :, None]
+    unit = k / (k.norm(dim=-1, keepdim=True) + 1e-8) * trace_valid[None, :, :, None]
+    cosine = torch.einsum("kbnd,kbd->kbn", unit, unit.sum(2)) - unit.pow(2).sum(-1)
+    redundancy = -cosine / trace_valid.sum(1).clamp(min=1)[None, :, None]
+    redundancy = redundancy.masked_fill(~trace_valid, -1e30).softmax(-1)
+    score = (LAMBDA * importance + (1 - LAMBDA) * redundancy).masked_fill(~trace_valid, -1)
+    kept = score.topk(LATENTS, -1).indices
+    kept = torch.where(trace_valid.expand_as(score).gather(-1, kept), kept, trace_valid.shape[1])
+    return kept.sort(-1).values.clamp(max=trace_valid.shape[1] - 1)
+
+
+def kv_loss(teacher, latents, trace, answer, counts):
+    """Smooth L1 over valid slots, each layer divided by the deviation of its target."""
+    valid = torch.arange(LATENTS) < torch.tensor(counts)[:, None]
+    total = 0
+    for layer, keys in enumerate(teacher.keys):
+        kept = evict(keys, teacher.queries[layer], trace, answer)
+        rows = trace[0].expand(kept.shape[0], -1, -1).gather(-1, kept)
+        for target, student in ((keys, latents.keys[layer]), (teacher.values[layer], latents.values[layer])):
+            wanted = target.detach().gather(1, rows.flatten(1)[..., None].expand(-1, -1, target.shape[-1])).unflatten(1, valid.shape)
+            wanted, own = wanted[:, valid].float(), student.unflatten(1, valid.shape)[:, valid].float()
+            total = total + F.smooth_l1_loss(own, wanted) / wanted.std()
+    return total / (2 * len(teacher.keys))
+
+
+def codi_loss(teacher, teacher_rows, student, student_rows):
+    total = 0
+    for own, wanted in zip(student.hidden, teacher.hidden):
+        wanted = wanted[teacher_rows].detach().float()
+        total = total + F.smooth_l1_loss(own[student_rows].float(), wanted) / wanted.std()
+    return total / len(teacher.hidden)
+
+
+def starts_of(lengths):
+    return [sum(lengths[:b]) for b in range(len(lengths))]
+
+
+def losses(runner, rows):
+    network, vocabulary = runner.network, SHAPE["vocab_size"]
+    bot, eot, latent = vocabulary, vocabulary + 1, vocabulary + 2
+    ids = lambda lists: torch.tensor([i for one in lists for i in one])
+    questions, traces, answers = ([len(getattr(r, part)) for r in rows] for part in ("question", "trace", "answer"))
+
+    whole = [r.question + r.trace + r.answer for r in rows]
+    at = starts_of([len(w) for w in whole])
+    teacher = runner.run(network.embed(ids(whole)), [len(w) for w in whole])
+    predicting = torch.cat([torch.arange(a + q - 1, a + len(w) - 1) for a, q, w in zip(at, questions, whole)])
+    teacher_ce = runner.cross_entropy(teacher, predicting, ids([r.trace + r.answer for r in rows]))
+
+    first = [r.question + [bot] + [latent] * LATENTS for r in rows]
+    done = runner.run(network.embed(ids(first)), [len(f) for f in first], left=True)
+    prefix = runner.prefix(done, LATENTS)
+    ends = [a + len(f) for a, f in zip(starts_of([len(f) for f in first]), first)]
+    sources = torch.stack([torch.arange(end - LATENTS - 1, end - 1) for end in ends])
+    fed = network.project(done.hidden[-1][sources])                                          # [B, M, C]
+    for t in range(PASSES):
+        done = runner.run(fed.flatten(0, 1), [LATENTS] * len(rows), prefix)
+        if t + 1 < PASSES:
+            fed = torch.cat((fed[:, :1], network.project(done.hidden[-1].unflatten(0, (len(rows), LATENTS))[:, :-1])), 1)
+    last = [[eot] + r.answer for r in rows]
+    student = runner.run(network.embed(ids(last)), [len(x) for x in last], done.past)
+    begin = starts_of([len(x) for x in last])
+    predicting = torch.cat([torch.arange(b, b + n) for b, n in zip(begin, answers)])
+    student_ce = runner.cross_entropy(student, predicting, ids([r.answer for r in rows]))
+
+    trace_at = [a + q for a, q in zip(at, questions)]
+    answer_at = [a + n for a, n in zip(trace_at, traces)]
+    kv = kv_loss(teacher, done, grid(trace_at, traces, LATENTS), grid(answer_at, answers), traces)
+    codi = codi_loss(teacher, torch.tensor(answer_at) + PROMPT - 1, student, torch.tensor(begin) + PROMPT)
+    return {"student_ce": student_ce, "teacher_ce": teacher_ce, "kv": kv, "codi": codi}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=2, help="timed steps, after one that is not")
+    parser.add_argument("--packed", action="store_true")
+    parser.add_argument("--lengths", help="JSON list of [question, trace, answer]")
+    parser.add_argument("--dtype", choices=("bf16", "f32"), default="bf16")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(42)
+    lengths = json.load(open(arguments.lengths)) if arguments.lengths else row_lengths(arguments.batch)
+    rows = rows_of(lengths[: arguments.batch])
+    form = Packed if arguments.packed else Padded
+    network = Network({"bf16": torch.bfloat16, "f32": torch.float32}[arguments.dtype], form.attention)
+    network.train()
+    runner, trainable = form(network), [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=8e-4, weight_decay=0.1, fused=True)
+    print(f"{form.__name__.lower()}, {arguments.dtype}, {arguments.threads} threads, {len(rows)} samples, "
+          f"{sum(p.numel() for p in trainable) / 1e6:.2f} M trainable, mean lengths "
+          + " ".join(f"{sum(x) / len(rows):.1f}" for x in zip(*lengths[: len(rows)])))
+    seconds = []
+    for step in range(arguments.steps + 1):
+        begin, processor = time.perf_counter(), time.process_time()
+        parts = losses(runner, rows)
+        loss = parts["student_ce"] + parts["teacher_ce"] + KV_WEIGHT * parts["kv"] + CODI_WEIGHT * parts["codi"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 2.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - begin)
+        print(f"step {step}{' (warm-up)' if step == 0 else ''}: {seconds[-1]:.2f} s ({time.process_time() - processor:.2f} s of processor time), loss {loss.item():.4f}, "
+              + ", ".join(f"{name} {value.item():.4f}" for name, value in parts.items()), flush=True)
+    if seconds[1:]:
+        mean = sum(seconds[1:]) / len(seconds[1:])
+        print(f"{mean:.2f} s/step, {len(rows) / mean:.3f} samples/s")
+
+
+if __name__ == "__main__":
+    main()
