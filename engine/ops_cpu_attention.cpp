@@ -166,6 +166,67 @@ void forward_task(const Tensor& o, const Tensor& lse, const Tensor& q, const Ten
   put_queries<T>(o, out, s, kv_head, shape, width);
 }
 
+// The sum of a vector's lanes, in pairs a half apart.
+template <class S> S lane_sum(typename Vec<S>::type v) {
+  using Number = std::conditional_t<sizeof(S) == 8, int64_t, int32_t>;
+  typename Vec<Number>::type lane;
+  for (int i = 0; i < kLanes<S>; ++i) lane[i] = static_cast<Number>(i);
+#pragma GCC unroll 8
+  for (int half = kLanes<S> / 2; half > 0; half /= 2) v += __builtin_shuffle(v, lane ^ static_cast<Number>(half));
+  return v[0];
+}
+
+// Row j of the segment's keys of one head, filled up with zeros. A cache's rows lie far apart, so later ones are fetched ahead.
+template <class T> void load_row(Sum<T>* y, const Tensor& x, const View& s, int64_t j, int64_t head, int64_t D, int64_t width) {
+  constexpr int64_t kAhead = 16;
+  if (j + kAhead < s.key_count) {
+    const char* later = reinterpret_cast<const char*>(x.row<T>(s.keys[j + kAhead]) + head * D);
+    for (int64_t byte = 0; byte < D * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(later + byte);
+  }
+  const T* in = x.row<T>(s.keys[j]) + head * D;
+  for (int64_t d = 0; d < D; ++d) y[d] = to_float(in[d]);
+  for (int64_t d = D; d < width; ++d) y[d] = 0;
+}
+
+// One query row: keys and values are read where they lie, once for the whole group of heads, so that decoding moves its cache only once.
+template <class T>
+void single_query_task(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const View& s, int64_t kv_head,
+                       const Shape& shape) {
+  using S = Sum<T>;
+  using V = typename Vec<S>::type;
+  thread_local Scratch<S> scratch;
+  const int64_t D = shape.D, width = padded<S>(D), keys = padded<S>(s.key_count), G = shape.group, L = kLanes<S>;
+  S* row = scratch.fit(scratch.k, width);
+  S* qq = scratch.fit(scratch.q, G * width);
+  S* p = scratch.fit(scratch.p, G * keys);
+  S* out = scratch.fit(scratch.o, G * width);
+  gather_queries<T>(qq, q, s, kv_head, shape, width, static_cast<S>(shape.scale));
+  for (int64_t j = 0; j < s.key_count; ++j) {
+    load_row<T>(row, k, s, j, kv_head, D, width);
+    for (int64_t g = 0; g < G; ++g) {
+      V dot{};
+      for (int64_t d = 0; d < width; d += L) dot += *reinterpret_cast<const V*>(qq + g * width + d) * *reinterpret_cast<const V*>(row + d);
+      p[g * keys + j] = lane_sum<S>(dot);
+    }
+  }
+  for (int64_t g = 0; g < G; ++g) {
+    S* weights = p + g * keys;
+    const S most = *std::max_element(weights, weights + s.key_count);
+    const S sum = exponentials(weights, s.key_count, keys, most), inverse = 1 / sum;
+    for (int64_t j = 0; j < keys; ++j) weights[j] *= inverse;
+    if (lse) lse.row<S>(s.query_begin)[kv_head * G + g] = most + std::log(sum);
+  }
+  std::fill(out, out + G * width, S{0});
+  for (int64_t j = 0; j < s.key_count; ++j) {
+    load_row<T>(row, v, s, j, kv_head, D, width);
+    for (int64_t g = 0; g < G; ++g) {
+      const S weight = p[g * keys + j];
+      for (int64_t d = 0; d < width; d += L) *reinterpret_cast<V*>(out + g * width + d) += weight * *reinterpret_cast<const V*>(row + d);
+    }
+  }
+  put_queries<T>(o, out, s, kv_head, shape, width);
+}
+
 template <class T>
 void backward_task(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o, const Tensor& lse,
                    const Tensor& q, const Tensor& k, const Tensor& v, const View& s, int64_t kv_head, const Shape& shape) {
@@ -226,7 +287,9 @@ void CpuOps::attention_fwd(Arena&, const Tensor& o, const Tensor& lse, const Ten
   const Shape shape = shape_of(q, k, heads, kv_heads, scale);
   dispatch(q.dtype, [&]<class T>() {
     threads_.run(segments.count * kv_heads, [&](int64_t task) {
-      forward_task<T>(o, lse, q, k, v, view(segments, task / kv_heads), task % kv_heads, shape);
+      const View s = view(segments, task / kv_heads);
+      if (s.queries == 1) single_query_task<T>(o, lse, q, k, v, s, task % kv_heads, shape);
+      else forward_task<T>(o, lse, q, k, v, s, task % kv_heads, shape);
     });
   });
 }
