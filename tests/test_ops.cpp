@@ -3,6 +3,13 @@
 using namespace kava;
 using namespace kava::test;
 
+// A sanitizer's allocator ends the program where malloc would refuse, unless told to refuse too.
+#if defined(__SANITIZE_THREAD__)
+extern "C" const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
+#elif defined(__SANITIZE_ADDRESS__)
+extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+#endif
+
 namespace {
 struct Size {
   int64_t rows, cols;
