@@ -179,8 +179,9 @@ struct KeyGradient {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         for (int i = 0; i < 4; ++i) {
-          const int in_tile = n * 16 + half * 8 + place.col(i), r = first_row + in_tile;
-          const bool sees = r < seg.stacked_rows() && first_key + place.row(i) < seg.seen(r);
+          // Rows beyond the segment are zero in q, dout and delta: they add nothing.
+          const int in_tile = n * 16 + half * 8 + place.col(i);
+          const bool sees = first_key + place.row(i) < seg.seen(first_row + in_tile);
           const float p = sees ? fast_exp2(s[half][i] * scale2 - stats.lse2[in_tile]) : 0.f;
           s[half][i] = p;
           dp[half][i] = p * (dp[half][i] - stats.delta[in_tile]);
