@@ -12,7 +12,8 @@ void check_rows(const Tensor& x, int64_t rows, int64_t cols) {
 }
 
 /// f.operator()<T, G>() for storage T and a gradient in storage or sum type.
-template <class F> void dispatch_gradient(const Tensor& x, const Tensor& dy, F f) {
+template <class F>
+void dispatch_gradient(const Tensor& x, const Tensor& dy, F f) {
   dispatch(x.dtype, [&]<class T>() {
     if (dy.dtype == x.dtype) f.template operator()<T, T>();
     else if constexpr (std::is_same_v<T, bf16>) f.template operator()<T, Sum<T>>();
@@ -20,13 +21,23 @@ template <class F> void dispatch_gradient(const Tensor& x, const Tensor& dy, F f
   });
 }
 
-template <class S> S sigmoid(S x) { return S(1) / (S(1) + fast_exp(-x)); }
+template <class S>
+S sigmoid(S x) {
+  return S(1) / (S(1) + fast_exp(-x));
+}
 
 // Distribution function and density of the standard normal.
-template <class S> S normal_cdf(S x) { return S(0.5) * (S(1) + std::erf(x * S(0.70710678118654752440))); }
-template <class S> S normal_density(S x) { return S(0.39894228040143267794) * std::exp(S(-0.5) * x * x); }
+template <class S>
+S normal_cdf(S x) {
+  return S(0.5) * (S(1) + std::erf(x * S(0.70710678118654752440)));
+}
+template <class S>
+S normal_density(S x) {
+  return S(0.39894228040143267794) * std::exp(S(-0.5) * x * x);
+}
 
-template <class T> void rope_row(T* x, const Sum<T>* cosine, const Sum<T>* sine, int64_t cols, int64_t half, Sum<T> sign) {
+template <class T>
+void rope_row(T* x, const Sum<T>* cosine, const Sum<T>* sine, int64_t cols, int64_t half, Sum<T> sign) {
   for (int64_t begin = 0; begin < cols; begin += 2 * half) {
     T *first = x + begin, *second = first + half;
     each(half, [=](int64_t d) {

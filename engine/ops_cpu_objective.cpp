@@ -35,7 +35,8 @@ void softmax(std::vector<double>& x) {
 }
 
 /// k: the sample's rows, columns of one head.
-template <class T> std::vector<double> redundancy_of(const Tensor& k) {
+template <class T>
+std::vector<double> redundancy_of(const Tensor& k) {
   const int64_t n = k.rows, dim = k.cols;
   std::vector<double> unit(static_cast<std::size_t>(n * dim)), all(static_cast<std::size_t>(dim)), score(static_cast<std::size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
@@ -49,14 +50,16 @@ template <class T> std::vector<double> redundancy_of(const Tensor& k) {
   }
   for (int64_t i = 0; i < n; ++i) {
     const double *u = unit.data() + i * dim, *total = all.data();
-    score[static_cast<std::size_t>(i)] = -sum_over<double>(dim, [=](int64_t d) { return u[d] * (total[d] - u[d]); }) / static_cast<double>(n);
+    score[static_cast<std::size_t>(i)] =
+        -sum_over<double>(dim, [=](int64_t d) { return u[d] * (total[d] - u[d]); }) / static_cast<double>(n);
   }
   softmax(score);
   return score;
 }
 
 /// q: the sample's query rows, columns of the group's heads; k as above.
-template <class T> std::vector<double> importance_of(const Tensor& q, const Tensor& k, Group group) {
+template <class T>
+std::vector<double> importance_of(const Tensor& q, const Tensor& k, Group group) {
   const int64_t n = k.rows, dim = k.cols, heads = q.cols / dim;
   const double scale = 1 / std::sqrt(static_cast<double>(dim));
   std::vector<double> mean(static_cast<std::size_t>(n)), row(mean.size()), pooled(mean.size());
@@ -82,7 +85,8 @@ template <class T> std::vector<double> importance_of(const Tensor& q, const Tens
 }
 
 /// The first m indices of 0..n-1 by descending value, ties to the lower index.
-template <class Value> std::vector<int32_t> top(const std::vector<Value>& value, int64_t m) {
+template <class Value>
+std::vector<int32_t> top(const std::vector<Value>& value, int64_t m) {
   std::vector<int32_t> index(value.size());
   std::iota(index.begin(), index.end(), 0);
   // stable_sort with a comparison that a NaN cannot upset: it counts as the least.
@@ -101,7 +105,8 @@ std::vector<int32_t> select(const std::vector<double>& score, const RkvOptions& 
   std::vector<int32_t> slots(static_cast<std::size_t>(kept));
   std::iota(slots.begin(), slots.end(), 0);
   switch (o.policy) {
-    case Policy::crop: return slots;
+    case Policy::crop:
+      return slots;
     case Policy::uniform:
       if (n > m)
         for (int64_t i = 0; i < m; ++i) slots[static_cast<std::size_t>(i)] = static_cast<int32_t>(i * n / m);
@@ -129,7 +134,8 @@ std::vector<int32_t> select(const std::vector<double>& score, const RkvOptions& 
 double lambda_of(const RkvOptions& o) { return o.policy == Policy::cosine ? 0 : o.policy == Policy::attention ? 1 : o.lambda; }
 
 /// to: the sample's M rows, columns of one head; from: its trace rows, the same columns.
-template <class T> void gather_slots(const Tensor& to, const Tensor& from, const std::vector<int32_t>& slots) {
+template <class T>
+void gather_slots(const Tensor& to, const Tensor& from, const std::vector<int32_t>& slots) {
   for (int64_t i = 0; i < to.rows; ++i) {
     T* out = to.row<T>(i);
     if (i < static_cast<int64_t>(slots.size())) std::copy_n(from.row<T>(slots[static_cast<std::size_t>(i)]), to.cols, out);
@@ -150,7 +156,8 @@ struct Moments {
 };
 
 /// Two passes over the differences from the first element: equal numbers give exactly zero squares.
-template <class T> Moments moments_of(const Tensor& x) {
+template <class T>
+Moments moments_of(const Tensor& x) {
   Moments m;
   m.count = static_cast<double>(x.count());
   if (x.count() == 0) return m;
@@ -168,28 +175,37 @@ template <class T> Moments moments_of(const Tensor& x) {
   return m;
 }
 
-template <class S> S distance(Distance kind, S d) {
+template <class S>
+S distance(Distance kind, S d) {
   const S size = d < 0 ? -d : d;
   switch (kind) {
-    case Distance::mse: return d * d;
-    case Distance::l1: return size;
-    case Distance::smooth_l1: break;
+    case Distance::mse:
+      return d * d;
+    case Distance::l1:
+      return size;
+    case Distance::smooth_l1:
+      break;
   }
   return size < S(1) ? S(0.5) * d * d : size - S(0.5);
 }
 
-template <class S> S distance_slope(Distance kind, S d) {
+template <class S>
+S distance_slope(Distance kind, S d) {
   const S sign = d > 0 ? S(1) : d < 0 ? S(-1) : d;
   switch (kind) {
-    case Distance::mse: return 2 * d;
-    case Distance::l1: return sign;
-    case Distance::smooth_l1: break;
+    case Distance::mse:
+      return 2 * d;
+    case Distance::l1:
+      return sign;
+    case Distance::smooth_l1:
+      break;
   }
   return d < S(1) && d > S(-1) ? d : sign;
 }
 
 /// Rows of one group: returns the sum of distances of the first `valid` rows; dx, if there, gets slope * distance', zero in the other rows.
-template <class T, Distance kind> double distill_group(const Tensor& dx, const Tensor& x, const Tensor& target, int64_t valid, Sum<T> slope) {
+template <class T, Distance kind>
+double distill_group(const Tensor& dx, const Tensor& x, const Tensor& target, int64_t valid, Sum<T> slope) {
   using S = Sum<T>;
   double total = 0;
   for (int64_t r = 0; r < valid; ++r) {
@@ -223,8 +239,7 @@ void CpuOps::rkv_select(Arena&, const Tensor& target_k, const Tensor& target_v, 
   check_offsets(q_offsets, samples, q.rows);
   check_offsets(k_offsets, samples, k.rows);
   for (const Tensor& t : {match_k, v}) KAVA_CHECK(t.rows == k.rows && t.cols == k.cols, "[{}, {}] to gather", t.rows, t.cols);
-  for (const Tensor& t : {target_k, target_v})
-    KAVA_CHECK(t.rows == samples * m && t.cols == k.cols, "targets of [{}, {}]", t.rows, t.cols);
+  for (const Tensor& t : {target_k, target_v}) KAVA_CHECK(t.rows == samples * m && t.cols == k.cols, "targets of [{}, {}]", t.rows, t.cols);
   for (const Tensor& t : {q, match_k, v, target_k, target_v})
     KAVA_CHECK(t.dtype == k.dtype, "{} with keys in {}", name_of(t.dtype), name_of(k.dtype));
   KAVA_CHECK(kept.rows == samples * m && kept.cols == groups && kept.dtype == DType::i32, "kept of [{}, {}]", kept.rows, kept.cols);
@@ -287,8 +302,8 @@ void CpuOps::inverse_std(const Tensor& inverse, const Tensor& moments) {
   });
 }
 
-void CpuOps::distill(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid, const Tensor& inverse,
-                     Distance kind, double factor, double weight) {
+void CpuOps::distill(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,
+                     const Tensor& inverse, Distance kind, double factor, double weight) {
   const int64_t per_group = rows_per_group(x, valid);
   KAVA_CHECK(target.rows == x.rows && target.cols == x.cols && target.dtype == x.dtype, "target of [{}, {}]", target.rows, target.cols);
   KAVA_CHECK(loss.count() == 1 && (!dx || (dx.rows == x.rows && dx.cols == x.cols)), "gradient of [{}, {}]", dx.rows, dx.cols);
@@ -303,9 +318,15 @@ void CpuOps::distill(const Tensor& loss, const Tensor& dx, const Tensor& x, cons
       const Tensor d = dx ? dx.row_range(begin, end) : Tensor{}, a = x.row_range(begin, end), b = target.row_range(begin, end);
       double& sum = part[static_cast<std::size_t>(g)];
       switch (kind) {
-        case Distance::smooth_l1: sum = distill_group<T, Distance::smooth_l1>(d, a, b, count, slope); break;
-        case Distance::mse: sum = distill_group<T, Distance::mse>(d, a, b, count, slope); break;
-        case Distance::l1: sum = distill_group<T, Distance::l1>(d, a, b, count, slope); break;
+        case Distance::smooth_l1:
+          sum = distill_group<T, Distance::smooth_l1>(d, a, b, count, slope);
+          break;
+        case Distance::mse:
+          sum = distill_group<T, Distance::mse>(d, a, b, count, slope);
+          break;
+        case Distance::l1:
+          sum = distill_group<T, Distance::l1>(d, a, b, count, slope);
+          break;
       }
     });
     *loss.as<S>() += static_cast<S>(s * std::accumulate(part.begin(), part.end(), 0.0));

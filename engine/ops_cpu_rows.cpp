@@ -25,18 +25,21 @@ void check_index(const Tensor& index, int64_t count, int64_t least, int64_t most
   for (int64_t i = 0; i < count; ++i) KAVA_CHECK(at[i] >= least && at[i] < most, "index {} is outside {}..{}", at[i], least, most - 1);
 }
 
-template <class Y, class X> void convert(Y* y, const X* x, int64_t n) {
+template <class Y, class X>
+void convert(Y* y, const X* x, int64_t n) {
   if constexpr (std::is_same_v<Y, X>) std::memmove(y, x, static_cast<std::size_t>(n) * sizeof(Y));
   else each(n, [=](int64_t i) { store(y, i, load(x, i)); });
 }
 
-template <class Y, class X> void accumulate(Y* y, const X* x, int64_t n) {
+template <class Y, class X>
+void accumulate(Y* y, const X* x, int64_t n) {
   using S = std::common_type_t<Sum<Y>, Sum<X>>;
   each(n, [=](int64_t i) { store(y, i, static_cast<S>(load(y, i)) + static_cast<S>(load(x, i))); });
 }
 
 /// f.operator()<Y, X>() for two floating types.
-template <class F> void dispatch_two(const Tensor& y, const Tensor& x, F f) {
+template <class F>
+void dispatch_two(const Tensor& y, const Tensor& x, F f) {
   dispatch(y.dtype, [&]<class Y>() { dispatch(x.dtype, [&]<class X>() { f.template operator()<Y, X>(); }); });
 }
 }  // namespace
@@ -69,9 +72,8 @@ void CpuOps::download(void* host, const Tensor& x) {
 
 void CpuOps::fill(const Tensor& y, double value) {
   auto run = [&]<class T>(T element) {
-    for_pieces(threads_, y, y.contiguous(), kRowBlock, [&](int64_t r, int64_t begin, int64_t end) {
-      std::fill(y.row<T>(r) + begin, y.row<T>(r) + end, element);
-    });
+    for_pieces(threads_, y, y.contiguous(), kRowBlock,
+               [&](int64_t r, int64_t begin, int64_t end) { std::fill(y.row<T>(r) + begin, y.row<T>(r) + end, element); });
   };
   if (y.dtype == DType::i32) return run(static_cast<int32_t>(value));
   dispatch(y.dtype, [&]<class T>() {
@@ -84,9 +86,8 @@ void CpuOps::fill(const Tensor& y, double value) {
 void CpuOps::copy(const Tensor& y, const Tensor& x) {
   check_same_shape(y, x);
   auto run = [&]<class Y, class X>() {
-    for_pieces(threads_, y, y.contiguous() && x.contiguous(), kRowBlock, [&](int64_t r, int64_t begin, int64_t end) {
-      convert(y.row<Y>(r) + begin, x.row<X>(r) + begin, end - begin);
-    });
+    for_pieces(threads_, y, y.contiguous() && x.contiguous(), kRowBlock,
+               [&](int64_t r, int64_t begin, int64_t end) { convert(y.row<Y>(r) + begin, x.row<X>(r) + begin, end - begin); });
   };
   if (y.dtype == DType::i32 && x.dtype == DType::i32) return run.operator()<int32_t, int32_t>();
   dispatch_two(y, x, run);
@@ -95,9 +96,8 @@ void CpuOps::copy(const Tensor& y, const Tensor& x) {
 void CpuOps::add(const Tensor& y, const Tensor& x) {
   check_same_shape(y, x);
   dispatch_two(y, x, [&]<class Y, class X>() {
-    for_pieces(threads_, y, y.contiguous() && x.contiguous(), kRowBlock, [&](int64_t r, int64_t begin, int64_t end) {
-      accumulate(y.row<Y>(r) + begin, x.row<X>(r) + begin, end - begin);
-    });
+    for_pieces(threads_, y, y.contiguous() && x.contiguous(), kRowBlock,
+               [&](int64_t r, int64_t begin, int64_t end) { accumulate(y.row<Y>(r) + begin, x.row<X>(r) + begin, end - begin); });
   });
 }
 

@@ -10,11 +10,13 @@ namespace kava {
 
 namespace {
 /// The step's constants, in the type of the parameters.
-template <class S> struct AdamwStep {
+template <class S>
+struct AdamwStep {
   S decay, scale, beta1, rest1, beta2, rest2, rate, root_correction, eps;  // rest: 1 - beta, rounded once
 };
 
-template <class S> AdamwStep<S> adamw_step(const AdamwOptions& o, double grad_square) {
+template <class S>
+AdamwStep<S> adamw_step(const AdamwOptions& o, double grad_square) {
   const double correction1 = 1 - std::pow(o.beta1, o.step), correction2 = 1 - std::pow(o.beta2, o.step);
   const double scale = o.clip > 0 ? std::min(1.0, o.clip / (std::sqrt(grad_square) + 1e-6)) : 1.0;
   return {.decay = S(1 - o.lr * o.weight_decay),
@@ -28,7 +30,8 @@ template <class S> AdamwStep<S> adamw_step(const AdamwOptions& o, double grad_sq
           .eps = S(o.eps)};
 }
 
-template <class S> void update(const AdamwStep<S>& step, S* value, S* m, S* v, const S* grad, int64_t n) {
+template <class S>
+void update(const AdamwStep<S>& step, S* value, S* m, S* v, const S* grad, int64_t n) {
   each(n, [=](int64_t i) {
     const S g = grad[i] * step.scale;
     const S first = step.beta1 * m[i] + step.rest1 * g;
@@ -71,9 +74,10 @@ void CpuOps::adamw(const Tensor& value, const Tensor& m, const Tensor& v, const 
       const S* grads = grad.as<S>();
       threads_.blocks(value.count(), kPiece, [&](int64_t begin, int64_t end) {
         update(step, values + begin, first + begin, second + begin, grads + begin, end - begin);
-        if (half) dispatch(half.dtype, [&]<class T>() {
-          each(end - begin, [to = half.as<T>() + begin, from = values + begin](int64_t i) { store(to, i, from[i]); });
-        });
+        if (half)
+          dispatch(half.dtype, [&]<class T>() {
+            each(end - begin, [to = half.as<T>() + begin, from = values + begin](int64_t i) { store(to, i, from[i]); });
+          });
       });
     }
   });

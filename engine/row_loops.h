@@ -11,23 +11,27 @@
 namespace kava {
 
 /// Element i of a row in the type that sums are kept in, and back.
-template <class T> inline Sum<T> load(const T* x, int64_t i) {
+template <class T>
+inline Sum<T> load(const T* x, int64_t i) {
   if constexpr (std::is_same_v<T, bf16>) return to_float(x[i]);
   else return x[i];
 }
-template <class T, class S> inline void store(T* y, int64_t i, S value) {
+template <class T, class S>
+inline void store(T* y, int64_t i, S value) {
   if constexpr (std::is_same_v<T, bf16>) y[i] = to_bf16(static_cast<float>(value));
   else y[i] = static_cast<T>(value);
 }
 
 /// f(i) for every column. Rows that f reads and writes are the same row or do not overlap.
-template <class F> inline void each(int64_t n, F f) {
+template <class F>
+inline void each(int64_t n, F f) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) f(i);
 }
 
 /// Sum of term(i) over the columns in a fixed order: lane l of 64 bytes sums the columns l, l + lanes, ..; then the lanes in pairs.
-template <class S, class Term> inline S sum_over(int64_t n, Term term) {
+template <class S, class Term>
+inline S sum_over(int64_t n, Term term) {
   constexpr int64_t kLanes = 64 / static_cast<int64_t>(sizeof(S));
   S lane[kLanes] = {};
   const int64_t whole = n - n % kLanes;
@@ -44,7 +48,8 @@ constexpr int64_t kPiece = 1 << 14;
 
 /// body(row, begin, end) over all the elements of a tensor of this shape. joined: the rows follow one another without a gap in every
 /// operand, and are taken as one long row.
-template <class Body> void for_pieces(Threads& threads, const Tensor& shape, bool joined, int64_t block, Body body) {
+template <class Body>
+void for_pieces(Threads& threads, const Tensor& shape, bool joined, int64_t block, Body body) {
   if (joined) threads.blocks(shape.count(), kPiece, [&](int64_t begin, int64_t end) { body(int64_t{0}, begin, end); });
   else
     threads.blocks(shape.rows, block, [&](int64_t begin, int64_t end) {
@@ -53,7 +58,8 @@ template <class Body> void for_pieces(Threads& threads, const Tensor& shape, boo
 }
 
 /// Sums over rows, as the gradients of a norm's gain are: each block of rows adds into a row of its own, and the blocks are added in order.
-template <class S> class BlockSums {
+template <class S>
+class BlockSums {
  public:
   BlockSums(int64_t rows, int64_t block, int64_t cols)
       : blocks_((rows + block - 1) / block), cols_(cols), block_(block), sums_(new S[static_cast<std::size_t>(blocks_ * cols)]()) {}

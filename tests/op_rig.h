@@ -63,7 +63,8 @@ enum class Kind { storage, sum, i32, f64 };
 class Rig {
  public:
   /// round_to: the type that storage and sum values are rounded to (storage itself, but for the f64 algorithm with rounded tensors).
-  Rig(int threads, DType storage, DType round_to, int64_t gap) : ops(cpu(threads)), arena(ops), storage_(storage), round_to_(round_to), gap_(gap) {}
+  Rig(int threads, DType storage, DType round_to, int64_t gap)
+      : ops(cpu(threads)), arena(ops), storage_(storage), round_to_(round_to), gap_(gap) {}
 
   DType type(Kind k) const {
     return k == Kind::i32 ? DType::i32 : k == Kind::f64 ? DType::f64 : k == Kind::sum ? sum_type(storage_) : storage_;
@@ -142,7 +143,8 @@ class Rig {
     slots_.push_back(std::move(s));
     Slot& placed = slots_.back();
     placed.tensor = {placed.memory.data() + kGuard, t, rows, cols, stride};
-    for (int64_t r = 0; r < rows; ++r) std::memset(placed.memory.data() + kGuard + r * stride * size, inside, static_cast<std::size_t>(cols * size));
+    for (int64_t r = 0; r < rows; ++r)
+      std::memset(placed.memory.data() + kGuard + r * stride * size, inside, static_cast<std::size_t>(cols * size));
     placed.before = placed.memory;
     return placed.tensor;
   }
@@ -166,18 +168,30 @@ class Rig {
   }
   void put(const Tensor& t, Kind kind, int64_t r, int64_t c, double v) {
     switch (t.dtype) {
-      case DType::f32: t.row<float>(r)[c] = static_cast<float>(v); break;
-      case DType::bf16: t.row<bf16>(r)[c] = to_bf16(static_cast<float>(v)); break;
-      case DType::f64: t.row<double>(r)[c] = rounded(v, kind); break;
-      case DType::i32: t.row<int32_t>(r)[c] = static_cast<int32_t>(v); break;
+      case DType::f32:
+        t.row<float>(r)[c] = static_cast<float>(v);
+        break;
+      case DType::bf16:
+        t.row<bf16>(r)[c] = to_bf16(static_cast<float>(v));
+        break;
+      case DType::f64:
+        t.row<double>(r)[c] = rounded(v, kind);
+        break;
+      case DType::i32:
+        t.row<int32_t>(r)[c] = static_cast<int32_t>(v);
+        break;
     }
   }
   static double get(const Tensor& t, int64_t r, int64_t c) {
     switch (t.dtype) {
-      case DType::f32: return t.row<float>(r)[c];
-      case DType::bf16: return to_float(t.row<bf16>(r)[c]);
-      case DType::f64: return t.row<double>(r)[c];
-      default: return t.row<int32_t>(r)[c];
+      case DType::f32:
+        return t.row<float>(r)[c];
+      case DType::bf16:
+        return to_float(t.row<bf16>(r)[c]);
+      case DType::f64:
+        return t.row<double>(r)[c];
+      default:
+        return t.row<int32_t>(r)[c];
     }
   }
 

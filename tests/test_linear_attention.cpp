@@ -91,9 +91,12 @@ OpCall linear_bwd(const MapGroup& g) {
 }
 
 const MapGroup kGroups[] = {
-    {1, 8, {5}, {0}, false, 0},           {1, 8, {3}, {2}, true, 0},
-    {33, 19, {12, 4, 4}, {3, 0, 2}, true, 0}, {70, 24, {24, 8, 8}, {4, 4, 4}, false, 0.3},
-    {40, 64, {32}, {8}, false, 0.1},      {300, 16, {10, 10}, {0, 0}, true, 0},
+    {1, 8, {5}, {0}, false, 0},
+    {1, 8, {3}, {2}, true, 0},
+    {33, 19, {12, 4, 4}, {3, 0, 2}, true, 0},
+    {70, 24, {24, 8, 8}, {4, 4, 4}, false, 0.3},
+    {40, 64, {32}, {8}, false, 0.1},
+    {300, 16, {10, 10}, {0, 0}, true, 0},
 };
 
 // ---- attention
@@ -110,7 +113,8 @@ struct Layout {
 };
 
 // Two samples: a question with a branch that sees some of its rows in another order, a single latent, and a lone row.
-const Layout kTree = {{{{0, 1, 2, 3}, 0, 4}, {{0, 2, 8, 4, 5}, 4, 2}, {{1, 9}, 6, 1}, {{12}, 7, 1}, {{12, 19, 13, 14, 15}, 8, 3}}, {0, 3, 5}, 20, 11};
+const Layout kTree = {
+    {{{0, 1, 2, 3}, 0, 4}, {{0, 2, 8, 4, 5}, 4, 2}, {{1, 9}, 6, 1}, {{12}, 7, 1}, {{12, 19, 13, 14, 15}, 8, 3}}, {0, 3, 5}, 20, 11};
 
 Layout long_layout() {
   Layout l{{}, {0, 1, 2}, 90, 90};
@@ -260,8 +264,9 @@ TEST_CASE("linear_group is as exact as its storage and has the gradients of cent
       if (g.ranks[j] > 0) which.push_back(at + 2), which.push_back(at + 3);
       weights.push_back(m[at + 4]);
     }
-    check_gradient("linear_group", m, [&](const Matrices& moved) { return weighted(run_f64(linear_fwd(g), moved), weights); }, which,
-                   run_f64(linear_bwd(g), m));
+    check_gradient(
+        "linear_group", m, [&](const Matrices& moved) { return weighted(run_f64(linear_fwd(g), moved), weights); }, which,
+        run_f64(linear_bwd(g), m));
   }
 }
 
@@ -341,7 +346,8 @@ TEST_CASE("attention over key lists is softmax attention and has the gradients o
       check_op("attention_bwd", back, attention_bwd(l, h));
       const Matrices gradient = run_f64(attention_bwd(l, h), back);
       if (l.step_rows < 50)
-        check_gradient("attention", back, [&](const Matrices& m) { return weighted({naive_attention(m, l, h)}, {back[3]}); }, {0, 1, 2}, gradient);
+        check_gradient(
+            "attention", back, [&](const Matrices& m) { return weighted({naive_attention(m, l, h)}, {back[3]}); }, {0, 1, 2}, gradient);
       Matrices twice = back;
       twice[4] = gradient[1], twice[5] = gradient[2];
       const Matrices added = run_f64(attention_bwd(l, h), twice);
@@ -401,7 +407,8 @@ TEST_CASE("head_cross_entropy is the cross-entropy of the head's softmax and has
     };
     const Matrix want = nll(in);
     for (int64_t i = 0; i < n; ++i) REQUIRE(std::fabs(out[0](i, 0) - want(i, 0)) < 1e-11);
-    check_gradient("head_cross_entropy", in, [&](const Matrices& m) { return weighted({nll(m)}, {Matrix(n, 1, 0.3)}); }, {0, 1}, {out[1], out[2]});
+    check_gradient("head_cross_entropy", in, [&](const Matrices& m) { return weighted({nll(m)}, {Matrix(n, 1, 0.3)}); }, {0, 1},
+                   {out[1], out[2]});
   }
 }
 

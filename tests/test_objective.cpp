@@ -41,7 +41,8 @@ OpCall select(const Batch& b, RkvOptions o, std::vector<int> samples = {}) {
     Tensor q_offsets = rig.in(row_of(offsets_of(b.queries)), Kind::i32), k_offsets = rig.in(row_of(offsets_of(b.traces)), Kind::i32);
     const int64_t rows = int64_t(b.traces.size()) * o.latents, width = b.kv_heads * b.dim;
     Tensor tk = rig.out(rows, width), tv = rig.out(rows, width), kept = rig.out(rows, b.kv_heads, Kind::i32);
-    Tensor i = rig.out(b.kv_heads, k.rows, Kind::sum), r = rig.out(b.kv_heads, k.rows, Kind::sum), s = rig.out(b.kv_heads, k.rows, Kind::sum);
+    Tensor i = rig.out(b.kv_heads, k.rows, Kind::sum), r = rig.out(b.kv_heads, k.rows, Kind::sum),
+           s = rig.out(b.kv_heads, k.rows, Kind::sum);
     rig.ops.rkv_select(rig.arena, tk, tv, kept, i, r, s, q, q_offsets, k, k_offsets, match, v, options);
     return std::vector<Tensor>{tk, tv, kept, i, r, s};
   };
@@ -68,7 +69,8 @@ Scores naive_scores(const Matrices& m, const Batch& b, std::size_t sample, int64
   Scores out{std::vector<double>(std::size_t(n)), std::vector<double>(std::size_t(n)), {}};
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j) {
-      const double ni = std::sqrt(dot(m[1], k0 + i, head, m[1], k0 + i)) + 1e-8, nj = std::sqrt(dot(m[1], k0 + j, head, m[1], k0 + j)) + 1e-8;
+      const double ni = std::sqrt(dot(m[1], k0 + i, head, m[1], k0 + i)) + 1e-8,
+                   nj = std::sqrt(dot(m[1], k0 + j, head, m[1], k0 + j)) + 1e-8;
       if (i != j) out.redundancy[std::size_t(i)] -= dot(m[1], k0 + i, head, m[1], k0 + j) / ni / nj / double(n);
     }
   softmax(out.redundancy);
@@ -85,7 +87,8 @@ Scores naive_scores(const Matrices& m, const Batch& b, std::size_t sample, int64
     if (group == Grouping::max_logits) softmax(pooled);
     for (std::size_t i = 0; i < pooled.size(); ++i) out.importance[i] += pooled[i] / b.queries[sample];
   }
-  for (std::size_t i = 0; i < out.importance.size(); ++i) out.score.push_back(lambda * out.importance[i] + (1 - lambda) * out.redundancy[i]);
+  for (std::size_t i = 0; i < out.importance.size(); ++i)
+    out.score.push_back(lambda * out.importance[i] + (1 - lambda) * out.redundancy[i]);
   return out;
 }
 
@@ -147,7 +150,8 @@ double naive_distance(Distance kind, double d) {
 // in: value, m, v, grad; outputs: value, m, v, half
 OpCall adamw_call(double grad_square, const AdamwOptions& o) {
   return [=](Rig& rig, const Matrices& m) {
-    Tensor value = rig.packed().in_out(m[0], Kind::sum), first = rig.packed().in_out(m[1], Kind::sum), second = rig.packed().in_out(m[2], Kind::sum);
+    Tensor value = rig.packed().in_out(m[0], Kind::sum), first = rig.packed().in_out(m[1], Kind::sum),
+           second = rig.packed().in_out(m[2], Kind::sum);
     Tensor grad = rig.packed().in(m[3], Kind::sum), half = rig.packed().in_out(Matrix(m[0].rows, m[0].cols, 7));
     rig.ops.adamw(value, first, second, half, grad, rig.in(Matrix(1, 1, grad_square), Kind::f64), o);
     return std::vector<Tensor>{value, first, second, half};
@@ -315,7 +319,8 @@ TEST_CASE("inverse_std pools rows of moments, and is 0 where the spread is zero 
   rig.ops.inverse_std(pooled, three);
   rig.ops.inverse_std(direct, one);
   REQUIRE(std::fabs(rig.read(pooled)(0, 0) / rig.read(direct)(0, 0) - 1) < 1e-13);
-  for (const auto& [m, valid] : {std::pair{Matrix(4, 5, 0.1), std::vector<int>{2, 2}}, {random.normal(2, 1), {1, 0}}, {random.normal(2, 3), {0, 0}}})
+  for (const auto& [m, valid] :
+       {std::pair{Matrix(4, 5, 0.1), std::vector<int>{2, 2}}, {random.normal(2, 1), {1, 0}}, {random.normal(2, 3), {0, 0}}})
     for (DType type : {DType::f64, DType::f32, DType::bf16}) {
       Rig flat(2, type, type, 0);
       REQUIRE(read_all(flat, moments_call(valid)(flat, {m}))[1](0, 0) == 0);
@@ -408,7 +413,8 @@ TEST_CASE("adamw changes nothing where the gradient is not finite") {
   Random random(41);
   const Matrices in = {random.normal(1, 40), random.normal(1, 40), Matrix(1, 40, 1), random.normal(1, 40)};
   for (double square : {std::nan(""), std::numeric_limits<double>::infinity()}) {
-    const Matrices out = run_f64(adamw_call(square, {.lr = 1, .beta1 = 0.9, .beta2 = 0.9, .eps = 1e-8, .weight_decay = 1, .clip = 1, .step = 1}), in);
+    const Matrices out =
+        run_f64(adamw_call(square, {.lr = 1, .beta1 = 0.9, .beta2 = 0.9, .eps = 1e-8, .weight_decay = 1, .clip = 1, .step = 1}), in);
     for (std::size_t i : {0u, 1u, 2u}) REQUIRE(out[i].at == in[i].at);
     REQUIRE(out[3].at == std::vector<double>(40, 7.0));
   }

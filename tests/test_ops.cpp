@@ -199,9 +199,10 @@ TEST_CASE("swiglu and gelu have the values of their formulas and the gradients o
     for (double& v : gelu.at) v = v * 0.5 * std::erfc(-v / std::sqrt(2.0));
     require_close(run_f64(swiglu_fwd, in)[0], silu);
     require_close(run_f64(gelu_fwd, in)[0], gelu);
-    check_gradient("swiglu", in, [&](const Matrices& m) { return weighted(run_f64(swiglu_fwd, m), {in[2]}); }, {0, 1}, run_f64(swiglu_bwd, in));
-    check_gradient("gelu", in, [&](const Matrices& m) { return weighted(run_f64(gelu_fwd, m), {in[2]}); }, {0},
-                   run_f64(gelu_bwd, {in[0], in[2]}));
+    check_gradient(
+        "swiglu", in, [&](const Matrices& m) { return weighted(run_f64(swiglu_fwd, m), {in[2]}); }, {0, 1}, run_f64(swiglu_bwd, in));
+    check_gradient(
+        "gelu", in, [&](const Matrices& m) { return weighted(run_f64(gelu_fwd, m), {in[2]}); }, {0}, run_f64(gelu_bwd, {in[0], in[2]}));
   }
 }
 
@@ -319,7 +320,8 @@ TEST_CASE("gather_rows and scatter_add_rows move rows by index, adding in the or
     });
   }
   // 2^24 + 1 + 1 is 2^24 in f32 one by one, 2^24 + 2 where the ones come first.
-  for (auto [order, want] : {std::pair{std::vector<double>{16777216, 1, 1}, 16777216.0}, {std::vector<double>{1, 1, 16777216}, 16777218.0}}) {
+  for (auto [order, want] :
+       {std::pair{std::vector<double>{16777216, 1, 1}, 16777216.0}, {std::vector<double>{1, 1, 16777216}, 16777218.0}}) {
     Rig rig(3, DType::f32, DType::f32, 0);
     Matrix values(3, 1);
     values.at = order;

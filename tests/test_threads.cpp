@@ -82,6 +82,7 @@ TEST_CASE("fast_exp is within 1.1 ulp of exp, has its limits, and keeps NaN") {
   }
   REQUIRE(worst < 1.1);
   const float infinity = std::numeric_limits<float>::infinity();
-  REQUIRE((fast_exp(0.f) == 1 && fast_exp(-0.f) == 1 && fast_exp(-104.f) == 0 && fast_exp(-infinity) == 0 && fast_exp(infinity) == infinity));
+  REQUIRE(
+      (fast_exp(0.f) == 1 && fast_exp(-0.f) == 1 && fast_exp(-104.f) == 0 && fast_exp(-infinity) == 0 && fast_exp(infinity) == infinity));
   REQUIRE(std::isnan(fast_exp(std::nanf(""))));
 }
