@@ -90,10 +90,10 @@ std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelC
   return specs;
 }
 
-Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s)
+Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s, Values values)
     : ops(o), config(c), shape(s), storage(storage_of(c.model.dtype)), parameters(o, storage_of(c.model.dtype)) {
   std::optional<WeightFiles> files;
-  if (config.model.init == Init::pretrained) {
+  if (values == Values::set && config.model.init == Init::pretrained) {
     files = WeightFiles::open(config.model.path, shape);
     base_digest = sha256(read_file(shape.source, std::size_t{64} << 20) + files->header_text());
   }
@@ -101,11 +101,13 @@ Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s)
   for (const TrainableSpec& t : specs) parameters.add(t.name, t.rows, t.cols, t.vector, t.decay);
   parameters.allocate();
   for (const WeightSpec& w : weight_specs(shape)) {
-    if (parameters.find(w.name)) read_value(w, files ? &*files : nullptr, parameters.at(w.name).value);
-    else frozen_.emplace_back(w.name, frozen(w, files ? &*files : nullptr));
+    const Parameter* trained = parameters.find(w.name);
+    const Tensor to = trained ? trained->value : frozen_.emplace_back(w.name, allocate(storage, w.rows, w.cols)).second;
+    if (values == Values::set) read_value(w, files ? &*files : nullptr, to);
   }
   parameters.refresh();
   bind();
+  if (values == Values::none) return;
   set_starts(specs);
   parameters.refresh();
 }
@@ -134,12 +136,6 @@ void Model::read_value(const WeightSpec& spec, const WeightFiles* files, const T
     }
   }
   ops.upload(to, host.data());
-}
-
-Tensor Model::frozen(const WeightSpec& spec, const WeightFiles* files) {
-  Tensor t = allocate(storage, spec.rows, spec.cols);
-  read_value(spec, files, t);
-  return t;
 }
 
 TrainedLinear Model::bind_linear(const std::string& path, const std::string& lora_path, bool bias) {

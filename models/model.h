@@ -54,10 +54,13 @@ inline constexpr LinearName kLinearNames[7] = {{"self_attn.q_proj", "q_proj"}, {
                                                {"self_attn.o_proj", "o_proj"}, {"mlp.gate_proj", "gate_proj"}, {"mlp.up_proj", "up_proj"},
                                                {"mlp.down_proj", "down_proj"}};
 
+/// Whether a model gets its values: without them nothing is read or drawn, which is enough to plan a step on NullOps.
+enum class Values { set, none };
+
 class Model {
  public:
   /// Reads (or, for model.init = "random", draws) the base's weights and sets every trainable to its start. The adapter is not read.
-  Model(Ops& ops, const RunConfig& config, const ModelConfig& shape);
+  Model(Ops& ops, const RunConfig& config, const ModelConfig& shape, Values values = Values::set);
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
@@ -81,7 +84,6 @@ class Model {
 
  private:
   Tensor allocate(DType dtype, int64_t rows, int64_t cols);
-  Tensor frozen(const WeightSpec& spec, const WeightFiles* files);
   void read_value(const WeightSpec& spec, const WeightFiles* files, const Tensor& to);
   void set_starts(const std::vector<TrainableSpec>& specs);
   void bind();

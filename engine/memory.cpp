@@ -1,0 +1,67 @@
+#include "engine/memory.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <charconv>
+#include <fstream>
+#include <limits>
+#include <optional>
+#include <string>
+
+namespace kava {
+
+namespace {
+
+constexpr int64_t kUnknown = std::numeric_limits<int64_t>::max();
+
+// The number after `key` in a file, times `unit`; the first number of the file where the key is empty.
+std::optional<int64_t> number_in(const std::string& path, const std::string& key, int64_t unit = 1) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with(key)) continue;
+    const auto digits = line.find_first_not_of(": \t", key.size());
+    int64_t n = 0;
+    if (digits == std::string::npos || std::from_chars(line.data() + digits, line.data() + line.size(), n).ec != std::errc()) return std::nullopt;
+    return n * unit;
+  }
+  return std::nullopt;
+}
+
+// What a control group leaves: its limit less what it uses, without the file cache that it can drop.
+int64_t left_in_group(const std::string& folder, const char* limit_file, const char* usage_file, const char* cache_key) {
+  const auto limit = number_in(folder + limit_file, ""), usage = number_in(folder + usage_file, "");
+  if (!limit || !usage) return kUnknown;
+  return *limit - *usage + number_in(folder + "memory.stat", cache_key).value_or(0);
+}
+
+int64_t left_in_groups() {
+  int64_t least = left_in_group("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file");
+  std::ifstream file("/proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with("0::/")) continue;
+    // Every group on the way to the root may have a limit.
+    for (std::string group = line.substr(3);; group.resize(group.rfind('/'))) {
+      const std::string folder = "/sys/fs/cgroup" + group + (group.ends_with('/') ? "" : "/");
+      least = std::min(least, left_in_group(folder, "memory.max", "memory.current", "inactive_file"));
+      if (group.empty() || group == "/") break;
+    }
+  }
+  return least;
+}
+
+int64_t left_of_address_space() {
+  rlimit limit = {};
+  if (::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return kUnknown;
+  const int64_t used = number_in("/proc/self/status", "VmSize", 1024).value_or(0);
+  return std::max<int64_t>(0, static_cast<int64_t>(limit.rlim_cur) - used);
+}
+
+}  // namespace
+
+int64_t available_memory() {
+  const int64_t machine = number_in("/proc/meminfo", "MemAvailable", 1024).value_or(kUnknown);
+  return std::max<int64_t>(0, std::min({machine, left_in_groups(), left_of_address_space()}));
+}
+
+}  // namespace kava

@@ -1,0 +1,21 @@
+// What a training step costs at least, whatever form it is run in (docs/kernels.md, arithmetic). One multiply-add is two operations.
+//   forward   per row and layer:  2P + 2R + 4nHD             P weights of the layer, R of its LoRA, n keys seen
+//   backward  per row and layer:  2P + 4R + 10nHD  (+ 2P where the weights are trained)
+//   head      per supervised token:  2VC + 2VC     (+ 2VC where it is trained)
+#pragma once
+#include <span>
+
+#include "engine/config.h"
+#include "engine/data.h"
+#include "models/config.h"
+
+namespace kava {
+
+/// Forward and backward over the samples with shared questions and pruned latents. Rows whose last-layer state nobody reads need only K and V
+/// there, and frozen embeddings need no gradient below the first layer.
+double minimum_flops(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples);
+
+/// Tokens of the samples that the method runs: question, trace (with a teacher) and answer.
+int64_t token_count(Method method, std::span<const Sample> samples);
+
+}  // namespace kava

@@ -1,0 +1,82 @@
+#include "models/footprint.h"
+
+#include <algorithm>
+
+#include "engine/error.h"
+#include "models/flops.h"
+#include "models/kava.h"
+#include "models/trainer.h"
+
+namespace kava {
+
+namespace {
+
+constexpr int64_t kMostScanned = int64_t{1} << 22;
+// Room inside the ops for temporaries that NullOps does not take, above all the logits of a piece of rows.
+constexpr int64_t kOpsRoom = int64_t{192} << 20;
+
+std::string mib(int64_t bytes) { return fmt::format("{} MiB", (bytes + (1 << 20) - 1) >> 20); }
+
+}  // namespace
+
+int64_t model_bytes(const RunConfig& config, const ModelConfig& shape) {
+  const int64_t sum = config.model.dtype == StorageType::f64 ? 8 : 4, storage = config.model.dtype == StorageType::bf16 ? 2 : sum;
+  int64_t trained = 0, frozen = 0;
+  for (const TrainableSpec& t : trainable_specs(config, shape)) trained += t.rows * t.cols;
+  if (config.train.trainable == Trainable::lora)
+    for (const WeightSpec& w : weight_specs(shape)) frozen += w.rows * w.cols;
+  // Value, gradient and two moments, the copy for the products, and three host copies while a checkpoint is written.
+  return frozen * storage + trained * (4 * sum + (storage != sum ? storage : 0) + 3 * sum);
+}
+
+int64_t step_bytes(Model& planned, std::span<const Sample> samples) {
+  Arena arena(planned.ops);
+  run_step(planned, arena, samples, batch_totals(planned.config, samples), {});
+  return arena.peak_bytes();
+}
+
+std::vector<Sample> largest_forward(const RunConfig& config, std::span<const Sample> samples, int64_t micro) {
+  const int64_t n = static_cast<int64_t>(samples.size()), batch = config.train.batch;
+  const int64_t steps_per_epoch = (n + batch - 1) / batch, steps = total_steps(config.train, n);
+  const int64_t epochs = std::min((steps + steps_per_epoch - 1) / steps_per_epoch, std::max<int64_t>(1, kMostScanned / n));
+  std::vector<Sample> largest;
+  int64_t most = -1;
+  for (int64_t epoch = 0; epoch < epochs; ++epoch) {
+    const std::vector<int64_t> order = epoch_order(n, config.seed, epoch);
+    for (int64_t begin = 0, end; begin < n; begin = end) {
+      end = std::min({n, begin + micro, begin - begin % batch + batch});
+      int64_t tokens = 0;
+      auto at = [&](int64_t i) -> const Sample& { return samples[static_cast<std::size_t>(order[static_cast<std::size_t>(i)])]; };
+      for (int64_t i = begin; i < end; ++i) tokens += token_count(config.method, std::span(&at(i), 1)) + config.latent.count;
+      if (tokens <= most) continue;
+      most = tokens;
+      largest.clear();
+      for (int64_t i = begin; i < end; ++i) largest.push_back(at(i));
+    }
+  }
+  return largest;
+}
+
+void require_memory(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t available) {
+  const int64_t weights = model_bytes(config, shape);
+  if (weights > available)
+    throw Error(Exit::preflight, "memory", fmt::format("the model and its optimiser take {}, {} are available", mib(weights), mib(available)),
+                "use a smaller model, lora.rank or train.trainable = \"lora\"");
+  const std::unique_ptr<Ops> null = make_null_ops();
+  Model planned(*null, config, shape, Values::none);
+  auto need = [&](int64_t micro) { return weights + kOpsRoom + step_bytes(planned, largest_forward(config, samples, micro)); };
+  const int64_t asked = config.train.micro_batch > 0 ? config.train.micro_batch
+                                                     : std::min(config.train.batch, static_cast<int64_t>(samples.size()));
+  const int64_t needed = need(asked);
+  if (needed <= available) return;
+  int64_t fits = 0, fails = asked;
+  while (fails - fits > 1) {
+    const int64_t middle = fits + (fails - fits) / 2;
+    (need(middle) <= available ? fits : fails) = middle;
+  }
+  throw Error(Exit::preflight, "train.micro_batch",
+              fmt::format("a forward of {} samples takes {} in all, {} are available", asked, mib(needed), mib(available)),
+              fits > 0 ? fmt::format("set train.micro_batch = {}, the largest that fits", fits) : "not even one sample fits: use a smaller model");
+}
+
+}  // namespace kava

@@ -1,0 +1,25 @@
+// How much memory a run needs, found by running its real step on NullOps.
+#pragma once
+#include <span>
+#include <vector>
+
+#include "engine/data.h"
+#include "models/model.h"
+
+namespace kava {
+
+/// Bytes of weights, trainables, gradients and moments.
+int64_t model_bytes(const RunConfig& config, const ModelConfig& shape);
+
+/// Bytes that one forward and backward over the samples takes from its arena. `planned` is a model without values on NullOps.
+int64_t step_bytes(Model& planned, std::span<const Sample> samples);
+
+/// The largest forward of a run that cuts its batches into pieces of `micro` samples: that with the most tokens among the batches of its
+/// first epochs (all of them up to four million samples).
+std::vector<Sample> largest_forward(const RunConfig& config, std::span<const Sample> samples, int64_t micro);
+
+/// Error(code preflight) naming the largest train.micro_batch that does, where the run's largest forward does not fit beside the model in
+/// `available` bytes. Nothing is allocated.
+void require_memory(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t available);
+
+}  // namespace kava

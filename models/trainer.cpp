@@ -1,0 +1,166 @@
+#include "models/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numbers>
+
+#include "engine/error.h"
+#include "engine/json.h"
+#include "models/flops.h"
+
+namespace kava {
+
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+nlohmann::ordered_json metrics_line(const StepReport& r, const Speed& speed, double matrix_rate, double seconds) {
+  return {{"step", r.step}, {"epoch", r.epoch}, {"samples", r.samples}, {"loss", r.loss}, {"student_ce", r.losses.student_ce},
+          {"teacher_ce", r.losses.teacher_ce}, {"kv", r.losses.kv}, {"codi", r.losses.codi}, {"grad_norm", r.grad_norm}, {"lr", r.lr},
+          {"samples_per_s", speed.samples_per_s}, {"tokens_per_s", speed.tokens_per_s},
+          {"mfu", matrix_rate > 0 ? speed.flops_per_s / matrix_rate : 0.0}, {"seconds", seconds}};
+}
+
+}  // namespace
+
+double learning_rate(const RunConfig::Train& train, int64_t step, int64_t total) {
+  const double N = static_cast<double>(total), k = static_cast<double>(step);
+  const double W = std::ceil(train.warmup * N);
+  if (k < W) return train.lr * k / W;
+  if (train.schedule == Schedule::cosine) return train.lr * (1 + std::cos(std::numbers::pi * (k - W) / (N - W))) / 2;
+  if (train.schedule == Schedule::linear) return train.lr * (N - k) / (N - W);
+  return train.lr;
+}
+
+int64_t total_steps(const RunConfig::Train& train, int64_t samples) {
+  return train.max_steps > 0 ? train.max_steps : train.epochs * ceil_div(samples, train.batch);
+}
+
+Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState state)
+    : model_(model), arena_(model.ops), options_(model.config.train), samples_(samples), state_(std::move(state)) {
+  KAVA_CHECK(!samples.empty(), "nothing to train on");
+  saved_ = state_.total_steps > 0;
+  const int64_t n = static_cast<int64_t>(samples.size());
+  steps_per_epoch_ = ceil_div(n, options_.batch);
+  state_.total_steps = total_steps(options_, n);
+}
+
+std::span<const Sample> Trainer::next_batch() {
+  const int64_t epoch = state_.step / steps_per_epoch_, n = static_cast<int64_t>(samples_.size());
+  if (epoch != order_epoch_) order_ = epoch_order(n, model_.config.seed, epoch), order_epoch_ = epoch;
+  const int64_t first = state_.step % steps_per_epoch_ * options_.batch;
+  batch_.clear();
+  for (int64_t i = first; i < std::min(n, first + options_.batch); ++i)
+    batch_.push_back(samples_[static_cast<std::size_t>(order_[static_cast<std::size_t>(i)])]);
+  return batch_;
+}
+
+StepLosses Trainer::gradients(std::span<const Sample> batch) {
+  const BatchTotals totals = batch_totals(model_.config, batch);
+  const std::size_t micro = options_.micro_batch > 0 ? static_cast<std::size_t>(options_.micro_batch) : batch.size();
+  StepLosses losses;
+  model_.parameters.zero_grad();
+  for (std::size_t first = 0; first < batch.size(); first += micro) {
+    StepOptions options;
+    options.first_index = static_cast<int64_t>(first);
+    options.step = static_cast<uint32_t>(state_.step);
+    losses += run_step(model_, arena_, batch.subspan(first, std::min(micro, batch.size() - first)), totals, options);
+  }
+  return losses;
+}
+
+StepReport Trainer::step() {
+  const std::span<const Sample> batch = next_batch();
+  StepReport r;
+  r.epoch = state_.step / steps_per_epoch_;
+  r.losses = gradients(batch);
+  r.loss = r.losses.total(model_.config);
+  r.lr = learning_rate(options_, state_.step, state_.total_steps);
+  r.grad_norm = model_.parameters.grad_norm();
+  r.updated = std::isfinite(r.loss) && std::isfinite(r.grad_norm);
+  if (r.updated) {
+    AdamwOptions o;
+    o.lr = r.lr, o.beta1 = options_.betas[0], o.beta2 = options_.betas[1], o.eps = options_.eps;
+    o.weight_decay = options_.weight_decay, o.clip = options_.clip, o.step = ++state_.updates;
+    model_.parameters.update(o);
+  }
+  state_.skipped_in_row = r.updated ? 0 : state_.skipped_in_row + 1;
+  state_.samples += static_cast<int64_t>(batch.size());
+  r.step = ++state_.step;
+  saved_ = false;
+  state_.epoch = state_.step / steps_per_epoch_, state_.cursor = state_.step % steps_per_epoch_ * options_.batch;
+  r.samples = state_.samples;
+  r.batch_samples = static_cast<int64_t>(batch.size());
+  r.batch_tokens = token_count(model_.config.method, batch);
+  r.flops = minimum_flops(model_.config, model_.shape, batch);
+  return r;
+}
+
+bool Trainer::due(int64_t every) const {
+  return state_.finished() || (state_.step > 0 && state_.step % (every > 0 ? every : steps_per_epoch_) == 0);
+}
+
+void Trainer::validate(RunFolder& folder, const TrainingHooks& hooks) {
+  const std::optional<Validation> v = hooks.validate(arena_);
+  if (!v) return;
+  nlohmann::ordered_json object = {{"step", state_.step}};
+  for (const auto& [name, value] : v->values) object[name] = value;
+  folder.append(nlohmann::ordered_json({{"valid", object}}).dump());
+  state_.validated_step = state_.step;
+  saved_ = false;
+  if (!state_.best || v->score > state_.best->score) state_.best = Best{state_.step, v->score};
+  if (hooks.on_validation) hooks.on_validation(state_.step, *v);
+}
+
+void Trainer::save(RunFolder& folder, const TrainingHooks& hooks) {
+  if (saved_) return;
+  const ParameterStore& parameters = model_.parameters;
+  for (const Parameter& p : parameters.all())
+    for (double x : parameters.get(p.value))
+      if (!std::isfinite(x))
+        throw Error(Exit::numeric, fmt::format("step {}", state_.step), fmt::format("{} holds a value that is not finite", p.name),
+                    "lower train.lr; the last checkpoint is whole");
+  folder.save(model_, state_);
+  saved_ = true;
+  if (hooks.note) hooks.note(fmt::format("checkpoint of step {} written", state_.step));
+}
+
+void Trainer::log(RunFolder& folder, const TrainingHooks& hooks, const StepReport& report, double seconds) {
+  state_.seconds += seconds;
+  logged_seconds_ += seconds, logged_flops_ += report.flops;
+  logged_samples_ += report.batch_samples, logged_tokens_ += report.batch_tokens;
+  const double each = 1 / std::max(logged_seconds_, 1e-9);
+  const Speed speed{static_cast<double>(logged_samples_) * each, static_cast<double>(logged_tokens_) * each, logged_flops_ * each};
+  if (report.step % options_.log_every == 0 || state_.finished()) {
+    folder.append(metrics_line(report, speed, hooks.matrix_rate, state_.seconds).dump());
+    logged_seconds_ = logged_flops_ = 0, logged_samples_ = logged_tokens_ = 0;
+  }
+  if (hooks.on_step) hooks.on_step(report, speed);
+}
+
+bool Trainer::run(RunFolder& folder, const TrainingHooks& hooks) {
+  for (;;) {
+    auto stopped = [&] { return hooks.stop && hooks.stop(); };
+    if (hooks.validate && due(options_.valid_every) && state_.validated_step != state_.step && !stopped()) validate(folder, hooks);
+    const bool stop = stopped(), best_now = state_.best && state_.best->step == state_.step;
+    if (stop || best_now || due(options_.checkpoint_every)) save(folder, hooks);
+    if (state_.finished() && (!hooks.validate || state_.validated_step == state_.step)) return true;
+    if (stop) return false;
+    const auto start = std::chrono::steady_clock::now();
+    const StepReport report = step();
+    log(folder, hooks, report, seconds_since(start));
+    if (state_.skipped_in_row > 0 && hooks.note)
+      hooks.note(fmt::format("step {}: the loss or the gradient is not finite; no update made", report.step));
+    if (state_.skipped_in_row >= kMostSkipped)
+      throw Error(Exit::numeric, fmt::format("step {}", report.step),
+                  fmt::format("the loss or the gradient was not finite in {} steps in a row", kMostSkipped),
+                  "lower train.lr; the last checkpoint is whole");
+  }
+}
+
+}  // namespace kava

@@ -1,0 +1,94 @@
+// The training loop: batches in the order of (seed, epoch), one optimiser step each, validation, checkpoints. Independent of a terminal.
+//
+// A run of n samples takes N = train.max_steps steps, or else epochs * ceil(n / batch); the last batch of an epoch may be smaller. A state
+// saved after any step and loaded again goes on to the same bytes.
+#pragma once
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "models/kava.h"
+#include "models/run_folder.h"
+#include "models/training_state.h"
+
+namespace kava {
+
+/// Learning rate of step k (from 0) of N: peak k/W in the W = ceil(warmup N) steps of the warm-up, then the schedule.
+double learning_rate(const RunConfig::Train& train, int64_t step, int64_t total_steps);
+
+/// Steps of a run over n samples.
+int64_t total_steps(const RunConfig::Train& train, int64_t samples);
+
+/// One optimiser step, as logged. Losses are the batch's.
+struct StepReport {
+  int64_t step = 0;     // steps done, this one included
+  int64_t epoch = 0;    // of the batch, from 0
+  int64_t samples = 0;  // seen so far
+  StepLosses losses;
+  double loss = 0, grad_norm = 0, lr = 0;
+  bool updated = true;  // false: loss or gradient was not finite
+  int64_t batch_samples = 0, batch_tokens = 0;
+  double flops = 0;  // fewest, of the batch
+};
+
+struct Validation {
+  double score = 0;                     // by which the best checkpoint is chosen
+  std::map<std::string, double> values;  // of its object in metrics.jsonl, besides the step
+};
+
+/// Rates over the steps since the last report.
+struct Speed {
+  double samples_per_s = 0, tokens_per_s = 0, flops_per_s = 0;
+};
+
+/// What a run asks of those around it; everything may be empty.
+struct TrainingHooks {
+  std::function<void(const StepReport&, const Speed&)> on_step;      // every step
+  std::function<void(int64_t step, const Validation&)> on_validation;
+  std::function<void(const std::string&)> note;                      // something a person wants to know
+  std::function<bool()> stop;                                        // asked between steps
+  std::function<std::optional<Validation>(Arena&)> validate;         // nothing: it was stopped
+  double matrix_rate = 0;                                            // FLOP/s that mfu is a share of; 0: mfu is 0
+};
+
+class Trainer {
+ public:
+  /// The model at its start and an empty state, or both as a checkpoint has them. Samples must outlive the trainer.
+  Trainer(Model& model, std::span<const Sample> samples, TrainingState state);
+
+  /// One optimiser step. Error(code numeric) after kMostSkipped steps in a row without a finite loss and gradient.
+  StepReport step();
+
+  /// Steps, validation, metrics and checkpoints up to the end or until stopped; returns whether the end was reached. There is a checkpoint
+  /// of the last step either way. Error(code numeric) also where a trained value is not finite when a checkpoint is due.
+  bool run(RunFolder& folder, const TrainingHooks& hooks);
+
+  const TrainingState& state() const { return state_; }
+
+  static constexpr int64_t kMostSkipped = 10;
+
+ private:
+  std::span<const Sample> next_batch();
+  StepLosses gradients(std::span<const Sample> batch);
+  bool due(int64_t every) const;
+  void validate(RunFolder& folder, const TrainingHooks& hooks);
+  void save(RunFolder& folder, const TrainingHooks& hooks);
+  void log(RunFolder& folder, const TrainingHooks& hooks, const StepReport& report, double seconds);
+
+  Model& model_;
+  Arena arena_;
+  const RunConfig::Train& options_;
+  std::span<const Sample> samples_;
+  TrainingState state_;
+  int64_t steps_per_epoch_ = 0;
+  std::vector<int64_t> order_;
+  int64_t order_epoch_ = -1;
+  std::vector<Sample> batch_;
+  bool saved_ = false;  // whether a checkpoint holds this state
+  // Since the last logged line.
+  double logged_seconds_ = 0, logged_flops_ = 0;
+  int64_t logged_samples_ = 0, logged_tokens_ = 0;
+};
+
+}  // namespace kava

@@ -1,0 +1,114 @@
+#include "models/training_state.h"
+
+#include <algorithm>
+
+#include "engine/cli.h"
+#include "engine/json.h"
+#include "engine/json_at.h"
+#include "engine/safetensors.h"
+
+namespace kava {
+
+namespace {
+
+constexpr int kFormatVersion = 1;
+constexpr const char* kOptimizer = "optimizer.safetensors";
+constexpr const char* kState = "state.json";
+constexpr int64_t kMostSteps = int64_t{1} << 53;
+
+// The flat buffers whose parts are stored, and the prefixes of their names.
+struct Part {
+  const char* prefix;
+  const Tensor& (ParameterStore::*flat)() const;
+};
+constexpr Part kParts[] = {{"value.", &ParameterStore::value}, {"m.", &ParameterStore::m}, {"v.", &ParameterStore::v}};
+
+const char* file_type(DType t) { return t == DType::f64 ? "F64" : "F32"; }
+std::vector<int64_t> file_shape(const Parameter& p) { return p.vector ? std::vector{p.cols} : std::vector{p.rows, p.cols}; }
+
+int64_t whole(const JsonAt& at, int64_t least) {
+  const Json& v = at.value();
+  if (!v.is_number_integer() || v.get<double>() < static_cast<double>(least) || v.get<double>() > static_cast<double>(kMostSteps))
+    at.refuse("is no count", "use another checkpoint");
+  return v.get<int64_t>();
+}
+
+double real(const JsonAt& at) {
+  if (!at.value().is_number()) at.refuse("is no number", "use another checkpoint");
+  return at.value().get<double>();
+}
+
+}  // namespace
+
+void save_training_state(const std::filesystem::path& folder, const Model& model, const TrainingState& state) {
+  const ParameterStore& parameters = model.parameters;
+  std::vector<std::vector<char>> bytes;
+  std::vector<TensorOut> tensors;
+  for (const Part& part : kParts)
+    for (const Parameter& p : parameters.all()) {
+      const Tensor t = parameters.part((parameters.*part.flat)(), p);
+      bytes.emplace_back(static_cast<std::size_t>(t.count() * size_of(t.dtype)));
+      model.ops.download(bytes.back().data(), t);
+      tensors.push_back({part.prefix + p.name, file_type(t.dtype), file_shape(p), bytes.back().data()});
+    }
+  write_safetensors((folder / kOptimizer).string(), tensors);
+
+  const std::string version = version_text("kava");
+  Json json = {{"format_version", kFormatVersion}, {"kava", version.substr(0, version.find('\n'))}, {"step", state.step},
+               {"total_steps", state.total_steps}, {"epoch", state.epoch}, {"cursor", state.cursor}, {"samples", state.samples},
+               {"updates", state.updates}, {"skipped_in_row", state.skipped_in_row}, {"validated_step", state.validated_step},
+               {"seconds", state.seconds}, {"best", nullptr}, {"data", Json::array()}, {"base", state.base}};
+  if (state.best) json["best"] = {{"step", state.best->step}, {"score", state.best->score}};
+  for (const DataDigest& d : state.data) json["data"].push_back({{"path", d.path}, {"sha256", d.sha256}});
+  write_file((folder / kState).string(), json.dump(1) + "\n");
+}
+
+TrainingState load_training_state(const std::filesystem::path& folder) {
+  const std::string file = (folder / kState).string();
+  const Json json = read_json(file, std::size_t{16} << 20);
+  const JsonAt root(json, file);
+  if (whole(root.at("format_version"), 0) != kFormatVersion) root.at("format_version").refuse("is not 1", "use another checkpoint");
+  TrainingState s;
+  const std::pair<const char*, int64_t TrainingState::*> counts[] = {
+      {"step", &TrainingState::step}, {"total_steps", &TrainingState::total_steps}, {"epoch", &TrainingState::epoch},
+      {"cursor", &TrainingState::cursor}, {"samples", &TrainingState::samples}, {"updates", &TrainingState::updates},
+      {"skipped_in_row", &TrainingState::skipped_in_row}};
+  for (const auto& [name, member] : counts) s.*member = whole(root.at(name), 0);
+  s.validated_step = whole(root.at("validated_step"), -1);
+  s.seconds = real(root.at("seconds"));
+  s.base = root.at("base").string();
+  if (root.has("best")) s.best = {whole(root.at("best").at("step"), 0), real(root.at("best").at("score"))};
+  const JsonAt data = root.at("data");
+  for (std::size_t i = 0; i < data.array().size(); ++i) s.data.push_back({data.at(i).at("path").string(), data.at(i).at("sha256").string()});
+  return s;
+}
+
+void load_optimizer(Model& model, const std::filesystem::path& folder) {
+  const ParameterStore& parameters = model.parameters;
+  const SafetensorsFile file = SafetensorsFile::open((folder / kOptimizer).string());
+  auto refuse = [&](const std::string& what) { throw Error(Exit::data, file.path(), what, "use another checkpoint"); };
+  std::size_t found = 0;
+  for (const Part& part : kParts)
+    for (const Parameter& p : parameters.all()) {
+      const Tensor t = parameters.part((parameters.*part.flat)(), p);
+      const std::string name = part.prefix + p.name;
+      const TensorInfo* info = file.find(name);
+      if (!info) refuse(fmt::format("tensor {} is missing", name));
+      if (info->dtype != file_type(t.dtype) || info->shape != file_shape(p))
+        refuse(fmt::format("tensor {} is {} {}, the run has {} {}", name, info->dtype, shape_text(info->shape), file_type(t.dtype),
+                           shape_text(file_shape(p))));
+      std::vector<char> host(static_cast<std::size_t>(t.count() * size_of(t.dtype)));
+      file.read_as(*info, t.dtype, host.data(), true);
+      model.ops.upload(t, host.data());
+      ++found;
+    }
+  if (found != file.tensors().size()) refuse(fmt::format("holds {} tensors, the run has {}", file.tensors().size(), found));
+  model.parameters.refresh();
+}
+
+int64_t saving_bytes(const Model& model) {
+  const int64_t each = size_of(sum_type(model.storage));
+  return model.parameters.count() * (3 * each + 4) + model.parameters.count() * 4;
+}
+
+}  // namespace kava

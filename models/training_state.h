@@ -1,0 +1,55 @@
+// Where a run stands, and the two files of a checkpoint that hold it beside the adapter (docs/formats.md):
+//   optimizer.safetensors   value.NAME, m.NAME, v.NAME of every trainable, in the type they are computed in, so that a resumed run has the
+//                           bytes of an uninterrupted one (the adapter is f32, and rounds the values of an f64 run)
+//   state.json              the counters below, the best step, the data files' digests
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "models/model.h"
+
+namespace kava {
+
+struct Best {
+  int64_t step = 0;
+  double score = 0;  // share of the validation rows that are right by the strict rule
+};
+
+struct DataDigest {
+  std::string path, sha256;
+  bool operator==(const DataDigest&) const = default;
+};
+
+struct TrainingState {
+  int64_t step = 0;          // optimiser steps done
+  int64_t total_steps = 0;   // of the whole run
+  int64_t epoch = 0;         // of the next batch, from 0
+  int64_t cursor = 0;        // samples of that epoch already used
+  int64_t samples = 0;       // seen so far
+  int64_t updates = 0;       // steps whose update was made
+  int64_t skipped_in_row = 0;  // steps just before this one whose loss or gradient was not finite
+  int64_t validated_step = -1;
+  double seconds = 0;        // spent on steps
+  std::optional<Best> best;
+  std::vector<DataDigest> data;
+  std::string base;          // digest of the base model's config.json and weight headers
+  bool finished() const { return step >= total_steps; }
+};
+
+/// Writes both files into the folder. Error(code write).
+void save_training_state(const std::filesystem::path& folder, const Model& model, const TrainingState& state);
+
+/// state.json of a checkpoint folder. Error(code data) where a key is missing or of the wrong type.
+TrainingState load_training_state(const std::filesystem::path& folder);
+
+/// Sets values and moments of all trainables from optimizer.safetensors. Error(code data) naming the tensor unless the file holds exactly
+/// them.
+void load_optimizer(Model& model, const std::filesystem::path& folder);
+
+/// The bytes that saving a checkpoint takes in memory beside the model.
+int64_t saving_bytes(const Model& model);
+
+}  // namespace kava

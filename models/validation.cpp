@@ -1,0 +1,55 @@
+#include "models/validation.h"
+
+#include <algorithm>
+
+namespace kava {
+
+namespace {
+
+struct Stopped {};
+
+}  // namespace
+
+Validator::Validator(const TextModel& text, const RunConfig& config) : text_(&text), file_(read_rows(config.data.valid)) {
+  RunConfig whole = config;
+  whole.data.fraction = 1;
+  samples_ = read_samples(text, whole, {file_}, &dropped_);
+  if (samples_.empty())
+    throw Error(Exit::data, escaped(file_.path, 4096), fmt::format("no row is left: all {} are longer than data.max_tokens", dropped_),
+                "raise data.max_tokens");
+}
+
+std::optional<Validation> Validator::run(Model& model, Arena& arena, const std::function<bool()>& stop) const {
+  Validation v;
+  EvalOptions options;
+  options.progress = [&](int64_t, int64_t) {
+    if (stop && stop()) throw Stopped();
+  };
+  const std::span<const Sample> all(samples_);
+  const BatchTotals totals = batch_totals(model.config, all);
+  const auto at_once = static_cast<std::size_t>(model.config.train.micro_batch > 0 ? model.config.train.micro_batch : model.config.train.batch);
+  StepLosses losses;
+  try {
+    const EvalResult result = evaluate(model, arena, *text_, file_, options);
+    for (std::size_t i = 0; i < result.scorers.size(); ++i) {
+      v.values[name_of(result.scorers[i])] = result.accuracy(i);
+      if (result.scorers[i] == Scorer::strict) v.score = result.accuracy(i);
+    }
+    v.values["passes"] = result.passes(), v.values["passes_merged"] = result.passes_merged();
+    v.values["limit_hits"] = static_cast<double>(result.limit_hits());
+    for (std::size_t first = 0; first < all.size(); first += at_once) {
+      StepOptions step;
+      step.backward = false;
+      losses += run_step(model, arena, all.subspan(first, std::min(at_once, all.size() - first)), totals, step);
+      options.progress(0, 0);
+    }
+  } catch (const Stopped&) {
+    return std::nullopt;
+  }
+  v.values["forced"] = static_cast<double>(losses.forced_correct) / static_cast<double>(all.size());
+  v.values["loss"] = losses.total(model.config);
+  v.values["student_ce"] = losses.student_ce, v.values["teacher_ce"] = losses.teacher_ce;
+  return v;
+}
+
+}  // namespace kava

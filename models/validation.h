@@ -1,0 +1,34 @@
+// Validation during training: exact match by decoding, and teacher-forced accuracy, over the rows of data.valid.
+#pragma once
+#include <functional>
+#include <optional>
+
+#include "models/evaluate.h"
+#include "models/trainer.h"
+
+namespace kava {
+
+class Validator {
+ public:
+  /// Reads data.valid; `text` must outlive this. Error(code data) for a malformed file, or where no row is short enough for data.max_tokens.
+  Validator(const TextModel& text, const RunConfig& config);
+
+  /// Rows that are decoded; of those, rows left out of the teacher-forced part because they are over data.max_tokens.
+  int64_t rows() const { return static_cast<int64_t>(file_.rows.size()); }
+  int64_t dropped() const { return dropped_; }
+  DataDigest digest() const { return {file_.path, file_.sha256}; }
+  std::span<const Sample> samples() const { return samples_; }
+
+  /// Its score is strict (by equal ids where there is no tokenizer). Values: every scorer's accuracy, "forced" (share of the samples whose
+  /// whole answer, prompt included, is the argmax under teacher forcing), "passes", "passes_merged", "limit_hits" and the losses. Nothing
+  /// where `stop` asked to stop.
+  std::optional<Validation> run(Model& model, Arena& arena, const std::function<bool()>& stop) const;
+
+ private:
+  const TextModel* text_;
+  RowFile file_;
+  std::vector<Sample> samples_;
+  int64_t dropped_ = 0;
+};
+
+}  // namespace kava

@@ -1,0 +1,78 @@
+#include "tools/plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "models/model.h"
+#include "models/trainer.h"
+
+namespace kava {
+
+namespace {
+
+struct Count {
+  int64_t total = 0, trainable = 0;
+};
+
+// The group of a tensor, by its name in a model folder or an adapter.
+std::string group_of(const std::string& name) {
+  if (name.find(".lora_") != std::string::npos) return "lora";
+  const std::pair<const char*, const char*> parts[] = {{"new_tokens", "new tokens"}, {"latent_projection", "latent projection"},
+                                                       {"kv_projection", "kv projection"}, {"embed_tokens", "embedding"},
+                                                       {"lm_head", "head"}, {"norm", "norms"}, {"self_attn", "attention"}};
+  for (const auto& [part, group] : parts)
+    if (name.find(part) != std::string::npos) return group;
+  return "mlp";
+}
+
+}  // namespace
+
+std::string parameter_table(const RunConfig& config, const TextModel& text) {
+  const ModelConfig& m = text.shape;
+  std::vector<std::pair<std::string, Count>> groups;
+  auto count = [&](const std::string& name, int64_t elements, bool total, bool trainable) {
+    const std::string group = group_of(name);
+    auto it = std::ranges::find(groups, group, &std::pair<std::string, Count>::first);
+    if (it == groups.end()) it = groups.insert(groups.end(), {group, {}});
+    if (total) it->second.total += elements;
+    if (trainable) it->second.trainable += elements;
+  };
+  const bool all = config.train.trainable == Trainable::all;
+  for (const WeightSpec& w : weight_specs(m)) count(w.name, w.rows * w.cols, true, all);
+  for (const TrainableSpec& t : trainable_specs(config, m))
+    if (t.start != TrainableSpec::Start::base) count(t.name, t.rows * t.cols, true, true);
+  std::string out = fmt::format("model       {}: {}, {} layers, hidden {}, {}/{} heads of {}, mlp {}, vocabulary {}, {} head\n",
+                                escaped(text.folder, 4096), m.family, m.layers, m.hidden, m.heads, m.kv_heads, m.head_dim, m.mlp, m.vocab,
+                                m.tied ? "tied" : "untied");
+  if (text.tokenizer) out += fmt::format("tokenizer   {} tokens\n", text.tokenizer->size());
+  out += fmt::format("method      {}, {}, trainable = {}\n", name_of(config.method), name_of(config.model.dtype), name_of(config.train.trainable));
+  out += fmt::format("{:<20}{:>16}{:>16}\n", "parameters", "total", "trainable");
+  Count sum;
+  for (const auto& [group, c] : groups) {
+    out += fmt::format("  {:<18}{:>16}{:>16}\n", group, c.total, c.trainable);
+    sum.total += c.total, sum.trainable += c.trainable;
+  }
+  return out + fmt::format("  {:<18}{:>16}{:>16}\n", "all", sum.total, sum.trainable);
+}
+
+std::string run_summary(const RunConfig& config, std::span<const Sample> samples, int64_t dropped) {
+  const int64_t n = static_cast<int64_t>(samples.size()), steps = total_steps(config.train, n);
+  double question = 0, trace = 0, answer = 0;
+  int64_t longest = 0;
+  for (const Sample& s : samples) {
+    question += static_cast<double>(s.question.size()), trace += static_cast<double>(s.trace.size());
+    answer += static_cast<double>(s.answer.size());
+    longest = std::max(longest, longest_sequence(s, config.method, config.latent.count));
+  }
+  const double each = 1 / static_cast<double>(n);
+  const int64_t micro = config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch;
+  return fmt::format("samples     {} ({} over data.max_tokens = {} left out)\n"
+                     "tokens      question {:.1f}, trace {:.1f}, answer {:.1f} on average; longest sequence {}\n"
+                     "steps       {} of {} samples, {} a forward; {:.2f} epochs\n",
+                     n, dropped, config.data.max_tokens, question * each, trace * each, answer * each, longest, steps,
+                     std::min(config.train.batch, n), std::min(micro, n),
+                     static_cast<double>(steps) / static_cast<double>((n + config.train.batch - 1) / config.train.batch));
+}
+
+}  // namespace kava

@@ -1,0 +1,20 @@
+// The work of kava_train.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "tools/device.h"
+
+namespace kava {
+
+struct TrainCommand {
+  std::string config, out;
+  std::vector<std::string> sets;
+  bool resume = false, plan = false, profile = false, check_ops = false;
+  DeviceOptions device;
+};
+
+/// Returns the exit code: 0 done, 75 stopped by a signal.
+int train(const TrainCommand& command);
+
+}  // namespace kava
