@@ -3,11 +3,20 @@
 // A block works on (segment, kv head). The G = H/K query heads of the kv head are stacked: stacked row r is query r / G, head r % G of the
 // group, so that one product serves the whole group. Query i of n sees the first key_count - n + 1 + i keys.
 #pragma once
+#include <stdexcept>
+
 #include "kernels/gpu.h"
 #include "kernels/kernels.h"
+#include "kernels/tile.h"
 
 namespace kava {
 
+constexpr int kAttentionWarps = 4, kAttentionThreads = kAttentionWarps * kWarpSize;
+constexpr int kAttentionBlocks = 2;  // per SM at least; without a number ptxas spills for occupancy
+constexpr int kQueryTile = 64;       // stacked rows of a block, 16 per warp
+constexpr int kKeyTile = 64;
+
+/// A segment as one kv head sees it.
 struct HeadSegment {
   const int32_t* keys;
   int key_count, query_begin, queries, group, kv_head;
@@ -26,6 +35,12 @@ struct HeadSegment {
   /// Keys that stacked row r sees.
   __device__ int seen(int r) const { return key_count - queries + 1 + r / group; }
 
+  /// Tiles of keys that a block of stacked rows from first_row on sees something of.
+  __device__ int key_tiles(int first_row) const {
+    const int last = first_row + kQueryTile < stacked_rows() ? first_row + kQueryTile - 1 : stacked_rows() - 1;
+    return div_up(seen(last), kKeyTile);
+  }
+
   /// Row r of a [rows, H*D] matrix, null beyond the segment.
   template <class T>
   __device__ T* query(Rows<T> x, int r, int head_dim) const {
@@ -38,9 +53,36 @@ struct HeadSegment {
   }
 };
 
-constexpr int kAttentionWarps = 4, kAttentionThreads = kAttentionWarps * kWarpSize;
-constexpr int kAttentionBlocks = 2;  // per SM at least; without a number ptxas spills for occupancy
-constexpr int kQueryTile = 64;       // stacked rows of a block, 16 per warp
+/// The two stacked rows of a warp's 16 that a thread's accumulators belong to. Rows beyond the segment see what its last row sees; they are
+/// zero in shared memory and are not stored.
+struct ThreadRows {
+  int row[2], seen[2], rows;
+
+  __device__ ThreadRows(const HeadSegment& seg, int warp_row) : rows(seg.stacked_rows()) {
+    const AccumulatorPlace place;
+    for (int h = 0; h < 2; ++h) {
+      row[h] = warp_row + place.row(2 * h);
+      seen[h] = seg.seen(valid(h) ? row[h] : rows - 1);
+    }
+  }
+  __device__ bool valid(int h) const { return row[h] < rows; }
+};
+
+/// Tiles of a segment's keys and values in shared memory, in two stages.
+template <int kDim>
+struct KeyStages {
+  using KTile = Tile<kKeyTile, kDim>;
+  static constexpr int kBytes = 4 * KTile::kBytes;
+  uint32_t base;
+
+  __device__ KTile k(int tile) const { return {base + static_cast<uint32_t>(tile % 2 * 2 * KTile::kBytes)}; }
+  __device__ KTile v(int tile) const { return {k(tile).base + KTile::kBytes}; }
+  __device__ void load(int tile, const HeadSegment& seg, Rows<const bf16> k_rows, Rows<const bf16> v_rows, int D, bool aligned) const {
+    const int first = tile * kKeyTile;
+    load_tile<kAttentionThreads>(k(tile), D, k_rows.data, aligned, [&](int r) { return seg.key(k_rows, first + r, D); });
+    load_tile<kAttentionThreads>(v(tile), D, v_rows.data, aligned, [&](int r) { return seg.key(v_rows, first + r, D); });
+  }
+};
 
 /// One block per segment, kv head and `tile` stacked rows; blocks beyond a segment's rows end at once.
 inline dim3 query_grid(const SegmentLists& s, const AttentionDims& dims, int tile) {
@@ -53,6 +95,13 @@ template <class T>
 bool chunks_aligned(Rows<T> x, int head_dim) {
   constexpr int kChunk = 16 / static_cast<int>(sizeof(T));
   return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride % kChunk == 0 && head_dim % kChunk == 0;
+}
+
+/// Whether there is work; throws where a kernel does not take the dimensions.
+inline bool check_attention(const SegmentLists& s, const AttentionDims& dims) {
+  if (dims.head_dim < 1 || dims.head_dim > 128 || dims.kv_heads < 1 || dims.heads % dims.kv_heads != 0)
+    throw std::invalid_argument("attention kernels take head sizes up to 128 and whole groups of heads");
+  return s.count > 0 && s.groups > 0 && s.most_queries > 0;
 }
 
 /// Calls f.template operator()<padded head size>().

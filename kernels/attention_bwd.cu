@@ -6,7 +6,6 @@
 // and takes the group's segments in order, in each of them tiles of 64 keys, 16 to a warp, and walks the stacked rows that see them. There
 // the products are transposed, so that p^T and ds^T pass from accumulators to operands within a warp.
 #include "kernels/attention.h"
-#include "kernels/tile.h"
 
 namespace kava {
 
@@ -35,102 +34,98 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
 
 // ---- dq, bf16
 
-constexpr int kKeyTile = 64;
-
+/// dq of a warp's 16 rows.
 template <int kDim>
-struct QuerySmem {
-  using QTile = Tile<kQueryTile, kDim>;
-  using KTile = Tile<kKeyTile, kDim>;
-  static constexpr int kBytes = 2 * QTile::kBytes + 4 * KTile::kBytes;
-};
+struct QueryGradient {
+  float acc[kDim / 8][4] = {}, lse2[2], delta[2];
 
-template <int kDim>
-__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
-    attention_bwd_q_bf16_kernel(Rows<bf16> dq, Saved<bf16> saved, SegmentLists segments, AttentionDims dims, bool aligned) {
-  using Smem = QuerySmem<kDim>;
-  const HeadSegment seg(segments, dims, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
-  const int first_row = static_cast<int>(blockIdx.z) * kQueryTile, D = dims.head_dim;
-  if (first_row >= seg.stacked_rows()) return;
-
-  const uint32_t smem = smem_addr(dynamic_smem<unsigned char>());
-  const typename Smem::QTile q_smem{smem}, dout_smem{smem + Smem::QTile::kBytes};
-  auto k_smem = [&](int stage) { return typename Smem::KTile{smem + 2 * Smem::QTile::kBytes + 2 * stage * Smem::KTile::kBytes}; };
-  auto v_smem = [&](int stage) { return typename Smem::KTile{k_smem(stage).base + Smem::KTile::kBytes}; };
-  auto load_keys = [&](int tile) {
-    const int first_key = tile * kKeyTile;
-    load_tile<kAttentionThreads>(k_smem(tile % 2), D, saved.k.data, aligned, [&](int r) { return seg.key(saved.k, first_key + r, D); });
-    load_tile<kAttentionThreads>(v_smem(tile % 2), D, saved.v.data, aligned, [&](int r) { return seg.key(saved.v, first_key + r, D); });
-  };
-  load_tile<kAttentionThreads>(q_smem, D, saved.q.data, aligned, [&](int r) { return seg.query(saved.q, first_row + r, D); });
-  load_tile<kAttentionThreads>(dout_smem, D, saved.dout.data, aligned, [&](int r) { return seg.query(saved.dout, first_row + r, D); });
-  load_keys(0);
-  cp_async_commit();
-
-  const AccumulatorPlace place;
-  const int warp_row = static_cast<int>(threadIdx.x) / kWarpSize * 16;
-  const int last_row = first_row + kQueryTile < seg.stacked_rows() ? first_row + kQueryTile : seg.stacked_rows();
-  const int key_tiles = div_up(seg.seen(last_row - 1), kKeyTile);
-  const float scale2 = dims.scale * kLog2E;
-  int row[2], seen[2];
-  float lse2[2], delta[2];
-  for (int h = 0; h < 2; ++h) {
-    row[h] = first_row + warp_row + place.row(2 * h);
-    const bool valid = row[h] < last_row;
-    seen[h] = valid ? seg.seen(row[h]) : 0;
-    lse2[h] = valid ? saved.lse[seg.query_row(row[h])][seg.head(row[h])] * kLog2E : 0.f;
-    delta[h] = valid ? saved.delta[seg.query_row(row[h])][seg.head(row[h])] : 0.f;
+  __device__ QueryGradient(const Saved<bf16>& saved, const HeadSegment& seg, const ThreadRows& rows) {
+    for (int h = 0; h < 2; ++h) {
+      const int row = rows.row[h];
+      lse2[h] = rows.valid(h) ? saved.lse[seg.query_row(row)][seg.head(row)] * kLog2E : 0.f;
+      delta[h] = rows.valid(h) ? saved.delta[seg.query_row(row)][seg.head(row)] : 0.f;
+    }
   }
 
-  float acc[kDim / 8][4] = {};
-  for (int tile = 0; tile < key_tiles; ++tile) {
-    if (tile + 1 < key_tiles) load_keys(tile + 1);
-    cp_async_commit();
-    cp_async_wait<1>();
-    __syncthreads();  // the tile is complete for all threads
-
-    // Sixteen keys at a time, so that s and dp of one step fit in registers beside dq.
+  /// Adds a tile of keys, sixteen at a time, so that their s and dp fit in registers beside dq.
+  __device__ __forceinline__ void add(Tile<kQueryTile, kDim> q, Tile<kQueryTile, kDim> dout, Tile<kKeyTile, kDim> k, Tile<kKeyTile, kDim> v,
+                                      const ThreadRows& rows, int warp_row, int first_key, float scale2) {
+    const AccumulatorPlace place;
 #pragma unroll
     for (int n = 0; n < kKeyTile / 16; ++n) {
       float s[2][4] = {}, dp[2][4] = {};
 #pragma unroll
       for (int d = 0; d < kDim; d += 16) {
         uint32_t a[4], b[2][2];
-        load_a<false>(a, q_smem, warp_row, d);
-        load_b<false>(b, k_smem(tile % 2), n * 16, d);
+        load_a<false>(a, q, warp_row, d);
+        load_b<false>(b, k, n * 16, d);
         for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(s[half], a, b[half]);
-        load_a<false>(a, dout_smem, warp_row, d);
-        load_b<false>(b, v_smem(tile % 2), n * 16, d);
+        load_a<false>(a, dout, warp_row, d);
+        load_b<false>(b, v, n * 16, d);
         for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dp[half], a, b[half]);
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         for (int i = 0; i < 4; ++i) {
-          const int h = i / 2, key = tile * kKeyTile + n * 16 + half * 8 + place.col(i);
-          s[half][i] = key < seen[h] ? fast_exp2(s[half][i] * scale2 - lse2[h]) * (dp[half][i] - delta[h]) : 0.f;
+          const int h = i / 2, key = first_key + n * 16 + half * 8 + place.col(i);
+          s[half][i] = key < rows.seen[h] ? fast_exp2(s[half][i] * scale2 - lse2[h]) * (dp[half][i] - delta[h]) : 0.f;
         }
       uint32_t ds[4];
       accumulators_to_a(ds, s[0], s[1]);
 #pragma unroll
       for (int d = 0; d < kDim / 16; ++d) {
         uint32_t b[2][2];
-        load_b<true>(b, k_smem(tile % 2), d * 16, n * 16);
-        mma_m16n8k16_bf16(acc[2 * d], ds, b[0]);
-        mma_m16n8k16_bf16(acc[2 * d + 1], ds, b[1]);
+        load_b<true>(b, k, d * 16, n * 16);
+        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(acc[2 * d + half], ds, b[half]);
       }
     }
-    __syncthreads();  // the stage is read before the next but one load overwrites it
   }
 
+  __device__ __forceinline__ void store(Rows<bf16> dq, const HeadSegment& seg, const ThreadRows& rows, int D, float scale) const {
+    const AccumulatorPlace place;
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    bf16* out = row[h] < last_row ? seg.query(dq, row[h], D) : nullptr;
+    for (int h = 0; h < 2; ++h) {
+      bf16* out = seg.query(dq, rows.row[h], D);
 #pragma unroll
-    for (int d = 0; d < kDim / 8; ++d)
-      for (int i = 2 * h; i < 2 * h + 2; ++i) {
-        const int col = d * 8 + place.col(i);
-        if (out && col < D) out[col] = from_float<bf16>(acc[d][i] * dims.scale);
-      }
+      for (int d = 0; d < kDim / 8; ++d)
+        for (int i = 2 * h; i < 2 * h + 2; ++i) {
+          const int col = d * 8 + place.col(i);
+          if (out && col < D) out[col] = from_float<bf16>(acc[d][i] * scale);
+        }
+    }
   }
+};
+
+template <int kDim>
+constexpr int kQuerySmem = 2 * Tile<kQueryTile, kDim>::kBytes + KeyStages<kDim>::kBytes;
+
+template <int kDim>
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
+    attention_bwd_q_bf16_kernel(Rows<bf16> dq, Saved<bf16> saved, SegmentLists segments, AttentionDims dims, bool aligned) {
+  const HeadSegment seg(segments, dims, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
+  const int first_row = static_cast<int>(blockIdx.z) * kQueryTile, D = dims.head_dim;
+  if (first_row >= seg.stacked_rows()) return;
+
+  const Tile<kQueryTile, kDim> q_smem{smem_addr(dynamic_smem<unsigned char>())}, dout_smem{q_smem.base + q_smem.kBytes};
+  const KeyStages<kDim> keys{dout_smem.base + dout_smem.kBytes};
+  load_tile<kAttentionThreads>(q_smem, D, saved.q.data, aligned, [&](int r) { return seg.query(saved.q, first_row + r, D); });
+  load_tile<kAttentionThreads>(dout_smem, D, saved.dout.data, aligned, [&](int r) { return seg.query(saved.dout, first_row + r, D); });
+  keys.load(0, seg, saved.k, saved.v, D, aligned);
+  cp_async_commit();
+
+  const int warp_row = static_cast<int>(threadIdx.x) / kWarpSize * 16;
+  const ThreadRows rows(seg, first_row + warp_row);
+  const int key_tiles = seg.key_tiles(first_row);
+  QueryGradient<kDim> gradient(saved, seg, rows);
+  for (int tile = 0; tile < key_tiles; ++tile) {
+    if (tile + 1 < key_tiles) keys.load(tile + 1, seg, saved.k, saved.v, D, aligned);
+    cp_async_commit();
+    cp_async_wait<1>();
+    __syncthreads();  // the tile is complete for all threads
+    gradient.add(q_smem, dout_smem, keys.k(tile), keys.v(tile), rows, warp_row, tile * kKeyTile, dims.scale * kLog2E);
+    __syncthreads();  // the stage is read before the next but one load overwrites it
+  }
+  gradient.store(dq, seg, rows, D, dims.scale);
 }
 
 // ---- dk and dv, bf16
@@ -356,14 +351,15 @@ template <>
 void attention_bwd(Stream stream, Rows<bf16> dq, Rows<float> dk, Rows<float> dv, Rows<float> delta, Rows<const bf16> dout,
                    Rows<const bf16> o, Rows<const float> lse, Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v,
                    const SegmentLists& segments, const AttentionDims& dims) {
+  if (!check_attention(segments, dims)) return;
   launch(stream, attention_bwd_delta_kernel<bf16>, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, delta, dout, o,
          segments, dims);
   const Saved<bf16> saved{dout, o, q, k, v, lse, delta};
   const bool aligned = chunks_aligned(q, dims.head_dim) && chunks_aligned(k, dims.head_dim) && chunks_aligned(v, dims.head_dim) &&
                        chunks_aligned(dout, dims.head_dim);
   dispatch_head_dim(dims.head_dim, [&]<int kDim>() {
-    launch(stream, attention_bwd_q_bf16_kernel<kDim>, query_grid(segments, dims, kQueryTile), kAttentionThreads, QuerySmem<kDim>::kBytes,
-           dq, saved, segments, dims, aligned);
+    launch(stream, attention_bwd_q_bf16_kernel<kDim>, query_grid(segments, dims, kQueryTile), kAttentionThreads, kQuerySmem<kDim>, dq,
+           saved, segments, dims, aligned);
     launch(stream, attention_bwd_kv_bf16_kernel<kDim>, group_grid(segments, dims, kDim / kColumns<kDim>), kAttentionThreads,
            KeySmem<kDim>::kBytes, dk, dv, saved, segments, dims, aligned);
   });
@@ -373,6 +369,7 @@ template <>
 void attention_bwd(Stream stream, Rows<float> dq, Rows<float> dk, Rows<float> dv, Rows<float> delta, Rows<const float> dout,
                    Rows<const float> o, Rows<const float> lse, Rows<const float> q, Rows<const float> k, Rows<const float> v,
                    const SegmentLists& segments, const AttentionDims& dims) {
+  if (!check_attention(segments, dims)) return;
   launch(stream, attention_bwd_delta_kernel<float>, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, delta, dout, o,
          segments, dims);
   const Saved<float> saved{dout, o, q, k, v, lse, delta};

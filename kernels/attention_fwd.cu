@@ -6,58 +6,86 @@
 // double buffer. Padding of the head size and rows beyond the segment are zeros in shared memory. f32: a warp owns one row at a time, lanes
 // own keys in q k^T and columns in p v.
 #include "kernels/attention.h"
-#include "kernels/tile.h"
 
 namespace kava {
 
 namespace {
 
-constexpr int kKeyTile = 64;
+/// What a warp knows of its 16 rows: acc = sum of p v and sum = sum of p, both for p = 2^(s - most).
+template <int kDim>
+struct RunningSoftmax {
+  float acc[kDim / 8][4] = {}, most[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+
+  /// Turns the products q k^T of a tile of keys into p, and scales acc and sum to the new maximum.
+  __device__ __forceinline__ void add(float (&s)[kKeyTile / 8][4], const ThreadRows& rows, int first_key, float scale2) {
+    const AccumulatorPlace place;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float high = most[h], part = 0;
+#pragma unroll
+      for (int n = 0; n < kKeyTile / 8; ++n)
+        for (int i = 2 * h; i < 2 * h + 2; ++i) {
+          s[n][i] = first_key + n * 8 + place.col(i) < rows.seen[h] ? s[n][i] * scale2 : -INFINITY;
+          high = fmaxf(high, s[n][i]);
+        }
+      for (int lanes = 1; lanes < 4; lanes *= 2) high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, lanes));
+#pragma unroll
+      for (int n = 0; n < kKeyTile / 8; ++n)
+        for (int i = 2 * h; i < 2 * h + 2; ++i) {
+          s[n][i] = fast_exp2(s[n][i] - high);
+          part += s[n][i];
+        }
+      for (int lanes = 1; lanes < 4; lanes *= 2) part += __shfl_xor_sync(kAllLanes, part, lanes);
+      const float shrink = fast_exp2(most[h] - high);
+      most[h] = high;
+      sum[h] = sum[h] * shrink + part;
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d)
+        for (int i = 2 * h; i < 2 * h + 2; ++i) acc[d][i] *= shrink;
+    }
+  }
+
+  __device__ __forceinline__ void store(Rows<bf16> o, Rows<float> lse, const HeadSegment& seg, const ThreadRows& rows, int D) const {
+    const AccumulatorPlace place;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (!rows.valid(h)) continue;
+      const int row = rows.row[h];
+      bf16* out = seg.query(o, row, D);
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d)
+        for (int i = 2 * h; i < 2 * h + 2; ++i) {
+          const int col = d * 8 + place.col(i);
+          if (col < D) out[col] = from_float<bf16>(acc[d][i] / sum[h]);
+        }
+      if (lse.data && place.lane % 4 == 0) lse[seg.query_row(row)][seg.head(row)] = (most[h] + log2f(sum[h])) * kLn2;
+    }
+  }
+};
 
 template <int kDim>
-struct ForwardSmem {
-  using QTile = Tile<kQueryTile, kDim>;
-  using KTile = Tile<kKeyTile, kDim>;
-  static constexpr int kBytes = QTile::kBytes + 4 * KTile::kBytes;
-};
+constexpr int kForwardSmem = Tile<kQueryTile, kDim>::kBytes + KeyStages<kDim>::kBytes;
 
 template <int kDim>
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     attention_fwd_bf16_kernel(Rows<bf16> o, Rows<float> lse, Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v,
                               SegmentLists segments, AttentionDims dims, bool aligned) {
-  using Smem = ForwardSmem<kDim>;
   const HeadSegment seg(segments, dims, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
   const int first_row = static_cast<int>(blockIdx.z) * kQueryTile, D = dims.head_dim;
   if (first_row >= seg.stacked_rows()) return;
 
-  const uint32_t smem = smem_addr(dynamic_smem<unsigned char>());
-  const typename Smem::QTile q_smem{smem};
-  auto k_smem = [&](int stage) { return typename Smem::KTile{smem + Smem::QTile::kBytes + 2 * stage * Smem::KTile::kBytes}; };
-  auto v_smem = [&](int stage) { return typename Smem::KTile{k_smem(stage).base + Smem::KTile::kBytes}; };
-  auto load_keys = [&](int tile) {
-    const int first_key = tile * kKeyTile;
-    load_tile<kAttentionThreads>(k_smem(tile % 2), D, k.data, aligned, [&](int r) { return seg.key(k, first_key + r, D); });
-    load_tile<kAttentionThreads>(v_smem(tile % 2), D, v.data, aligned, [&](int r) { return seg.key(v, first_key + r, D); });
-  };
+  const Tile<kQueryTile, kDim> q_smem{smem_addr(dynamic_smem<unsigned char>())};
+  const KeyStages<kDim> keys{q_smem.base + q_smem.kBytes};
   load_tile<kAttentionThreads>(q_smem, D, q.data, aligned, [&](int r) { return seg.query(q, first_row + r, D); });
-  load_keys(0);
+  keys.load(0, seg, k, v, D, aligned);
   cp_async_commit();
 
-  const AccumulatorPlace place;
   const int warp_row = static_cast<int>(threadIdx.x) / kWarpSize * 16;
-  const int last_row = first_row + kQueryTile < seg.stacked_rows() ? first_row + kQueryTile : seg.stacked_rows();
-  const int key_tiles = div_up(seg.seen(last_row - 1), kKeyTile);
-  const float scale2 = dims.scale * kLog2E;
-  // Rows beyond the segment see what its last row sees; their q is zero and they are not stored.
-  int row[2], seen[2];
-  for (int h = 0; h < 2; ++h) {
-    row[h] = first_row + warp_row + place.row(2 * h);
-    seen[h] = seg.seen(row[h] < last_row ? row[h] : last_row - 1);
-  }
-
-  float acc[kDim / 8][4] = {}, most[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+  const ThreadRows rows(seg, first_row + warp_row);
+  const int key_tiles = seg.key_tiles(first_row);
+  RunningSoftmax<kDim> softmax;
   for (int tile = 0; tile < key_tiles; ++tile) {
-    if (tile + 1 < key_tiles) load_keys(tile + 1);
+    if (tile + 1 < key_tiles) keys.load(tile + 1, seg, k, v, D, aligned);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();  // the tile is complete for all threads
@@ -65,74 +93,28 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     float s[kKeyTile / 8][4] = {};
 #pragma unroll
     for (int d = 0; d < kDim; d += 16) {
-      uint32_t a[4];
+      uint32_t a[4], b[2][2];
       load_a<false>(a, q_smem, warp_row, d);
 #pragma unroll
       for (int n = 0; n < kKeyTile / 16; ++n) {
-        uint32_t b[2][2];
-        load_b<false>(b, k_smem(tile % 2), n * 16, d);
-        mma_m16n8k16_bf16(s[2 * n], a, b[0]);
-        mma_m16n8k16_bf16(s[2 * n + 1], a, b[1]);
+        load_b<false>(b, keys.k(tile), n * 16, d);
+        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(s[2 * n + half], a, b[half]);
       }
     }
-
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float high = most[h];
-#pragma unroll
-      for (int n = 0; n < kKeyTile / 8; ++n)
-        for (int i = 2 * h; i < 2 * h + 2; ++i) {
-          const int key = tile * kKeyTile + n * 8 + place.col(i);
-          s[n][i] = key < seen[h] ? s[n][i] * scale2 : -INFINITY;
-          high = fmaxf(high, s[n][i]);
-        }
-      high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 1));
-      high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 2));
-      const float shrink = fast_exp2(most[h] - high);
-      most[h] = high;
-      float part = 0;
-#pragma unroll
-      for (int n = 0; n < kKeyTile / 8; ++n)
-        for (int i = 2 * h; i < 2 * h + 2; ++i) {
-          s[n][i] = fast_exp2(s[n][i] - high);
-          part += s[n][i];
-        }
-      part += __shfl_xor_sync(kAllLanes, part, 1);
-      part += __shfl_xor_sync(kAllLanes, part, 2);
-      sum[h] = sum[h] * shrink + part;
-#pragma unroll
-      for (int d = 0; d < kDim / 8; ++d)
-        for (int i = 2 * h; i < 2 * h + 2; ++i) acc[d][i] *= shrink;
-    }
-
+    softmax.add(s, rows, tile * kKeyTile, dims.scale * kLog2E);
 #pragma unroll
     for (int n = 0; n < kKeyTile / 16; ++n) {
-      uint32_t p[4];
+      uint32_t p[4], b[2][2];
       accumulators_to_a(p, s[2 * n], s[2 * n + 1]);
 #pragma unroll
       for (int d = 0; d < kDim / 16; ++d) {
-        uint32_t b[2][2];
-        load_b<true>(b, v_smem(tile % 2), d * 16, n * 16);
-        mma_m16n8k16_bf16(acc[2 * d], p, b[0]);
-        mma_m16n8k16_bf16(acc[2 * d + 1], p, b[1]);
+        load_b<true>(b, keys.v(tile), d * 16, n * 16);
+        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(softmax.acc[2 * d + half], p, b[half]);
       }
     }
     __syncthreads();  // the stage is read before the next but one load overwrites it
   }
-
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    if (row[h] >= last_row) continue;
-    const float inverse = 1.f / sum[h];
-    bf16* out = seg.query(o, row[h], D);
-#pragma unroll
-    for (int d = 0; d < kDim / 8; ++d)
-      for (int i = 2 * h; i < 2 * h + 2; ++i) {
-        const int col = d * 8 + place.col(i);
-        if (col < D) out[col] = from_float<bf16>(acc[d][i] * inverse);
-      }
-    if (lse.data && place.lane % 4 == 0) lse[seg.query_row(row[h])][seg.head(row[h])] = (most[h] + log2f(sum[h])) * kLn2;
-  }
+  softmax.store(o, lse, seg, rows, D);
 }
 
 constexpr int kMostColumns = 4;  // of a lane: head_dim / 32
@@ -176,16 +158,18 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
 template <>
 void attention_fwd(Stream stream, Rows<bf16> o, Rows<float> lse, Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v,
                    const SegmentLists& segments, const AttentionDims& dims) {
+  if (!check_attention(segments, dims)) return;
   const bool aligned = chunks_aligned(q, dims.head_dim) && chunks_aligned(k, dims.head_dim) && chunks_aligned(v, dims.head_dim);
   dispatch_head_dim(dims.head_dim, [&]<int kDim>() {
-    launch(stream, attention_fwd_bf16_kernel<kDim>, query_grid(segments, dims, kQueryTile), kAttentionThreads, ForwardSmem<kDim>::kBytes, o,
-           lse, q, k, v, segments, dims, aligned);
+    launch(stream, attention_fwd_bf16_kernel<kDim>, query_grid(segments, dims, kQueryTile), kAttentionThreads, kForwardSmem<kDim>, o, lse,
+           q, k, v, segments, dims, aligned);
   });
 }
 
 template <>
 void attention_fwd(Stream stream, Rows<float> o, Rows<float> lse, Rows<const float> q, Rows<const float> k, Rows<const float> v,
                    const SegmentLists& segments, const AttentionDims& dims) {
+  if (!check_attention(segments, dims)) return;
   launch(stream, attention_fwd_f32_kernel, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, o, lse, q, k, v, segments,
          dims);
 }

@@ -79,6 +79,67 @@ __device__ __forceinline__ void mask_panel(TileType tile, const Panel<bf16>& p, 
   }
 }
 
+/// A warp's 32 x 32 of C from (row, col) on.
+template <GemmForm form>
+struct WarpSum {
+  int row, col;
+  float acc[kWarpTile / 16][kWarpTile / 8][4] = {};
+
+  /// Adds one step; warp_m, warp_n: the warp's place in the block's tile.
+  __device__ __forceinline__ void add(OperandTile<a_by_k(form)> a_smem, OperandTile<b_by_k(form)> b_smem, int warp_m, int warp_n) {
+#pragma unroll
+    for (int k = 0; k < kStep; k += 16) {
+      uint32_t a[kWarpTile / 16][4];
+#pragma unroll
+      for (int i = 0; i < kWarpTile / 16; ++i) load_a<a_by_k(form)>(a[i], a_smem, warp_m + i * 16, k);
+#pragma unroll
+      for (int j = 0; j < kWarpTile / 16; ++j) {
+        uint32_t b[2][2];
+        load_b<b_by_k(form)>(b, b_smem, warp_n + j * 16, k);
+#pragma unroll
+        for (int i = 0; i < kWarpTile / 16; ++i)
+          for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(acc[i][2 * j + half], a[i], b[half]);
+      }
+    }
+  }
+
+  /// Factor and mask of the scaled sum. The 8 columns of an accumulator are one block of the mask.
+  __device__ __forceinline__ void finish_scaled(const Gemm<bf16>& g, const DropoutMask& mask) {
+    const AccumulatorPlace place;
+#pragma unroll
+    for (int i = 0; i < kWarpTile / 16; ++i)
+#pragma unroll
+      for (int j = 0; j < kWarpTile / 8; ++j)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int r = row + i * 16 + place.row(2 * h);
+          const bool masked = form == GemmForm::nn && g.masked && r < g.m;
+          uint32_t bits[4];
+          if (masked) mask_bits(bits, mask, r, col / 8 + j);
+          for (int e = 0; e < 2; ++e) {
+            const bool kept = !masked || dropout_keep(bits, static_cast<uint32_t>(place.col(e)), mask.threshold);
+            acc[i][j][2 * h + e] = kept ? acc[i][j][2 * h + e] * g.factor : 0.f;
+          }
+        }
+  }
+
+  __device__ __forceinline__ void store(const Gemm<bf16>& g) const {
+    const AccumulatorPlace place;
+#pragma unroll
+    for (int i = 0; i < kWarpTile / 16; ++i)
+#pragma unroll
+      for (int j = 0; j < kWarpTile / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int r = row + i * 16 + place.row(e), c = col + j * 8 + place.col(e);
+          if (r >= g.m || c >= g.n) continue;
+          const float v = acc[i][j][e] + (g.bias ? to_float(g.bias[c]) : 0.f);
+          if (g.set.data) g.set[r][c] = from_float<bf16>(v);
+          else g.add[r][c] += v;
+        }
+  }
+};
+
 template <GemmForm form>
 __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_constant__ GemmBatch<bf16> batch) {
   constexpr bool kAByK = a_by_k(form), kBByK = b_by_k(form);
@@ -86,8 +147,8 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_con
   const int first_n = static_cast<int>(blockIdx.x) * kTile, first_m = static_cast<int>(blockIdx.y) * kTile;
   if (first_m >= g.m || first_n >= g.n) return;
   const uint32_t smem = smem_addr(dynamic_smem<unsigned char>());
-  auto a_smem = [&](int stage) { return OperandTile<kAByK>{smem + stage * kStageBytes}; };
-  auto b_smem = [&](int stage) { return OperandTile<kBByK>{smem + stage * kStageBytes + kOperandBytes}; };
+  auto a_smem = [&](int stage) { return OperandTile<kAByK>{smem + static_cast<uint32_t>(stage * kStageBytes)}; };
+  auto b_smem = [&](int stage) { return OperandTile<kBByK>{smem + static_cast<uint32_t>(stage * kStageBytes + kOperandBytes)}; };
   auto a_panel = [&](const Walk<bf16>& at) { return panel<kAByK>(g.products[at.product].a, first_m, g.m, at.k, g.products[at.product].k); };
   auto b_panel = [&](const Walk<bf16>& at) { return panel<kBByK>(g.products[at.product].b, first_n, g.n, at.k, g.products[at.product].k); };
   auto load = [&](const Walk<bf16>& at, int stage) {
@@ -95,29 +156,8 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_con
     load_panel(b_smem(stage), b_panel(at));
   };
 
-  const AccumulatorPlace place;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, warp_m = warp / 2 * kWarpTile, warp_n = warp % 2 * kWarpTile;
-  float acc[kWarpTile / 16][kWarpTile / 8][4] = {};
-  auto finish_scaled = [&] {
-#pragma unroll
-    for (int i = 0; i < kWarpTile / 16; ++i)
-#pragma unroll
-      for (int j = 0; j < kWarpTile / 8; ++j)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          // The 8 columns of an accumulator are one block of the mask; a thread's pair of columns is word lane % 4 of it.
-          uint32_t kept = 0xffffffffu, bits[4];
-          const int row = first_m + warp_m + i * 16 + place.row(2 * h);
-          if (form == GemmForm::nn && g.masked && row < g.m) {
-            mask_bits(bits, batch.mask, row, (first_n + warp_n) / 8 + j);
-            kept = 0;
-            for (int e = 0; e < 2; ++e)
-              kept |= dropout_keep(bits, static_cast<uint32_t>(place.col(e)), batch.mask.threshold) ? 1u << e : 0u;
-          }
-          for (int e = 0; e < 2; ++e) acc[i][j][2 * h + e] = kept >> e & 1 ? acc[i][j][2 * h + e] * g.factor : 0.f;
-        }
-  };
-
+  WarpSum<form> sum{first_m + warp_m, first_n + warp_n};
   Walk<bf16> at, ahead;
   load(ahead, 0);
   cp_async_commit();
@@ -129,37 +169,12 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_con
     if (form == GemmForm::nt && g.masked) mask_panel(a_smem(stage), a_panel(at), batch.mask);
     if (form == GemmForm::tn && g.masked) mask_panel(b_smem(stage), b_panel(at), batch.mask);
     __syncthreads();  // the step's operands are complete for all threads
-    if (at.after_scaled(g)) finish_scaled();
-#pragma unroll
-    for (int k = 0; k < kStep; k += 16) {
-      uint32_t a[kWarpTile / 16][4];
-#pragma unroll
-      for (int i = 0; i < kWarpTile / 16; ++i) load_a<kAByK>(a[i], a_smem(stage), warp_m + i * 16, k);
-#pragma unroll
-      for (int j = 0; j < kWarpTile / 16; ++j) {
-        uint32_t b[2][2];
-        load_b<kBByK>(b, b_smem(stage), warp_n + j * 16, k);
-#pragma unroll
-        for (int i = 0; i < kWarpTile / 16; ++i)
-          for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(acc[i][2 * j + half], a[i], b[half]);
-      }
-    }
+    if (at.after_scaled(g)) sum.finish_scaled(g, batch.mask);
+    sum.add(a_smem(stage), b_smem(stage), warp_m, warp_n);
     __syncthreads();  // the stage is read before the next but one load overwrites it
   }
-  if (g.scaled == g.count) finish_scaled();
-
-#pragma unroll
-  for (int i = 0; i < kWarpTile / 16; ++i)
-#pragma unroll
-    for (int j = 0; j < kWarpTile / 8; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = first_m + warp_m + i * 16 + place.row(e), col = first_n + warp_n + j * 8 + place.col(e);
-        if (row >= g.m || col >= g.n) continue;
-        const float v = acc[i][j][e] + (g.bias ? to_float(g.bias[col]) : 0.f);
-        if (g.set.data) g.set[row][col] = from_float<bf16>(v);
-        else g.add[row][col] += v;
-      }
+  if (g.scaled == g.count) sum.finish_scaled(g, batch.mask);
+  sum.store(g);
 }
 
 // ---- f32

@@ -30,12 +30,12 @@ struct Rows {
 
 /// The lists of ops.h's Segments. The key rows of one segment are distinct; segments of different groups share none.
 struct SegmentLists {
-  const int32_t *key_offsets, *keys, *query_begin, *query_count, *group_offsets;
+  const int32_t *key_offsets = nullptr, *keys = nullptr, *query_begin = nullptr, *query_count = nullptr, *group_offsets = nullptr;
   int count = 0, groups = 0;
   int most_queries = 0;  // at least the largest query_count
 };
 
-/// head_dim: 1..128.
+/// head_dim: 1..128, heads a multiple of kv_heads; else std::invalid_argument.
 struct AttentionDims {
   int heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 0;

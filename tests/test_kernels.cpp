@@ -414,7 +414,13 @@ TEST_CASE("linear_group kernels in f32 are exact and the same under every schedu
   check_linear<float>("f32");
 }
 
-TEST_CASE("a group of more linear maps than a launch takes is refused") {
+TEST_CASE("kernels refuse dimensions that they do not take and have nothing to do without rows") {
+  for (const AttentionDims& dims : {AttentionDims{2, 1, 129, 1.f}, AttentionDims{2, 1, 0, 1.f}, AttentionDims{3, 2, 64, 1.f}}) {
+    CHECK_THROWS_AS(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, dims), std::invalid_argument);
+    CHECK_THROWS_AS(attention_bwd<float>(nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, dims), std::invalid_argument);
+  }
+  CHECK_NOTHROW(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, {2, 1, 64, 1.f}));
+  CHECK_NOTHROW(attention_bwd<float>(nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {2, 1, 64, 1.f}));
   const std::vector<LinearMap<float>> maps(kMostMaps + 1);
   const std::vector<Rows<float>> y(maps.size());
   CHECK_THROWS_AS(linear_group_fwd<float>(nullptr, y, {}, {}, maps, {}, 1, 1), std::invalid_argument);
