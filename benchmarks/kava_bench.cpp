@@ -1,0 +1,349 @@
+// kava_bench: the ops and the whole step of the cpu backend against what the machine can do, measured in the same run.
+#include <fmt/core.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <regex>
+#include <sstream>
+
+#include "benchmarks/bench_tokenizer.h"
+#include "engine/files.h"
+#include "engine/json.h"
+#include "engine/ops_timed.h"
+#include "engine/rng.h"
+#include "models/flops.h"
+#include "models/kava.h"
+#include "tools/command.h"
+#include "tools/device.h"
+
+namespace kava {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// Seconds a call: the median of five rounds, each of at least 50 ms.
+template <class F> double time_of(F&& run) {
+  run();
+  std::vector<double> rounds;
+  for (int round = 0; round < 5; ++round) {
+    const auto start = Clock::now();
+    int64_t calls = 0;
+    do run(), ++calls;
+    while (since(start) < 0.05);
+    rounds.push_back(since(start) / static_cast<double>(calls));
+  }
+  std::ranges::nth_element(rounds, rounds.begin() + 2);
+  return rounds[2];
+}
+
+// SmolLM2-135M.
+ModelConfig bench_shape() {
+  ModelConfig m;
+  m.family = "llama";
+  m.layers = 30, m.hidden = 576, m.heads = 9, m.kv_heads = 3, m.head_dim = 64, m.mlp = 1536, m.vocab = 49152;
+  m.tied = true, m.norm_eps = 1e-5, m.rope_theta = 1e5, m.initializer_range = 0.041666666666666664, m.max_positions = 8192;
+  return m;
+}
+
+constexpr int64_t kBatch = 32;
+
+// Row lengths and ids with the statistics of GSM8k-AUG; the formula is that of benchmarks/torch_reference.py.
+std::vector<Sample> bench_samples(int64_t vocab) {
+  auto hashed = [](uint64_t n) {
+    uint64_t x = (n + 1) * 0x9E3779B97F4A7C15u;
+    x ^= x >> 32;
+    x *= 0xD6E8FEB86659FD93u;
+    return x ^ (x >> 32);
+  };
+  uint64_t at = uint64_t{1} << 32;
+  auto ids = [&](std::vector<int32_t>& to, uint64_t count) {
+    for (uint64_t i = 0; i < count; ++i) to.push_back(static_cast<int32_t>(3 + hashed(at++) % static_cast<uint64_t>(vocab - 3)));
+  };
+  std::vector<Sample> samples;
+  for (uint64_t s = 0; s < kBatch; ++s) {
+    uint64_t u[4];
+    for (uint64_t k = 0; k < 4; ++k) u[k] = hashed(4 * s + k) >> 48;
+    const uint64_t steps = uint64_t{u[2] >= 6554} + uint64_t{u[2] >= 36045} + uint64_t{u[2] >= 55706} + uint64_t{u[2] >= 62259};
+    Sample x;
+    ids(x.question, 20 + (26 * u[0] >> 16) + (54 * u[1] * u[1] * u[1] >> 48));
+    ids(x.trace, steps == 0 ? 0 : 8 * steps - 1 + (3 * (u[3] & 255) >> 8));
+    ids(x.answer, 6 + uint64_t{u[3] < 19661});
+    x.prompt = 4;
+    samples.push_back(std::move(x));
+  }
+  return samples;
+}
+
+struct Result {
+  std::string name;
+  double seconds, amount;  // of work: floating-point operations or bytes
+  std::string unit;        // GFLOP/s or GB/s
+  double ceiling;          // in that unit
+};
+
+class Bench {
+ public:
+  Bench(Ops& ops, const std::string& filter) : ops_(ops), arena_(ops), filter_(filter) {}
+
+  bool wanted(const std::string& name) const { return std::regex_search(name, filter_); }
+
+  void run() {
+    measure_ceilings();
+    rows();
+    products();
+    attention_ops();
+    objective_ops();
+    if (wanted("step")) step();
+  }
+
+  const std::vector<Result>& results() const { return results_; }
+  double step_share() const { return step_share_; }
+
+ private:
+  static constexpr int64_t kRows = 3072, C = 576, F = 1536, H = 9, K = 3, D = 64, V = 49152;
+
+  Tensor tensor(DType t, int64_t rows, int64_t cols, double scale = 1) {
+    Tensor x = arena_.alloc(t, rows, cols);
+    std::vector<float> host(static_cast<std::size_t>(x.count()));
+    const auto key = philox_key(Purpose::bench, 1);
+    for (std::size_t i = 0; i < host.size(); ++i) {
+      const auto w = philox({static_cast<uint32_t>(i / 2), static_cast<uint32_t>(i >> 33), 0, 0}, key);
+      host[i] = static_cast<float>(scale * normal_pair(w[0], w[1])[i % 2]);
+    }
+    const Tensor wide = arena_.alloc(DType::f32, rows, cols);
+    ops_.upload(wide, host.data());
+    ops_.copy(x, wide);
+    return x;
+  }
+
+  void record(const std::string& name, double amount, bool is_flops, const std::function<void()>& body) {
+    if (!wanted(name)) return;
+    const double s = time_of(body), rate = amount / s / 1e9, ceiling = is_flops ? matrix_rate_ : copy_rate_;
+    results_.push_back({name, s, amount, is_flops ? "GFLOP/s" : "GB/s", ceiling});
+    fmt::print("{:<40} {:>10.3f} ms {:>9.1f} {:<8} {:>5.1f} %\n", name, s * 1e3, rate, is_flops ? "GFLOP/s" : "GB/s", 100 * rate / ceiling);
+  }
+
+  // The rate of a large plain product of this backend, and of a copy that no cache holds.
+  void measure_ceilings() {
+    ArenaScope scope(arena_);
+    const Tensor x = tensor(DType::bf16, 4096, 2048), w = tensor(DType::bf16, 2048, 2048), y = arena_.alloc(DType::bf16, 4096, 2048);
+    const std::array linear{Linear{w, {}, {}, {}, 0}};
+    double best = 1e9;
+    for (int i = 0; i < 3; ++i) best = std::min(best, time_of([&] { ops_.linear_group_fwd(arena_, std::array{y}, {}, x, linear, {}); }));
+    matrix_rate_ = 2.0 * 4096 * 2048 * 2048 / best / 1e9;
+    const int64_t n = int64_t{64} << 20;
+    const Tensor a = arena_.alloc(DType::f32, n / 4096, 1024), b = arena_.alloc(DType::f32, n / 4096, 1024);
+    ops_.fill(a, 1);
+    ops_.fill(b, 1);
+    copy_rate_ = 2.0 * static_cast<double>(n) / time_of([&] { ops_.copy(b, a); }) / 1e9;
+    fmt::print("{:<40} {:>10} {:>12.1f} GFLOP/s\n{:<40} {:>10} {:>12.1f} GB/s\n", "matrix rate (bf16, 4096x2048x2048)", "", matrix_rate_,
+               "copy rate (64 MB, read and written)", "", copy_rate_);
+  }
+
+  void rows() {
+    ArenaScope scope(arena_);
+    const DType t = DType::bf16;
+    const Tensor x = tensor(t, kRows, C), b = tensor(t, kRows, C), w = tensor(t, 1, C), y = arena_.alloc(t, kRows, C), sum = arena_.alloc(t, kRows, C);
+    const Tensor rstd = arena_.alloc(DType::f32, kRows, 1);
+    const double width = 2.0 * kRows * C;
+    record("add_rms_norm_fwd", 4 * width, false, [&] { ops_.add_rms_norm_fwd(y, sum, rstd, x, b, w, 1e-5); });
+    record("rms_norm_bwd", 4 * width, false, [&] { ops_.rms_norm_bwd(y, {}, b, x, rstd, w); });
+    const Tensor gate = tensor(t, kRows, F), up = tensor(t, kRows, F), act = arena_.alloc(t, kRows, F), dgate = arena_.alloc(t, kRows, F);
+    const double wide = 2.0 * kRows * F;
+    record("swiglu_fwd", 3 * wide, false, [&] { ops_.swiglu_fwd(act, gate, up); });
+    record("swiglu_bwd", 5 * wide, false, [&] { ops_.swiglu_bwd(dgate, act, up, gate, up); });
+    record("gelu_fwd", 2 * width, false, [&] { ops_.gelu_fwd(y, x); });
+  }
+
+  void products() {
+    ArenaScope scope(arena_);
+    const DType t = DType::bf16;
+    const int64_t R = 128;
+    const Tensor x = tensor(t, kRows, C), q = arena_.alloc(t, kRows, C), k = arena_.alloc(t, kRows, K * D), v = arena_.alloc(t, kRows, K * D);
+    const Tensor xa = arena_.alloc(t, kRows, 3 * R), dxa = arena_.alloc(t, kRows, 3 * R), dx = arena_.alloc(t, kRows, C);
+    std::vector<Linear> group;
+    std::vector<LinearGrad> grads;
+    for (int64_t out : {C, K * D, K * D}) {
+      group.push_back({tensor(t, out, C, 0.04), {}, tensor(t, R, C, 0.04), tensor(t, out, R, 0.04), 0.25});
+      grads.push_back({{}, {}, tensor(DType::f32, R, C), tensor(DType::f32, out, R)});
+    }
+    std::vector<int32_t> keys;
+    for (int32_t i = 0; i < kRows; ++i) keys.push_back(i / 96), keys.push_back(i % 96);
+    Dropout dropout{0.1, 42, 0, 0, upload_indices(ops_, arena_, keys).reshape(kRows, 2)};
+    const std::array outputs{q, k, v};
+    const double base = 2.0 * kRows * C * (C + 2 * K * D), lora = 2.0 * kRows * R * (3 * C + C + 2 * K * D);
+    record("linear_group_fwd qkv, LoRA 128", base + lora, true, [&] { ops_.linear_group_fwd(arena_, outputs, xa, x, group, dropout); });
+    record("linear_group_bwd_input qkv, LoRA 128", base + lora, true, [&] { ops_.linear_group_bwd_input(arena_, dx, dxa, outputs, group, dropout); });
+    record("linear_group_bwd_params qkv, LoRA 128", lora, true,
+           [&] { ops_.linear_group_bwd_params(arena_, grads, outputs, dxa, x, xa, group, dropout); });
+    const Tensor gate = arena_.alloc(t, kRows, F), up = arena_.alloc(t, kRows, F);
+    const std::array mlp{Linear{tensor(t, F, C, 0.04), {}, {}, {}, 0}, Linear{tensor(t, F, C, 0.04), {}, {}, {}, 0}};
+    record("linear_group_fwd gate, up", 4.0 * kRows * C * F, true, [&] { ops_.linear_group_fwd(arena_, std::array{gate, up}, {}, x, mlp, {}); });
+    record("linear_group_bwd_input gate, up", 4.0 * kRows * C * F, true, [&] { ops_.linear_group_bwd_input(arena_, dx, {}, std::array{gate, up}, mlp, {}); });
+  }
+
+  // Samples of 70 queries on themselves, as the first pass has them.
+  void attention_ops() {
+    if (!wanted("attention_fwd") && !wanted("attention_bwd") && !wanted("rope")) return;
+    ArenaScope scope(arena_);
+    const DType t = DType::bf16;
+    const int32_t length = 70, count = 43;
+    const int64_t n = int64_t{length} * count;
+    SegmentList list;
+    for (int32_t s = 0; s < count; ++s) {
+      list.add({}, s * length, length, s * length, length);
+      list.end_group();
+    }
+    Pass pass;
+    pass.end = n;
+    pass.segments = list;
+    pass.positions.assign(static_cast<std::size_t>(n), 5);
+    pass.row_keys.assign(static_cast<std::size_t>(2 * n), 0);
+    const DevicePass device = upload_pass(ops_, arena_, pass);
+    const Tensor q = tensor(t, n, H * D), k = tensor(t, n, K * D), v = tensor(t, n, K * D), o = arena_.alloc(t, n, H * D), lse = arena_.alloc(DType::f32, n, H);
+    const Tensor dq = arena_.alloc(t, n, H * D), dk = tensor(DType::f32, n, K * D), dv = tensor(DType::f32, n, K * D), g = tensor(t, n, H * D);
+    const double pairs = count * 0.5 * length * (length + 1), scale = 0.125;
+    record("attention_fwd", 4.0 * pairs * H * D, true, [&] { ops_.attention_fwd(arena_, o, lse, q, k, v, device.segments, H, K, scale); });
+    record("attention_bwd", 10.0 * pairs * H * D, true,
+           [&] { ops_.attention_bwd(arena_, dq, dk, dv, g, o, lse, q, k, v, device.segments, H, K, scale); });
+    const Tensor cosine = tensor(DType::f32, 64, D / 2), sine = tensor(DType::f32, 64, D / 2);
+    record("rope", 4.0 * static_cast<double>(n * H * D), false, [&] { ops_.rope(q, device.positions, cosine, sine, D, false); });
+  }
+
+  void objective_ops() {
+    ArenaScope scope(arena_);
+    const DType t = DType::bf16;
+    const int64_t n = 512;
+    if (wanted("head_cross_entropy")) {
+      const Tensor h = tensor(t, n, C), w = tensor(t, V, C, 0.04), nll = arena_.alloc(DType::f32, n, 1), dh = arena_.alloc(DType::f32, n, C);
+      const Tensor targets = upload_indices(ops_, arena_, std::vector<int32_t>(n, 7));
+      record("head_cross_entropy", 4.0 * n * C * V, true, [&] { ops_.head_cross_entropy(arena_, nll, dh, {}, {}, {}, h, w, targets, 1.0 / n); });
+    }
+    const int64_t B = kBatch, M = 24, trace = 13, answers = 6;
+    const Tensor q = tensor(t, B * answers, H * D), k = tensor(t, B * trace, K * D), v = tensor(t, B * trace, K * D);
+    std::vector<int32_t> q_offsets{0}, k_offsets{0}, valid, samples;
+    for (int32_t b = 0; b < B; ++b) {
+      q_offsets.push_back(static_cast<int32_t>((b + 1) * answers));
+      k_offsets.push_back(static_cast<int32_t>((b + 1) * trace));
+      valid.push_back(static_cast<int32_t>(trace)), samples.push_back(b);
+    }
+    const Tensor qo = upload_indices(ops_, arena_, q_offsets), ko = upload_indices(ops_, arena_, k_offsets), ok = upload_indices(ops_, arena_, valid);
+    const Tensor target_k = arena_.alloc(t, B * M, K * D), target_v = arena_.alloc(t, B * M, K * D), kept = arena_.alloc(DType::i32, B * M, K);
+    RkvOptions options;
+    options.latents = M, options.heads = H, options.kv_heads = K, options.samples = upload_indices(ops_, arena_, samples);
+    record("rkv_select", 2.0 * 2 * static_cast<double>(2 * B * trace * K * D), false,
+           [&] { ops_.rkv_select(arena_, target_k, target_v, kept, {}, {}, {}, q, qo, k, ko, k, v, options); });
+    const Tensor x = tensor(t, B * M, K * D), d = arena_.alloc(DType::f32, B * M, K * D), loss = tensor(DType::f32, 1, 1);
+    record("distill", 8.0 * static_cast<double>(B * M * K * D), false, [&] { ops_.distill(loss, d, x, target_k, ok, {}, Distance::smooth_l1, 1, 1); });
+    const int64_t params = int64_t{8} << 20;
+    const Tensor value = tensor(DType::f32, 1, params), m = tensor(DType::f32, 1, params), s = arena_.alloc(DType::f32, 1, params), g = tensor(DType::f32, 1, params);
+    ops_.fill(s, 1);
+    const Tensor square = arena_.alloc(DType::f64, 1, 1);
+    record("sum_squares", 4.0 * static_cast<double>(params), false, [&] { ops_.sum_squares(square, g); });
+    ops_.fill(square, 1);
+    record("adamw", 28.0 * static_cast<double>(params), false, [&] { ops_.adamw(value, m, s, {}, g, square, {1e-4, 0.9, 0.999, 1e-8, 0.1, 2, 1}); });
+  }
+
+  void step() {
+    RunConfig config;
+    config.model.init = Init::random;
+    const ModelConfig shape = bench_shape();
+    const auto start = Clock::now();
+    OpTimes times;
+    const std::unique_ptr<Ops> timed = make_timed_ops(ops_, times);
+    Model model(*timed, config, shape);
+    Arena arena(*timed);
+    const std::vector<Sample> samples = bench_samples(shape.vocab);
+    const BatchTotals totals = batch_totals(config, samples);
+    const double flops = minimum_flops(config, shape, samples);
+    fmt::print("\nstep: SmolLM2-135M's shape, bf16, batch {}, method kava, {:.1f} GFLOP a sample at least; ready after {:.1f} s\n", kBatch,
+               flops / kBatch / 1e9, since(start));
+    std::vector<double> seconds;
+    OpTimes sum;
+    constexpr int kSteps = 4;  // the first one warms up
+    for (int i = 0; i < kSteps; ++i) {
+      times.clear();
+      const auto begin = Clock::now();
+      model.parameters.zero_grad();
+      StepOptions options;
+      options.step = static_cast<uint32_t>(i);
+      const StepLosses losses = run_step(model, arena, samples, totals, options);
+      const double norm = model.parameters.update({1e-4, 0.9, 0.999, 1e-8, 0.1, 2, i + 1});
+      const double s = since(begin);
+      fmt::print("step {}: {:.3f} s, {:.1f} samples/s, loss {:.4f}, grad norm {:.3f}\n", i, s, kBatch / s, losses.total(config), norm);
+      if (i == 0) continue;
+      seconds.push_back(s);
+      for (const auto& [op, t] : times) sum[op].seconds += t.seconds;
+    }
+    std::vector<std::pair<double, std::string>> shares;
+    for (const auto& [op, t] : sum) shares.emplace_back(t.seconds, op);
+    std::ranges::sort(shares, std::greater{});
+    double all = 0;
+    for (double s : seconds) all += s;
+    for (const auto& [s, op] : shares)
+      if (s / all > 0.002) fmt::print("  {:<28} {:>8.3f} s {:>5.1f} %\n", op, s / (kSteps - 1), 100 * s / all);
+    rusage use{};
+    getrusage(RUSAGE_SELF, &use);
+    std::ranges::nth_element(seconds, seconds.begin() + 1);
+    step_share_ = flops / seconds[1] / 1e9 / matrix_rate_;
+    fmt::print("memory: step {:.2f} GB, process {:.2f} GB at most\n", static_cast<double>(arena.peak_bytes()) / 1e9, static_cast<double>(use.ru_maxrss) / 1e6);
+    fmt::print("{:.0f} GFLOP/s of {:.0f}\nstep share: {:.0f} %\n", flops / seconds[1] / 1e9, matrix_rate_, 100 * step_share_);
+  }
+
+  Ops& ops_;
+  Arena arena_;
+  std::regex filter_;
+  double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0;
+  std::vector<Result> results_;
+};
+
+struct BenchCommand {
+  std::string filter, json, tokenizer, text;
+  DeviceOptions device;
+};
+
+int bench(const BenchCommand& command) {
+  std::regex filter;
+  try {
+    filter = std::regex(command.filter);
+  } catch (const std::regex_error&) {
+    throw Error(Exit::usage, "--filter", "\"" + escaped(command.filter) + "\" is not a regular expression", "give one, such as attention");
+  }
+  if (!command.tokenizer.empty()) {
+    std::vector<std::string> lines;
+    std::istringstream text(read_file(command.text, std::size_t{1} << 30));
+    for (std::string line; std::getline(text, line);) lines.push_back(line);
+    bench_tokenizer(stdout, command.tokenizer, lines);
+    return 0;
+  }
+  const std::unique_ptr<Ops> ops = make_ops(command.device);
+  fmt::print("{}, {} threads\n{:<40} {:>13} {:>17} {:>8}\n", ops->name(), thread_count(command.device), "", "time", "rate", "of ceiling");
+  Bench bench(*ops, command.filter);
+  bench.run();
+  if (command.json.empty()) return 0;
+  Json out = Json::array();
+  for (const Result& r : bench.results())
+    out.push_back({{"name", r.name}, {"seconds", r.seconds}, {"rate", r.amount / r.seconds / 1e9}, {"unit", r.unit}, {"ceiling", r.ceiling}});
+  if (bench.step_share() > 0) out.push_back({{"name", "step"}, {"share", bench.step_share()}});
+  write_file(command.json, out.dump(2) + "\n");
+  return 0;
+}
+
+}  // namespace
+
+}  // namespace kava
+
+int main(int argc, char** argv) {
+  CLI::App app("Measures every op and the whole step against the machine's own rates", "kava_bench");
+  app.footer("Example:\n  kava_bench --device cpu --filter step");
+  kava::BenchCommand command;
+  app.add_option("--filter", command.filter, "Only benchmarks whose name this regular expression finds");
+  auto* tokenizer = app.add_option("--tokenizer", command.tokenizer, "Measure the tokenizer of this model folder alone, on the lines of --text");
+  tokenizer->needs(app.add_option("--text", command.text, "A text file in UTF-8"));
+  app.add_option("--json", command.json, "Also write the results to this file");
+  kava::add_device_options(app, command.device);
+  return kava::command_main(argc, argv, app, [&] { return kava::bench(command); });
+}
