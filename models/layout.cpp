@@ -39,8 +39,10 @@ class Builder {
       : config_(config), samples_(samples), use_(use), latents_live_(latents_live) {
     B_ = static_cast<int32_t>(samples.size());
     M_ = has_latents(config.method) ? static_cast<int32_t>(config.latent.count) : 0;
-    T_ = has_latents(config.method) ? static_cast<int32_t>(config.latent.iterations) : 0;
-    out_.samples = B_, out_.latents = M_, out_.iterations = T_;
+    const int32_t iterations = has_latents(config.method) ? static_cast<int32_t>(config.latent.iterations) : 0;
+    // After M passes every latent is final: more change nothing.
+    T_ = config.step.prune_latents ? std::min(iterations, M_) : iterations;
+    out_.samples = B_, out_.latents = M_, out_.iterations = iterations;
     for (int32_t b = 0; b < B_; ++b) out_.sample_index.push_back(static_cast<int32_t>(first_index) + b);
     rows_in_sample_.assign(static_cast<std::size_t>(B_), 0);
     prefix_.resize(static_cast<std::size_t>(B_));
@@ -56,11 +58,10 @@ class Builder {
   }
 
  private:
-  // Latents lo..hi are computed in pass t (method.md section 3, exact pruning). Where T > M the first T - M passes change nothing.
+  // Latents lo..hi are computed in pass t (docs/method.md, exact pruning).
   std::pair<int32_t, int32_t> computed(int32_t t) const {
     if (!config_.step.prune_latents) return {0, M_ - 1};
-    const int32_t idle = std::max(0, T_ - M_);
-    return {t == 0 ? 0 : std::max(0, t - 1 - idle), M_ - 1 - (T_ - t)};
+    return {std::max(0, t - 1), M_ - 1 - (T_ - t)};
   }
 
   int32_t& slot(int32_t t, int32_t b, int32_t i) { return slot_[static_cast<std::size_t>(t)][static_cast<std::size_t>(b * M_ + i)]; }
@@ -254,9 +255,9 @@ class Builder {
   void collect_latents() {
     for (int32_t b = 0; b < B_; ++b)
       for (int32_t i = 0; i < M_; ++i) out_.latent_rows.push_back(newest(T_, b, i));
-    for (int32_t t = 0; t <= T_; ++t)
+    for (int32_t t = 0; t <= out_.iterations; ++t)
       for (int32_t b = 0; b < B_; ++b)
-        for (int32_t i = 0; i < M_; ++i) out_.latent_input_rows.push_back(slot(t, b, i));
+        for (int32_t i = 0; i < M_; ++i) out_.latent_input_rows.push_back(t <= T_ ? slot(t, b, i) : -1);
   }
 
   const RunConfig& config_;
