@@ -1,5 +1,5 @@
 // kava_eval: accuracy by every scorer and forward passes on data files; and the comparison of two results.
-#include <fmt/ranges.h>
+#include <fmt/core.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -7,6 +7,7 @@
 #include "engine/files.h"
 #include "models/evaluate.h"
 #include "models/open_model.h"
+#include "tools/choices.h"
 #include "tools/command.h"
 #include "tools/compare.h"
 #include "tools/device.h"
@@ -22,13 +23,6 @@ struct EvalCommand {
   int64_t limit = 0, batch = kDecodeBatch, max_new_tokens = 0;
   DeviceOptions device;
 };
-
-template <class E> std::optional<E> chosen(const char* option, const std::string& word) {
-  if (word.empty()) return std::nullopt;
-  const std::optional<E> value = choice_of<E>(word);
-  if (!value) throw Error(Exit::usage, option, "\"" + escaped(word) + "\" is none of its values", "give " + fmt::format("{}", fmt::join(names_of(E{}), ", ")));
-  return value;
-}
 
 // A place that cannot be written to is found before the work.
 void check_writable(const std::string& path) {
@@ -96,9 +90,9 @@ int evaluate_files(const EvalCommand& command) {
   if (command.model.empty()) throw Error(Exit::usage, "MODEL", "is missing", "see kava_eval --help");
   if (command.data.empty()) throw Error(Exit::usage, "--data", "is missing", "name at least one data file");
   EvalOptions options;
-  options.method = chosen<Method>("--method", command.method);
+  options.method = choice<Method>("--method", command.method);
   options.limit = command.limit, options.batch = command.batch, options.max_new_tokens = command.max_new_tokens;
-  const std::optional<StorageType> dtype = chosen<StorageType>("--dtype", command.dtype);
+  const std::optional<StorageType> dtype = choice<StorageType>("--dtype", command.dtype);
   const std::unique_ptr<Ops> ops = make_ops(command.device);
   const OpenedModel opened = open_model(command.model, dtype);
   require_method(opened, options.method);

@@ -2,6 +2,7 @@
 #include "tools/command.h"
 #include "tools/inspect_file.h"
 #include "tools/inspect_step.h"
+#include "tools/inspect_tokens.h"
 
 int main(int argc, char** argv) {
   CLI::App app("Checks and lists the files that kava reads and writes", "kava_inspect");
@@ -10,6 +11,7 @@ int main(int argc, char** argv) {
   std::function<int()> chosen;
   kava::add_file_command(app, chosen);
   kava::add_step_command(app, chosen);
+  kava::add_tokens_command(app, chosen);
   app.add_subcommand("doctor", "Check this machine (not built yet)")->callback([&] {
     chosen = []() -> int { throw kava::Error(kava::Exit::usage, "kava_inspect doctor", "is not built yet", "see kava_inspect --help"); };
   });

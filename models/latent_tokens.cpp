@@ -1,0 +1,57 @@
+#include "models/latent_tokens.h"
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "models/transformer.h"
+
+namespace kava {
+
+namespace {
+
+constexpr int64_t kChunk = 4096;  // tokens at a time
+
+// Value rows of tokens first..first+count-1: [count, K*D].
+std::vector<float> value_rows(Model& model, Arena& arena, int64_t first, int64_t count) {
+  ArenaScope scope(arena);
+  Ops& ops = model.ops;
+  const LayerWeights& w = model.layers[0];
+  const DType t = model.storage;
+  const int64_t C = model.shape.hidden, width = w.v.map.w.rows;
+  std::vector<int32_t> ids(static_cast<std::size_t>(count));
+  std::iota(ids.begin(), ids.end(), static_cast<int32_t>(first));
+  const Tensor x = arena.alloc(t, count, C), normed = arena.alloc(t, count, C), rstd = arena.alloc(sum_type(t), count, 1);
+  const Tensor v = arena.alloc(t, count, width), host = arena.alloc(DType::f32, count, width);
+  const Tensor xa = w.v.map.lora_a ? arena.alloc(t, count, w.v.map.lora_a.rows) : Tensor{};
+  ops.embed_fwd(x, model.embedding, {}, upload_indices(ops, arena, ids));
+  ops.add_rms_norm_fwd(normed, {}, rstd, x, {}, w.norm1, model.shape.norm_eps);
+  ops.linear_group_fwd(arena, std::array{v}, xa, normed, std::array{w.v.map}, {});
+  ops.copy(host, v);
+  std::vector<float> out(static_cast<std::size_t>(count * width));
+  ops.download(out.data(), host);
+  return out;
+}
+
+}  // namespace
+
+std::vector<NearestToken> nearest_tokens(Model& model, Arena& arena, std::span<const float> values, int64_t tokens) {
+  const auto width = static_cast<std::size_t>(model.layers[0].v.map.w.rows);
+  std::vector<NearestToken> nearest(values.size() / width, {0, std::numeric_limits<double>::infinity()});
+  for (int64_t first = 0; first < tokens; first += kChunk) {
+    const int64_t count = std::min(kChunk, tokens - first);
+    const std::vector<float> rows = value_rows(model, arena, first, count);
+    for (std::size_t i = 0; i < nearest.size(); ++i)
+      for (std::size_t j = 0; j < static_cast<std::size_t>(count); ++j) {
+        const float *a = values.data() + i * width, *b = rows.data() + j * width;
+        float square = 0;
+        for (std::size_t d = 0; d < width; ++d) square += (a[d] - b[d]) * (a[d] - b[d]);
+        if (square < nearest[i].distance) nearest[i] = {static_cast<int32_t>(first) + static_cast<int32_t>(j), square};
+      }
+  }
+  for (NearestToken& n : nearest) n.distance = std::sqrt(n.distance);
+  return nearest;
+}
+
+}  // namespace kava

@@ -1,0 +1,85 @@
+#include "tools/inspect_tokens.h"
+
+#include <fmt/ranges.h>
+
+#include <charconv>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+
+#include "engine/error.h"
+#include "engine/json.h"
+#include "engine/tokenizer.h"
+#include "models/open_model.h"
+
+namespace kava {
+
+namespace {
+
+struct TokensCommand {
+  std::string model;
+  bool decode = false, json = false;
+};
+
+Tokenizer tokenizer_of(const std::string& model) {
+  std::error_code ignored;
+  // The tokenizer's files alone are enough.
+  if (std::filesystem::exists(std::filesystem::path(model) / "tokenizer.json", ignored)) return Tokenizer::load(model);
+  OpenedModel opened = open_model(model);
+  if (!opened.text.tokenizer) throw Error(Exit::data, escaped(opened.text.folder, 4096), "has no tokenizer.json", "give a model with a tokenizer");
+  return std::move(*opened.text.tokenizer);
+}
+
+std::string text_of_line(const std::string& line, bool json, const std::string& where) {
+  if (!json) {
+    if (!is_utf8(line)) throw Error(Exit::data, where, "broken UTF-8", "give text in UTF-8");
+    return line;
+  }
+  const Json value = parse_json(line, where);
+  if (!value.is_string()) throw Error(Exit::data, where, "not a JSON string", "with --json each line is a JSON string");
+  return value.get<std::string>();
+}
+
+std::vector<int32_t> ids_of_line(const std::string& line, int32_t size, const std::string& where) {
+  std::vector<int32_t> ids;
+  const char* space = " \t\r";
+  for (std::size_t at = line.find_first_not_of(space); at != std::string::npos;) {
+    const std::size_t end = std::min(line.find_first_of(space, at), line.size());
+    int32_t id = 0;
+    const auto [stop, failed] = std::from_chars(line.data() + at, line.data() + end, id);
+    if (failed != std::errc() || stop != line.data() + end || id < 0 || id >= size)
+      throw Error(Exit::data, where, "\"" + escaped(line.substr(at, end - at), 40) + "\" is no id of the tokenizer", fmt::format("give ids from 0 to {}", size - 1));
+    ids.push_back(id);
+    at = line.find_first_not_of(space, end);
+  }
+  return ids;
+}
+
+int inspect_tokens(const TokensCommand& command) {
+  const Tokenizer tokenizer = tokenizer_of(command.model);
+  std::string line;
+  for (int64_t n = 1; std::getline(std::cin, line); ++n) {
+    const std::string where = fmt::format("stdin:{}", n);
+    if (command.decode) {
+      const std::string text = tokenizer.decode(ids_of_line(line, tokenizer.size(), where));
+      std::cout << (command.json ? Json(text).dump() : text) << '\n';
+    } else {
+      std::cout << fmt::format("{}\n", fmt::join(tokenizer.encode_with_special(text_of_line(line, command.json, where)), " "));
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_tokens_command(CLI::App& app, std::function<int()>& chosen) {
+  auto command = std::make_shared<TokensCommand>();
+  CLI::App* tokens = app.add_subcommand("tokens", "Encode the lines of standard input to ids, one line each; or decode lines of ids");
+  tokens->footer("Example:\n  echo \"How many apples?\" | kava_inspect tokens models/smollm2");
+  tokens->add_option("MODEL", command->model, "A folder with a tokenizer, a run directory, or a checkpoint in one")->required();
+  tokens->add_flag("--decode", command->decode, "Ids to text");
+  tokens->add_flag("--json", command->json, "Text is written as a JSON string, on either side");
+  tokens->callback([command, &chosen] { chosen = [command] { return inspect_tokens(*command); }; });
+}
+
+}  // namespace kava

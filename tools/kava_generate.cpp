@@ -1,0 +1,195 @@
+// kava_generate: answers a question, a file of questions, or a dialogue on the terminal.
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <iostream>
+
+#include "engine/files.h"
+#include "models/evaluate.h"
+#include "models/latent_tokens.h"
+#include "models/open_model.h"
+#include "tools/choices.h"
+#include "tools/command.h"
+#include "tools/device.h"
+
+namespace {
+
+using namespace kava;
+
+constexpr std::size_t kLargestFile = std::size_t{1} << 30;
+
+struct GenerateCommand {
+  std::string model, question, file, method, dtype;
+  int64_t max_new_tokens = 0;
+  bool latents = false;
+  DeviceOptions device;
+};
+
+struct Question {
+  std::string where, text;
+};
+
+std::string stripped(const std::string& s) {
+  const char* space = " \t\n\v\f\r";
+  const auto first = s.find_first_not_of(space);
+  return first == std::string::npos ? "" : s.substr(first, s.find_last_not_of(space) - first + 1);
+}
+
+// One line of output for each answer.
+std::string one_line(const std::string& text) {
+  std::string out;
+  for (char c : text) {
+    if (c == '\n') out += "\\n";
+    else if (c == '\r') out += "\\r";
+    else out += c;
+  }
+  return out;
+}
+
+class Generator {
+ public:
+  Generator(const GenerateCommand& command, const OpenedModel& opened, Ops& ops)
+      : opened_(opened), tokenizer_(*opened.text.tokenizer), model_(load_model(ops, opened)), arena_(ops) {
+    options_.eos = *opened.text.eos;
+    if (!command.method.empty()) options_.method = choice<Method>("--method", command.method);
+    config_ = decoding_config(opened.config, options_.method);
+    options_.max_new_tokens = command.max_new_tokens > 0 ? command.max_new_tokens : default_new_tokens(config_.method);
+    options_.keep_latents = command.latents;
+    if (command.latents && !has_latents(config_.method))
+      throw Error(Exit::usage, "--latents", "method " + name_of(config_.method) + " has no latents", "give a run trained with latents");
+  }
+
+  std::vector<DecodeResult> answer(const std::vector<Question>& questions) {
+    std::vector<Sample> samples;
+    for (const Question& q : questions) samples.push_back(sample_of(q));
+    return decode(*model_, arena_, samples, options_);
+  }
+
+  std::string text(const DecodeResult& r) const { return stripped(tokenizer_.decode(r.ids, true)); }
+
+  void print_latents(const DecodeResult& r) {
+    if (!options_.keep_latents) return;
+    const std::vector<NearestToken> nearest = nearest_tokens(*model_, arena_, r.latents.values, tokenizer_.size());
+    fmt::print("{:>6}  {:<24}{:>9}  {}\n", "latent", "nearest value", "distance", "head's top token");
+    for (std::size_t i = 0; i < nearest.size(); ++i)
+      fmt::print("{:>6}  {:<24}{:>9.3f}  {}\n", i, shown(nearest[i].id), nearest[i].distance, shown(r.latents.top[i]));
+  }
+
+ private:
+  std::string shown(int32_t id) const { return fmt::format("\"{}\"", escaped(tokenizer_.token(id), 40)); }
+
+  Sample sample_of(const Question& q) const {
+    if (!is_utf8(q.text)) throw Error(Exit::data, q.where, "broken UTF-8", "give the question in UTF-8");
+    Sample s;
+    if (const auto bos = tokenizer_.bos()) s.question.push_back(*bos);
+    const std::vector<int32_t> ids = tokenizer_.encode(q.text);
+    s.question.insert(s.question.end(), ids.begin(), ids.end());
+    s.answer = tokenizer_.encode(config_.data.answer_prompt);
+    s.prompt = static_cast<int32_t>(s.answer.size());
+    if (s.question.empty()) throw Error(Exit::data, q.where, "the question has no token of the model's vocabulary", "give another question");
+    if (prompt_length(config_, s) > kLongestPrompt)
+      throw Error(Exit::data, q.where, fmt::format("the question has {} tokens", s.question.size()), fmt::format("shorten it: at most {} in all", kLongestPrompt));
+    return s;
+  }
+
+  const OpenedModel& opened_;
+  const Tokenizer& tokenizer_;
+  std::unique_ptr<Model> model_;
+  Arena arena_;
+  RunConfig config_;
+  DecodeOptions options_;
+};
+
+// One question a line; a BOM and blank lines are passed over.
+std::vector<Question> read_questions(const std::string& path) {
+  std::string text = read_file(path, kLargestFile);
+  if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
+  std::vector<Question> questions;
+  int64_t line = 0;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    ++line;
+    if (std::string q = stripped(text.substr(at, end - at)); !q.empty()) questions.push_back({fmt::format("{}:{}", escaped(path, 4096), line), std::move(q)});
+    at = end + 1;
+  }
+  if (questions.empty()) throw Error(Exit::data, escaped(path, 4096), "holds no question", "write one question a line");
+  return questions;
+}
+
+void answer_file(Generator& generator, const std::vector<Question>& questions) {
+  for (std::size_t first = 0; first < questions.size(); first += kDecodeBatch) {
+    const std::size_t end = std::min(questions.size(), first + kDecodeBatch);
+    const std::vector<Question> some(questions.begin() + static_cast<int64_t>(first), questions.begin() + static_cast<int64_t>(end));
+    for (const DecodeResult& r : generator.answer(some)) {
+      generator.print_latents(r);
+      fmt::print("{}\n", one_line(generator.text(r)));
+    }
+    std::fflush(stdout);
+  }
+}
+
+void answer_one(Generator& generator, const Question& question) {
+  const DecodeResult r = generator.answer({question})[0];
+  generator.print_latents(r);
+  fmt::print("{}\n", generator.text(r));
+  if (r.hit_limit) fmt::print(stderr, "stopped at the largest number of new tokens; raise --max-new-tokens for more\n");
+  std::fflush(stdout);
+}
+
+void dialogue(Generator& generator) {
+  const bool terminal = ::isatty(STDIN_FILENO);
+  if (terminal) fmt::print(stderr, "Ask a question; /help tells more, /quit or end of input ends.\n");
+  std::string line;
+  for (int64_t n = 1;; ++n) {
+    if (terminal) fmt::print(stderr, "> ");
+    if (!std::getline(std::cin, line)) break;
+    const std::string text = stripped(line);
+    if (text == "/quit") return;
+    if (text == "/help") fmt::print(stderr, "One question a line; each is answered on its own.\n/help  this text\n/quit  end\n");
+    if (text.empty() || text == "/help") continue;
+    try {
+      answer_one(generator, {fmt::format("stdin:{}", n), text});
+    } catch (const Error& e) {
+      if (!terminal || e.code() != Exit::data) throw;
+      fmt::print(stderr, "{}\n", e.what());
+    }
+  }
+  if (terminal) fmt::print(stderr, "\n");
+}
+
+int generate(const GenerateCommand& command, bool has_question) {
+  if (has_question && !command.file.empty()) throw Error(Exit::usage, "--file", "is given beside a question", "give one of them");
+  if (has_question && stripped(command.question).empty()) throw Error(Exit::usage, "QUESTION", "is empty", "give a question");
+  const auto method = choice<Method>("--method", command.method);
+  const auto dtype = choice<StorageType>("--dtype", command.dtype);
+  const std::unique_ptr<Ops> ops = make_ops(command.device);
+  const OpenedModel opened = open_model(command.model, dtype);
+  require_method(opened, method);
+  if (!opened.text.tokenizer)
+    throw Error(Exit::data, escaped(opened.text.folder, 4096), "has no tokenizer.json, without which no question can be read", "use kava_eval on rows of ids");
+  if (!opened.note.empty()) fmt::print(stderr, "{}\n", opened.note);
+  const std::vector<Question> questions = command.file.empty() ? std::vector<Question>{} : read_questions(command.file);
+  Generator generator(command, opened, *ops);
+  if (!questions.empty()) answer_file(generator, questions);
+  else if (has_question) answer_one(generator, {"QUESTION", stripped(command.question)});
+  else dialogue(generator);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Answers a question, a file of questions, or a dialogue on the terminal", "kava_generate");
+  app.footer("Example:\n  kava_generate runs/quickstart \"Tom has 3 apples and buys 4 more. How many has he?\" --latents");
+  GenerateCommand command;
+  app.add_option("MODEL", command.model, "A Hugging Face folder, a run directory, or a checkpoint in one")->required();
+  CLI::Option* question = app.add_option("QUESTION", command.question, "The question; without it and --file, questions are read from the terminal");
+  app.add_option("--file", command.file, "A text file with one question a line; one answer a line comes out");
+  app.add_flag("--latents", command.latents, "Show each latent of the last pass as the token with the nearest first-layer value, and the head's top token");
+  app.add_option("--method", command.method, "full_cot, no_cot, codi, pccot or kava (default: the run's; full_cot for a plain folder)");
+  app.add_option("--max-new-tokens", command.max_new_tokens, "Largest number of tokens generated, EOS included (default: 10; full_cot 256)")
+      ->check(CLI::Range(1, 65536));
+  app.add_option("--dtype", command.dtype, "bf16, f32 or f64 (default: the run's; bf16 for a plain folder)");
+  kava::add_device_options(app, command.device);
+  return kava::command_main(argc, argv, app, [&] { return generate(command, question->count() > 0); });
+}
