@@ -24,7 +24,7 @@ AddedTokens AddedTokens::load(const JsonAt& section, const Bpe& model, const Nor
   for (std::size_t i = 0; i < section.array().size(); ++i) added.add(section.at(i), model, normalize);
   added.build_trees(section);
   for (const auto& [id, token] : added.tokens_)
-    if (token.single_word) added.word_ = SplitPattern::regex(R"([\w\u200C\u200D])");
+    if (token.single_word) added.word_ = SplitPattern::regex(R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200C\u200D])");
   return added;
 }
 
@@ -45,7 +45,8 @@ void AddedTokens::add(const JsonAt& entry, const Bpe& model, const Normalizer& n
   if (auto known = id_of_content_.find(content); known != id_of_content_.end()) given = known->second;
   else if (auto in_model = model.id_of(content)) given = *in_model;
   if (given != id)
-    entry.refuse(fmt::format("the added token \"{}\" has id {} here, but its place in the vocabulary gives it {}", escaped(content), id, given));
+    entry.refuse(
+        fmt::format("the added token \"{}\" has id {} here, but its place in the vocabulary gives it {}", escaped(content), id, given));
   if (const std::string* other = model.token(id); other && *other != content)
     entry.refuse(fmt::format("the added token \"{}\" has the id {} of \"{}\"", escaped(content), id, escaped(*other)));
   if (token.normalized) token.spelling = normalize(content);
@@ -71,7 +72,6 @@ void AddedTokens::build_trees(const JsonAt& section) {
   }
 }
 
-// \w of the library's other regular expressions: Oniguruma's and the join controls.
 bool AddedTokens::is_word(char32_t c) const {
   std::string character;
   append_utf8(character, c);

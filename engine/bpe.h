@@ -57,13 +57,13 @@ class Bpe {
   void merge_long(std::vector<std::int32_t>& ids, std::size_t first) const;
 
   std::vector<std::string> tokens_;
-  std::vector<std::int32_t> index_of_id_;                            // into tokens_, -1 for none
-  std::unordered_map<std::string_view, std::int32_t> id_of_token_;   // views of tokens_
-  std::vector<std::string> whole_bytes_;                             // with ignore_merges: bytes of the tokens, for whole_id_
+  std::vector<std::int32_t> index_of_id_;                           // into tokens_, -1 for none
+  std::unordered_map<std::string_view, std::int32_t> id_of_token_;  // views of tokens_
+  std::vector<std::string> whole_bytes_;                            // with ignore_merges: bytes of the tokens, for whole_id_
   std::unordered_map<std::string_view, std::int32_t> whole_id_;
-  std::vector<Merge> merges_;                                        // open addressing, a power of two
-  std::array<std::int32_t, 256> id_of_byte_{};                       // -1: the byte is dropped
-  std::array<bool, 256> unknown_{};                                  // the byte became unk_token
+  std::vector<Merge> merges_;                   // open addressing, a power of two
+  std::array<std::int32_t, 256> id_of_byte_{};  // -1: the byte is dropped
+  std::array<bool, 256> unknown_{};             // the byte became unk_token
   bool fuse_unknown_ = false;
 };
 

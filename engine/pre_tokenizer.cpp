@@ -10,8 +10,7 @@ namespace kava {
 namespace {
 
 // The pattern of ByteLevel with use_regex (GPT-2's): contractions, letters, numbers, other characters, spaces.
-constexpr std::string_view kByteLevelPattern =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kByteLevelPattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 // Each numeric character is a match.
 void find_numerics(std::string_view text, std::vector<Stretch>& out) {
@@ -50,7 +49,8 @@ void PreTokenizer::load_step(const JsonAt& step) {
   } else if (type == "ByteLevel") {
     byte_level_ = true;
     if (step.at("add_prefix_space").boolean()) steps_.push_back({Kind::prefix_space});
-    if (step.boolean_or("use_regex", true)) steps_.push_back({Kind::split, Behavior::isolated, false, SplitPattern::regex(kByteLevelPattern)});
+    if (step.boolean_or("use_regex", true))
+      steps_.push_back({Kind::split, Behavior::isolated, false, SplitPattern::regex(kByteLevelPattern)});
   } else {
     step.refuse(fmt::format("the pre-tokenizer {} is not supported", escaped(type)), "Split, Digits, ByteLevel and Sequence are");
   }

@@ -1,5 +1,6 @@
-// Oniguruma's dialect into PCRE2's. Differences that are treated: \w, \b, \h, \v, scripts and the POSIX brackets (other sets), \u1234, {,n}, {n}? and
-// {n,m}+ (an optional and a repeated interval, no laziness or possession), (?m) (dot matches newline). Refused: sets within sets and
+// Oniguruma's dialect into PCRE2's. Differences that are treated: \w, \b, \h, \v, scripts and the POSIX brackets (other sets), \u1234,
+// {,n}, {n}? and {n,m}+ (an optional and a repeated interval, no laziness or possession), (?m) (dot matches newline). Refused: sets within
+// sets and
 // &&, options and escapes that one of the two lacks or reads otherwise.
 #include <cctype>
 #include <optional>
@@ -12,19 +13,25 @@ namespace kava {
 
 namespace {
 
-// \w of Oniguruma in UTF-8, as the inside of a bracket expression.
-constexpr std::string_view kWord = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
+// \w of Oniguruma in UTF-8, as the inside of a bracket expression: the superscripts and fractions of Latin-1 count.
+constexpr std::string_view kWord = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE})";
 constexpr std::string_view kHex = "0-9a-fA-F";
 
 struct PosixSet {
   std::string_view name, inside, negated;  // negated: "" where a bracket expression cannot hold the complement
 };
 constexpr PosixSet kPosixSets[] = {
-    {"alpha", R"(\p{Alphabetic})", R"(\P{Alphabetic})"}, {"upper", R"(\p{Uppercase})", R"(\P{Uppercase})"},
-    {"lower", R"(\p{Lowercase})", R"(\P{Lowercase})"},   {"digit", R"(\p{Nd})", R"(\P{Nd})"},
-    {"space", R"(\s)", R"(\S)"},                         {"cntrl", R"(\p{Cc})", R"(\P{Cc})"},
-    {"alnum", R"(\p{Alphabetic}\p{Nd})", ""},            {"word", kWord, ""},
-    {"punct", R"(\p{P}\p{S})", ""},                       {"xdigit", kHex, ""},
+    {"alpha", R"(\p{Alphabetic})", R"(\P{Alphabetic})"},
+    {"upper", R"(\p{Uppercase})", R"(\P{Uppercase})"},
+    {"lower", R"(\p{Lowercase})", R"(\P{Lowercase})"},
+    {"digit", R"(\p{Nd})", R"(\P{Nd})"},
+    {"space", R"(\s)", R"(\S)"},
+    {"cntrl", R"(\p{Cc})", R"(\P{Cc})"},
+    {"alnum", R"(\p{Alphabetic}\p{Nd})", ""},
+    {"word", kWord, ""},
+    {"punct", R"(\p{P}\p{S})", ""},
+    {"xdigit", kHex, ""},
+    {"blank", R"(\t\p{Zs})", ""},
 };
 
 class Translator {
@@ -48,9 +55,12 @@ class Translator {
 
   void element() {
     switch (peek()) {
-      case '\\': return escape();
-      case '[': return bracket();
-      case '(': return open_group();
+      case '\\':
+        return escape();
+      case '[':
+        return bracket();
+      case '(':
+        return open_group();
       case ')':
         if (!groups_.empty()) {
           atom_ = groups_.back();
@@ -58,10 +68,13 @@ class Translator {
         }
         out_ += in_[i_++];
         return;
-      case '{': return interval();
+      case '{':
+        return interval();
       case '*':
       case '+':
-      case '?': out_ += in_[i_++]; return;
+      case '?':
+        out_ += in_[i_++];
+        return;
       default: {
         atom_ = out_.size();
         do out_ += in_[i_++];
@@ -131,12 +144,24 @@ class Translator {
   void escape() {
     const char c = peek(1);
     switch (c) {
-      case 'w': atom(fmt::format("[{}]", kWord)); break;
-      case 'W': atom(fmt::format("[^{}]", kWord)); break;
-      case 'h': atom(fmt::format("[{}]", kHex)); break;
-      case 'H': atom(fmt::format("[^{}]", kHex)); break;
-      case 'b': atom(fmt::format("(?:(?<=[{0}])(?![{0}])|(?<![{0}])(?=[{0}]))", kWord)); break;
-      case 'B': atom(fmt::format("(?:(?<=[{0}])(?=[{0}])|(?<![{0}])(?![{0}]))", kWord)); break;
+      case 'w':
+        atom(fmt::format("[{}]", kWord));
+        break;
+      case 'W':
+        atom(fmt::format("[^{}]", kWord));
+        break;
+      case 'h':
+        atom(fmt::format("[{}]", kHex));
+        break;
+      case 'H':
+        atom(fmt::format("[^{}]", kHex));
+        break;
+      case 'b':
+        atom(fmt::format("(?:(?<=[{0}])(?![{0}])|(?<![{0}])(?=[{0}]))", kWord));
+        break;
+      case 'B':
+        atom(fmt::format("(?:(?<=[{0}])(?=[{0}])|(?<![{0}])(?![{0}]))", kWord));
+        break;
       default: {
         const std::string same = common_escape();
         atom(same);
@@ -177,7 +202,8 @@ class Translator {
     }
     if (c == 'x' && peek(2) != '{') {
       if (!std::isxdigit(static_cast<unsigned char>(peek(2))) || peek(2) > '7') refuse("\\x of a byte that is not ASCII");
-    } else if (std::isalnum(static_cast<unsigned char>(c)) && std::string_view("dDsSnrtfaeAzZGRXxNK0123456789k").find(c) == std::string_view::npos) {
+    } else if (std::isalnum(static_cast<unsigned char>(c)) &&
+               std::string_view("dDsSnrtfaeAzZGRXxNK0123456789k").find(c) == std::string_view::npos) {
       refuse(fmt::format("the escape \\{}", c));
     }
     std::string same(in_.substr(i_, 2));
@@ -233,7 +259,7 @@ class Translator {
   std::string_view in_;
   std::size_t i_ = 0;
   std::string out_;
-  std::size_t atom_ = 0;              // where the last atom begins in out_
+  std::size_t atom_ = 0;             // where the last atom begins in out_
   std::vector<std::size_t> groups_;  // where the open groups begin in out_
 };
 

@@ -8,6 +8,9 @@
 
 namespace kava {
 
+// What stays different from Oniguruma: \p{Alphabetic} and \p{Lowercase} are those of the installed PCRE2 (Unicode 14 lacks some 150 marks
+// and modifier letters of 16), a new script's letters count as an older one's, and (?i) folds no character into two.
+
 /// A stretch of a text: matched by the pattern, or between two matches.
 struct Stretch {
   std::size_t begin, end;
@@ -31,6 +34,7 @@ class SplitPattern {
 
  private:
   struct Compiled;
+  class Search;
   SplitPattern();
   void find_regex(std::string_view text, std::vector<Stretch>& out) const;
   std::unique_ptr<Compiled> compiled_;  // null for a literal

@@ -43,8 +43,7 @@ bool load_normalizer(const JsonAt& section) {
   if (section.is_null()) return false;
   const std::string& type = section.at("type").string();
   if (type == "NFC") return true;
-  if (type != "Sequence")
-    section.refuse(fmt::format("the normalizer {} is not supported", escaped(type)), "NFC, Sequence and none are");
+  if (type != "Sequence") section.refuse(fmt::format("the normalizer {} is not supported", escaped(type)), "NFC, Sequence and none are");
   const JsonAt members = section.at("normalizers");
   bool nfc = false;
   for (std::size_t i = 0; i < members.array().size(); ++i) nfc = load_normalizer(members.at(i)) || nfc;
@@ -138,7 +137,8 @@ Tokenizer Tokenizer::load(const std::string& folder) {
       prefix.push_back(*id);
     }
   }
-  if (prefix.size() > 1) root.refuse(fmt::format("post_processor: puts {} tokens before a text", prefix.size()), "one at most is supported");
+  if (prefix.size() > 1)
+    root.refuse(fmt::format("post_processor: puts {} tokens before a text", prefix.size()), "one at most is supported");
   if (!prefix.empty()) {
     if (!parts->spelling(prefix[0])) root.refuse(fmt::format("post_processor: no token has the id {}", prefix[0]));
     parts->bos = prefix[0];

@@ -1,0 +1,13 @@
+// Speed of the tokenizer on one core: loading, encoding row by row, decoding.
+#pragma once
+#include <cstdio>
+#include <string>
+#include <vector>
+
+namespace kava {
+
+/// Writes one line to `out`: load time, MB/s of text encoded and decoded, tokens per byte. folder: a Hugging Face folder with
+/// tokenizer.json. texts: encoded one by one, at least once and for about a second.
+void bench_tokenizer(std::FILE* out, const std::string& folder, const std::vector<std::string>& texts);
+
+}  // namespace kava
