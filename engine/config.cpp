@@ -2,7 +2,17 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
+// toml++ 3.3 states some of what a file may break as assertions ("[ {": a bracket without a key), with which Debian's library is built:
+// here they say nothing, and its own error follows.
+#pragma push_macro("NDEBUG")
+#undef NDEBUG
+#undef TOML_HEADER_ONLY
+#undef TOML_SHARED_LIB
+#define TOML_HEADER_ONLY 1
+#define TOML_ASSERT(expression) static_cast<void>(0)
 #include <toml++/toml.h>
+#pragma pop_macro("NDEBUG")
 
 #include <algorithm>
 #include <cmath>
@@ -22,8 +32,7 @@ namespace fs = std::filesystem;
 using namespace schema;
 
 constexpr std::size_t kMostBytes = std::size_t{1} << 20;
-// Dotted keys nest tables, and the TOML library frees nested tables by recursion.
-constexpr std::ptrdiff_t kMostDots = 4096;
+constexpr std::size_t kMostDots = 4096;
 // A name longer than this is like no key.
 constexpr std::size_t kLongestName = 100;
 
@@ -57,9 +66,41 @@ const char* type_name(const toml::node& node) {
   }
 }
 
-void check_depth(std::string_view text, const std::string& where) {
-  if (std::count(text.begin(), text.end(), '.') > kMostDots)
-    refuse(where, fmt::format("holds more than {} dots, which may nest tables too deeply", kMostDots), "make it shorter");
+std::size_t end_of_string(std::string_view text, std::size_t i) {
+  const char quote = text[i];
+  const std::string fence(3, quote);
+  const bool lines = text.substr(i).starts_with(fence);
+  for (i += lines ? 3 : 1; i < text.size(); ++i) {
+    if (quote == '"' && text[i] == '\\') ++i;
+    else if (lines && text.substr(i).starts_with(fence)) {
+      // The string itself may end in one or two quotes.
+      const auto end = std::min(text.find_first_not_of(quote, i), text.size());
+      return std::min(end, i + 5);
+    } else if (!lines && (text[i] == quote || text[i] == '\n')) return i + 1;
+  }
+  return text.size();
+}
+
+// What lies outside strings and comments, where toml++ is not safe: it counts on there being few characters beyond ASCII, all of which are
+// errors, and frees the tables that dotted keys nest by recursion.
+struct Code {
+  std::size_t dots = 0;
+  std::size_t foreign = std::string_view::npos;  // the first byte beyond ASCII
+};
+
+Code scan(std::string_view text) {
+  Code code;
+  for (std::size_t i = text.starts_with("\xEF\xBB\xBF") ? 3 : 0; i < text.size();) {
+    const char c = text[i];
+    if (c == '#') i = std::min(text.find('\n', i), text.size());
+    else if (c == '"' || c == '\'') i = end_of_string(text, i);
+    else {
+      if (static_cast<unsigned char>(c) >= 0x80) code.foreign = std::min(code.foreign, i);
+      code.dots += c == '.';
+      ++i;
+    }
+  }
+  return code;
 }
 
 std::string at(const std::string& path, const toml::source_region& region) {
@@ -270,10 +311,16 @@ const Rule kRules[] = {
 
 using Origins = std::map<std::string, std::string>;  // key -> where it was given
 
-toml::table parse_file(const std::string& path) {
-  const std::string text = read_file(path, kMostBytes, Exit::usage);
+toml::table parse_file(const std::string& file) {
+  const std::string text = read_file(file, kMostBytes, Exit::usage), path = escaped(file, 4096);
   if (text.find('\0') != std::string::npos) refuse(path, "holds a NUL character", "name a TOML file");
-  check_depth(text, path);
+  const Code code = scan(text);
+  if (code.dots > kMostDots) refuse(path, fmt::format("holds more than {} dots in keys and values", kMostDots), "make it shorter");
+  if (code.foreign != std::string::npos) {
+    const auto line = 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(code.foreign), '\n');
+    refuse(fmt::format("{}:{}", path, line), "not valid TOML: there are characters beyond ASCII outside strings and comments",
+           "put them in quotes");
+  }
   try {
     return toml::parse(text, path);
   } catch (const toml::parse_error& e) {
@@ -305,10 +352,10 @@ std::vector<Setting> settings_of(const toml::table& root, const std::string& pat
 
 // VALUE of --set as the only value of a TOML table: what is TOML neither alone nor in an array is a string. The array tells a trailing
 // comment or a second key from a value.
-toml::table parse_value(const std::string& value, const std::string& where) {
-  check_depth(value, where);
+toml::table parse_value(const std::string& value) {
   auto parse = [](const std::string& text) -> std::optional<toml::table> {
     try {
+      if (const Code code = scan(text); code.dots > kMostDots || code.foreign != std::string::npos) return std::nullopt;
       return toml::parse(text);
     } catch (const toml::parse_error&) {
       return std::nullopt;
@@ -333,7 +380,7 @@ Setting setting_of(const std::string& argument, std::deque<toml::table>& values,
   if (assigner.is_section(key))
     refuse(where, fmt::format("{} is a section", key), fmt::format("set one of its keys, as {}.KEY=VALUE", key));
   if (!assigner.find(key)) assigner.refuse_unknown(key, where);
-  values.push_back(parse_value(value, where));
+  values.push_back(parse_value(value));
   return {key, values.back().get("x"), where};
 }
 

@@ -243,6 +243,7 @@ TEST_CASE("--set takes a TOML value, and a string where it is none") {
   CHECK(load("", {"data.answer_prompt='a', 'b'"}).data.answer_prompt == "'a', 'b'");
   CHECK(load("", {"lora.targets=[\"q_proj\", \"v_proj\"]"}).lora.targets == std::vector<std::string>{"q_proj", "v_proj"});
   CHECK(load("", {"data.train=[{path=\"/a b\", format=\"ids\"}]"}).data.train[0] == DataFile{"/a b", DataFormat::ids});
+  CHECK(load("", {"data.answer_prompt=R\xC3\xA9ponse:"}).data.answer_prompt == "R\xC3\xA9ponse:");
   Folder folder;
   CHECK(load_config(folder.write(""), {"model.path=../m"}).model.path == (folder.path / "../m").string());
 }
@@ -258,14 +259,9 @@ TEST_CASE("an error in --set names the argument") {
   CHECK_THAT(refusal("", {"train.micro_batch=129"}), ContainsSubstring("--set train.micro_batch=129"));
   CHECK_THAT(refusal("", {"model.path=\xff"}), ContainsSubstring("UTF-8"));
   CHECK_THAT(refusal("", {"train.lr=" + std::string(100'000, '[')}), ContainsSubstring("train.lr must be a number"));
-  CHECK_THAT(refusal("", {"train.lr={" +
-                          [] {
-                            std::string s;
-                            for (int i = 0; i < 50'000; ++i) s += "a.";
-                            return s;
-                          }() +
-                          "a=1}"}),
-             ContainsSubstring("dots"));
+  std::string deep;
+  for (int i = 0; i < 50'000; ++i) deep += "a.";
+  CHECK_THAT(refusal("", {"train.lr={" + deep + "a=1}"}), ContainsSubstring("train.lr must be a number"));
 }
 
 TEST_CASE("a method defaults and fixes its keys") {
@@ -311,10 +307,25 @@ TEST_CASE("a hostile file is one clear line") {
   for (int i = 0; i < 300'000; ++i) deep += "a.";
   CHECK_THAT(refusal(deep + "a = 1"), ContainsSubstring("dots"));
   CHECK_THAT(refusal(deep.substr(0, 8000) + "a = 1"), ContainsSubstring("unknown section"));
+  CHECK_THAT(refusal("[\n {\"a\": 1"), ContainsSubstring("run.toml:1:") && ContainsSubstring("not valid TOML"));
+  CHECK_THAT(refusal("[ {]\n"), ContainsSubstring("not valid TOML"));
+  CHECK_THAT(refusal("seed = 1\n\xEF\xBA\xBA = 2"), ContainsSubstring("run.toml:2: not valid TOML"));
+  CHECK_THAT(refusal("x = \"\"\"\"\"\xEF\xBA\xBA\"\"\"\"\" \xEF\xBA\xBA\n"), ContainsSubstring("beyond ASCII"));
   Folder folder;
   CHECK_THROWS_AS(load_config((folder.path / "none.toml").string()), Error);
   CHECK_THROWS_AS(load_config(folder.path.string()), Error);
   CHECK(load("\xEF\xBB\xBFseed = 3\r\n").seed == 3);
+}
+
+TEST_CASE("text beyond ASCII is free in strings of every kind and in comments") {
+  auto prompt = [](const std::string& value) {
+    return load("# \xC3\xA9 'x\n[data]\nanswer_prompt = " + value + " # \xC3\xA9 \"\nmax_tokens = 9\n").data.answer_prompt;
+  };
+  CHECK(prompt("\"\xC3\xA9 # \\\" '\"") == "\xC3\xA9 # \" '");
+  CHECK(prompt("'\xC3\xA9\\'") == "\xC3\xA9\\");
+  CHECK(prompt("\"\"\"\"\xC3\xA9\"\"\n\\\"\xC3\xA9\"\"\"\"\"") == "\"\xC3\xA9\"\"\n\"\xC3\xA9\"\"");
+  CHECK(prompt("''''\xC3\xA9''a\\''''") == "'\xC3\xA9''a\\'");
+  CHECK(prompt("\"\"") == "");
 }
 
 TEST_CASE("the hash and the differences leave out what the arithmetic does not depend on") {
