@@ -1,4 +1,5 @@
-// Data files: rows of question, reasoning steps and answer, and the token sequences made of them (docs/design.md, data).
+// Data files: rows of question, reasoning steps and answer, and the token sequences made of them (docs/formats.md section 1,
+// docs/method.md section 2).
 #pragma once
 #include <cstdint>
 #include <optional>

@@ -142,7 +142,7 @@ class Ops {
   virtual void head_cross_entropy(Arena& arena, const Tensor& nll, const Tensor& dh, const Tensor& dw, const Tensor& logits,
                                   const Tensor& best, const Tensor& h, const Tensor& w, const Tensor& targets, double weight) = 0;
 
-  /// R-KV eviction of one layer (docs/method: importance, redundancy, score, top M), per sample and K/V head.
+  /// R-KV eviction of one layer (docs/method.md section 4), per sample and K/V head.
   /// In: q [answer tokens, H*D], k [trace tokens, K*D] (both after RoPE), packed by samples with q_offsets, k_offsets i32 [1, B+1];
   /// match_k, v [trace tokens, K*D]: what is gathered. Out: target_k, target_v [B*M, K*D] storage, zero in empty slots; kept i32 [B*M, K],
   /// index in the sample's trace, -1 in empty slots; importance, redundancy, score [K, trace tokens] sum, each may be empty.

@@ -32,8 +32,8 @@ struct LatentStates {
 struct DecodeResult {
   std::vector<int32_t> ids;  // generated, without EOS
   bool hit_limit = false;    // max_new_tokens came before EOS
-  // Forward passes, by the rule of docs/design.md: with latents 1 + T + 1 (eot, prompt, first token), else 1 (everything given), and one for
-  // each generated token after the first, EOS included. merged: pass T and the prompt count as one.
+  // Forward passes, by the rule of docs/method.md section 7: with latents 1 + T + 1 (eot, prompt, first token), else 1 (everything given),
+  // and one for each generated token after the first, EOS included. merged: pass T and the prompt count as one.
   int64_t passes = 0, passes_merged = 0;
   LatentStates latents;  // if asked for, with latents
 };

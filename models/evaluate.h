@@ -1,4 +1,4 @@
-// Evaluation on one data file: every question decoded, every answer judged by each scorer that applies (docs/design.md, scoring).
+// Evaluation on one data file: every question decoded, every answer judged by each scorer that applies (docs/method.md section 8).
 #pragma once
 #include <functional>
 #include <optional>

@@ -1,5 +1,5 @@
 // The objective of a step: all passes of the method over some samples, every loss term, and the gradients of all trainables.
-//   L = w_s CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV        (docs/method.md, losses)
+//   L = w_s CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV        (docs/method.md section 5)
 #pragma once
 #include <functional>
 #include <map>
@@ -42,7 +42,7 @@ struct StepOptions {
   int64_t first_index = 0;  // of samples[0] in the optimiser batch
   uint32_t step = 0;
   bool backward = true;     // gradients are added to the parameters'
-  Dump* dump = nullptr;     // everything of interface.md section 5 but ids, loss and grad
+  Dump* dump = nullptr;     // everything of docs/formats.md section 6 but ids, loss and grad
 };
 
 /// One forward (and backward) over `samples`.

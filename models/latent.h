@@ -1,4 +1,4 @@
-// The latents' inputs: prj of method.md section 3 applied to hidden states of earlier rows, forward and backward.
+// The latents' inputs: prj of docs/method.md section 3 applied to hidden states of earlier rows, forward and backward.
 #pragma once
 #include <vector>
 

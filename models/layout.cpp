@@ -58,7 +58,7 @@ class Builder {
   }
 
  private:
-  // Latents lo..hi are computed in pass t (docs/method.md, exact pruning).
+  // Latents lo..hi are computed in pass t (docs/method.md section 3.1).
   std::pair<int32_t, int32_t> computed(int32_t t) const {
     if (!config_.step.prune_latents) return {0, M_ - 1};
     return {std::max(0, t - 1), M_ - 1 - (T_ - t)};

@@ -24,7 +24,7 @@ struct LayerWeights {
   TrainedLinear q, k, v, o, gate, up, down;
 };
 
-/// prj of method.md section 3: Linear, GELU, Linear, LayerNorm.
+/// prj of docs/method.md section 3: Linear, GELU, Linear, LayerNorm.
 struct LatentProjection {
   TrainedLinear linear1, linear2;
   Tensor norm_w, norm_b, dnorm_w, dnorm_b;

@@ -227,7 +227,7 @@ def compare_with_disk(toml, stored):
 
 
 def write_initial_values():
-    """Deterministic starting values (method.md sections 2 and 3), for a test of initialisation."""
+    """Deterministic starting values (docs/method.md sections 2 and 3), for a test of initialisation."""
     out = {}
     for name in MODELS:
         embedding = base_weights(name)["model.embed_tokens.weight"]

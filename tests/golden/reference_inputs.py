@@ -66,7 +66,7 @@ def _merge(config, given, where=""):
 
 
 def load_config(path, sets=()):
-    """The effective configuration of interface.md section 2 with paths made absolute. `sets` are strings a.b=VALUE."""
+    """The effective configuration (docs/configuration.md) with paths made absolute. `sets` are strings a.b=VALUE."""
     path = pathlib.Path(path)
     given = tomllib.loads(path.read_text())
     for item in sets:

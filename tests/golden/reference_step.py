@@ -1,4 +1,4 @@
-"""One KaVa step in PyTorch, straight from method.md: the independent reference that kava is judged against.
+"""One KaVa step in PyTorch, straight from docs/method.md: the independent reference that kava is judged against.
 
 The transformer is transformers' own LlamaForCausalLM or Qwen2ForCausalLM. Every sample runs alone (batch 1, no padding, no packing),
 teacher and student apart, nothing pruned and nothing shared but the student's own keys and values of question and bot.
@@ -94,7 +94,7 @@ def exact_rms_norm(module):
 
 
 class Model:
-    """A base with its adapter. `trainable` maps names of interface.md section 4 to parameters."""
+    """A base with its adapter. `trainable` maps names of docs/formats.md section 5 to parameters."""
 
     def __init__(self, config, dtype, adapter=None):
         folder = pathlib.Path(config["model"]["path"])
@@ -216,7 +216,7 @@ class Teacher:
 
 
 def run_student(model, row):
-    """Jacobi passes of method.md section 3 in their plain form: every latent in every pass."""
+    """Jacobi passes of docs/method.md section 3 in their plain form: every latent in every pass."""
     latent, answer = model.config["latent"], row["answer"]
     count, passes = latent["count"], latent["iterations"]
     residual = latent["update"] == "residual"
@@ -258,7 +258,7 @@ def run_teacher(model, row):
 def needed_rows(count, passes):
     """(pass, latent) rows that pass T's answer depends on when a latent that is final is not computed again.
 
-    A search over what method.md section 3 says each row reads. Latent j is final from pass j+1 on: its row of any later pass is that row.
+    A search over what docs/method.md section 3 says each row reads. Latent j is final from pass j+1 on: its row of any later pass is that row.
     """
     def at(t, j):
         return (min(t, j + 1), j) if t > 0 else (0, j)
@@ -442,7 +442,7 @@ class Constants:
 
 
 def forward(model, rows, constants=None):
-    """(outputs of interface.md section 5 without gradients, loss, constants)."""
+    """(outputs of docs/formats.md section 6 without gradients, loss, constants)."""
     config = model.config
     parts = forwards(config, len(rows))
     out, zero = packed_ids(rows), torch.zeros((), dtype=model.dtype)
