@@ -67,6 +67,7 @@ std::string cpu_model() {
 int run_program(const std::function<int()>& body) {
   occupy_standard_descriptors();
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is then an error of write()
   try {
     const int code = body();
     std::cout.flush();

@@ -6,7 +6,7 @@
 namespace kava {
 
 /// Runs `body` and returns the exit code: its result, or that of the exception it throws, which is printed on stderr as one line
-/// `error: WHERE: what; remedy` (docs/design.md, errors). Output that could not be written to stdout is exit 7. SIGPIPE is ignored.
+/// `error: WHERE: what; remedy` (docs/design.md, errors). Output that could not be written to stdout is exit 7. SIGPIPE and SIGXFSZ are ignored.
 int run_program(const std::function<int()>& body);
 
 /// Name, version, commit, compiler, devices: what --version prints.

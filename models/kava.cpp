@@ -66,7 +66,10 @@ class Step {
     type_ = model.storage, sum_ = sum_type(type_);
     const bool by_slots = config_.rkv.short_ == Short::zero;
     for (const Sample& s : samples) valid_.push_back(static_cast<int32_t>(by_slots ? M_ : std::min<int64_t>(M_, static_cast<int64_t>(s.trace.size()))));
-    for (const Sample& s : samples) answer_lengths_.push_back(static_cast<int64_t>(s.answer.size()));
+    for (const Sample& s : samples) {
+      answer_lengths_.push_back(static_cast<int64_t>(s.answer.size()));
+      before_answer_.push_back(runs_student(config_.method) ? 0 : static_cast<int64_t>(s.trace.size()));
+    }
     int32_t last = 0;
     for (const Pass& p : layout_.passes)
       for (int32_t position : p.positions) last = std::max(last, position);
@@ -136,21 +139,22 @@ class Step {
                             weight / static_cast<double>(tokens));
     if (backward) ops_.scatter_add_rows(transformer_.dhidden(), dh, live);
     if (options_.dump) dump(dump_name, {n, V}, host(logits), 0);
-    if (&rows == &layout_.student) count_forced(rows, best);
+    if (&rows == &layout_.student || !runs_student(config_.method)) count_forced(rows, best);
     double sum = 0;
     for (double x : host(nll)) sum += x;
     return sum / static_cast<double>(tokens);
   }
 
+  // By the student's predictions, or the teacher's where it is alone.
   void count_forced(const Supervised& rows, const Tensor& best) {
     std::vector<int32_t> predicted(rows.targets.size());
     ops_.download(predicted.data(), best);
-    std::size_t at = 0;
-    for (int64_t n : answer_lengths_) {
-      const auto count = static_cast<std::size_t>(n);
-      losses_.forced_correct += std::equal(predicted.begin() + static_cast<int64_t>(at), predicted.begin() + static_cast<int64_t>(at + count),
-                                           rows.targets.begin() + static_cast<int64_t>(at));
-      at += count;
+    int64_t at = 0;
+    for (std::size_t b = 0; b < answer_lengths_.size(); ++b) {
+      at += before_answer_[b];
+      const int64_t end = at + answer_lengths_[b];
+      losses_.forced_correct += std::equal(predicted.begin() + at, predicted.begin() + end, rows.targets.begin() + at);
+      at = end;
     }
   }
 
@@ -428,7 +432,7 @@ class Step {
   int64_t B_ = 0, M_ = 0, KD_ = 0;
   DType type_ = DType::f32, sum_ = DType::f32;
   std::vector<int32_t> valid_;
-  std::vector<int64_t> answer_lengths_;
+  std::vector<int64_t> answer_lengths_, before_answer_;  // supervised tokens of each sample's answer, and before it
   std::vector<DevicePass> passes_;
   std::vector<FeedState> feeds_;
   std::vector<Tap> taps_;

@@ -106,9 +106,4 @@ void load_optimizer(Model& model, const std::filesystem::path& folder) {
   model.parameters.refresh();
 }
 
-int64_t saving_bytes(const Model& model) {
-  const int64_t each = size_of(sum_type(model.storage));
-  return model.parameters.count() * (3 * each + 4) + model.parameters.count() * 4;
-}
-
 }  // namespace kava

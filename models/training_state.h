@@ -49,7 +49,4 @@ TrainingState load_training_state(const std::filesystem::path& folder);
 /// them.
 void load_optimizer(Model& model, const std::filesystem::path& folder);
 
-/// The bytes that saving a checkpoint takes in memory beside the model.
-int64_t saving_bytes(const Model& model);
-
 }  // namespace kava
