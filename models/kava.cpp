@@ -60,7 +60,7 @@ class Step {
  public:
   Step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options)
       : model_(model), ops_(model.ops), arena_(arena), config_(model.config), totals_(totals), options_(options),
-        layout_(make_layout(model.config, samples, options.first_index)), transformer_(model, arena, Use::train, options.step) {
+        layout_(make_layout(model.config, samples, options.first_index)), transformer_(model, arena, Use::train, options.step, options.dropout) {
     B_ = layout_.samples, M_ = layout_.latents;
     KD_ = model.shape.kv_heads * model.shape.head_dim;
     type_ = model.storage, sum_ = sum_type(type_);

@@ -60,8 +60,9 @@ DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& p) {
   return d;
 }
 
-Transformer::Transformer(Model& model, Arena& arena, Use use, uint32_t step)
-    : model_(model), ops_(model.ops), arena_(arena), use_(use), step_(step), layers_(static_cast<std::size_t>(model.shape.layers)) {}
+Transformer::Transformer(Model& model, Arena& arena, Use use, uint32_t step, bool drops)
+    : model_(model), ops_(model.ops), arena_(arena), use_(use), step_(step),
+      dropout_(drops && use == Use::train ? model.config.lora.dropout : 0), layers_(static_cast<std::size_t>(model.shape.layers)) {}
 
 void Transformer::allocate(int64_t rows, int64_t live_rows, int64_t pass_rows) {
   const ModelConfig& m = model_.shape;
@@ -127,7 +128,7 @@ Tensor Transformer::kept_rows(const Tensor& t, const DevicePass& p, std::size_t 
 
 Dropout Transformer::dropout(int64_t layer, int64_t place, const Tensor& row_keys) const {
   Dropout d;
-  d.p = use_ == Use::train ? model_.config.lora.dropout : 0;
+  d.p = dropout_;
   d.seed = static_cast<uint64_t>(model_.config.seed);
   d.step = step_;
   d.site = static_cast<uint32_t>(layer * kPlaces + place);

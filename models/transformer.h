@@ -39,7 +39,8 @@ struct Tap {
 class Transformer {
  public:
   /// Training keeps everything; decoding keeps inputs, K, V and final hidden states, and shares the other buffers between layers and passes.
-  Transformer(Model& model, Arena& arena, Use use, uint32_t step);
+  /// drops: whether LoRA's input dropout acts, with the masks of optimiser step `step`; never while decoding.
+  Transformer(Model& model, Arena& arena, Use use, uint32_t step, bool drops = true);
 
   /// Room for `rows` rows in all; for decoding, at most `pass_rows` and `live_rows` in one pass.
   void allocate(int64_t rows, int64_t live_rows, int64_t pass_rows);
@@ -81,6 +82,7 @@ class Transformer {
   Arena& arena_;
   Use use_;
   uint32_t step_;
+  double dropout_;
   std::vector<LayerState> layers_;
   Tensor inputs_;          // [rows, C]: embeddings fed to the first layer
   Tensor mlp_, attended_;  // [pass rows, C]: outputs of the two blocks, until the next norm adds them

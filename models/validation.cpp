@@ -39,7 +39,7 @@ std::optional<Validation> Validator::run(Model& model, Arena& arena, const std::
     v.values["limit_hits"] = static_cast<double>(result.limit_hits());
     for (std::size_t first = 0; first < all.size(); first += at_once) {
       StepOptions step;
-      step.backward = false;
+      step.backward = step.dropout = false;
       losses += run_step(model, arena, all.subspan(first, std::min(at_once, all.size() - first)), totals, step);
       options.progress(0, 0);
     }
