@@ -79,7 +79,10 @@ class Batch {
       const auto s = static_cast<std::size_t>(segments.group_offsets[b + 1] - 1);
       const auto row = static_cast<std::size_t>(segments.query_begin[s] + segments.query_count[s] - 1);
       live.push_back(layout_.live_of[static_cast<std::size_t>(last.begin) + row]);
-      active_.push_back({b, 0, last.positions[row], {segments.keys.begin() + segments.key_offsets[s], segments.keys.begin() + segments.key_offsets[s + 1]}});
+      active_.push_back({b,
+                         0,
+                         last.positions[row],
+                         {segments.keys.begin() + segments.key_offsets[s], segments.keys.begin() + segments.key_offsets[s + 1]}});
       const int64_t with_latents = layout_.latents > 0 ? layout_.iterations + 1 : 0;
       results_[b].passes_merged = std::max<int64_t>(with_latents, 1);
       results_[b].passes = with_latents + 1;

@@ -28,11 +28,16 @@ std::string joined(std::span<const int32_t> ids) { return fmt::format("{}", fmt:
 
 bool holds(Scorer scorer, std::string_view text, const std::optional<std::string>& answer, std::string_view gold) {
   switch (scorer) {
-    case Scorer::strict: return answer && strict_match(*answer, gold);
-    case Scorer::raw: return answer && raw_match(*answer, gold);
-    case Scorer::codi: return codi_match(text, gold);
-    case Scorer::gsm8k: return gsm8k_match(text, gold);
-    case Scorer::gsm_hard: return gsm_hard_match(text, gold);
+    case Scorer::strict:
+      return answer && strict_match(*answer, gold);
+    case Scorer::raw:
+      return answer && raw_match(*answer, gold);
+    case Scorer::codi:
+      return codi_match(text, gold);
+    case Scorer::gsm8k:
+      return gsm8k_match(text, gold);
+    case Scorer::gsm_hard:
+      return gsm_hard_match(text, gold);
   }
   return false;
 }
@@ -66,7 +71,8 @@ class Evaluation {
  public:
   Evaluation(Model& model, Arena& arena, const TextModel& text, const RowFile& file, const EvalOptions& options)
       : model_(model), arena_(arena), text_(text), file_(file), options_(options), config_(decoding_config(model.config, options.method)) {
-    if (options.limit > 0 && options.limit < static_cast<int64_t>(file_.rows.size())) file_.rows.resize(static_cast<std::size_t>(options.limit));
+    if (options.limit > 0 && options.limit < static_cast<int64_t>(file_.rows.size()))
+      file_.rows.resize(static_cast<std::size_t>(options.limit));
     result_.method = config_.method;
     result_.format = file.format;
     result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(config_.method);
@@ -129,7 +135,8 @@ class Evaluation {
     r.question = row.question, r.gold = row.answer;
     r.output = text_.tokenizer->decode(decoded.ids, true);
     if (lost) return;
-    const std::optional<std::string> answer = config_.method == Method::full_cot ? answer_of_chain(r.output, config_.data.answer_prompt) : r.output;
+    const std::optional<std::string> answer =
+        config_.method == Method::full_cot ? answer_of_chain(r.output, config_.data.answer_prompt) : r.output;
     for (std::size_t s = 0; s < result_.scorers.size(); ++s) r.correct[s] = holds(result_.scorers[s], r.output, answer, r.gold);
   }
 
@@ -138,7 +145,8 @@ class Evaluation {
     r.question = joined(sample.question), r.gold = joined(a.gold), r.output = joined(output);
     if (lost) return;
     for (std::size_t s = 0; s < result_.scorers.size(); ++s) {
-      if (result_.scorers[s] == Scorer::codi) r.correct[s] = codi_match(text_.tokenizer->decode(output, true), text_.tokenizer->decode(a.gold, true));
+      if (result_.scorers[s] == Scorer::codi)
+        r.correct[s] = codi_match(text_.tokenizer->decode(output, true), text_.tokenizer->decode(a.gold, true));
       else r.correct[s] = a.found == a.gold;
     }
   }
@@ -152,9 +160,13 @@ class Evaluation {
   EvalResult result_;
 };
 
-template <class F> int64_t count_of(const EvalResult& r, F f) { return std::count_if(r.records.begin(), r.records.end(), f); }
+template <class F>
+int64_t count_of(const EvalResult& r, F f) {
+  return std::count_if(r.records.begin(), r.records.end(), f);
+}
 
-template <class F> double mean_of(const EvalResult& r, F f) {
+template <class F>
+double mean_of(const EvalResult& r, F f) {
   double sum = 0;
   for (const EvalRecord& record : r.records) sum += static_cast<double>(f(record));
   const int64_t run = r.count() - r.too_long();
@@ -166,11 +178,21 @@ template <class F> double mean_of(const EvalResult& r, F f) {
 int64_t EvalResult::correct(std::size_t s) const {
   return count_of(*this, [s](const EvalRecord& r) { return static_cast<bool>(r.correct[s]); });
 }
-double EvalResult::accuracy(std::size_t s) const { return count() > 0 ? static_cast<double>(correct(s)) / static_cast<double>(count()) : 0; }
-double EvalResult::passes() const { return mean_of(*this, [](const EvalRecord& r) { return r.passes; }); }
-double EvalResult::passes_merged() const { return mean_of(*this, [](const EvalRecord& r) { return r.passes_merged; }); }
-int64_t EvalResult::limit_hits() const { return count_of(*this, [](const EvalRecord& r) { return r.hit_limit; }); }
-int64_t EvalResult::too_long() const { return count_of(*this, [](const EvalRecord& r) { return r.too_long; }); }
+double EvalResult::accuracy(std::size_t s) const {
+  return count() > 0 ? static_cast<double>(correct(s)) / static_cast<double>(count()) : 0;
+}
+double EvalResult::passes() const {
+  return mean_of(*this, [](const EvalRecord& r) { return r.passes; });
+}
+double EvalResult::passes_merged() const {
+  return mean_of(*this, [](const EvalRecord& r) { return r.passes_merged; });
+}
+int64_t EvalResult::limit_hits() const {
+  return count_of(*this, [](const EvalRecord& r) { return r.hit_limit; });
+}
+int64_t EvalResult::too_long() const {
+  return count_of(*this, [](const EvalRecord& r) { return r.too_long; });
+}
 
 int64_t default_new_tokens(Method method) { return method == Method::full_cot ? 256 : 10; }
 
@@ -187,12 +209,25 @@ Json to_json(const EvalResult& result) {
   for (const EvalRecord& r : result.records) {
     Json verdicts = Json::object();
     for (std::size_t s = 0; s < result.scorers.size(); ++s) verdicts[name_of(result.scorers[s])] = static_cast<bool>(r.correct[s]);
-    records.push_back({{"question", r.question}, {"gold", r.gold}, {"output", r.output}, {"correct", std::move(verdicts)}, {"passes", r.passes},
-                       {"passes_merged", r.passes_merged}, {"hit_limit", r.hit_limit}, {"too_long", r.too_long}});
+    records.push_back({{"question", r.question},
+                       {"gold", r.gold},
+                       {"output", r.output},
+                       {"correct", std::move(verdicts)},
+                       {"passes", r.passes},
+                       {"passes_merged", r.passes_merged},
+                       {"hit_limit", r.hit_limit},
+                       {"too_long", r.too_long}});
   }
-  return {{"method", name_of(result.method)}, {"format", name_of(result.format)}, {"max_new_tokens", result.max_new_tokens},
-          {"questions", result.count()}, {"accuracy", std::move(accuracy)}, {"correct", std::move(correct)}, {"passes", result.passes()},
-          {"passes_merged", result.passes_merged()}, {"limit_hits", result.limit_hits()}, {"too_long", result.too_long()},
+  return {{"method", name_of(result.method)},
+          {"format", name_of(result.format)},
+          {"max_new_tokens", result.max_new_tokens},
+          {"questions", result.count()},
+          {"accuracy", std::move(accuracy)},
+          {"correct", std::move(correct)},
+          {"passes", result.passes()},
+          {"passes_merged", result.passes_merged()},
+          {"limit_hits", result.limit_hits()},
+          {"too_long", result.too_long()},
           {"records", std::move(records)}};
 }
 

@@ -11,15 +11,15 @@
 
 namespace kava {
 
-/// strict, raw and codi apply to every row of text, gsm8k to written chains, gsm_hard (relative 1e-6) to GSM-Hard. Rows of ids are judged by
-/// equal ids (strict, raw), and by codi where a tokenizer can decode them.
+/// strict, raw and codi apply to every row of text, gsm8k to written chains, gsm_hard (relative 1e-6) to GSM-Hard. Rows of ids are judged
+/// by equal ids (strict, raw), and by codi where a tokenizer can decode them.
 KAVA_CHOICE(Scorer, strict, raw, codi, gsm8k, gsm_hard)
 
 struct EvalOptions {
   std::optional<Method> method;  // in place of the model's
   int64_t limit = 0;             // the first rows of the file; 0: all
   int64_t batch = kDecodeBatch;
-  int64_t max_new_tokens = 0;    // 0: 10, for full_cot 256
+  int64_t max_new_tokens = 0;  // 0: 10, for full_cot 256
   std::function<void(int64_t done, int64_t total)> progress;
 };
 

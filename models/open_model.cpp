@@ -55,7 +55,8 @@ void choose_weights(OpenedModel& m) {
 OpenedModel open_model(const std::string& given, std::optional<StorageType> dtype) {
   std::error_code failed;
   const fs::path path = fs::canonical(given, failed);
-  if (failed) throw Error(Exit::data, escaped(given, 4096), failed.message(), "give a Hugging Face folder, a run directory or a checkpoint in one");
+  if (failed)
+    throw Error(Exit::data, escaped(given, 4096), failed.message(), "give a Hugging Face folder, a run directory or a checkpoint in one");
   OpenedModel m;
   if (present(path / "config.toml")) {
     m.run_dir = path;
@@ -64,7 +65,8 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
     verify_checkpoint(path);
     m.run_dir = path.parent_path().parent_path();
     if (!present(m.run_dir / "config.toml"))
-      throw Error(Exit::data, shown(path), "the checkpoint does not lie in its run, whose config.toml names the base", "give a checkpoint in a run directory");
+      throw Error(Exit::data, shown(path), "the checkpoint does not lie in its run, whose config.toml names the base",
+                  "give a checkpoint in a run directory");
     m.adapter = path / "adapter";
     m.weights = "checkpoints/" + path.filename().string();
   } else if (present(path / "config.json")) {
@@ -84,7 +86,9 @@ void require_method(const OpenedModel& m, std::optional<Method> method) {
   const std::string& name = name_of(*method);
   if (*method == Method::icot || *method == Method::coconut)
     throw Error(Exit::usage, "--method", name + " is not built yet", "give full_cot, no_cot, codi, pccot or kava");
-  if (m.plain()) throw Error(Exit::usage, "--method", name + " needs a trained run, and MODEL is a plain folder", "give a run directory, or --method full_cot");
+  if (m.plain())
+    throw Error(Exit::usage, "--method", name + " needs a trained run, and MODEL is a plain folder",
+                "give a run directory, or --method full_cot");
   if (has_latents(*method) && !has_latents(m.config.method))
     throw Error(Exit::usage, "--method", fmt::format("{} needs latents, and the run's method {} has none", name, name_of(m.config.method)),
                 "give a run trained with latents");

@@ -20,8 +20,11 @@ using namespace kava;
 // A golden case with its model loaded.
 struct Loaded {
   explicit Loaded(const std::string& name, const std::vector<std::string>& sets = {}, int threads = 2)
-      : config(load_config(std::string(KAVA_SOURCE_DIR "/tests/golden/cases/") + name + ".toml", sets)), text(open_text_model(config.model.path)),
-        ops(make_cpu_ops(threads)), model(*ops, config, text.shape), arena(*ops) {
+      : config(load_config(std::string(KAVA_SOURCE_DIR "/tests/golden/cases/") + name + ".toml", sets)),
+        text(open_text_model(config.model.path)),
+        ops(make_cpu_ops(threads)),
+        model(*ops, config, text.shape),
+        arena(*ops) {
     if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
   }
   std::vector<Sample> rows() const {
@@ -62,8 +65,8 @@ std::vector<std::string> typed(const char* dtype) { return {std::string("model.d
 }  // namespace
 
 TEST_CASE("what is generated is what teacher forcing predicts at every place") {
-  const std::string name = GENERATE("kava_defaults", "kava_pause", "kava_sequential", "kava_plain_form", "kava_mean_prob_residual", "kava_one_pass",
-                                    "kava_one_latent", "codi", "pccot", "no_cot", "qwen2_kava", "llama_scaled_kava");
+  const std::string name = GENERATE("kava_defaults", "kava_pause", "kava_sequential", "kava_plain_form", "kava_mean_prob_residual",
+                                    "kava_one_pass", "kava_one_latent", "codi", "pccot", "no_cot", "qwen2_kava", "llama_scaled_kava");
   const char* dtype = GENERATE("f64", "f32");
   CAPTURE(name, dtype);
   Loaded l(name, typed(dtype));
@@ -184,15 +187,15 @@ TEST_CASE("iterations beyond the number of latents, and pruning, change neither 
   const std::size_t width = below[0].latents.hidden.size() / 5;
   for (std::size_t j = 0; j < 3 * width; ++j) CHECK(std::abs(below[0].latents.hidden[j] - at_m[0].latents.hidden[j]) < 1e-6f);
   bool others_differ = false;
-  for (std::size_t j = 3 * width; j < 5 * width; ++j) others_differ = others_differ || std::abs(below[0].latents.hidden[j] - at_m[0].latents.hidden[j]) > 1e-4f;
+  for (std::size_t j = 3 * width; j < 5 * width; ++j)
+    others_differ = others_differ || std::abs(below[0].latents.hidden[j] - at_m[0].latents.hidden[j]) > 1e-4f;
   CHECK(others_differ);
 }
 
 TEST_CASE("the teacher of a latent model decodes like a plain model with the same adapter") {
   Loaded latent("kava_defaults"), plain("full_cot", {"model.adapter=../adapters/llama_plain"});
   const std::vector<Sample> samples = drawn_samples(4, static_cast<int32_t>(latent.text.shape.vocab));
-  for (const Parameter& p : plain.model.parameters.all())
-    latent.model.parameters.set(p.name, plain.model.parameters.get(p.value));
+  for (const Parameter& p : plain.model.parameters.all()) latent.model.parameters.set(p.name, plain.model.parameters.get(p.value));
   latent.model.parameters.refresh();
   DecodeOptions options = up_to(6);
   options.method = Method::full_cot;

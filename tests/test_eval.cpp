@@ -1,9 +1,9 @@
 // Evaluation: rows of ids on the golden models, rows of text on a tiny run made here, and the programs' contract.
+#include <sys/wait.h>
+
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
-#include <sys/wait.h>
-
 #include <cmath>
 #include <sstream>
 
@@ -43,11 +43,31 @@ std::string tokenizer_json() {
   for (int c = 33; c < 127; ++c) vocab[std::string(1, static_cast<char>(c))] = c - 33;
   vocab["\u0120"] = 94;
   const Json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
-  return Json{{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr},
-              {"added_tokens", {{{"id", 95}, {"content", "<end>"}, {"special", true}, {"single_word", false}, {"lstrip", false}, {"rstrip", false}, {"normalized", false}}}},
-              {"normalizer", nullptr}, {"pre_tokenizer", byte_level}, {"post_processor", nullptr}, {"decoder", byte_level},
-              {"model", {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr}, {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr},
-                         {"fuse_unk", false}, {"byte_fallback", false}, {"vocab", vocab}, {"merges", Json::array()}}}}
+  return Json{{"version", "1.0"},
+              {"truncation", nullptr},
+              {"padding", nullptr},
+              {"added_tokens",
+               {{{"id", 95},
+                 {"content", "<end>"},
+                 {"special", true},
+                 {"single_word", false},
+                 {"lstrip", false},
+                 {"rstrip", false},
+                 {"normalized", false}}}},
+              {"normalizer", nullptr},
+              {"pre_tokenizer", byte_level},
+              {"post_processor", nullptr},
+              {"decoder", byte_level},
+              {"model",
+               {{"type", "BPE"},
+                {"dropout", nullptr},
+                {"unk_token", nullptr},
+                {"continuing_subword_prefix", nullptr},
+                {"end_of_word_suffix", nullptr},
+                {"fuse_unk", false},
+                {"byte_fallback", false},
+                {"vocab", vocab},
+                {"merges", Json::array()}}}}
       .dump();
 }
 
@@ -56,10 +76,20 @@ struct TinyRun {
   TinyRun() {
     const fs::path base = folder.path() / "base";
     fs::create_directories(base);
-    overwrite(base / "config.json", Json{{"model_type", "llama"}, {"architectures", {"LlamaForCausalLM"}}, {"hidden_size", 16}, {"intermediate_size", 24},
-                                         {"num_hidden_layers", 2}, {"num_attention_heads", 4}, {"num_key_value_heads", 2}, {"vocab_size", 97},
-                                         {"max_position_embeddings", 512}, {"rms_norm_eps", 1e-5}, {"rope_theta", 10000.0}, {"hidden_act", "silu"},
-                                         {"tie_word_embeddings", false}, {"torch_dtype", "float32"}}
+    overwrite(base / "config.json", Json{{"model_type", "llama"},
+                                         {"architectures", {"LlamaForCausalLM"}},
+                                         {"hidden_size", 16},
+                                         {"intermediate_size", 24},
+                                         {"num_hidden_layers", 2},
+                                         {"num_attention_heads", 4},
+                                         {"num_key_value_heads", 2},
+                                         {"vocab_size", 97},
+                                         {"max_position_embeddings", 512},
+                                         {"rms_norm_eps", 1e-5},
+                                         {"rope_theta", 10000.0},
+                                         {"hidden_act", "silu"},
+                                         {"tie_word_embeddings", false},
+                                         {"torch_dtype", "float32"}}
                                         .dump());
     overwrite(base / "tokenizer.json", tokenizer_json());
     overwrite(base / "tokenizer_config.json", R"({"eos_token": "<end>"})");
@@ -87,8 +117,11 @@ struct TinyRun {
 
 // A model of a run, ready.
 struct Ready {
-  explicit Ready(const fs::path& path) : opened(open_model(path.string())), ops(make_cpu_ops(2)), model(load_model(*ops, opened)), arena(*ops) {}
-  EvalResult evaluate(const RowFile& file, const EvalOptions& options = {}) { return kava::evaluate(*model, arena, opened.text, file, options); }
+  explicit Ready(const fs::path& path)
+      : opened(open_model(path.string())), ops(make_cpu_ops(2)), model(load_model(*ops, opened)), arena(*ops) {}
+  EvalResult evaluate(const RowFile& file, const EvalOptions& options = {}) {
+    return kava::evaluate(*model, arena, opened.text, file, options);
+  }
   OpenedModel opened;
   std::unique_ptr<Ops> ops;
   std::unique_ptr<Model> model;
@@ -196,8 +229,8 @@ TEST_CASE("GSM-Hard is also judged with its relative rule, SVAMP like other text
   const EvalResult hard = ready.evaluate(read_rows(tiny.write("hard.jsonl", R"({"input": "Q?", "code": "", "target": 9300000000000.5})")));
   CHECK(hard.scorers == std::vector<Scorer>{Scorer::strict, Scorer::raw, Scorer::codi, Scorer::gsm_hard});
   CHECK(hard.records[0].gold == "9300000000000.5");
-  const EvalResult svamp =
-      ready.evaluate(read_rows(tiny.write("svamp.json", R"([{"ID": "1", "Body": "Dan has 3.", "Question": "How many?", "Answer": 3.0, "Equation": "", "Type": ""}])")));
+  const EvalResult svamp = ready.evaluate(read_rows(tiny.write(
+      "svamp.json", R"([{"ID": "1", "Body": "Dan has 3.", "Question": "How many?", "Answer": 3.0, "Equation": "", "Type": ""}])")));
   CHECK(svamp.records[0].question == "Dan has 3. How many?");
   CHECK(svamp.records[0].gold == "3");
 }
@@ -257,7 +290,8 @@ TEST_CASE("the token nearest to a token's own value row is that token") {
     const double rstd = 1 / std::sqrt(square / static_cast<double>(C) + m.shape.norm_eps);
     for (int64_t o = 0; o < width; ++o) {
       double sum = 0;
-      for (int64_t c = 0; c < C; ++c) sum += double(row[static_cast<std::size_t>(c)]) * rstd * norm[static_cast<std::size_t>(c)] * w[static_cast<std::size_t>(o * C + c)];
+      for (int64_t c = 0; c < C; ++c)
+        sum += double(row[static_cast<std::size_t>(c)]) * rstd * norm[static_cast<std::size_t>(c)] * w[static_cast<std::size_t>(o * C + c)];
       values.push_back(static_cast<float>(sum));
     }
   }
@@ -305,11 +339,18 @@ TEST_CASE("kava_eval writes its results, also into the run, and compares them") 
 TEST_CASE("kava_eval refuses what it cannot do before the work") {
   TinyRun tiny;
   const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string();
-  const std::pair<std::string, int> refused[] = {
-      {" --data " + data + " --out /nowhere/at/all.json", 3}, {" --data " + data + " --out " + dir, 3}, {" --data " + data + " --limit 0", 2},
-      {" --data " + data + " --batch 0", 2},                  {" --data " + data + " --max-new-tokens 0", 2}, {" --data " + data + " --threads 0", 2},
-      {" --data " + data + " --method nothing", 2},           {" --data " + data + " --method coconut", 2}, {" --data " + data + " --dtype f16", 2},
-      {" --data " + data + " --device tpu", 2},               {"", 2}, {" --data /nowhere.txt", 4}};
+  const std::pair<std::string, int> refused[] = {{" --data " + data + " --out /nowhere/at/all.json", 3},
+                                                 {" --data " + data + " --out " + dir, 3},
+                                                 {" --data " + data + " --limit 0", 2},
+                                                 {" --data " + data + " --batch 0", 2},
+                                                 {" --data " + data + " --max-new-tokens 0", 2},
+                                                 {" --data " + data + " --threads 0", 2},
+                                                 {" --data " + data + " --method nothing", 2},
+                                                 {" --data " + data + " --method coconut", 2},
+                                                 {" --data " + data + " --dtype f16", 2},
+                                                 {" --data " + data + " --device tpu", 2},
+                                                 {"", 2},
+                                                 {" --data /nowhere.txt", 4}};
   for (const auto& [arguments, code] : refused) {
     const Finished f = run("kava_eval " + dir + arguments);
     CAPTURE(arguments, f.output);
@@ -353,8 +394,9 @@ TEST_CASE("kava_inspect tokens encodes lines and decodes them back") {
   CHECK(tokens(" --decode", "0 1 95\n\n2  94 2\n").output == "!\"<end>\n\n# #\n");
   CHECK(tokens(" --decode --json", "0 1\n").output == "\"!\\\"\"\n");
   CHECK(run("kava_inspect tokens " + tiny.dir.string() + " < " + tiny.write("input.txt", "!\n")).output == "0\n");
-  const std::pair<std::string, std::string> broken[] = {{"", "!\n\xff\n"}, {" --json", "\"!\"\n!\n"}, {" --json", "\"!\"\n4\n"}, {" --decode", "0\n1 x\n"},
-                                                        {" --decode", "0\n96\n"}, {" --decode", "0\n-1\n"}, {" --decode", "0\n99999999999\n"}};
+  const std::pair<std::string, std::string> broken[] = {
+      {"", "!\n\xff\n"},        {" --json", "\"!\"\n!\n"}, {" --json", "\"!\"\n4\n"},        {" --decode", "0\n1 x\n"},
+      {" --decode", "0\n96\n"}, {" --decode", "0\n-1\n"},  {" --decode", "0\n99999999999\n"}};
   for (const auto& [options, input] : broken) {
     const Finished f = tokens(options, input);
     CAPTURE(options, input, f.output);

@@ -52,7 +52,8 @@ void compare_data(const JsonAt& a, const JsonAt& b) {
   const std::size_t rest = std::max(records_a.array().size(), records_b.array().size()) - count;
   fmt::print("{}: {} questions{}\n", escaped(a.at("data").string(), 4096), count,
              rest > 0 ? fmt::format(" ({} more in one of the results are not compared)", rest) : "");
-  fmt::print("{:<10}{:>8}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}{:>12}\n", "scorer", "A %", "B %", "B - A", "both", "only A", "only B", "neither", "p");
+  fmt::print("{:<10}{:>8}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}{:>12}\n", "scorer", "A %", "B %", "B - A", "both", "only A", "only B", "neither",
+             "p");
   for (const auto& [scorer, value] : records_a.at(std::size_t{0}).at("correct").object())
     if (has_verdict(records_b.at(std::size_t{0}), scorer)) print_row(escaped(scorer, 20), table_of(records_a, records_b, count, scorer));
 }
@@ -73,7 +74,8 @@ int compare_results(const std::string& path_a, const std::string& path_b) {
   const JsonAt a(json_a, path_a), b(json_b, path_b);
   const JsonAt results_a = a.at("results"), results_b = b.at("results");
   if (results_a.array().empty()) results_a.refuse("holds no result");
-  if (results_a.array().size() != results_b.array().size()) results_b.refuse("is of another number of data files than " + escaped(path_a, 4096));
+  if (results_a.array().size() != results_b.array().size())
+    results_b.refuse("is of another number of data files than " + escaped(path_a, 4096));
   fmt::print("A = {} ({})\nB = {} ({})\n", escaped(path_a, 4096), escaped(a.at("model").string(), 4096), escaped(path_b, 4096),
              escaped(b.at("model").string(), 4096));
   for (std::size_t i = 0; i < results_a.array().size(); ++i) compare_data(results_a.at(i), results_b.at(i));

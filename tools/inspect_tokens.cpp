@@ -26,7 +26,8 @@ Tokenizer tokenizer_of(const std::string& model) {
   // The tokenizer's files alone are enough.
   if (std::filesystem::exists(std::filesystem::path(model) / "tokenizer.json", ignored)) return Tokenizer::load(model);
   OpenedModel opened = open_model(model);
-  if (!opened.text.tokenizer) throw Error(Exit::data, escaped(opened.text.folder, 4096), "has no tokenizer.json", "give a model with a tokenizer");
+  if (!opened.text.tokenizer)
+    throw Error(Exit::data, escaped(opened.text.folder, 4096), "has no tokenizer.json", "give a model with a tokenizer");
   return std::move(*opened.text.tokenizer);
 }
 
@@ -48,7 +49,8 @@ std::vector<int32_t> ids_of_line(const std::string& line, int32_t size, const st
     int32_t id = 0;
     const auto [stop, failed] = std::from_chars(line.data() + at, line.data() + end, id);
     if (failed != std::errc() || stop != line.data() + end || id < 0 || id >= size)
-      throw Error(Exit::data, where, "\"" + escaped(line.substr(at, end - at), 40) + "\" is no id of the tokenizer", fmt::format("give ids from 0 to {}", size - 1));
+      throw Error(Exit::data, where, "\"" + escaped(line.substr(at, end - at), 40) + "\" is no id of the tokenizer",
+                  fmt::format("give ids from 0 to {}", size - 1));
     ids.push_back(id);
     at = line.find_first_not_of(space, end);
   }

@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "engine/files.h"
@@ -30,7 +31,8 @@ void check_writable(const std::string& path) {
   try {
     FileWriter probe(path);
   } catch (const Error& e) {
-    throw Error(Exit::preflight, "--out " + escaped(path, 4096), "cannot be written to", "name a file in a folder that exists and can be written to");
+    throw Error(Exit::preflight, "--out " + escaped(path, 4096), "cannot be written to",
+                "name a file in a folder that exists and can be written to");
   }
 }
 
@@ -48,24 +50,31 @@ double ms_per_question(const EvalResult& r) {
 void print_results(const std::vector<std::pair<std::string, EvalResult>>& results) {
   std::size_t width = 4;
   for (const auto& [name, r] : results) width = std::max(width, name.size());
-  fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9}{:>9}{:>8}{:>14}\n", "data", width + 1, "questions", "strict", "raw", "codi", "gsm8k",
-             "gsm_hard", "passes", "merged", "limit", "ms/question");
+  fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9}{:>9}{:>8}{:>14}\n", "data", width + 1, "questions", "strict", "raw", "codi",
+             "gsm8k", "gsm_hard", "passes", "merged", "limit", "ms/question");
   for (const auto& [name, r] : results)
-    fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9.2f}{:>9.2f}{:>8}{:>14.1f}\n", name, width + 1, r.count(), percent(r, Scorer::strict),
-               percent(r, Scorer::raw), percent(r, Scorer::codi), percent(r, Scorer::gsm8k), percent(r, Scorer::gsm_hard), r.passes(),
-               r.passes_merged(), r.limit_hits(), ms_per_question(r));
+    fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9.2f}{:>9.2f}{:>8}{:>14.1f}\n", name, width + 1, r.count(),
+               percent(r, Scorer::strict), percent(r, Scorer::raw), percent(r, Scorer::codi), percent(r, Scorer::gsm8k),
+               percent(r, Scorer::gsm_hard), r.passes(), r.passes_merged(), r.limit_hits(), ms_per_question(r));
   const bool chain = results[0].second.method == Method::full_cot;
-  fmt::print("Scorers in % of all questions. Forward passes per question: {}; merged: {}. limit: questions that reached the largest number of\n"
-             "new tokens{}. gsm_hard compares the last numbers as doubles with relative 1e-6.\n",
-             chain ? "1, and one for each token after the first, EOS included" : "pass 0, T, one for the prompt and the first token (no_cot: 1 in all), and one for each token after it",
-             "pass T and the prompt as one", chain ? ", which counts as wrong" : "");
+  fmt::print(
+      "Scorers in % of all questions. Forward passes per question: {}; merged: {}. limit: questions that reached the largest number of\n"
+      "new tokens{}. gsm_hard compares the last numbers as doubles with relative 1e-6.\n",
+      chain ? "1, and one for each token after the first, EOS included"
+            : "pass 0, T, one for the prompt and the first token (no_cot: 1 in all), and one for each token after it",
+      "pass T and the prompt as one", chain ? ", which counts as wrong" : "");
   for (const auto& [name, r] : results)
-    if (r.too_long() > 0) fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, r.too_long(), kLongestPrompt);
+    if (r.too_long() > 0)
+      fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, r.too_long(), kLongestPrompt);
 }
 
 Json header(const EvalCommand& command, const OpenedModel& opened, const Model& model) {
-  return {{"program", "kava_eval"}, {"model", command.model}, {"weights", opened.weights}, {"base", model.base_digest},
-          {"dtype", name_of(opened.config.model.dtype)}, {"device", model.ops.name()}};
+  return {{"program", "kava_eval"},
+          {"model", command.model},
+          {"weights", opened.weights},
+          {"base", model.base_digest},
+          {"dtype", name_of(opened.config.model.dtype)},
+          {"device", model.ops.name()}};
 }
 
 std::string document(Json head, Json results) {
@@ -73,16 +82,21 @@ std::string document(Json head, Json results) {
   return head.dump(1) + "\n";
 }
 
-// eval/NAME.json of the run; another method than the run's has it in its name.
-fs::path path_in_run(const OpenedModel& opened, const std::string& data, Method method) {
-  const std::string stem = fs::path(data).stem().string();
-  return opened.run_dir / "eval" / (stem + (method == opened.config.method ? "" : "." + name_of(method)) + ".json");
+// eval/NAME.json of the run. Another method than the run's has it in its name, and files of one name have their folders'.
+fs::path path_in_run(const OpenedModel& opened, const std::vector<RowFile>& files, std::size_t which, Method method) {
+  const fs::path data = fs::absolute(files[which].path);
+  const bool shared = std::ranges::count_if(files, [&](const RowFile& f) { return fs::path(f.path).stem() == data.stem(); }) > 1;
+  const std::string folder = shared ? data.parent_path().filename().string() + "_" : "";
+  return opened.run_dir / "eval" /
+         (folder + data.stem().string() + (method == opened.config.method ? "" : "." + name_of(method)) + ".json");
 }
 
 void write_in_run(const fs::path& path, const std::string& text) {
   std::error_code failed;
   fs::create_directories(path.parent_path(), failed);
-  if (failed) throw Error(Exit::write, escaped(path.parent_path().string(), 4096), "could not make the folder: " + failed.message(), "check the run directory");
+  if (failed)
+    throw Error(Exit::write, escaped(path.parent_path().string(), 4096), "could not make the folder: " + failed.message(),
+                "check the run directory");
   write_file(path.string(), text);
 }
 
@@ -102,8 +116,8 @@ int evaluate_files(const EvalCommand& command) {
   if (!opened.note.empty()) fmt::print(stderr, "{}\n", opened.note);
   const std::unique_ptr<Model> model = load_model(*ops, opened);
   Arena arena(*ops);
-  fmt::print("model {}: {}, method {}, {}\n", escaped(command.model, 4096), opened.weights, name_of(options.method.value_or(opened.config.method)),
-             name_of(opened.config.model.dtype));
+  fmt::print("model {}: {}, method {}, {}\n", escaped(command.model, 4096), opened.weights,
+             name_of(options.method.value_or(opened.config.method)), name_of(opened.config.model.dtype));
   std::fflush(stdout);
 
   const bool terminal = ::isatty(STDERR_FILENO);
@@ -111,17 +125,21 @@ int evaluate_files(const EvalCommand& command) {
   Json documents = Json::array();
   for (const RowFile& file : files) {
     if (terminal)
-      options.progress = [&](int64_t done, int64_t total) { fmt::print(stderr, "\r{} of {} questions{}", done, total, done == total ? "\n" : ""); };
+      options.progress = [&](int64_t done, int64_t total) {
+        fmt::print(stderr, "\r{} of {} questions{}", done, total, done == total ? "\n" : "");
+      };
     EvalResult result = evaluate(*model, arena, opened.text, file, options);
     Json json = to_json(result);
     json["data"] = file.path, json["sha256"] = file.sha256;
     json["seconds"] = result.seconds, json["ms_per_question"] = ms_per_question(result);
-    if (!opened.plain()) write_in_run(path_in_run(opened, file.path, result.method), document(header(command, opened, *model), Json::array({json})));
     documents.push_back(std::move(json));
     results.emplace_back(escaped(fs::path(file.path).filename().string(), 60), std::move(result));
   }
-  if (!command.out.empty()) write_file(command.out, document(header(command, opened, *model), std::move(documents)));
   print_results(results);
+  const Json head = header(command, opened, *model);
+  for (std::size_t i = 0; i < files.size() && !opened.plain(); ++i)
+    write_in_run(path_in_run(opened, files, i, results[i].second.method), document(head, Json::array({documents[i]})));
+  if (!command.out.empty()) write_file(command.out, document(head, std::move(documents)));
   return 0;
 }
 
@@ -135,7 +153,9 @@ int main(int argc, char** argv) {
   app.add_option("--data", command.data, "Data files; their form is recognised from the first row")->expected(1, -1);
   app.add_option("--method", command.method, "full_cot, no_cot, codi, pccot or kava (default: the run's; full_cot for a plain folder)");
   app.add_option("--limit", command.limit, "Only the first N rows of each file")->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
-  app.add_option("--batch", command.batch, "Questions decoded together; changes no result")->check(CLI::Range(1, 65536))->capture_default_str();
+  app.add_option("--batch", command.batch, "Questions decoded together; changes no result")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
   app.add_option("--max-new-tokens", command.max_new_tokens, "Largest number of tokens generated, EOS included (default: 10; full_cot 256)")
       ->check(CLI::Range(1, 65536));
   app.add_option("--dtype", command.dtype, "bf16, f32 or f64 (default: the run's; bf16 for a plain folder)");

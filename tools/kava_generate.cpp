@@ -86,9 +86,11 @@ class Generator {
     s.question.insert(s.question.end(), ids.begin(), ids.end());
     s.answer = tokenizer_.encode(config_.data.answer_prompt);
     s.prompt = static_cast<int32_t>(s.answer.size());
-    if (s.question.empty()) throw Error(Exit::data, q.where, "the question has no token of the model's vocabulary", "give another question");
+    if (s.question.empty())
+      throw Error(Exit::data, q.where, "the question has no token of the model's vocabulary", "give another question");
     if (prompt_length(config_, s) > kLongestPrompt)
-      throw Error(Exit::data, q.where, fmt::format("the question has {} tokens", s.question.size()), fmt::format("shorten it: at most {} in all", kLongestPrompt));
+      throw Error(Exit::data, q.where, fmt::format("the question has {} tokens", s.question.size()),
+                  fmt::format("shorten it: at most {} in all", kLongestPrompt));
     return s;
   }
 
@@ -109,7 +111,8 @@ std::vector<Question> read_questions(const std::string& path) {
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find('\n', at), text.size());
     ++line;
-    if (std::string q = stripped(text.substr(at, end - at)); !q.empty()) questions.push_back({fmt::format("{}:{}", escaped(path, 4096), line), std::move(q)});
+    if (std::string q = stripped(text.substr(at, end - at)); !q.empty())
+      questions.push_back({fmt::format("{}:{}", escaped(path, 4096), line), std::move(q)});
     at = end + 1;
   }
   if (questions.empty()) throw Error(Exit::data, escaped(path, 4096), "holds no question", "write one question a line");
@@ -166,7 +169,8 @@ int generate(const GenerateCommand& command, bool has_question) {
   const OpenedModel opened = open_model(command.model, dtype);
   require_method(opened, method);
   if (!opened.text.tokenizer)
-    throw Error(Exit::data, escaped(opened.text.folder, 4096), "has no tokenizer.json, without which no question can be read", "use kava_eval on rows of ids");
+    throw Error(Exit::data, escaped(opened.text.folder, 4096), "has no tokenizer.json, without which no question can be read",
+                "use kava_eval on rows of ids");
   if (!opened.note.empty()) fmt::print(stderr, "{}\n", opened.note);
   const std::vector<Question> questions = command.file.empty() ? std::vector<Question>{} : read_questions(command.file);
   Generator generator(command, opened, *ops);
@@ -183,9 +187,11 @@ int main(int argc, char** argv) {
   app.footer("Example:\n  kava_generate runs/quickstart \"Tom has 3 apples and buys 4 more. How many has he?\" --latents");
   GenerateCommand command;
   app.add_option("MODEL", command.model, "A Hugging Face folder, a run directory, or a checkpoint in one")->required();
-  CLI::Option* question = app.add_option("QUESTION", command.question, "The question; without it and --file, questions are read from the terminal");
+  CLI::Option* question =
+      app.add_option("QUESTION", command.question, "The question; without it and --file, questions are read from the terminal");
   app.add_option("--file", command.file, "A text file with one question a line; one answer a line comes out");
-  app.add_flag("--latents", command.latents, "Show each latent of the last pass as the token with the nearest first-layer value, and the head's top token");
+  app.add_flag("--latents", command.latents,
+               "Show each latent of the last pass as the token with the nearest first-layer value, and the head's top token");
   app.add_option("--method", command.method, "full_cot, no_cot, codi, pccot or kava (default: the run's; full_cot for a plain folder)");
   app.add_option("--max-new-tokens", command.max_new_tokens, "Largest number of tokens generated, EOS included (default: 10; full_cot 256)")
       ->check(CLI::Range(1, 65536));
