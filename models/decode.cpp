@@ -9,7 +9,7 @@ namespace kava {
 
 namespace {
 
-constexpr int64_t kCacheBytes = int64_t{2} << 30;
+constexpr int64_t kBatchBytes = int64_t{2} << 30;
 
 // What the layout is made of: the question and the prompt alone.
 Sample given(const Sample& s, Method method) {
@@ -19,6 +19,16 @@ Sample given(const Sample& s, Method method) {
   g.prompt = s.prompt;
   g.answer.assign(s.answer.begin(), s.answer.begin() + s.prompt);
   return g;
+}
+
+// Room for one sample: K, V and inputs of all its rows, and the other buffers, of which decoding keeps two sets, for its first pass.
+int64_t sample_bytes(const Model& model, const RunConfig& config, const Sample& s, int64_t new_tokens) {
+  const ModelConfig& m = model.shape;
+  const int64_t kept = 2 * m.layers * m.kv_heads * m.head_dim + m.hidden,
+                working = 2 * (8 * m.hidden + 2 * m.heads * m.head_dim + 3 * m.mlp);
+  const int64_t first = prompt_length(config, s);
+  const int64_t rows = first + new_tokens + (has_latents(config.method) ? config.latent.iterations * config.latent.count : 0);
+  return (rows * kept + first * working) * size_of(model.storage);
 }
 
 // Some samples that are decoded together.
@@ -198,16 +208,13 @@ int64_t prompt_length(const RunConfig& config, const Sample& s) {
 
 std::vector<DecodeResult> decode(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options) {
   const RunConfig config = decoding_config(model.config, options.method);
-  const ModelConfig& m = model.shape;
-  const int64_t row_bytes = (2 * m.layers * m.kv_heads * m.head_dim + m.hidden) * size_of(model.storage);
-  const int64_t more_rows = options.max_new_tokens + (has_latents(config.method) ? config.latent.iterations * config.latent.count : 0);
   std::vector<DecodeResult> results;
   for (std::size_t first = 0; first < questions.size();) {
     std::size_t end = first;
     for (int64_t bytes = 0; end < questions.size() && static_cast<int64_t>(end - first) < options.batch; ++end) {
       KAVA_CHECK(prompt_length(config, questions[end]) <= kLongestPrompt, "a question of {} tokens", questions[end].question.size());
-      bytes += (prompt_length(config, questions[end]) + more_rows) * row_bytes;
-      if (bytes > kCacheBytes && end > first) break;
+      bytes += sample_bytes(model, config, questions[end], options.max_new_tokens);
+      if (bytes > kBatchBytes && end > first) break;
     }
     ArenaScope scope(arena);
     std::vector<DecodeResult> some = Batch(model, arena, config, questions.subspan(first, end - first), options).run();

@@ -17,7 +17,7 @@ constexpr int64_t kDecodeBatch = 128;
 struct DecodeOptions {
   int64_t max_new_tokens = 10;   // EOS counts as one
   int32_t eos = -1;              // a negative one never comes
-  int64_t batch = kDecodeBatch;  // fewer are taken where their K and V would need more than 2 GiB
+  int64_t batch = kDecodeBatch;  // fewer are taken where they would need more than 2 GiB
   std::optional<Method> method;  // in place of the model's
   bool keep_latents = false;
 };
