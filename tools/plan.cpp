@@ -69,7 +69,7 @@ std::string run_summary(const RunConfig& config, std::span<const Sample> samples
   const int64_t micro = config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch;
   return fmt::format("samples     {} ({} over data.max_tokens = {} left out)\n"
                      "tokens      question {:.1f}, trace {:.1f}, answer {:.1f} on average; longest sequence {}\n"
-                     "steps       {} of {} samples, {} a forward; {:.2f} epochs\n",
+                     "steps       {} of {} samples, {} a forward; {:.2f} epochs",
                      n, dropped, config.data.max_tokens, question * each, trace * each, answer * each, longest, steps,
                      std::min(config.train.batch, n), std::min(micro, n),
                      static_cast<double>(steps) / static_cast<double>((n + config.train.batch - 1) / config.train.batch));

@@ -16,7 +16,7 @@ using Clock = std::chrono::steady_clock;
 double seconds_between(Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
 
 std::string bar_text(int64_t step, int64_t total) {
-  constexpr int64_t kWidth = 20;
+  constexpr int64_t kWidth = 12;
   std::string bar(kWidth, '.');
   std::fill_n(bar.begin(), kWidth * step / std::max<int64_t>(total, 1), '#');
   return fmt::format("[{}]", bar);
@@ -58,26 +58,31 @@ Progress::Progress(int64_t first_step, int64_t total_steps, int64_t log_every, d
     : first_step_(first_step), total_steps_(total_steps), log_every_(log_every), matrix_rate_(matrix_rate),
       terminal_(::isatty(STDOUT_FILENO) != 0), start_(Clock::now()) {}
 
-std::string Progress::line(const StepReport& r, const Speed& speed) const {
+std::string Progress::losses_text(const StepReport& r) const {
+  return fmt::format("loss {:.3f} student {:.3f} teacher {:.3f} kv {:.3f} codi {:.3f} grad {:.3g} lr {:.1e}", r.loss, r.losses.student_ce,
+                     r.losses.teacher_ce, r.losses.kv, r.losses.codi, r.grad_norm, r.lr);
+}
+
+std::string Progress::speed_text(const StepReport& r, const Speed& speed) const {
   const double each = seconds_between(start_, Clock::now()) / static_cast<double>(std::max<int64_t>(1, r.step - first_step_));
-  std::string text = fmt::format("step {}/{} loss {:.4f} student {:.4f} teacher {:.4f} kv {:.4f} codi {:.4f} grad {:.3g} lr {:.2e}", r.step,
-                                 total_steps_, r.loss, r.losses.student_ce, r.losses.teacher_ce, r.losses.kv, r.losses.codi, r.grad_norm, r.lr);
-  text += fmt::format(" {:.3g} samples/s {:.4g} tokens/s", speed.samples_per_s, speed.tokens_per_s);
-  if (matrix_rate_ > 0) text += fmt::format(" {:.0f}% of matrix rate", 100 * speed.flops_per_s / matrix_rate_);
+  std::string text = fmt::format("{:.3g} samples/s {:.3g} tokens/s", speed.samples_per_s, speed.tokens_per_s);
+  if (matrix_rate_ > 0) text += fmt::format(" {:.0f}% of peak", 100 * speed.flops_per_s / matrix_rate_);
   return text + " ETA " + duration_text(each * static_cast<double>(total_steps_ - r.step));
 }
 
 void Progress::step(const StepReport& r, const Speed& speed) {
   const Clock::time_point now = Clock::now();
+  const std::string at = fmt::format("{}/{} ", r.step, total_steps_);
   if (!terminal_) {
-    if (r.step % log_every_ == 0 || r.step == total_steps_) print(line(r, speed) + "\n");
+    if (r.step % log_every_ == 0 || r.step == total_steps_) print("step " + at + losses_text(r) + " " + speed_text(r, speed) + "\n");
     return;
   }
   if (r.step < total_steps_ && seconds_between(drawn_, now) < 0.1) return;
   drawn_ = now;
-  // A line longer than the terminal would wrap and could not be redrawn.
-  const std::string text = (bar_text(r.step, total_steps_) + " " + line(r, speed)).substr(0, static_cast<std::size_t>(terminal_columns() - 1));
-  print("\r" + text + "\x1b[K");
+  // Two lines; one longer than the terminal would wrap and could not be redrawn.
+  const auto columns = static_cast<std::size_t>(terminal_columns() - 1);
+  const std::string first = (bar_text(r.step, total_steps_) + " " + at + speed_text(r, speed)).substr(0, columns);
+  print((bar_shown_ ? "\r\x1b[1A" : "") + first + "\x1b[K\n" + losses_text(r).substr(0, columns) + "\x1b[K");
   bar_shown_ = true;
 }
 

@@ -1,4 +1,5 @@
-// What a person sees of a training run on standard output: a bar that is redrawn on a terminal, one line a logged step elsewhere.
+// What a person sees of a training run on standard output: a bar that is redrawn on a terminal, one line a logged step elsewhere. "Peak" is the
+// machine's matrix rate, measured at the start.
 #pragma once
 #include <chrono>
 #include <string>
@@ -26,7 +27,8 @@ class Progress {
   void finish();
 
  private:
-  std::string line(const StepReport& report, const Speed& speed) const;
+  std::string losses_text(const StepReport& report) const;
+  std::string speed_text(const StepReport& report, const Speed& speed) const;
   void print(const std::string& text);
 
   int64_t first_step_, total_steps_, log_every_;

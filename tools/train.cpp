@@ -6,7 +6,6 @@
 #include <filesystem>
 
 #include "engine/cli.h"
-#include "engine/files.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
 #include "models/footprint.h"
@@ -130,7 +129,7 @@ class Session {
     const int64_t first = state.step;
     Trainer trainer(model, data_.train, std::move(state));
     const double rate = trainer.state().finished() ? 0 : measure_matrix_rate(*ops_, model.storage);
-    if (rate > 0) say(fmt::format("matrix rate {:.1f} GFLOP/s in {}", rate * 1e-9, name_of(config_.model.dtype)));
+    if (rate > 0) say(fmt::format("peak        {:.1f} GFLOP/s in {}, measured", rate * 1e-9, name_of(config_.model.dtype)));
     Progress progress(first, trainer.state().total_steps, config_.train.log_every, rate);
     TrainingHooks hooks;
     hooks.on_step = [&](const StepReport& r, const Speed& s) { progress.step(r, s); };
