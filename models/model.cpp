@@ -5,6 +5,7 @@
 
 #include "engine/files.h"
 #include "engine/rng.h"
+#include "engine/threads.h"
 
 namespace kava {
 
@@ -22,9 +23,11 @@ class Stream {
     for (unsigned char c : name) h = (h ^ c) * 0x100000001b3u;
     name_ = {static_cast<uint32_t>(h), static_cast<uint32_t>(h >> 32)};
   }
-  double normal(int64_t i) const {
-    auto w = words(i / 2);
-    return normal_pair(w[0], w[1])[static_cast<std::size_t>(i % 2)];
+  /// Normal numbers 4 i .. 4 i + 3.
+  std::array<double, 4> normals(int64_t i) const {
+    const auto w = words(i);
+    const auto a = normal_pair(w[0], w[1]), b = normal_pair(w[2], w[3]);
+    return {a[0], a[1], b[0], b[1]};
   }
   double uniform(int64_t i) const { return uniform01(words(i)[0]); }
 
@@ -49,7 +52,13 @@ std::vector<double> random_start(const WeightSpec& spec, const ModelConfig& shap
   if (spec.vector) return x;
   const Stream stream(seed, spec.name);
   const double std = random_std(spec, shape);
-  for (std::size_t i = 0; i < x.size(); ++i) x[i] = std * stream.normal(static_cast<int64_t>(i));
+  Threads threads(std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
+  threads.blocks(static_cast<int64_t>(x.size()), 1 << 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += 4) {
+      const auto z = stream.normals(i / 4);
+      for (int64_t j = i; j < std::min(end, i + 4); ++j) x[static_cast<std::size_t>(j)] = std * z[static_cast<std::size_t>(j - i)];
+    }
+  });
   return x;
 }
 
@@ -224,7 +233,7 @@ void Model::set_starts(const std::vector<TrainableSpec>& specs) {
     for (std::size_t i = 0; i < x.size(); ++i) {
       const int64_t at = static_cast<int64_t>(i);
       if (t.start == Start::lora_a) x[i] = (2 * stream.uniform(at) - 1) * bound;
-      if (t.start == Start::normal) x[i] = std * stream.normal(at);
+      if (t.start == Start::normal) x[i] = std * stream.normals(at / 4)[i % 4];
       if (t.start == Start::one) x[i] = 1;
       if (t.start == Start::identity) x[i] = at / t.cols == at % t.cols ? 1 : 0;
     }
