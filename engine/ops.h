@@ -17,10 +17,11 @@ namespace kava {
 
 /// Attention segments of one pass. Segment s attends the rows keys[key_offsets[s] .. key_offsets[s+1]) of the step's K and V; the last
 /// n = query_count[s] of them are the keys of its own queries, the rows query_begin[s] .. +n of q. Query i sees all keys but the last n-1-i.
-/// Segments are grouped by sample: group g holds segments group_offsets[g] .. group_offsets[g+1]); different groups share no key row.
+/// Segments are grouped by sample: group g holds segments group_offsets[g] .. group_offsets[g+1]). The key rows of one segment are distinct, and
+/// different groups share none. Rows that no segment queries are left as they are.
 struct Segments {
-  Tensor key_offsets, keys, query_begin, query_count, group_offsets;  // i32 [1, S+1], [1, sum], [1, S], [1, S], [1, groups+1]
-  int64_t count = 0, groups = 0, most_keys = 0;                       // most_keys: of one segment
+  Tensor key_offsets, keys, query_begin, query_count, group_offsets;     // i32 [1, S+1], [1, sum], [1, S], [1, S], [1, groups+1]
+  int64_t count = 0, groups = 0, most_keys = 0, most_queries = 0;        // most_*: of one segment
 };
 
 /// One linear map y = x W^T + bias + scale * (drop(x) A^T) B^T. W [out, in], bias [1, out], A [R, in], B [out, R], all in storage type;

@@ -19,7 +19,7 @@ Segments upload_segments(Ops& ops, Arena& arena, const SegmentList& s) {
   d.query_begin = upload_indices(ops, arena, s.query_begin);
   d.query_count = upload_indices(ops, arena, s.query_count);
   d.group_offsets = upload_indices(ops, arena, s.group_offsets);
-  d.count = s.count(), d.groups = static_cast<int64_t>(s.group_offsets.size()) - 1, d.most_keys = s.most_keys;
+  d.count = s.count(), d.groups = static_cast<int64_t>(s.group_offsets.size()) - 1, d.most_keys = s.most_keys, d.most_queries = s.most_queries;
   return d;
 }
 
