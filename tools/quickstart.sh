@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Sets up, builds, and runs the embedded default on the CPU: a tiny base learns written chains of thought from scratch, a KaVa student learns
+# to think the same in 12 latents, and both stand beside a model that answers at once. Run again, it goes on where it was stopped.
+# Usage: tools/quickstart.sh [--seed N] [--equal-compute] [--out DIR]
+#   --equal-compute   also train the answer-at-once model for as much compute as the KaVa student got (about two minutes more)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+seed=42 equal=no out=runs/quickstart
+while [ $# -gt 0 ]; do
+  case $1 in
+    --seed) [ $# -ge 2 ] || { echo "error: --seed: no value; give a whole number" >&2; exit 2; }; seed=$2; shift 2 ;;
+    --out) [ $# -ge 2 ] || { echo "error: --out: no value; give a folder" >&2; exit 2; }; out=$2; shift 2 ;;
+    --equal-compute) equal=yes; shift ;;
+    -h | --help) sed -n '2,5p' "$0" | sed 's/^# //'; exit 0 ;;
+    *) echo "error: $1: unknown option; see tools/quickstart.sh --help" >&2; exit 2 ;;
+  esac
+done
+
+tools/setup.sh
+cmake --preset cpu -DKAVA_TESTS=OFF >/dev/null
+cmake --build --preset cpu -j "$(nproc)"
+bin=build/cpu/bin
+started=$(date +%s)
+say() { printf '\n== %s\n' "$*"; }
+
+say "1. data: word problems on a dial of ten, made from seed $seed"
+$bin/kava_data synth --out "$out/data" --seed "$seed"
+$bin/kava_data check "$out/data/test.txt" --against "$out/data/train.txt" --modulo 10
+
+# train NAME CONFIG [kava_train's options]
+train() {
+  local name=$1 config=$2
+  shift 2
+  local resume=()
+  [ -e "$out/$name/config.toml" ] && resume=(--resume)
+  $bin/kava_train "configs/$config" --out "$out/$name" --set seed="$seed" --set data.valid="$PWD/$out/data/valid.txt" "${resume[@]}" "$@"
+}
+say "2. the base: written chains of thought, from scratch"
+train base quickstart_base.toml --set model.path="$PWD/$out/data/model" --set data.train="[\"$PWD/$out/data/base.txt\"]"
+student=(--set model.path="$PWD/$out/base/adapter" --set data.train="[\"$PWD/$out/data/train.txt\"]")
+say "3. the KaVa student: 12 latents in 4 passes instead of a written chain"
+train kava quickstart.toml "${student[@]}"
+say "4. for comparison: as many updates without any thinking"
+train no_cot quickstart_no_cot.toml "${student[@]}"
+if [ "$equal" = yes ]; then
+  say "5. for comparison: as much compute without any thinking"
+  train no_cot_equal_compute quickstart_no_cot.toml "${student[@]}" --set train.max_steps=4980 --set train.valid_every=1245 \
+    --set train.checkpoint_every=1245
+fi
+
+say "2,000 held-out questions that share no trace with training"
+row() {
+  local name=$1 label=$2
+  $bin/kava_eval "$out/$name" --data "$out/data/test.txt" --out "$out/$name.json" |
+    awk -v label="$label" '$1 == "test.txt" { printf "%-34s %9s %% %12s %14s\n", label, $3, $8, $NF }'
+}
+printf '%-34s %11s %12s %14s\n' '' 'accuracy' 'passes' 'ms a question'
+row base 'full chain of thought'
+row no_cot 'no chain, equal updates'
+[ "$equal" = yes ] && row no_cot_equal_compute 'no chain, equal compute'
+row kava 'KaVa, 12 latents'
+
+say "one question, answered with its latents decoded"
+question=$(head -n 1 "$out/data/test.txt")
+printf '%s\n' "${question%%||*}"
+printf 'the written chain would be: %s\n' "${question#*||}"
+$bin/kava_generate "$out/kava" "${question%%||*}" --latents
+
+say "done in $(($(date +%s) - started)) s after the build"
+printf 'runs: %s/{base,kava,no_cot}   results: %s/*.json   losses: %s/kava/metrics.jsonl\n' "$out" "$out" "$out"
