@@ -331,6 +331,15 @@ TEST_CASE("what cannot be run is refused in one line with its exit code") {
   CHECK(!fs::exists(out));
 }
 
+// Total and trainable parameters of one group of --plan.
+std::pair<long, long> planned(const Ended& run, const std::string& group) {
+  const auto at = run.out.find("\n  " + group + " ");
+  REQUIRE(at != std::string::npos);
+  long total = -1, trainable = -1;
+  std::sscanf(run.out.c_str() + at + 3 + group.size(), "%ld %ld", &total, &trainable);
+  return {total, trainable};
+}
+
 TEST_CASE("--plan counts parameters from config.json alone") {
   TempFolder folder;
   const std::string config = folder / "c.toml", model = folder / "model";
@@ -340,13 +349,7 @@ TEST_CASE("--plan counts parameters from config.json alone") {
   const Ended run = train({config, "--plan", "--set", "model.path=" + model, "--set", "data.train=[\"absent.txt\"]"});
   CHECK(run.code == 0);
   CHECK(run.err.empty());
-  auto counts = [&](const std::string& group) -> std::pair<long, long> {
-    const auto at = run.out.find("\n  " + group + " ");
-    REQUIRE(at != std::string::npos);
-    long total = -1, trainable = -1;
-    std::sscanf(run.out.c_str() + at + 3 + group.size(), "%ld %ld", &total, &trainable);
-    return {total, trainable};
-  };
+  auto counts = [&](const std::string& group) { return planned(run, group); };
   // 2 layers, C 16, 4/2 heads of 6, F 24, V 61, tied; LoRA of rank 2 on q, k, v, o.
   CHECK(counts("embedding") == std::pair(61L * 16, 0L));
   CHECK(counts("attention") == std::pair(2L * (16 * 24 + 2 * 16 * 12 + 24 * 16), 0L));
@@ -360,6 +363,34 @@ TEST_CASE("--plan counts parameters from config.json alone") {
   CHECK(total == 61 * 16 + 2304 + 2304 + 80 + 544 + 48 + 576 + 144);
   CHECK(trainable == 544 + 48 + 576 + 144);
   CHECK(!fs::exists("runs/c"));
+}
+
+TEST_CASE("--plan gives the published sizes of the six rows of Table 6") {
+  const std::string llama = shared_data("data/tokenizers/llama-3.2-1b-instruct"), qwen = shared_data("data/tokenizers/qwen2.5-0.5b-instruct");
+  if (llama.empty() || qwen.empty()) SKIP("the shared tokenizers are not there");
+  TempFolder folder;
+  // The 3B shape: that of the 1B's config.json with other sizes, and the 1B's tokenizer.
+  const std::string big = folder / "3b";
+  fs::create_directory(big);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}) fs::copy(fs::path(llama) / name, fs::path(big) / name);
+  Json shape = read_json(llama + "/config.json");
+  shape["num_hidden_layers"] = 28, shape["hidden_size"] = 3072, shape["num_attention_heads"] = 24, shape["head_dim"] = 128;
+  overwrite(big + "/config.json", shape.dump());
+  struct Row {
+    const char* config;
+    std::string model;
+    long base, lora, others;  // others: new tokens and projection
+  };
+  const Row rows[] = {{"llama1b_aug", llama, 1235814400, 27262976, 6144 + 8396800}, {"llama1b_nl", llama, 1235814400, 27262976, 6144 + 8396800},
+                      {"qwen05b_aug", qwen, 494032768, 17301504, 2688 + 1609216},   {"qwen05b_nl", qwen, 494032768, 17301504, 2688 + 1609216},
+                      {"llama3b_aug", big, 3212749824, 73400320, 9216 + 18886656},  {"llama3b_nl", big, 3212749824, 73400320, 9216}};
+  for (const Row& row : rows) {
+    const Ended run = train({std::string(KAVA_SOURCE_DIR) + "/configs/" + row.config + ".toml", "--plan", "--set", "model.path=" + row.model});
+    INFO(row.config << run.err);
+    CHECK(run.code == 0);
+    CHECK(planned(run, "lora") == std::pair(row.lora, row.lora));
+    CHECK(planned(run, "all") == std::pair(row.base + row.lora + row.others, row.lora + row.others));
+  }
 }
 
 TEST_CASE("without --out a run goes to runs/ and the configuration's name") {
