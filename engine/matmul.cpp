@@ -83,10 +83,21 @@ void tile_product(void* c, int64_t ldc, DType c_type, const void* a, int64_t lda
 
 constexpr bool has_onednn(DType t) { return t != DType::f64; }
 
+// oneDNN has no bf16 product for processors without AVX-512.
+bool has_bf16() {
+  static const bool has = [] {
+    dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+    const dnnl::memory::desc d({32, 32}, dnnl::memory::data_type::bf16, dnnl::memory::dims{32, 1});
+    return static_cast<bool>(dnnl::matmul::primitive_desc(dnnl::matmul::desc(d, d, d), engine, true));
+  }();
+  return has;
+}
+
 #else
 
 void tile_product(void*, int64_t, DType, const void*, int64_t, bool, const void*, int64_t, bool, DType, int64_t, int64_t, int64_t, bool) {}
 constexpr bool has_onednn(DType) { return false; }
+bool has_bf16() { return true; }
 
 #endif
 
@@ -137,6 +148,15 @@ std::vector<char> padded_rows(const Tensor& x, int64_t begin, int64_t end, int64
   return out;
 }
 
+// x in f32, contiguous.
+std::vector<float> widened(const Tensor& x) {
+  std::vector<float> out(static_cast<std::size_t>(x.count()));
+  for (int64_t r = 0; r < x.rows; ++r)
+    for (int64_t c = 0; c < x.cols; ++c) out[static_cast<std::size_t>(r * x.cols + c)] = to_float(x.row<bf16>(r)[c]);
+  return out;
+}
+Tensor view(std::vector<float>& x, int64_t rows, int64_t cols) { return {x.data(), DType::f32, rows, cols, cols}; }
+
 struct Tile {
   int64_t row, rows, col, cols;
 };
@@ -163,6 +183,15 @@ void Matmul::run(const Tensor& c, const Tensor& a, bool transpose_a, const Tenso
   if (m == 0 || n == 0) return;
   const Operand oa{a.data, a.stride, transpose_a}, ob{b.data, b.stride, transpose_b};
   if (!has_onednn(type) || k == 0) return plain_product(threads_, c, oa, ob, type, k, add);
+  if (type == DType::bf16 && !has_bf16()) {
+    std::vector<float> wide_a = widened(a), wide_b = widened(b), wide_c;
+    Tensor sum = c;
+    if (c.dtype == DType::bf16) wide_c.resize(static_cast<std::size_t>(c.count())), sum = view(wide_c, c.rows, c.cols);
+    run(sum, view(wide_a, a.rows, a.cols), transpose_a, view(wide_b, b.rows, b.cols), transpose_b, store);
+    for (int64_t r = 0; r < c.rows && !wide_c.empty(); ++r)
+      for (int64_t j = 0; j < n; ++j) c.row<bf16>(r)[j] = to_bf16(sum.row<float>(r)[j]);
+    return;
+  }
 
   const std::vector<Tile> tiles = tiles_of(m, n);
   const int64_t c_size = size_of(c.dtype);
