@@ -27,10 +27,18 @@ void pause() {
 
 Threads::Threads(int count) {
   single_threaded_products();
-  for (int i = 1; i < count; ++i) workers_.emplace_back([this] { work(); });
+  try {
+    for (int i = 1; i < count; ++i) workers_.emplace_back([this] { work(); });
+  } catch (...) {
+    // The destructor does not run then, and those that did start wait for ever.
+    stop();
+    throw;
+  }
 }
 
-Threads::~Threads() {
+Threads::~Threads() { stop(); }
+
+void Threads::stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;

@@ -14,7 +14,7 @@ namespace kava {
 
 class Threads {
  public:
-  /// count: threads in all, the caller's included.
+  /// count: threads in all, the caller's included. std::system_error where the system gives fewer.
   explicit Threads(int count);
   ~Threads();
   Threads(const Threads&) = delete;
@@ -31,6 +31,7 @@ class Threads {
  private:
   void work();
   void take_tasks();
+  void stop();
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;
