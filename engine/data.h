@@ -65,7 +65,7 @@ SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab
 
 /// Tokenises the parts alone and concatenates them; the question carries BOS if the tokenizer adds one. Samples whose longest sequence is
 /// over max_tokens are left out and counted in *dropped. Order is that of the files. Error(code data, FILE:LINE) on an id outside the
-/// vocabulary or a missing prompt; Error(code data, FILE) on text rows without a tokenizer.
+/// vocabulary, a question without a token or a missing prompt; Error(code data, FILE) on text rows without a tokenizer.
 std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokenizer* tokenizer, const SampleOptions& options,
                                  int64_t* dropped);
 

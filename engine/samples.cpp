@@ -26,10 +26,14 @@ Sample ids_sample(const RowFile& file, const Row& row, const SampleOptions& opti
   return {row.question_ids, row.trace_ids, row.answer_ids, static_cast<int32_t>(row.prompt.value_or(0)), 0};
 }
 
-Sample text_sample(const Row& row, const Tokenizer& tokenizer, const std::vector<int32_t>& prompt, const SampleOptions& options) {
+Sample text_sample(const RowFile& file, const Row& row, const Tokenizer& tokenizer, const std::vector<int32_t>& prompt,
+                   const SampleOptions& options) {
   Sample sample;
   if (const auto bos = tokenizer.bos()) sample.question.push_back(*bos);
   append(sample.question, tokenizer.encode(row.question));
+  // Its last row predicts what comes first; a vocabulary may lack single bytes.
+  if (sample.question.empty())
+    throw Error(Exit::data, file.where(row), "the question has no token of the model's vocabulary", "correct the row");
   const std::size_t steps = row.steps.size() - (options.drop_last_step && !row.steps.empty() ? 1 : 0);
   for (std::size_t i = 0; i < steps; ++i)
     append(sample.trace, tokenizer.encode(i > 0 ? options.step_separator + row.steps[i] : row.steps[i]));
@@ -91,7 +95,7 @@ std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokeni
       if (!row.is_ids && !tokenizer)
         throw Error(Exit::data, escaped(file.path, 4096), "rows of text need a tokenizer, and the model's folder has none",
                     "add tokenizer.json to it, or give rows of token ids");
-      Sample sample = row.is_ids ? ids_sample(file, row, options) : text_sample(row, *tokenizer, prompt, options);
+      Sample sample = row.is_ids ? ids_sample(file, row, options) : text_sample(file, row, *tokenizer, prompt, options);
       sample.row = *next;
       if (longest_sequence(sample, options.method, options.latents) > options.max_tokens) ++*dropped;
       else samples.push_back(std::move(sample));

@@ -84,8 +84,6 @@ class Evaluation {
     result_.records.resize(samples.size());
     std::vector<std::size_t> runnable;
     for (std::size_t i = 0; i < samples.size(); ++i) {
-      if (samples[i].question.empty())
-        throw Error(Exit::data, file_.where(file_.rows[i]), "the question has no token of the model's vocabulary", "correct the row");
       if (prompt_length(config_, samples[i]) <= kLongestPrompt) runnable.push_back(i);
       else result_.records[i].too_long = true;
     }

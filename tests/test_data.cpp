@@ -415,3 +415,15 @@ TEST_CASE("samples of real rows are their parts tokenised alone") {
   const auto joined = make_samples(files, &tokenizer, options, &dropped);
   CHECK(tokenizer.decode(joined.front().trace) == "<<600*30/100=180>> <<600*10/100=60>> <<180+60=240>> <<600-240=360>>");
 }
+
+TEST_CASE("a question without a token of the vocabulary is refused with its line") {
+  const auto folder = shared();
+  if (!folder) SKIP("no shared data beside the sources, and KAVA_SHARED is not set");
+  const Tokenizer tokenizer = Tokenizer::load((*folder / "data/tokenizers/smollm2-135m-instruct").string());
+  REQUIRE(tokenizer.encode("\x04").empty());
+  SampleOptions options;
+  options.vocab_size = 49152;
+  int64_t dropped = 0;
+  const std::vector<RowFile> files = {read("one||<<1+1=2>> #### 2\n\x04||<<1+1=2>> #### 2\n")};
+  CHECK_THROWS_WITH(make_samples(files, &tokenizer, options, &dropped), ContainsSubstring(":2: the question has no token"));
+}

@@ -1,9 +1,14 @@
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <fstream>
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "engine/ops_cpu.h"
@@ -85,4 +90,28 @@ TEST_CASE("fast_exp is within 1.1 ulp of exp, has its limits, and keeps NaN") {
   REQUIRE(
       (fast_exp(0.f) == 1 && fast_exp(-0.f) == 1 && fast_exp(-104.f) == 0 && fast_exp(-infinity) == 0 && fast_exp(infinity) == infinity));
   REQUIRE(std::isnan(fast_exp(std::nanf(""))));
+}
+
+TEST_CASE("where the system gives fewer threads than asked for, those that started end") {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  SKIP("a sanitizer's own memory does not fit into a limited address space");
+#else
+  rlimit before = {};
+  REQUIRE(getrlimit(RLIMIT_AS, &before) == 0);
+  // Room for a few stacks of 8 MiB on top of what the process has mapped.
+  std::ifstream pages("/proc/self/statm");
+  rlim_t mapped = 0;
+  REQUIRE(pages >> mapped);
+  rlimit tight = before;
+  tight.rlim_cur = mapped * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + (rlim_t{100} << 20);
+  REQUIRE(setrlimit(RLIMIT_AS, &tight) == 0);
+  bool refused = false;
+  try {
+    Threads threads(4096);
+  } catch (const std::system_error&) {
+    refused = true;
+  }
+  REQUIRE(setrlimit(RLIMIT_AS, &before) == 0);
+  CHECK(refused);
+#endif
 }
