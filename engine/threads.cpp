@@ -27,6 +27,8 @@ void pause() {
 
 Threads::Threads(int count) {
   single_threaded_products();
+  // Where threads outnumber cores, looking takes the time of those that work.
+  spins_ = count <= static_cast<int>(std::thread::hardware_concurrency()) ? kSpins : 0;
   try {
     for (int i = 1; i < count; ++i) workers_.emplace_back([this] { work(); });
   } catch (...) {
@@ -64,7 +66,7 @@ void Threads::work() {
   single_threaded_products();
   uint64_t seen = 0;
   for (;;) {
-    for (int i = 0; i < kSpins && generation_ == seen; ++i) pause();
+    for (int i = 0; i < spins_ && generation_ == seen; ++i) pause();
     if (generation_ == seen) {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [&] { return generation_ != seen; });
@@ -96,7 +98,7 @@ void Threads::run(int64_t tasks, const std::function<void(int64_t)>& body) {
   }
   wake_.notify_all();
   take_tasks();
-  for (int i = 0; i < kSpins && busy_ != 0; ++i) pause();
+  for (int i = 0; i < spins_ && busy_ != 0; ++i) pause();
   std::unique_lock lock(mutex_);
   done_.wait(lock, [&] { return busy_ == 0; });
   body_ = nullptr;

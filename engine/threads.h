@@ -33,6 +33,7 @@ class Threads {
   void take_tasks();
   void stop();
 
+  int spins_ = 0;  // looks for work before a thread sleeps
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
