@@ -132,8 +132,8 @@ void load_adapter(Model& model, const std::string& folder) {
       files.read(w, host.data(), p.value.dtype);
       model.ops.upload(p.value, host.data());
     }
-    if (shape.rope_theta != model.shape.rope_theta || shape.norm_eps != model.shape.norm_eps || shape.heads != model.shape.heads ||
-        shape.kv_heads != model.shape.kv_heads || shape.tied != model.shape.tied)
+    if (shape.rope_theta != model.shape.rope_theta || shape.rope != model.shape.rope || shape.norm_eps != model.shape.norm_eps ||
+        shape.heads != model.shape.heads || shape.kv_heads != model.shape.kv_heads || shape.tied != model.shape.tied)
       mismatch(shape.source, "describes another model than " + model.shape.source);
   } else {
     check_adapter_config(model.config, path_in(folder, "adapter_config.json"));

@@ -11,6 +11,7 @@ struct RopeScaling {
   bool llama3 = false;  // the others are used only where it is set
   double factor = 1, low_freq_factor = 1, high_freq_factor = 1;
   std::int64_t original_max_position = 0;
+  bool operator==(const RopeScaling&) const = default;
 };
 
 struct ModelConfig {

@@ -272,6 +272,32 @@ TEST_CASE("an adapter of other trainables is refused") {
   CHECK(refusal({"method=pccot"}, kava).empty());
 }
 
+TEST_CASE("a folder of all weights whose config.json describes another function is refused") {
+  const Sets sets = {"train.trainable=all", "model.path=../models/llama_scaled"};
+  TempFolder folder;
+  save_adapter(*StepRig(sets).model, folder.path().string());
+  const std::string path = folder / "config.json";
+  const Json good = read_json(path, 1 << 20);
+  auto refused = [&](const char* pointer, Json value) {
+    Json other = good;
+    other[Json::json_pointer(pointer)] = std::move(value);
+    overwrite(path, other.dump());
+    return refusal(sets, folder.path().string());
+  };
+  CHECK(refused("/max_position_embeddings", 1024).empty());
+  const std::pair<const char*, Json> wrong[] = {{"/rope_parameters/rope_theta", 200.0},
+                                                {"/rope_parameters/factor", 4.0},
+                                                {"/rope_parameters/low_freq_factor", 2.0},
+                                                {"/rope_parameters/original_max_position_embeddings", 32},
+                                                {"/rms_norm_eps", 1e-5},
+                                                {"/num_attention_heads", 4},
+                                                {"/tie_word_embeddings", true}};
+  for (const auto& [pointer, value] : wrong) {
+    INFO(pointer);
+    CHECK_THAT(refused(pointer, value), ContainsSubstring("config.json"));
+  }
+}
+
 TEST_CASE("an adapter_config.json that contradicts the configuration is refused by its key") {
   TempFolder folder;
   StepRig rig(Sets{});
