@@ -127,10 +127,15 @@ void sync_file(const fs::path& path) {
   require(error, path, "write");
 }
 
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(fs::symlink_status(path, ignored));
+}
+
 void remove_tree(const fs::path& path) {
   std::error_code error;
-  // Without its manifest a checkpoint is none, so a kill in the middle leaves no half of one that looks whole.
-  fs::remove(path / kManifest, error);
+  // Of a link only the link goes, not what it leads to. Without its manifest a checkpoint is none, so a kill in the middle leaves no half of one that looks whole.
+  if (!fs::is_symlink(fs::symlink_status(path, error))) fs::remove(path / kManifest, error);
   fs::remove_all(path, error);
   require(error, path, "remove");
 }
@@ -181,7 +186,7 @@ fs::path commit_checkpoint(const fs::path& run_dir, std::int64_t step, const std
 
   std::error_code error;
   const fs::path replaced = folder_of(run_dir) / fmt::format(".step_{}.replaced.part", step);
-  if (fs::exists(target)) fs::rename(target, replaced, error);
+  if (is_there(target)) fs::rename(target, replaced, error);
   require(error, target, "replace");
   fs::rename(part, target, error);
   require(error, target, "rename to");
@@ -252,9 +257,10 @@ std::optional<std::int64_t> linked_step(const fs::path& run_dir, const std::stri
   return parse_step(target.filename().string());
 }
 
-void prune_checkpoints(const fs::path& run_dir, int keep, const std::vector<std::int64_t>& protect) {
+void prune_checkpoints(const fs::path& run_dir, std::int64_t last, int keep, const std::vector<std::int64_t>& protect) {
   KAVA_CHECK(keep >= 1, "{} checkpoints to keep", keep);
-  const std::vector<std::int64_t> steps = steps_of(run_dir);
+  std::vector<std::int64_t> steps = steps_of(run_dir);
+  std::erase_if(steps, [&](std::int64_t step) { return step > last; });
   for (std::size_t i = static_cast<std::size_t>(keep); i < steps.size(); ++i)
     if (std::find(protect.begin(), protect.end(), steps[i]) == protect.end()) remove_tree(folder_of(run_dir) / name_of_step(steps[i]));
 }

@@ -56,7 +56,8 @@ void set_link(const std::filesystem::path& run_dir, const std::string& name, std
 /// The step that a link names; nullopt where there is no such link. The checkpoint itself may be gone.
 std::optional<std::int64_t> linked_step(const std::filesystem::path& run_dir, const std::string& name);
 
-/// Deletes all checkpoints but the newest `keep` (at least 1) and those of the steps in `protect`. Error(code write).
-void prune_checkpoints(const std::filesystem::path& run_dir, int keep, const std::vector<std::int64_t>& protect);
+/// Deletes the checkpoints up to step `last` but the newest `keep` (at least 1) of them and those of the steps in `protect`. Later ones did
+/// not verify when the run went on, and must not count in the place of whole ones. Error(code write).
+void prune_checkpoints(const std::filesystem::path& run_dir, std::int64_t last, int keep, const std::vector<std::int64_t>& protect);
 
 }  // namespace kava

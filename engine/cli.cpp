@@ -36,16 +36,16 @@ void occupy_standard_descriptors() {
     if (::fcntl(descriptor, F_GETFD) == -1 && errno == EBADF) (void)!::open("/dev/null", descriptor == 0 ? O_WRONLY : O_RDONLY);
 }
 
+Error stdout_failed() { return {Exit::write, "standard output", "could not write", "free some space or redirect it elsewhere"}; }
+
 int report(Exit code, const std::string& line) {
   std::fflush(stdout);
   std::fprintf(stderr, "error: %s\n", escaped(line, 16384).c_str());
   return static_cast<int>(code);
 }
 
-int report_stdout() { return report(Exit::write, "standard output: could not write; free some space or redirect it elsewhere"); }
-
 int report_system_error(const std::system_error& e) {
-  if (std::ferror(stdout)) return report_stdout();
+  if (std::ferror(stdout)) return report(Exit::write, stdout_failed().what());
   const int number = e.code().value();
   const std::string what = "system: " + e.code().message();
   if (number == EAGAIN || number == ENOMEM) return report(Exit::preflight, what + "; use fewer threads or a larger machine");
@@ -70,8 +70,7 @@ int run_program(const std::function<int()>& body) {
   std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is then an error of write()
   try {
     const int code = body();
-    std::cout.flush();
-    if (std::fflush(stdout) != 0 || std::ferror(stdout) || !std::cout) return code != 0 ? code : report_stdout();
+    if (code == 0) require_printed();
     return code;
   } catch (const Error& e) {
     return report(e.code(), e.what());
@@ -85,6 +84,11 @@ int run_program(const std::function<int()>& body) {
     const bool plain = text.find("::") == std::string::npos && text.find("bad_") == std::string::npos && text[0] != '[';
     return report(Exit::internal, (plain ? text : "an unexpected failure inside the program") + "; this is a defect of the program");
   }
+}
+
+void require_printed() {
+  std::cout.flush();
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) || !std::cout) throw stdout_failed();
 }
 
 std::string version_text(const std::string& program) {

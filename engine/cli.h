@@ -9,6 +9,10 @@ namespace kava {
 /// `error: WHERE: what; remedy` (docs/design.md, errors). Output that could not be written to stdout is exit 7. SIGPIPE and SIGXFSZ are ignored.
 int run_program(const std::function<int()>& body);
 
+/// Error(code write) where something printed so far could not be written to stdout. To be asked before a result is kept in a file (a failed
+/// command leaves none), and in a loop that prints for as long as there is input.
+void require_printed();
+
 /// Name, version, commit, compiler, devices: what --version prints.
 std::string version_text(const std::string& program);
 

@@ -18,6 +18,8 @@ namespace {
 
 constexpr std::size_t kChunk = std::size_t{1} << 20;
 
+std::string shown(const std::string& path) { return path.empty() ? "\"\"" : escaped(path, 4096); }
+
 template <class Call>
 auto retried(Call call) {
   decltype(call()) result;
@@ -27,12 +29,12 @@ auto retried(Call call) {
 }
 
 [[noreturn]] void fail_read(Exit code, const std::string& path, const std::string& what, const std::string& remedy = "check the path") {
-  throw Error(code, escaped(path, 4096), what, remedy);
+  throw Error(code, shown(path), what, remedy);
 }
 
 [[noreturn]] void fail_write(const std::string& path, int error) {
   const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
-  throw Error(Exit::write, escaped(path, 4096), fmt::format("could not write: {}", std::strerror(error)),
+  throw Error(Exit::write, shown(path), fmt::format("could not write: {}", std::strerror(error)),
               full ? "free some space and run again" : "check the path and its permissions");
 }
 
@@ -183,6 +185,16 @@ void FileWriter::commit() {
     fail_write(target_, error);
   }
   if (!temporary_.empty()) sync_directory(std::filesystem::path(final_).parent_path());
+}
+
+void require_writable(const std::string& option, const std::string& path) {
+  if (path.empty()) throw Error(Exit::usage, option, "is empty", "name a file");
+  try {
+    FileWriter probe(path);
+  } catch (const Error&) {
+    throw Error(Exit::preflight, option + " " + escaped(path, 4096), "cannot be written to",
+                "name a file in a folder that exists and can be written to");
+  }
 }
 
 void write_file(const std::string& path, std::string_view bytes) {

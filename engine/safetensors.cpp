@@ -16,6 +16,7 @@ static_assert(std::endian::native == std::endian::little, "tensors lie in the fi
 
 constexpr std::uint64_t kLargestHeader = 100'000'000;
 constexpr std::ptrdiff_t kMostValues = 4'000'000;  // some 600,000 tensors; a parsed value takes up to 100 bytes
+constexpr std::size_t kMostDims = 64;
 constexpr std::size_t kChunk = std::size_t{1} << 20;
 constexpr const char* kDamaged = "the file is damaged or no safetensors file: get it again";
 
@@ -64,6 +65,7 @@ TensorInfo parse_entry(const std::string& path, const std::string& name, const J
   tensor.dtype = entry["dtype"].get<std::string>();
   const std::uint64_t bits = bits_of(tensor.dtype);
   if (bits == 0) fail(path, named(name) + " has the unknown dtype \"" + escaped(tensor.dtype) + "\"");
+  if (entry["shape"].size() > kMostDims) fail(path, fmt::format("{} has more than {} dimensions", named(name), kMostDims));
   std::uint64_t total = 1;
   for (const Json& dim : entry["shape"]) {
     std::uint64_t d = 0;

@@ -139,7 +139,7 @@ void RunFolder::save(const Model& model, const TrainingState& state) {
   set_links(state);
   std::vector<int64_t> protect;
   if (state.best) protect.push_back(state.best->step);
-  prune_checkpoints(path_, static_cast<int>(config_.train.keep_checkpoints), protect);
+  prune_checkpoints(path_, state.step, static_cast<int>(config_.train.keep_checkpoints), protect);
 }
 
 void RunFolder::set_links(const TrainingState& state) {

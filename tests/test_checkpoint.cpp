@@ -229,10 +229,28 @@ TEST_CASE("links are relative, replaced in one step and give their step back") {
 
 TEST_CASE("pruning keeps the newest and the protected") {
   TempFolder run;
-  for (std::int64_t step : {1, 2, 3, 10, 11}) make_checkpoint(run.path(), step);
-  prune_checkpoints(run.path(), 2, {2, 77});
+  for (std::int64_t step : {1, 2, 3, 10, 11, 30}) make_checkpoint(run.path(), step);
+  prune_checkpoints(run.path(), 11, 2, {2, 77});
   std::vector<bool> left;
-  for (int step : {1, 2, 3, 10, 11}) left.push_back(fs::exists(run.path() / fmt::format("checkpoints/step_{}", step)));
-  CHECK(left == std::vector<bool>{false, true, false, true, true});
-  CHECK_THROWS_AS(prune_checkpoints(run.path(), 0, {}), Error);
+  for (int step : {1, 2, 3, 10, 11, 30}) left.push_back(fs::exists(run.path() / fmt::format("checkpoints/step_{}", step)));
+  CHECK(left == std::vector<bool>{false, true, false, true, true, true});
+  CHECK_THROWS_AS(prune_checkpoints(run.path(), 11, 0, {}), Error);
+}
+
+TEST_CASE("a link in the place of a checkpoint is replaced or pruned, and what it leads to stays") {
+  TempFolder run, other;
+  const fs::path checkpoints = run.path() / "checkpoints", elsewhere = make_checkpoint(other.path(), 5);
+  make_checkpoint(run.path(), 1);
+  fs::create_directory_symlink("nowhere", checkpoints / "step_2");
+  fs::create_directory_symlink("step_3", checkpoints / "step_3");
+  fs::create_directory_symlink(elsewhere, checkpoints / "step_4");
+  fs::create_directory_symlink(elsewhere, checkpoints / "step_5");
+  for (std::int64_t step : {2, 3, 4}) {
+    CHECK(verify_checkpoint(make_checkpoint(run.path(), step)).step == step);
+    CHECK(!fs::is_symlink(checkpoints / fmt::format("step_{}", step)));
+  }
+  make_checkpoint(run.path(), 6);
+  prune_checkpoints(run.path(), 6, 1, {});
+  CHECK(!fs::exists(fs::symlink_status(checkpoints / "step_5")));
+  CHECK(verify_checkpoint(elsewhere).step == 5);
 }

@@ -142,6 +142,28 @@ TEST_CASE("a target that cannot be written is an error of writing") {
   CHECK(code_of([&] { write_file(fifo, "x"); }) == Exit::write);  // nobody reads: an error, not a wait
 }
 
+TEST_CASE("an option for a file is refused before the work, and what is there stays") {
+  TempFolder folder;
+  write_file(folder / "old", "old");
+  CHECK(code_of([] { require_writable("--out", ""); }) == Exit::usage);
+  CHECK(code_of([&] { require_writable("--out", folder / "no/such/folder"); }) == Exit::preflight);
+  CHECK(code_of([&] { require_writable("--out", folder.path().string()); }) == Exit::preflight);
+  CHECK(code_of([&] { require_writable("--out", folder / "old"); }) == Exit::ok);
+  CHECK(code_of([&] { require_writable("--out", folder / "new"); }) == Exit::ok);
+  CHECK(code_of([] { require_writable("--out", "/dev/full"); }) == Exit::ok);
+  CHECK(read_file(folder / "old", 100) == "old");
+  CHECK(entries(folder.path()) == 1);
+}
+
+TEST_CASE("an empty path has a name in its error") {
+  try {
+    read_file("", 1);
+    FAIL("no error");
+  } catch (const Error& e) {
+    CHECK(std::string(e.what()).starts_with("\"\": no such file; "));
+  }
+}
+
 TEST_CASE("writing through a link keeps the link") {
   TempFolder folder;
   write_file(folder / "real", "old");

@@ -166,11 +166,14 @@ TEST_CASE("every malformed file is one clear error") {
   const std::string a = entry("a", "F32", "[2]", "[0,8]");
   const auto with = [](const std::string& second) { return fmt::format("{{{},{}}}", entry("a", "F32", "[2]", "[0,8]"), second); };
   const std::string long_name(100'000, 'n');
+  std::string many_dims = "[2";
+  for (int i = 0; i < 64; ++i) many_dims += ",1";
   struct Case {
     std::string header;
     std::size_t data;
   };
   const Case cases[] = {
+      {"{" + entry("a", "F32", many_dims + "]", "[0,8]") + "}", 8},
       {"", 0},
       {" ", 0},
       {"[]", 0},
