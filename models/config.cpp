@@ -167,7 +167,8 @@ void read_sizes(const Keys& keys, ModelConfig& c) {
   // Sizes are below 2^31 and layers below 2^14, so each product and the sum fit in 128 bits.
   using Wide = __int128;
   const Wide attention = Wide{c.hidden} * c.head_dim * (2 * c.heads + 2 * c.kv_heads);
-  const Wide total = Wide{c.layers} * (attention + Wide{3} * c.hidden * c.mlp) + Wide{2} * c.vocab * c.hidden;
+  const Wide latents = Wide{2} * c.hidden * c.hidden;  // their projection
+  const Wide total = Wide{c.layers} * (attention + Wide{3} * c.hidden * c.mlp) + Wide{2} * c.vocab * c.hidden + latents;
   if (total > kMostParameters) keys.fail("num_hidden_layers", "and the other sizes make a model of more than 2^40 parameters");
 }
 
