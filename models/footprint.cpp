@@ -17,10 +17,32 @@ constexpr int64_t kOpsRoom = int64_t{192} << 20;
 
 std::string mib(int64_t bytes) { return fmt::format("{} MiB", (bytes + (1 << 20) - 1) >> 20); }
 
+int64_t sum_bytes(const RunConfig& config) { return config.model.dtype == StorageType::f64 ? 8 : 4; }
+int64_t storage_bytes(const RunConfig& config) { return config.model.dtype == StorageType::bf16 ? 2 : sum_bytes(config); }
+
+// Fewer bytes than a forward takes: inputs, K, V and their gradients, and the latents' keys. Found without the layout, which for many
+// latents and iterations would not fit in memory itself.
+int64_t least_step_bytes(const RunConfig& config, const ModelConfig& m, std::span<const Sample> samples) {
+  const double both = static_cast<double>(sum_bytes(config) + storage_bytes(config));
+  const double row = both * static_cast<double>(m.hidden + 2 * m.layers * m.kv_heads * m.head_dim);
+  double M = 0, T = 0, latent_rows = 0;
+  if (has_latents(config.method)) {
+    M = static_cast<double>(config.latent.count), T = static_cast<double>(config.latent.iterations);
+    if (config.step.prune_latents) T = std::min(T, M);
+    latent_rows = config.step.prune_latents ? M - T + T * (M - T + 1) : (T + 1) * M;
+  }
+  double bytes = 0;
+  for (const Sample& s : samples) {
+    const double question = static_cast<double>(s.question.size()), answer = static_cast<double>(s.answer.size());
+    bytes += row * (question + answer + latent_rows) + 4 * T * (question + M / 2);
+  }
+  return static_cast<int64_t>(std::min(bytes, 0x1p62));
+}
+
 }  // namespace
 
 int64_t model_bytes(const RunConfig& config, const ModelConfig& shape) {
-  const int64_t sum = config.model.dtype == StorageType::f64 ? 8 : 4, storage = config.model.dtype == StorageType::bf16 ? 2 : sum;
+  const int64_t sum = sum_bytes(config), storage = storage_bytes(config);
   int64_t trained = 0, frozen = 0;
   for (const TrainableSpec& t : trainable_specs(config, shape)) trained += t.rows * t.cols;
   if (config.train.trainable == Trainable::lora)
@@ -64,7 +86,11 @@ void require_memory(const RunConfig& config, const ModelConfig& shape, std::span
                 "use a smaller model, lora.rank or train.trainable = \"lora\"");
   const std::unique_ptr<Ops> null = make_null_ops();
   Model planned(*null, config, shape, Values::none);
-  auto need = [&](int64_t micro) { return weights + kOpsRoom + step_bytes(planned, largest_forward(config, samples, micro)); };
+  auto need = [&](int64_t micro) {
+    const std::vector<Sample> forward = largest_forward(config, samples, micro);
+    const int64_t least = least_step_bytes(config, shape, forward), room = available - weights - kOpsRoom;
+    return weights + kOpsRoom + (least > room ? least : step_bytes(planned, forward));
+  };
   const int64_t asked = config.train.micro_batch > 0 ? config.train.micro_batch
                                                      : std::min(config.train.batch, static_cast<int64_t>(samples.size()));
   const int64_t needed = need(asked);
@@ -75,7 +101,7 @@ void require_memory(const RunConfig& config, const ModelConfig& shape, std::span
     (need(middle) <= available ? fits : fails) = middle;
   }
   throw Error(Exit::preflight, "train.micro_batch",
-              fmt::format("a forward of {} samples takes {} in all, {} are available", asked, mib(needed), mib(available)),
+              fmt::format("a forward of {} samples takes at least {} in all, {} are available", asked, mib(needed), mib(available)),
               fits > 0 ? fmt::format("set train.micro_batch = {}, the largest that fits", fits) : "not even one sample fits: use a smaller model");
 }
 

@@ -1,5 +1,8 @@
+#include <sys/resource.h>
+
 #include <catch2/catch_approx.hpp>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 #include <cmath>
 #include <numbers>
 
@@ -431,4 +434,14 @@ TEST_CASE("memory is planned from the run's largest forward and the remedy names
   CHECK(refusal(base + small).find("train.micro_batch = 1,") != std::string::npos);
   CHECK(refusal(base).find("not even one sample") != std::string::npos);
   CHECK(refusal(1000).find("the model and its optimiser") != std::string::npos);
+}
+
+TEST_CASE("a forward that is far too large is refused without laying it out") {
+  // Its key lists alone would take some 3 GB.
+  TinyRun run({"train.batch=4", "data.max_tokens=10000", "latent.count=4096", "latent.iterations=4096", "step.prune_latents=false"});
+  rusage before = {}, after = {};
+  REQUIRE(getrusage(RUSAGE_SELF, &before) == 0);
+  CHECK_THROWS_WITH(require_memory(run.config, run.text.shape, run.samples, int64_t{1} << 30), Catch::Matchers::ContainsSubstring("not even one sample"));
+  REQUIRE(getrusage(RUSAGE_SELF, &after) == 0);
+  CHECK(after.ru_maxrss - before.ru_maxrss < 256 << 10);  // KiB
 }

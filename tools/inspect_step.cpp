@@ -3,10 +3,11 @@
 #include <fmt/core.h>
 
 #include <memory>
-#include <thread>
 
+#include "engine/memory.h"
 #include "engine/safetensors.h"
 #include "models/adapter.h"
+#include "models/footprint.h"
 #include "models/kava.h"
 #include "models/text.h"
 #include "tools/device.h"
@@ -79,6 +80,7 @@ int inspect_step(const StepCommand& command) {
   if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));
 
   const std::unique_ptr<Ops> ops = make_ops(command.device);
+  require_memory(config, text.shape, samples, available_memory());
   Model model(*ops, config, text.shape);
   if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
   Arena arena(*ops);
