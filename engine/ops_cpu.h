@@ -62,9 +62,6 @@ class CpuOps final : public Ops {
   void adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad, const Tensor& grad_square,
              const AdamwOptions& options) override;
 
-  Threads& threads() { return threads_; }
-  Matmul& matmul() { return matmul_; }
-
  private:
   Threads threads_;
   Matmul matmul_;

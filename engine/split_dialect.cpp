@@ -1,7 +1,6 @@
 // Oniguruma's dialect into PCRE2's. Differences that are treated: \w, \b, \h, \v, scripts and the POSIX brackets (other sets), \u1234,
 // {,n}, {n}? and {n,m}+ (an optional and a repeated interval, no laziness or possession), (?m) (dot matches newline). Refused: sets within
-// sets and
-// &&, options and escapes that one of the two lacks or reads otherwise.
+// sets and &&, options and escapes that one of the two lacks or reads otherwise.
 #include <cctype>
 #include <optional>
 #include <stdexcept>

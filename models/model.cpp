@@ -62,6 +62,17 @@ std::vector<double> random_start(const WeightSpec& spec, const ModelConfig& shap
   return x;
 }
 
+// What the products read of a tensor, empty where the model has none of this name; its gradient where it is trained.
+Tensor named_tensor(const ParameterStore& trained, const std::vector<std::pair<std::string, Tensor>>& frozen, const std::string& name,
+                    Tensor& grad) {
+  if (const Parameter* p = trained.find(name)) {
+    grad = p->grad;
+    return p->compute;
+  }
+  const auto it = std::ranges::find(frozen, name, &std::pair<std::string, Tensor>::first);
+  return it == frozen.end() ? Tensor{} : it->second;
+}
+
 }  // namespace
 
 std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelConfig& shape) {
@@ -148,34 +159,20 @@ void Model::read_value(const WeightSpec& spec, const WeightFiles* files, const T
 }
 
 TrainedLinear Model::bind_linear(const std::string& path, const std::string& lora_path, bool bias) {
+  auto tensor = [&](const std::string& name, Tensor& grad) { return named_tensor(parameters, frozen_, name, grad); };
   TrainedLinear l;
-  auto bind_tensor = [&](const std::string& name, Tensor& value, Tensor& grad) {
-    if (const Parameter* p = parameters.find(name)) {
-      value = p->compute, grad = p->grad;
-      return;
-    }
-    auto it = std::ranges::find(frozen_, name, &std::pair<std::string, Tensor>::first);
-    if (it != frozen_.end()) value = it->second;
-  };
-  bind_tensor(path + ".weight", l.map.w, l.grad.dw);
-  if (bias) bind_tensor(path + ".bias", l.map.bias, l.grad.dbias);
+  l.map.w = tensor(path + ".weight", l.grad.dw);
+  if (bias) l.map.bias = tensor(path + ".bias", l.grad.dbias);
   if (!lora_path.empty()) {
-    bind_tensor(lora_path + ".lora_A.weight", l.map.lora_a, l.grad.dlora_a);
-    bind_tensor(lora_path + ".lora_B.weight", l.map.lora_b, l.grad.dlora_b);
+    l.map.lora_a = tensor(lora_path + ".lora_A.weight", l.grad.dlora_a);
+    l.map.lora_b = tensor(lora_path + ".lora_B.weight", l.grad.dlora_b);
     if (l.map.lora_a) l.map.scale = config.lora.alpha / static_cast<double>(config.lora.rank);
   }
   return l;
 }
 
 void Model::bind() {
-  auto tensor = [&](const std::string& name, Tensor& grad) {
-    if (const Parameter* p = parameters.find(name)) {
-      grad = p->grad;
-      return p->compute;
-    }
-    auto it = std::ranges::find(frozen_, name, &std::pair<std::string, Tensor>::first);
-    return it == frozen_.end() ? Tensor{} : it->second;
-  };
+  auto tensor = [&](const std::string& name, Tensor& grad) { return named_tensor(parameters, frozen_, name, grad); };
   embedding = tensor("model.embed_tokens.weight", dembedding);
   final_norm = tensor("model.norm.weight", dfinal_norm);
   if (shape.tied) head = embedding, dhead = dembedding;
