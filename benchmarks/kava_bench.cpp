@@ -4,14 +4,15 @@
 
 #include <algorithm>
 #include <chrono>
-#include <regex>
 #include <sstream>
+#include <stdexcept>
 
 #include "benchmarks/bench_tokenizer.h"
 #include "engine/files.h"
 #include "engine/json.h"
 #include "engine/ops_timed.h"
 #include "engine/rng.h"
+#include "engine/split_pattern.h"
 #include "models/flops.h"
 #include "models/kava.h"
 #include "tools/command.h"
@@ -87,9 +88,13 @@ struct Result {
 
 class Bench {
  public:
-  Bench(Ops& ops, const std::string& filter) : ops_(ops), arena_(ops), filter_(filter) {}
+  Bench(Ops& ops, SplitPattern filter) : ops_(ops), arena_(ops), filter_(std::move(filter)) {}
 
-  bool wanted(const std::string& name) const { return std::regex_search(name, filter_); }
+  bool wanted(const std::string& name) const {
+    std::vector<Stretch> stretches;
+    filter_.find_all(name, stretches);
+    return std::ranges::any_of(stretches, &Stretch::matched);
+  }
 
   void run() {
     measure_ceilings();
@@ -296,40 +301,44 @@ class Bench {
 
   Ops& ops_;
   Arena arena_;
-  std::regex filter_;
+  SplitPattern filter_;
   double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0;
   std::vector<Result> results_;
 };
 
 struct BenchCommand {
-  std::string filter, json, tokenizer, text;
+  std::string filter, tokenizer, text;
+  std::optional<std::string> json;
   DeviceOptions device;
 };
 
 int bench(const BenchCommand& command) {
-  std::regex filter;
+  std::optional<SplitPattern> filter;
   try {
-    filter = std::regex(command.filter);
-  } catch (const std::regex_error&) {
+    filter = SplitPattern::regex(command.filter);
+  } catch (const std::invalid_argument&) {
     throw Error(Exit::usage, "--filter", "\"" + escaped(command.filter) + "\" is not a regular expression", "give one, such as attention");
   }
   if (!command.tokenizer.empty()) {
     std::vector<std::string> lines;
     std::istringstream text(read_file(command.text, std::size_t{1} << 30));
     for (std::string line; std::getline(text, line);) lines.push_back(line);
+    if (lines.empty()) throw Error(Exit::data, escaped(command.text, 4096), "holds no line", "name a file with text");
     bench_tokenizer(stdout, command.tokenizer, lines);
     return 0;
   }
   const std::unique_ptr<Ops> ops = make_ops(command.device);
+  if (command.json) require_writable("--json", *command.json);
   fmt::print("{}, {} threads\n{:<40} {:>13} {:>17} {:>8}\n", ops->name(), thread_count(command.device), "", "time", "rate", "of ceiling");
-  Bench bench(*ops, command.filter);
+  Bench bench(*ops, *std::move(filter));
   bench.run();
-  if (command.json.empty()) return 0;
+  if (!command.json) return 0;
+  require_printed();
   Json out = Json::array();
   for (const Result& r : bench.results())
     out.push_back({{"name", r.name}, {"seconds", r.seconds}, {"rate", r.amount / r.seconds / 1e9}, {"unit", r.unit}, {"ceiling", r.ceiling}});
   if (bench.step_share() > 0) out.push_back({{"name", "step"}, {"share", bench.step_share()}});
-  write_file(command.json, out.dump(2) + "\n");
+  write_file(*command.json, out.dump(2) + "\n");
   return 0;
 }
 
@@ -343,7 +352,9 @@ int main(int argc, char** argv) {
   kava::BenchCommand command;
   app.add_option("--filter", command.filter, "Only benchmarks whose name this regular expression finds");
   auto* tokenizer = app.add_option("--tokenizer", command.tokenizer, "Measure the tokenizer of this model folder alone, on the lines of --text");
-  tokenizer->needs(app.add_option("--text", command.text, "A text file in UTF-8"));
+  auto* text = app.add_option("--text", command.text, "A text file in UTF-8");
+  tokenizer->needs(text);
+  text->needs(tokenizer);
   app.add_option("--json", command.json, "Also write the results to this file");
   kava::add_device_options(app, command.device);
   return kava::command_main(argc, argv, app, [&] { return kava::bench(command); });

@@ -5,7 +5,10 @@
 #include <map>
 #include <vector>
 #ifdef KAVA_ONEDNN
+#include <sys/mman.h>
+
 #include <dnnl.hpp>
+#include <new>
 #endif
 
 namespace kava {
@@ -40,6 +43,14 @@ struct Shape {
 
 dnnl::memory::data_type dnnl_type(DType t) { return t == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32; }
 
+// oneDNN 2.6 crashes where there is no memory for the code it generates: far more than it takes must be there.
+void require_room_for_code() {
+  constexpr std::size_t kRoom = std::size_t{32} << 20;
+  void* room = ::mmap(nullptr, kRoom, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (room == MAP_FAILED) throw std::bad_alloc();
+  ::munmap(room, kRoom);
+}
+
 struct Product {
   dnnl::matmul primitive;
   dnnl::memory a, b, c;
@@ -54,6 +65,7 @@ struct ThreadProducts {
   Product& find(const Shape& s) {
     if (auto it = products.find(s); it != products.end()) return it->second;
     if (products.size() > 4096) products.clear();
+    require_room_for_code();
     using dims = dnnl::memory::dims;
     dnnl::memory::desc a({s.m, s.k}, dnnl_type(s.type), s.ta ? dims{1, s.lda} : dims{s.lda, 1});
     dnnl::memory::desc b({s.k, s.n}, dnnl_type(s.type), s.tb ? dims{1, s.ldb} : dims{s.ldb, 1});

@@ -2,7 +2,9 @@
 
 #include "engine/checkpoint.h"
 #include "engine/error.h"
+#include "engine/memory.h"
 #include "models/adapter.h"
+#include "models/weights.h"
 
 namespace kava {
 
@@ -50,13 +52,25 @@ void choose_weights(OpenedModel& m) {
   m.weights = fmt::format("checkpoints/step_{} (newest)", newest->manifest.step);
 }
 
+// Linux gives memory that it does not have and ends the program when it is used.
+void require_room_for_weights(const RunConfig& config, const ModelConfig& shape) {
+  // A config.json that is not that of the weights is told as such, not as a lack of memory.
+  if (config.model.init == Init::pretrained) WeightFiles::open(config.model.path, shape);
+  const int64_t each = config.model.dtype == StorageType::bf16 ? 2 : config.model.dtype == StorageType::f32 ? 4 : 8;
+  int64_t bytes = 0;
+  for (const WeightSpec& w : weight_specs(shape)) bytes += w.rows * w.cols * each;
+  if (const int64_t available = available_memory(); bytes > available)
+    throw Error(Exit::preflight, "memory", fmt::format("the weights take {} MiB, {} are available", bytes >> 20, available >> 20),
+                "use a smaller model or --dtype bf16");
+}
+
 }  // namespace
 
 OpenedModel open_model(const std::string& given, std::optional<StorageType> dtype) {
   std::error_code failed;
   const fs::path path = fs::canonical(given, failed);
   if (failed)
-    throw Error(Exit::data, escaped(given, 4096), failed.message(), "give a Hugging Face folder, a run directory or a checkpoint in one");
+    throw Error(Exit::data, given.empty() ? "MODEL" : escaped(given, 4096), given.empty() ? "is empty" : failed.message(), "give a Hugging Face folder, a run directory or a checkpoint in one");
   OpenedModel m;
   if (present(path / "config.toml")) {
     m.run_dir = path;
@@ -95,6 +109,7 @@ void require_method(const OpenedModel& m, std::optional<Method> method) {
 }
 
 std::unique_ptr<Model> load_model(Ops& ops, const OpenedModel& opened) {
+  require_room_for_weights(opened.config, opened.text.shape);
   auto model = std::make_unique<Model>(ops, opened.config, opened.text.shape);
   if (!opened.adapter.empty()) load_adapter(*model, opened.adapter.string());
   return model;

@@ -5,6 +5,7 @@
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cmath>
+#include <set>
 #include <sstream>
 
 #include "engine/checkpoint.h"
@@ -14,6 +15,7 @@
 #include "models/evaluate.h"
 #include "models/latent_tokens.h"
 #include "models/open_model.h"
+#include "models/weights.h"
 #include "tools/compare.h"
 
 namespace {
@@ -349,6 +351,10 @@ TEST_CASE("kava_eval refuses what it cannot do before the work") {
                                                  {" --data " + data + " --method coconut", 2},
                                                  {" --data " + data + " --dtype f16", 2},
                                                  {" --data " + data + " --device tpu", 2},
+                                                 {" --data " + data + " --threads ''", 2},
+                                                 {" --data " + data + " --method ''", 2},
+                                                 {" --data " + data + " --out ''", 2},
+                                                 {" --data ''", 4},
                                                  {"", 2},
                                                  {" --data /nowhere.txt", 4}};
   for (const auto& [arguments, code] : refused) {
@@ -359,8 +365,63 @@ TEST_CASE("kava_eval refuses what it cannot do before the work") {
     CHECK(std::count(f.output.begin(), f.output.end(), '\n') == 1);
   }
   CHECK(run("kava_eval /nowhere --data " + data).code == 4);
+  CHECK(run("kava_eval '' --data " + data).code == 2);
+  CHECK(run("kava_eval " + dir + " --data " + data + " --out " + (tiny.folder / "a.json") + " 2>&1 > /dev/full").code == 7);
+  CHECK_FALSE(fs::exists(tiny.folder / "a.json"));
   CHECK(run("kava_eval " + tiny.folder.path().string() + " --data " + data).code == 4);
   CHECK_FALSE(fs::exists(tiny.dir / "eval"));
+}
+
+TEST_CASE("a name that is not UTF-8 is escaped in what kava_eval writes") {
+  TinyRun tiny;
+  const std::string data = tiny.write("\xff.txt", kQuestions), out = tiny.folder / "a.json";
+  REQUIRE(run("kava_eval " + tiny.dir.string() + " --data " + data + " --out " + out).code == 0);
+  CHECK(read_json(out).at("results").at(0).at("data").get<std::string>().ends_with("\\xff.txt"));
+}
+
+TEST_CASE("weights that no memory holds are refused before they are read, and weights of another shape before that") {
+  TinyRun tiny;
+  const fs::path base = tiny.folder.path() / "base";
+  Json config = read_json((base / "config.json").string());
+  config["vocab_size"] = (int64_t{1} << 31) - 1, config["hidden_size"] = 128, config["tie_word_embeddings"] = true;
+  overwrite(base / "config.json", config.dump());
+  Json header = Json::object();
+  uint64_t bytes = 0;
+  for (const WeightSpec& w : weight_specs(ModelConfig::load(base.string()))) {
+    const uint64_t size = static_cast<uint64_t>(w.rows * w.cols * 2);
+    header[w.name] = {{"dtype", "BF16"}, {"shape", w.vector ? Json{w.cols} : Json{w.rows, w.cols}}, {"data_offsets", {bytes, bytes + size}}};
+    bytes += size;
+  }
+  const std::string text = header.dump(), file = (base / "model.safetensors").string();
+  const uint64_t length = text.size();
+  overwrite(file, std::string(reinterpret_cast<const char*>(&length), 8) + text);
+  fs::resize_file(file, 8 + length + bytes);  // a hole: nothing on the disk
+  const std::string ask = "kava_generate " + base.string() + " A --dtype f64";
+  const Finished huge = run(ask);
+  CHECK(huge.code == 3);
+  CHECK(huge.output.starts_with("error: memory: the weights take "));
+  config["hidden_size"] = 64;
+  overwrite(base / "config.json", config.dump());
+  const Finished other = run(ask);
+  CHECK(other.code == 4);
+  CHECK_THAT(other.output, ContainsSubstring("config.json asks for"));
+}
+
+TEST_CASE("memory that runs out anywhere is exit 3") {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  SKIP("a sanitizer's own memory does not fit into a limited address space");
+#else
+  TinyRun tiny;
+  std::set<int> codes;
+  for (int kilobytes = 110'000; kilobytes <= 400'000; kilobytes += kilobytes / 20) {
+    const Finished f = run(fmt::format("kava_inspect --version > /dev/null; ulimit -v {}; " KAVA_BIN_DIR "/kava_generate {} A --threads 1", kilobytes,
+                                       tiny.dir.string()));
+    CAPTURE(kilobytes, f.output);
+    CHECK((f.code == 0 || (f.code == 3 && f.output.starts_with("error: memory: "))));
+    codes.insert(f.code);
+  }
+  CHECK(codes == std::set<int>{0, 3});
+#endif
 }
 
 TEST_CASE("kava_generate answers a question, a file and lines of standard input alike") {
@@ -375,8 +436,11 @@ TEST_CASE("kava_generate answers a question, a file and lines of standard input 
   const Finished latents = run("kava_generate " + dir + " 'What is 2+2?' --latents 2>/dev/null");
   CHECK(latents.output.ends_with(one.output));
   CHECK(std::count(latents.output.begin(), latents.output.end(), '\n') == 6);
+  CHECK(run("kava_generate " + dir + " < " + file).output == all.output);
+  CHECK(run("kava_generate " + dir + " < " + file + " 2>&1 > /dev/full").output.starts_with("error: standard output: "));
   CHECK(run("kava_generate " + dir + " 'A' --file " + file).code == 2);
   CHECK(run("kava_generate " + dir + " ' '").code == 2);
+  CHECK(run("kava_generate '' A").output.starts_with("error: MODEL: is empty; "));
   CHECK(run("kava_generate " + dir + " 'A' --latents --method no_cot").code == 2);
   CHECK(run("kava_generate " + dir + " --file " + tiny.write("broken.txt", "fine\n\xff\n")).code == 4);
   CHECK_THAT(run("kava_generate " + dir + " --file " + (tiny.folder / "broken.txt")).output, ContainsSubstring("broken.txt:2"));
@@ -404,4 +468,5 @@ TEST_CASE("kava_inspect tokens encodes lines and decodes them back") {
     CHECK_THAT(f.output, ContainsSubstring("error: stdin:2: "));
   }
   CHECK(run("kava_inspect tokens " + base + " > /dev/full < " + tiny.write("input.txt", "!\n")).code == 7);
+  CHECK(run("kava_inspect --version > /dev/null; yes | timeout 60 " KAVA_BIN_DIR "/kava_inspect tokens " + base + " 2>&1 > /dev/full").code == 7);
 }

@@ -317,6 +317,9 @@ TEST_CASE("what cannot be run is refused in one line with its exit code") {
   check_refusal(train({config, "--set", "lora.targets=[]", "--out", out}), 2, "lora.targets");
   check_refusal(train({config, "--set", "model.path=", "--out", out}), 2, "model.path");
   check_refusal(train({config, "--threads", "0", "--out", out}), 2, "--threads");
+  check_refusal(train({config, "--threads", "", "--out", out}), 2, "--threads");
+  check_refusal(train({config, "--out", ""}), 2, "--out");
+  check_refusal(train({""}), 2, "\"\": no such file");
   check_refusal(train({config, "--device", "tpu", "--out", out}), 2, "--device");
   check_refusal(train({config, "--device", "cuda", "--out", out}), 3, "--device");
   check_refusal(train({config, "--out", file}), 3, "is no folder");
@@ -328,6 +331,11 @@ TEST_CASE("what cannot be run is refused in one line with its exit code") {
   check_refusal(train({config, "--set", "data.train=[\"" + file + "\"]", "--out", out}), 4, "file:1");
   check_refusal(train({config, "--set", "data.max_tokens=3", "--out", out}), 4, "no row is left");
   check_refusal(train({config, "--set", "model.adapter=" + kGolden + "adapters/llama_seven", "--out", out}), 4, "target_modules");
+  fs::copy(kGolden + "models/llama", folder / "model");
+  Json shape = read_json(folder / "model/config.json");
+  shape["vocab_size"] = (int64_t{1} << 31) - 1;
+  overwrite(folder / "model/config.json", shape.dump());
+  check_refusal(train({config, "--set", "model.path=" + folder / "model", "--out", out}), 4, "config.json asks for");
   CHECK(!fs::exists(out));
 }
 

@@ -13,12 +13,13 @@ void add_device_options(CLI::App& app, DeviceOptions& options) {
 }
 
 int thread_count(const DeviceOptions& options) {
-  if (options.threads.empty()) return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  if (!options.threads) return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const std::string& text = *options.threads;
   int n = 0;
-  const char* end = options.threads.data() + options.threads.size();
-  const auto [stop, failed] = std::from_chars(options.threads.data(), end, n);
+  const char* end = text.data() + text.size();
+  const auto [stop, failed] = std::from_chars(text.data(), end, n);
   if (failed != std::errc() || stop != end || n < 1 || n > 4096)
-    throw Error(Exit::usage, "--threads", "\"" + escaped(options.threads) + "\" is not a number of threads", "give one from 1 to 4096");
+    throw Error(Exit::usage, "--threads", "\"" + escaped(text) + "\" is not a number of threads", "give one from 1 to 4096");
   return n;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <CLI/CLI.hpp>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "engine/ops.h"
@@ -10,7 +11,7 @@ namespace kava {
 
 struct DeviceOptions {
   std::string device = "auto";
-  std::string threads;  // text, so that a fault is reported in the words of the other errors
+  std::optional<std::string> threads;  // text, so that a fault is reported in the words of the other errors
 };
 
 void add_device_options(CLI::App& app, DeviceOptions& options);

@@ -4,6 +4,8 @@
 
 #include <memory>
 
+#include "engine/cli.h"
+#include "engine/files.h"
 #include "engine/memory.h"
 #include "engine/safetensors.h"
 #include "models/adapter.h"
@@ -73,13 +75,14 @@ int inspect_step(const StepCommand& command) {
   RunConfig config = load_config(command.config, command.sets);
   require_for_training(config, command.config);
   if (!command.adapter.empty()) config.model.adapter = command.adapter;
+  const std::unique_ptr<Ops> ops = make_ops(command.device);
+  require_writable("--out", command.out);
   const TextModel text = open_text_model(config.model.path);
   int64_t dropped = 0;
   std::vector<Sample> samples = read_samples(text, config, read_train_files(config), &dropped);
-  if (samples.empty()) throw Error(Exit::data, config.data.train[0].path, "no row is left", "raise data.max_tokens");
+  if (samples.empty()) throw Error(Exit::data, escaped(config.data.train[0].path, 4096), "no row is left", "raise data.max_tokens");
   if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));
 
-  const std::unique_ptr<Ops> ops = make_ops(command.device);
   require_memory(config, text.shape, samples, available_memory());
   Model model(*ops, config, text.shape);
   if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
@@ -101,9 +104,10 @@ int inspect_step(const StepCommand& command) {
   add_ids(dump, samples);
   add_losses(dump, losses, config);
   add_gradients(dump, model);
+  fmt::print("{}: {} samples ({} over-long left out), loss {:.9g}: student_ce {:.9g}, teacher_ce {:.9g}, kv {:.9g}, codi {:.9g}\n",
+             escaped(command.out, 4096), samples.size(), dropped, losses.total(config), losses.student_ce, losses.teacher_ce, losses.kv, losses.codi);
+  require_printed();
   write_dump(command.out, dump, config.model.dtype == StorageType::f64);
-  fmt::print("{}: {} samples ({} over-long left out), loss {:.9g}: student_ce {:.9g}, teacher_ce {:.9g}, kv {:.9g}, codi {:.9g}\n", command.out,
-             samples.size(), dropped, losses.total(config), losses.student_ce, losses.teacher_ce, losses.kv, losses.codi);
   return 0;
 }
 

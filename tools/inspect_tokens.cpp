@@ -60,7 +60,8 @@ std::vector<int32_t> ids_of_line(const std::string& line, int32_t size, const st
 int inspect_tokens(const TokensCommand& command) {
   const Tokenizer tokenizer = tokenizer_of(command.model);
   std::string line;
-  for (int64_t n = 1; std::getline(std::cin, line); ++n) {
+  // Input without an end must not outlive the reader of the output.
+  for (int64_t n = 1; std::cout && std::getline(std::cin, line); ++n) {
     const std::string where = fmt::format("stdin:{}", n);
     if (command.decode) {
       const std::string text = tokenizer.decode(ids_of_line(line, tokenizer.size(), where));

@@ -21,6 +21,9 @@ namespace {
 using namespace kava;
 namespace fs = std::filesystem;
 
+// CLI11 takes a larger number than 2^63-1 for that.
+constexpr int64_t kLargestSeed = std::numeric_limits<int64_t>::max() - 1;
+
 // Removes what this run wrote unless it comes to its end.
 struct Undo {
   std::vector<fs::path> made;  // in the order of making
@@ -66,12 +69,13 @@ int synth(const SynthOptions& options, const std::string& out) {
     write_file((folder / name).string(), bytes);
     undo.made.push_back(folder / name);
   }
-  undo.done = true;
   for (const auto& [name, bytes] : files) {
     const auto rows = name.ends_with(".txt") ? fmt::format("{} rows", std::count(bytes.begin(), bytes.end(), '\n'))
                                              : fmt::format("{} bytes", bytes.size());
-    fmt::print("{}: {}{}\n", (fs::path(out) / name).string(), rows, present.contains(name) ? ", was there" : "");
+    fmt::print("{}: {}{}\n", escaped((fs::path(out) / name).string(), 4096), rows, present.contains(name) ? ", was there" : "");
   }
+  require_printed();
+  undo.done = true;
   return 0;
 }
 
@@ -177,7 +181,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   synth_command->add_option("--steps", options.steps, "Steps of a question")->check(CLI::Range(1, kRingNames - 1))->capture_default_str();
   synth_command->add_option("--seed", options.seed, "Seed")
-      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()))
+      ->check(CLI::Range(int64_t{0}, kLargestSeed))
       ->capture_default_str();
 
   std::vector<std::string> files, against;

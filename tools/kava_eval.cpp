@@ -19,22 +19,15 @@ using namespace kava;
 namespace fs = std::filesystem;
 
 struct EvalCommand {
-  std::string model, method, dtype, out;
+  std::string model;
+  std::optional<std::string> method, dtype, out;
   std::vector<std::string> data;
   int64_t limit = 0, batch = kDecodeBatch, max_new_tokens = 0;
   DeviceOptions device;
 };
 
-// A place that cannot be written to is found before the work.
-void check_writable(const std::string& path) {
-  if (path.empty()) return;
-  try {
-    FileWriter probe(path);
-  } catch (const Error& e) {
-    throw Error(Exit::preflight, "--out " + escaped(path, 4096), "cannot be written to",
-                "name a file in a folder that exists and can be written to");
-  }
-}
+// JSON holds no bytes that are not UTF-8.
+std::string json_text(const std::string& path) { return is_utf8(path) ? path : escaped(path, 4096); }
 
 std::string percent(const EvalResult& r, Scorer scorer) {
   for (std::size_t s = 0; s < r.scorers.size(); ++s)
@@ -70,7 +63,7 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
 
 Json header(const EvalCommand& command, const OpenedModel& opened, const Model& model) {
   return {{"program", "kava_eval"},
-          {"model", command.model},
+          {"model", json_text(command.model)},
           {"weights", opened.weights},
           {"base", model.base_digest},
           {"dtype", name_of(opened.config.model.dtype)},
@@ -110,7 +103,7 @@ int evaluate_files(const EvalCommand& command) {
   const std::unique_ptr<Ops> ops = make_ops(command.device);
   const OpenedModel opened = open_model(command.model, dtype);
   require_method(opened, options.method);
-  check_writable(command.out);
+  if (command.out) require_writable("--out", *command.out);
   std::vector<RowFile> files;
   for (const std::string& path : command.data) files.push_back(read_rows(path));
   if (!opened.note.empty()) fmt::print(stderr, "{}\n", opened.note);
@@ -130,16 +123,17 @@ int evaluate_files(const EvalCommand& command) {
       };
     EvalResult result = evaluate(*model, arena, opened.text, file, options);
     Json json = to_json(result);
-    json["data"] = file.path, json["sha256"] = file.sha256;
+    json["data"] = json_text(file.path), json["sha256"] = file.sha256;
     json["seconds"] = result.seconds, json["ms_per_question"] = ms_per_question(result);
     documents.push_back(std::move(json));
     results.emplace_back(escaped(fs::path(file.path).filename().string(), 60), std::move(result));
   }
   print_results(results);
+  require_printed();
   const Json head = header(command, opened, *model);
   for (std::size_t i = 0; i < files.size() && !opened.plain(); ++i)
     write_in_run(path_in_run(opened, files, i, results[i].second.method), document(head, Json::array({documents[i]})));
-  if (!command.out.empty()) write_file(command.out, document(head, std::move(documents)));
+  if (command.out) write_file(*command.out, document(head, std::move(documents)));
   return 0;
 }
 

@@ -19,7 +19,8 @@ using namespace kava;
 constexpr std::size_t kLargestFile = std::size_t{1} << 30;
 
 struct GenerateCommand {
-  std::string model, question, file, method, dtype;
+  std::string model, question;
+  std::optional<std::string> file, method, dtype;
   int64_t max_new_tokens = 0;
   bool latents = false;
   DeviceOptions device;
@@ -51,7 +52,7 @@ class Generator {
   Generator(const GenerateCommand& command, const OpenedModel& opened, Ops& ops)
       : opened_(opened), tokenizer_(*opened.text.tokenizer), model_(load_model(ops, opened)), arena_(ops) {
     options_.eos = *opened.text.eos;
-    if (!command.method.empty()) options_.method = choice<Method>("--method", command.method);
+    options_.method = choice<Method>("--method", command.method);
     config_ = decoding_config(opened.config, options_.method);
     options_.max_new_tokens = command.max_new_tokens > 0 ? command.max_new_tokens : default_new_tokens(config_.method);
     options_.keep_latents = command.latents;
@@ -127,16 +128,17 @@ void answer_file(Generator& generator, const std::vector<Question>& questions) {
       generator.print_latents(r);
       fmt::print("{}\n", one_line(generator.text(r)));
     }
-    std::fflush(stdout);
+    require_printed();
   }
 }
 
-void answer_one(Generator& generator, const Question& question) {
+// `tell` whether a person reads the diagnostics.
+void answer_one(Generator& generator, const Question& question, bool tell) {
   const DecodeResult r = generator.answer({question})[0];
   generator.print_latents(r);
   fmt::print("{}\n", generator.text(r));
-  if (r.hit_limit) fmt::print(stderr, "stopped at the largest number of new tokens; raise --max-new-tokens for more\n");
-  std::fflush(stdout);
+  if (tell && r.hit_limit) fmt::print(stderr, "stopped at the largest number of new tokens; raise --max-new-tokens for more\n");
+  require_printed();
 }
 
 void dialogue(Generator& generator) {
@@ -151,7 +153,7 @@ void dialogue(Generator& generator) {
     if (text == "/help") fmt::print(stderr, "One question a line; each is answered on its own.\n/help  this text\n/quit  end\n");
     if (text.empty() || text == "/help") continue;
     try {
-      answer_one(generator, {fmt::format("stdin:{}", n), text});
+      answer_one(generator, {fmt::format("stdin:{}", n), text}, terminal);
     } catch (const Error& e) {
       if (!terminal || e.code() != Exit::data) throw;
       fmt::print(stderr, "{}\n", e.what());
@@ -161,7 +163,7 @@ void dialogue(Generator& generator) {
 }
 
 int generate(const GenerateCommand& command, bool has_question) {
-  if (has_question && !command.file.empty()) throw Error(Exit::usage, "--file", "is given beside a question", "give one of them");
+  if (has_question && command.file) throw Error(Exit::usage, "--file", "is given beside a question", "give one of them");
   if (has_question && stripped(command.question).empty()) throw Error(Exit::usage, "QUESTION", "is empty", "give a question");
   const auto method = choice<Method>("--method", command.method);
   const auto dtype = choice<StorageType>("--dtype", command.dtype);
@@ -172,10 +174,10 @@ int generate(const GenerateCommand& command, bool has_question) {
     throw Error(Exit::data, escaped(opened.text.folder, 4096), "has no tokenizer.json, without which no question can be read",
                 "use kava_eval on rows of ids");
   if (!opened.note.empty()) fmt::print(stderr, "{}\n", opened.note);
-  const std::vector<Question> questions = command.file.empty() ? std::vector<Question>{} : read_questions(command.file);
+  const std::vector<Question> questions = command.file ? read_questions(*command.file) : std::vector<Question>{};
   Generator generator(command, opened, *ops);
   if (!questions.empty()) answer_file(generator, questions);
-  else if (has_question) answer_one(generator, {"QUESTION", stripped(command.question)});
+  else if (has_question) answer_one(generator, {"QUESTION", stripped(command.question)}, true);
   else dialogue(generator);
   return 0;
 }

@@ -13,6 +13,7 @@
 #include "models/text.h"
 #include "models/trainer.h"
 #include "models/validation.h"
+#include "models/weights.h"
 #include "tools/plan.h"
 #include "tools/progress.h"
 
@@ -87,7 +88,7 @@ class Session {
  public:
   Session(const TrainCommand& command, RunConfig config, std::unique_ptr<Ops> ops)
       : command_(command), config_(std::move(config)), ops_(std::move(ops)),
-        out_(command.out.empty() ? fs::path("runs") / fs::path(command.config).stem() : fs::path(command.out)) {}
+        out_(command.out ? fs::path(*command.out) : fs::path("runs") / fs::path(command.config).stem()) {}
 
   int run() {
     TrainingState state;
@@ -108,6 +109,8 @@ class Session {
     state.data = data_.digests;
     say(parameter_table(config_, text_) + run_summary(config_, data_.train, data_.dropped));
     if (data_.valid) say(fmt::format("validation  {} rows, {} of them over data.max_tokens", data_.valid->rows(), data_.valid->dropped()));
+    // A config.json that is not that of the weights is told as such, not as a lack of memory.
+    if (config_.model.init == Init::pretrained) WeightFiles::open(config_.model.path, text_.shape);
     require_memory(config_, text_.shape, data_.train, available_memory());
 
     Model model(*ops_, config_, text_.shape);
@@ -172,6 +175,7 @@ class Session {
 int train(const TrainCommand& command) {
   for (const auto& [given, name] : {std::pair(command.profile, "--profile"), std::pair(command.check_ops, "--check-ops")})
     if (given) throw Error(Exit::usage, name, "is not built yet", "leave it out");
+  if (command.out && command.out->empty()) throw Error(Exit::usage, "--out", "is empty", "name a folder");
   const RunConfig config = load_config(command.config, command.sets);
   require_for_training(config, command.config);
   std::unique_ptr<Ops> ops = make_ops(command.device);

@@ -1,5 +1,6 @@
 // The work of kava_train.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -8,7 +9,8 @@
 namespace kava {
 
 struct TrainCommand {
-  std::string config, out;
+  std::string config;
+  std::optional<std::string> out;
   std::vector<std::string> sets;
   bool resume = false, plan = false, profile = false, check_ops = false;
   DeviceOptions device;
