@@ -34,8 +34,8 @@ int utf8_length(std::string_view s, std::size_t i) {
   return 0;
 }
 
-Error::Error(Exit code, std::string where, std::string what, std::string remedy, std::source_location at)
-    : std::runtime_error(compose(where, what, remedy)), code_(code), where_(std::move(where)), at_(at) {}
+Error::Error(Exit code, std::string where, std::string what, std::string remedy)
+    : std::runtime_error(compose(where, what, remedy)), code_(code), where_(std::move(where)) {}
 
 std::string escaped(std::string_view text, std::size_t most) {
   std::string out;
@@ -95,7 +95,7 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 
 void broken_contract(const char* condition, std::string message, std::source_location at) {
   throw Error(Exit::internal, fmt::format("{}:{}", at.file_name(), at.line()), fmt::format("{} ({})", message, condition),
-              "this is a defect of the program", at);
+              "this is a defect of the program");
 }
 
 }  // namespace kava

@@ -24,15 +24,13 @@ enum class Exit : int {
 class Error : public std::runtime_error {
  public:
   /// where: FILE, FILE:LINE, an option or a key. what: the fault, with any text of a file passed through escaped(). remedy: what to do.
-  Error(Exit code, std::string where, std::string what, std::string remedy = "", std::source_location at = std::source_location::current());
+  Error(Exit code, std::string where, std::string what, std::string remedy = "");
   Exit code() const { return code_; }
   const std::string& where() const { return where_; }
-  std::source_location at() const { return at_; }
 
  private:
   Exit code_;
   std::string where_;
-  std::source_location at_;
 };
 
 /// Printable form of text from a file or a user: control characters, quotes' backslashes and broken UTF-8 escaped, cut at `most` bytes.
@@ -42,19 +40,8 @@ std::string escaped(std::string_view text, std::size_t most = 80);
 int utf8_length(std::string_view s, std::size_t i);
 bool is_utf8(std::string_view s);
 
-/// The candidate nearest to `name` in edit distance, or "" when none is near. For "did you mean".
-template <class Range>
-std::string nearest(std::string_view name, const Range& candidates);
+/// Levenshtein distance in bytes, for "the nearest valid key".
 std::size_t edit_distance(std::string_view a, std::string_view b);
-
-template <class Range>
-std::string nearest(std::string_view name, const Range& candidates) {
-  std::string best;
-  std::size_t least = name.size() / 2 + 2;
-  for (const auto& c : candidates)
-    if (std::size_t d = edit_distance(name, c); d < least) least = d, best = c;
-  return best;
-}
 
 [[noreturn]] void broken_contract(const char* condition, std::string message, std::source_location at);
 
