@@ -91,6 +91,18 @@ void require_printed() {
   if (std::fflush(stdout) != 0 || std::ferror(stdout) || !std::cout) throw stdout_failed();
 }
 
+bool next_line(std::string& line) {
+  constexpr std::size_t kLongest = std::size_t{64} << 20;
+  line.clear();
+  for (int c; (c = std::getc(stdin)) != EOF; line += static_cast<char>(c)) {
+    if (c == '\n') return true;
+    if (line.size() == kLongest)
+      throw Error(Exit::data, "standard input", fmt::format("a line is longer than {} bytes", kLongest), "check what is read");
+  }
+  if (std::ferror(stdin)) throw Error(Exit::data, "standard input", "could not read", "give a file or a pipe");
+  return !line.empty();
+}
+
 std::string version_text(const std::string& program) {
   const unsigned threads = std::thread::hardware_concurrency();
   return fmt::format("{} {} (commit {})\ncompiler: {} {}\ndevices:\n  cpu: {}, {} threads\n  cuda: not built in", program, KAVA_VERSION,

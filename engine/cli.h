@@ -13,6 +13,10 @@ int run_program(const std::function<int()>& body);
 /// command leaves none), and in a loop that prints for as long as there is input.
 void require_printed();
 
+/// The next line of standard input, without its end; false where there is none. Error(code data) where it cannot be read, or is longer than
+/// 64 MiB (input without an end of line must not fill the memory).
+bool next_line(std::string& line);
+
 /// Name, version, commit, compiler, devices: what --version prints.
 std::string version_text(const std::string& program);
 

@@ -441,6 +441,8 @@ TEST_CASE("kava_generate answers a question, a file and lines of standard input 
   CHECK(run("kava_generate " + dir + " 'A' --file " + file).code == 2);
   CHECK(run("kava_generate " + dir + " ' '").code == 2);
   CHECK(run("kava_generate '' A").output.starts_with("error: MODEL: is empty; "));
+  CHECK_THAT(run("kava_generate " + dir + " --file " + tiny.write("long.txt", "A\n" + std::string(2 << 20, 'a'))).output, ContainsSubstring("long.txt:2"));
+  CHECK(run("kava_generate " + dir + " < " + dir).output.starts_with("error: standard input: could not read; "));
   CHECK(run("kava_generate " + dir + " 'A' --latents --method no_cot").code == 2);
   CHECK(run("kava_generate " + dir + " --file " + tiny.write("broken.txt", "fine\n\xff\n")).code == 4);
   CHECK_THAT(run("kava_generate " + dir + " --file " + (tiny.folder / "broken.txt")).output, ContainsSubstring("broken.txt:2"));
@@ -468,5 +470,7 @@ TEST_CASE("kava_inspect tokens encodes lines and decodes them back") {
     CHECK_THAT(f.output, ContainsSubstring("error: stdin:2: "));
   }
   CHECK(run("kava_inspect tokens " + base + " > /dev/full < " + tiny.write("input.txt", "!\n")).code == 7);
+  CHECK(run("kava_inspect tokens " + base + " < " + base).code == 4);
+  CHECK(run("kava_inspect tokens " + base + " < /dev/zero").output.starts_with("error: standard input: a line is longer"));
   CHECK(run("kava_inspect --version > /dev/null; yes | timeout 60 " KAVA_BIN_DIR "/kava_inspect tokens " + base + " 2>&1 > /dev/full").code == 7);
 }

@@ -7,6 +7,7 @@
 #include <iostream>
 #include <memory>
 
+#include "engine/cli.h"
 #include "engine/error.h"
 #include "engine/json.h"
 #include "engine/tokenizer.h"
@@ -61,7 +62,7 @@ int inspect_tokens(const TokensCommand& command) {
   const Tokenizer tokenizer = tokenizer_of(command.model);
   std::string line;
   // Input without an end must not outlive the reader of the output.
-  for (int64_t n = 1; std::cout && std::getline(std::cin, line); ++n) {
+  for (int64_t n = 1; std::cout && next_line(line); ++n) {
     const std::string where = fmt::format("stdin:{}", n);
     if (command.decode) {
       const std::string text = tokenizer.decode(ids_of_line(line, tokenizer.size(), where));

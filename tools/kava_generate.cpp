@@ -2,8 +2,6 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
-#include <iostream>
-
 #include "engine/files.h"
 #include "models/evaluate.h"
 #include "models/latent_tokens.h"
@@ -17,6 +15,7 @@ namespace {
 using namespace kava;
 
 constexpr std::size_t kLargestFile = std::size_t{1} << 30;
+constexpr std::size_t kLongestQuestion = std::size_t{1} << 20;
 
 struct GenerateCommand {
   std::string model, question;
@@ -81,6 +80,8 @@ class Generator {
 
   Sample sample_of(const Question& q) const {
     if (!is_utf8(q.text)) throw Error(Exit::data, q.where, "broken UTF-8", "give the question in UTF-8");
+    if (q.text.size() > kLongestQuestion)
+      throw Error(Exit::data, q.where, fmt::format("the question has {} bytes", q.text.size()), fmt::format("shorten it: at most {}", kLongestQuestion));
     Sample s;
     if (const auto bos = tokenizer_.bos()) s.question.push_back(*bos);
     const std::vector<int32_t> ids = tokenizer_.encode(q.text);
@@ -147,7 +148,7 @@ void dialogue(Generator& generator) {
   std::string line;
   for (int64_t n = 1;; ++n) {
     if (terminal) fmt::print(stderr, "> ");
-    if (!std::getline(std::cin, line)) break;
+    if (!next_line(line)) break;
     const std::string text = stripped(line);
     if (text == "/quit") return;
     if (text == "/help") fmt::print(stderr, "One question a line; each is answered on its own.\n/help  this text\n/quit  end\n");
