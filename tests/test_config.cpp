@@ -230,7 +230,7 @@ TEST_CASE("a refusal names the key, its range and the valid words") {
   CHECK_THAT(refusal("[train]\nrecompute = 'block'"), ContainsSubstring("train.recompute") && ContainsSubstring("not built yet"));
 }
 
-TEST_CASE("--set takes a TOML value, and a string where it is none") {
+TEST_CASE("an override (--set) takes a TOML value, and a string where it is none") {
   CHECK(load("[train]\nlr = 1.0", {"train.lr=1e-3"}).train.lr == 1e-3);
   CHECK(load("", {"train.lr=1", "train.lr=2"}).train.lr == 2);
   CHECK(load("", {"method=pccot"}).method == Method::pccot);

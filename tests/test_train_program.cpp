@@ -348,7 +348,7 @@ std::pair<long, long> planned(const Ended& run, const std::string& group) {
   return {total, trainable};
 }
 
-TEST_CASE("--plan counts parameters from config.json alone") {
+TEST_CASE("a plan (--plan) counts parameters from config.json alone") {
   TempFolder folder;
   const std::string config = folder / "c.toml", model = folder / "model";
   fs::create_directory(model);
@@ -373,7 +373,7 @@ TEST_CASE("--plan counts parameters from config.json alone") {
   CHECK(!fs::exists("runs/c"));
 }
 
-TEST_CASE("--plan gives the published sizes of the six rows of Table 6") {
+TEST_CASE("a plan (--plan) gives the published sizes of the six rows of Table 6") {
   const std::string llama = shared_data("data/tokenizers/llama-3.2-1b-instruct"), qwen = shared_data("data/tokenizers/qwen2.5-0.5b-instruct");
   if (llama.empty() || qwen.empty()) SKIP("the shared tokenizers are not there");
   TempFolder folder;
