@@ -84,11 +84,21 @@ struct KeyStages {
   }
 };
 
-/// One block per segment, kv head and `tile` stacked rows; blocks beyond a segment's rows end at once.
-inline dim3 query_grid(const SegmentLists& s, const AttentionDims& dims, int tile) {
-  const int rows = s.most_queries * (dims.heads / dims.kv_heads);
-  return dim3(static_cast<unsigned>(s.count), static_cast<unsigned>(dims.kv_heads), static_cast<unsigned>(div_up(rows, tile)));
+/// One block per segment, tile of stacked rows and kv head; blocks beyond a segment's rows end at once. Segments and tiles share x: there
+/// is room for 65,535 in y and z.
+inline dim3 query_grid(const SegmentLists& s, const AttentionDims& dims, int tile_rows) {
+  const unsigned rows = static_cast<unsigned>(s.most_queries) * static_cast<unsigned>(dims.heads / dims.kv_heads);
+  return dim3(static_cast<unsigned>(s.count) * div_up(rows, static_cast<unsigned>(tile_rows)), static_cast<unsigned>(dims.kv_heads));
 }
+
+/// The place of a block in a query_grid.
+struct QueryBlock {
+  int segment, tile;
+
+  __device__ explicit QueryBlock(const SegmentLists& s)
+      : segment(static_cast<int>(blockIdx.x % static_cast<unsigned>(s.count))),
+        tile(static_cast<int>(blockIdx.x / static_cast<unsigned>(s.count))) {}
+};
 
 /// Whether every row of x can be read in chunks of 16 bytes.
 template <class T>
@@ -99,7 +109,7 @@ bool chunks_aligned(Rows<T> x, int head_dim) {
 
 /// Whether there is work; throws where a kernel does not take the dimensions.
 inline bool check_attention(const SegmentLists& s, const AttentionDims& dims) {
-  if (dims.head_dim < 1 || dims.head_dim > 128 || dims.kv_heads < 1 || dims.heads % dims.kv_heads != 0)
+  if (dims.head_dim < 1 || dims.head_dim > 128 || dims.kv_heads < 1 || dims.heads < 1 || dims.heads % dims.kv_heads != 0)
     throw std::invalid_argument("attention kernels take head sizes up to 128 and whole groups of heads");
   return s.count > 0 && s.groups > 0 && s.most_queries > 0;
 }
@@ -111,6 +121,23 @@ void dispatch_head_dim(int head_dim, F&& f) {
   else if (head_dim <= 32) f.template operator()<32>();
   else if (head_dim <= 64) f.template operator()<64>();
   else f.template operator()<128>();
+}
+
+// ---- f32: a warp owns a row; lanes own its columns
+
+constexpr int kMostColumns = 4;  // of a lane: head_dim / 32
+
+__device__ __forceinline__ float dot(const float* a, const float* b, int n) {
+  float sum = 0;
+  for (int i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+/// acc += x * row, a lane's columns
+__device__ __forceinline__ void add_row(float (&acc)[kMostColumns], float x, const float* row, int lane, int D) {
+#pragma unroll
+  for (int c = 0; c < kMostColumns; ++c)
+    if (lane + c * kWarpSize < D) acc[c] += x * row[lane + c * kWarpSize];
 }
 
 }  // namespace kava

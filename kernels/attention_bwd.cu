@@ -21,9 +21,10 @@ struct Saved {
 template <class T>
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     attention_bwd_delta_kernel(Rows<float> delta, Rows<const T> dout, Rows<const T> o, SegmentLists segments, AttentionDims dims) {
-  const HeadSegment seg(segments, dims, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
+  const QueryBlock block(segments);
+  const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize, D = dims.head_dim;
-  const int r = static_cast<int>(blockIdx.z) * kAttentionWarps + warp;
+  const int r = block.tile * kAttentionWarps + warp;
   if (r >= seg.stacked_rows()) return;
   const T *o_row = seg.query(o, r, D), *dout_row = seg.query(dout, r, D);
   float sum = 0;
@@ -102,8 +103,9 @@ constexpr int kQuerySmem = 2 * Tile<kQueryTile, kDim>::kBytes + KeyStages<kDim>:
 template <int kDim>
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     attention_bwd_q_bf16_kernel(Rows<bf16> dq, Saved<bf16> saved, SegmentLists segments, AttentionDims dims, bool aligned) {
-  const HeadSegment seg(segments, dims, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
-  const int first_row = static_cast<int>(blockIdx.z) * kQueryTile, D = dims.head_dim;
+  const QueryBlock block(segments);
+  const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
+  const int first_row = block.tile * kQueryTile, D = dims.head_dim;
   if (first_row >= seg.stacked_rows()) return;
 
   const Tile<kQueryTile, kDim> q_smem{smem_addr(dynamic_smem<unsigned char>())}, dout_smem{q_smem.base + q_smem.kBytes};
@@ -268,26 +270,12 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
 
 // ---- f32: a warp owns one stacked row (dq) or one key of a segment (dk, dv) at a time
 
-constexpr int kMostColumns = 4;  // of a lane: head_dim / 32
-
-__device__ __forceinline__ float dot(const float* a, const float* b, int n) {
-  float sum = 0;
-  for (int i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-/// acc += x * row, a lane's columns
-__device__ __forceinline__ void add_row(float (&acc)[kMostColumns], float x, const float* row, int lane, int D) {
-#pragma unroll
-  for (int c = 0; c < kMostColumns; ++c)
-    if (lane + c * kWarpSize < D) acc[c] += x * row[lane + c * kWarpSize];
-}
-
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     attention_bwd_q_f32_kernel(Rows<float> dq, Saved<float> saved, SegmentLists segments, AttentionDims dims) {
-  const HeadSegment seg(segments, dims, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
+  const QueryBlock block(segments);
+  const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize, D = dims.head_dim;
-  const int r = static_cast<int>(blockIdx.z) * kAttentionWarps + warp;
+  const int r = block.tile * kAttentionWarps + warp;
   if (r >= seg.stacked_rows()) return;
   const float *q = seg.query(saved.q, r, D), *dout = seg.query(saved.dout, r, D);
   const float lse = saved.lse[seg.query_row(r)][seg.head(r)], delta = saved.delta[seg.query_row(r)][seg.head(r)];

@@ -1,6 +1,6 @@
 // o = softmax(scale q k^T) v over segments, lse = log sum exp(scale q k^T), in one pass over the keys with a running maximum:
-//   m' = max(m, max_j s_j),  l' = l 2^(m - m') + sum_j 2^(s_j - m'),  acc' = acc 2^(m - m') + sum_j 2^(s_j - m') v_j,  s = scale log2(e) q
-//   k^T.
+//   s = scale log2(e) q k^T,  m' = max(m, max_j s_j),  l' = l 2^(m - m') + sum_j 2^(s_j - m'),
+//   acc' = acc 2^(m - m') + sum_j 2^(s_j - m') v_j.
 //
 // bf16: a block owns 64 stacked rows of (segment, kv head), a warp 16 of them. Tiles of 64 keys are gathered by the segment's list into a
 // double buffer. Padding of the head size and rows beyond the segment are zeros in shared memory. f32: a warp owns one row at a time, lanes
@@ -70,8 +70,9 @@ template <int kDim>
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     attention_fwd_bf16_kernel(Rows<bf16> o, Rows<float> lse, Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v,
                               SegmentLists segments, AttentionDims dims, bool aligned) {
-  const HeadSegment seg(segments, dims, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
-  const int first_row = static_cast<int>(blockIdx.z) * kQueryTile, D = dims.head_dim;
+  const QueryBlock block(segments);
+  const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
+  const int first_row = block.tile * kQueryTile, D = dims.head_dim;
   if (first_row >= seg.stacked_rows()) return;
 
   const Tile<kQueryTile, kDim> q_smem{smem_addr(dynamic_smem<unsigned char>())};
@@ -117,35 +118,26 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
   softmax.store(o, lse, seg, rows, D);
 }
 
-constexpr int kMostColumns = 4;  // of a lane: head_dim / 32
-
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     attention_fwd_f32_kernel(Rows<float> o, Rows<float> lse, Rows<const float> q, Rows<const float> k, Rows<const float> v,
                              SegmentLists segments, AttentionDims dims) {
-  const HeadSegment seg(segments, dims, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
+  const QueryBlock block(segments);
+  const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize, D = dims.head_dim;
-  const int r = static_cast<int>(blockIdx.z) * kAttentionWarps + warp;
+  const int r = block.tile * kAttentionWarps + warp;
   if (r >= seg.stacked_rows()) return;
   const float* q_row = seg.query(q, r, D);
   const int seen = seg.seen(r);
   float acc[kMostColumns] = {}, most = -INFINITY, sum = 0;
   for (int first_key = 0; first_key < seen; first_key += kWarpSize) {
     const int key = first_key + lane;
-    const float* k_row = seg.key(k, key < seen ? key : seen - 1, D);
-    float s = 0;
-    for (int d = 0; d < D; ++d) s += q_row[d] * k_row[d];
-    s = key < seen ? s * dims.scale : -INFINITY;
+    const float s = key < seen ? dot(q_row, seg.key(k, key, D), D) * dims.scale : -INFINITY;
     const float high = fmaxf(most, warp_max(s)), shrink = expf(most - high), p = expf(s - high);
     most = high;
     sum = sum * shrink + warp_sum(p);
     for (float& a : acc) a *= shrink;
     const int keys = seen - first_key < kWarpSize ? seen - first_key : kWarpSize;
-    for (int j = 0; j < keys; ++j) {
-      const float p_j = __shfl_sync(kAllLanes, p, j);
-      const float* v_row = seg.key(v, first_key + j, D);
-      for (int c = 0; c < kMostColumns; ++c)
-        if (lane + c * kWarpSize < D) acc[c] += p_j * v_row[lane + c * kWarpSize];
-    }
+    for (int j = 0; j < keys; ++j) add_row(acc, __shfl_sync(kAllLanes, p, j), seg.key(v, first_key + j, D), lane, D);
   }
   float* out = seg.query(o, r, D);
   for (int c = 0; c < kMostColumns; ++c)

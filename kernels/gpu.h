@@ -1,14 +1,17 @@
 // The vocabulary kernels are written in. One source, two compilers: nvcc takes the device's own words from gpu_cuda.h, the host compiler
 // takes models of them from the emulator's gpu_emulated.h (tests/simt), found by the include path. Both give:
 //
-//   launch(stream, kernel, grid, block, smem, args...)   the only place that starts a kernel; smem: bytes of dynamic shared memory
-//   dynamic_smem<T>(), smem_addr(p)                      dynamic shared memory, and the 32-bit address of a place in it
-//   cp_async_16(dst, src, bytes)                         starts a copy of 16 bytes to shared memory; only `bytes` are read, the rest is
-//   zero cp_async_commit(), cp_async_wait<N>()                closes a group of copies; waits until at most N groups of this thread are
-//   open ldmatrix_x4<trans>(r, addr)                          four 8 x 8 matrices of 16 bits, the 8 rows of matrix i at the addresses of
-//   lanes 8i..8i+7 mma_m16n8k16_bf16(d, a, b)                           d [16, 8] += a [16, 16] b [16, 8], summed in f32 round_to_bf16(f),
-//   pack_bf16(low, high)               round to nearest even fast_exp2(x)                                         2^x to about 2 ulp, 0 for
-//   -infinity
+//   launch(stream, kernel, grid, block, smem, args...)
+//                                      the only place that starts a kernel; smem: bytes of dynamic shared memory
+//   dynamic_smem<T>(), smem_addr(p)    dynamic shared memory, and the 32-bit address of a place in it
+//   cp_async_16(dst, src, bytes)       starts a copy of 16 bytes to shared memory; only `bytes` of them are read, the rest is zero
+//   cp_async_commit()                  closes a group of copies
+//   cp_async_wait<N>()                 waits until at most N groups of this thread are open
+//   ldmatrix_x4<trans>(r, addr)        four 8 x 8 matrices of 16 bits; the rows of matrix i at the addresses of lanes 8i..8i+7
+//   mma_m16n8k16_bf16(d, a, b)         d [16, 8] += a [16, 16] b [16, 8], summed in f32
+//   round_to_bf16(f), pack_bf16(low, high)
+//                                      round to nearest even
+//   fast_exp2(x)                       2^x to about 2 ulp, 0 for -infinity
 //
 // Warp operations are called by all 32 lanes of a warp together, barriers by all threads of a block that have not returned.
 #pragma once

@@ -28,18 +28,18 @@ Gemm<T> gemm_onto(Rows<float> c, int m, int n) {
   return g;
 }
 
-/// Problems of one form, launched as the batch fills up.
+/// Problems of one form, launched when the batch is full and by flush().
 template <GemmForm form, class T>
 class Launches {
  public:
   Launches(Stream stream, const DropoutMask& mask) : stream_(stream) { batch_.mask = mask; }
-  ~Launches() noexcept(false) { gemm<form>(stream_, batch_); }
   void add(const Gemm<T>& g) {
-    if (batch_.count == GemmBatch<T>::kMostGemms) {
-      gemm<form>(stream_, batch_);
-      batch_.count = 0;
-    }
     batch_.gemms[batch_.count++] = g;
+    if (batch_.count == GemmBatch<T>::kMostGemms) flush();
+  }
+  void flush() {
+    gemm<form>(stream_, batch_);
+    batch_.count = 0;
   }
 
  private:
@@ -75,20 +75,18 @@ void linear_group_fwd(Stream stream, std::span<const Rows<T>> y, Rows<T> xa, Row
                       const DropoutMask& mask, int rows, int in) {
   check_group(maps.size());
   if (rows == 0) return;
-  {
-    Launches<GemmForm::nt, T> down(stream, mask);
-    int first = 0;
-    for (const LinearMap<T>& map : maps) {
-      if (map.rank == 0) continue;
-      Gemm<T> g = gemm_to(columns(xa, first), rows, map.rank);
-      g.then(x, map.lora_a, in);
-      g.scaled = 1, g.factor = mask.inverse_keep, g.masked = mask.row_keys != nullptr;
-      down.add(g);
-      first += map.rank;
-    }
-  }
-  Launches<GemmForm::nt, T> up(stream, mask);
+  Launches<GemmForm::nt, T> down(stream, mask), up(stream, mask);
   int first = 0;
+  for (const LinearMap<T>& map : maps) {
+    if (map.rank == 0) continue;
+    Gemm<T> g = gemm_to(columns(xa, first), rows, map.rank);
+    g.then(x, map.lora_a, in);
+    g.scaled = 1, g.factor = mask.inverse_keep, g.masked = mask.row_keys != nullptr;
+    down.add(g);
+    first += map.rank;
+  }
+  down.flush();
+  first = 0;
   for (std::size_t j = 0; j < maps.size(); ++j) {
     const LinearMap<T>& map = maps[j];
     Gemm<T> g = gemm_to(y[j], rows, map.out);
@@ -101,6 +99,7 @@ void linear_group_fwd(Stream stream, std::span<const Rows<T>> y, Rows<T> xa, Row
     up.add(g);
     first += map.rank;
   }
+  up.flush();
 }
 
 template <class T>
@@ -108,28 +107,28 @@ void linear_group_bwd_input(Stream stream, Rows<T> dx, Rows<T> dxa, std::span<co
                             const DropoutMask& mask, int rows, int in) {
   check_group(maps.size());
   if (rows == 0) return;
-  {
-    Launches<GemmForm::nn, T> down(stream, mask);
-    int first = 0;
-    for (std::size_t j = 0; j < maps.size(); ++j) {
-      if (maps[j].rank == 0) continue;
-      Gemm<T> g = gemm_to(columns(dxa, first), rows, maps[j].rank);
-      g.then(dy[j], maps[j].lora_b, maps[j].out);
-      g.scaled = 1, g.factor = maps[j].scale;
-      down.add(g);
-      first += maps[j].rank;
-    }
+  Launches<GemmForm::nn, T> launches(stream, mask);
+  int first = 0;
+  for (std::size_t j = 0; j < maps.size(); ++j) {
+    if (maps[j].rank == 0) continue;
+    Gemm<T> g = gemm_to(columns(dxa, first), rows, maps[j].rank);
+    g.then(dy[j], maps[j].lora_b, maps[j].out);
+    g.scaled = 1, g.factor = maps[j].scale;
+    launches.add(g);
+    first += maps[j].rank;
   }
+  launches.flush();
   if (!dx.data) return;
   Gemm<T> g = gemm_to(dx, rows, in);
-  int first = 0;
+  first = 0;
   for (const LinearMap<T>& map : maps) {
     if (map.rank > 0) g.then(columns(dxa, first), map.lora_a, map.rank);
     first += map.rank;
   }
   g.scaled = g.count, g.factor = mask.inverse_keep, g.masked = mask.row_keys != nullptr && g.scaled > 0;
   for (std::size_t j = 0; j < maps.size(); ++j) g.then(dy[j], maps[j].w, maps[j].out);
-  Launches<GemmForm::nn, T>(stream, mask).add(g);
+  launches.add(g);
+  launches.flush();
 }
 
 template <class T>
@@ -164,6 +163,7 @@ void linear_group_bwd_params(Stream stream, std::span<const LinearMapGrad> grads
              kBiasRows * kWarpSize * sizeof(float), grads[j].dbias, dy[j], rows, map.out);
     first += map.rank;
   }
+  launches.flush();
 }
 
 #define INSTANTIATE(T)                                                                                                          \

@@ -142,18 +142,22 @@ Matrix without_last_row(Matrix m) {
   return m;
 }
 
+SegmentLists lists(Device& device, const FlatLayout& l) {
+  return {device.index(l.offsets),
+          device.index(l.keys),
+          device.index(l.begin),
+          device.index(l.count),
+          device.index(l.group_offsets),
+          static_cast<int>(l.begin.size()),
+          static_cast<int>(l.group_offsets.size()) - 1,
+          l.most_queries};
+}
+
 template <class T>
 Matrices attention_kernels(const AttentionCase& c, const Matrices& in, Device& device) {
   const FlatLayout l(c.layout);
   const Heads& h = c.heads;
-  const SegmentLists segments{device.index(l.offsets),
-                              device.index(l.keys),
-                              device.index(l.begin),
-                              device.index(l.count),
-                              device.index(l.group_offsets),
-                              static_cast<int>(l.begin.size()),
-                              static_cast<int>(l.group_offsets.size()) - 1,
-                              l.most_queries};
+  const SegmentLists segments = lists(device, l);
   const AttentionDims dims{h.heads, h.kv_heads, h.dim, static_cast<float>(h.scale())};
   const int64_t n = in[0].rows, width = in[0].cols, step_rows = in[1].rows, kv_width = in[1].cols;
   const Rows<const T> q = device.in<T>(in[0]), k = device.in<T>(in[1]), v = device.in<T>(in[2]), dout = device.in<T>(in[3]);
@@ -197,6 +201,7 @@ struct MapGroup {
   std::vector<int64_t> outs, ranks;
   bool bias;
   double p;
+  bool frozen = false;  // no dx, dW or dbias is wanted
   double scale = 0.7;
 };
 
@@ -254,13 +259,13 @@ void drop(Matrix& m, const MapGroup& g) {
     }
 }
 
-// Outputs xa, dxa, dx, then y, dW, dA, dB and, with bias, dbias of each map.
+// Outputs xa, dxa, dx, then y, dA, dB, dW and, with bias, dbias of each map, where they are wanted.
 template <class T>
 Matrices linear_reference(const MapGroup& g, const Matrices& m) {
   const Matrix& x = m[0];
   Matrix xd = x, xa(g.rows, total_rank(g)), dxa = xa, through_lora(g.rows, g.in), dx(g.rows, g.in);
   drop(xd, g);
-  Matrices out(3);
+  Matrices of_maps;
   int64_t first = 0;
   for (std::size_t j = 0; j < g.outs.size(); ++j) {
     const Matrix &w = m[1 + kParts * j], &bias = m[2 + kParts * j], &a = m[3 + kParts * j], &b = m[4 + kParts * j], &dy = m[5 + kParts * j];
@@ -283,13 +288,16 @@ Matrices linear_reference(const MapGroup& g, const Matrices& m) {
     product(dw, 1, dy, true, x, false);
     product(da, 1, dxa_j, true, xd, false);
     product(db, g.scale, dy, true, xa_j, false);
-    for (const Matrix& t : {stored<T>(y), dw, da, db}) out.push_back(t);
-    if (g.bias) out.push_back(dbias);
+    for (const Matrix& t : {stored<T>(y), da, db}) of_maps.push_back(t);
+    if (!g.frozen) of_maps.push_back(dw);
+    if (!g.frozen && g.bias) of_maps.push_back(dbias);
     first += g.ranks[j];
   }
   drop(through_lora, g);
   for (std::size_t i = 0; i < dx.at.size(); ++i) dx.at[i] += through_lora.at[i];
-  out[0] = xa, out[1] = dxa, out[2] = stored<T>(dx);
+  Matrices out = {xa, dxa};
+  if (!g.frozen) out.push_back(stored<T>(dx));
+  out.insert(out.end(), of_maps.begin(), of_maps.end());
   return out;
 }
 
@@ -298,26 +306,31 @@ Matrices linear_cpu(const MapGroup& g, const Matrices& m) {
   Matrix keys(g.rows, 2);
   for (int64_t n = 0; n < g.rows; ++n) keys(n, 0) = row_key(n).first, keys(n, 1) = row_key(n).second;
   const Dropout dropout{.p = g.p, .seed = kSeed, .step = kStep, .site = kSite, .row_keys = rig.packed().in(keys, Kind::i32)};
-  const Tensor x = rig.in(m[0]), dx = rig.out(g.rows, g.in);
-  Tensor xa, dxa;
+  const Tensor x = rig.in(m[0]);
+  Tensor dx, xa, dxa;
+  if (!g.frozen) dx = rig.out(g.rows, g.in);
   if (total_rank(g) > 0) xa = rig.out(g.rows, total_rank(g)), dxa = rig.out(g.rows, total_rank(g));
-  std::vector<Tensor> y, dy, out = {xa, dxa, dx};
+  std::vector<Tensor> y, dy, out = {xa, dxa};
+  if (dx) out.push_back(dx);
   std::vector<Linear> linears;
   std::vector<LinearGrad> grads;
   auto gradient = [&](const Matrix& of) { return rig.in_out(before_matrix(of.rows, of.cols), Kind::sum); };
   for (std::size_t j = 0; j < g.outs.size(); ++j) {
     const Matrix* part = &m[1 + kParts * j];
     Linear l{.w = rig.in(part[0]), .bias = {}, .lora_a = {}, .lora_b = {}, .scale = g.scale};
-    LinearGrad grad{.dw = gradient(part[0]), .dbias = {}, .dlora_a = {}, .dlora_b = {}};
-    if (g.bias) l.bias = rig.in(part[1]), grad.dbias = gradient(part[1]);
+    LinearGrad grad{.dw = {}, .dbias = {}, .dlora_a = {}, .dlora_b = {}};
+    if (g.bias) l.bias = rig.in(part[1]);
+    if (!g.frozen) grad.dw = gradient(part[0]);
+    if (!g.frozen && g.bias) grad.dbias = gradient(part[1]);
     if (g.ranks[j] > 0)
       l.lora_a = rig.in(part[2]), l.lora_b = rig.in(part[3]), grad.dlora_a = gradient(part[2]), grad.dlora_b = gradient(part[3]);
     linears.push_back(l);
     grads.push_back(grad);
     dy.push_back(rig.in(part[4]));
     y.push_back(rig.out(g.rows, g.outs[j]));
-    for (const Tensor& t : {y.back(), grad.dw, grad.dlora_a, grad.dlora_b}) out.push_back(t);
-    if (g.bias) out.push_back(grad.dbias);
+    for (const Tensor& t : {y.back(), grad.dlora_a, grad.dlora_b}) out.push_back(t);
+    if (grad.dw) out.push_back(grad.dw);
+    if (grad.dbias) out.push_back(grad.dbias);
   }
   rig.ops.linear_group_fwd(rig.arena, y, xa, x, linears, dropout);
   rig.ops.linear_group_bwd_input(rig.arena, dx, dxa, dy, linears, dropout);
@@ -333,8 +346,8 @@ Matrices linear_kernels(const MapGroup& g, const Matrices& m, Device& device) {
   DropoutMask mask;
   if (g.p > 0) mask = {device.index(keys), kSeed, kStep, kSite, dropout_threshold(g.p), static_cast<float>(1 / (1 - g.p))};
   const Rows<const T> x = device.in<T>(m[0]);
-  const Rows<T> dx = device.out<T>(g.rows, g.in);
-  Rows<T> xa, dxa;
+  Rows<T> dx, xa, dxa;
+  if (!g.frozen) dx = device.out<T>(g.rows, g.in);
   if (ranks > 0) xa = device.out<T>(g.rows, ranks), dxa = device.out<T>(g.rows, ranks);
   std::vector<Rows<T>> y;
   std::vector<Rows<const T>> dy;
@@ -346,8 +359,10 @@ Matrices linear_kernels(const MapGroup& g, const Matrices& m, Device& device) {
     LinearMap<T> map{device.in<T>(part[0]),      {}, {}, nullptr, static_cast<int>(g.outs[j]), static_cast<int>(g.ranks[j]),
                      static_cast<float>(g.scale)};
     if (g.ranks[j] > 0) map.lora_a = device.in<T>(part[2]), map.lora_b = device.in<T>(part[3]);
-    LinearMapGrad grad{gradient(part[0]), gradient(part[2]), gradient(part[3]), nullptr};
-    if (g.bias) map.bias = device.in<T>(part[1]).data, grad.dbias = gradient(part[1]).data;
+    LinearMapGrad grad{{}, gradient(part[2]), gradient(part[3]), nullptr};
+    if (g.bias) map.bias = device.in<T>(part[1]).data;
+    if (!g.frozen) grad.dw = gradient(part[0]);
+    if (!g.frozen && g.bias) grad.dbias = gradient(part[1]).data;
     maps.push_back(map);
     grads.push_back(grad);
     dy.push_back(device.in<T>(part[4]));
@@ -356,13 +371,14 @@ Matrices linear_kernels(const MapGroup& g, const Matrices& m, Device& device) {
   linear_group_fwd<T>(nullptr, y, xa, x, maps, mask, rows, in);
   linear_group_bwd_input<T>(nullptr, dx, dxa, dy, maps, mask, rows, in);
   linear_group_bwd_params<T>(nullptr, grads, dy, dxa, x, xa, maps, mask, rows, in);
-  Matrices out = {read(xa, ranks ? g.rows : 0, ranks), read(dxa, ranks ? g.rows : 0, ranks), read(dx, g.rows, g.in)};
+  Matrices out = {read(xa, ranks ? g.rows : 0, ranks), read(dxa, ranks ? g.rows : 0, ranks)};
+  if (dx.data) out.push_back(read(dx, g.rows, g.in));
   for (std::size_t j = 0; j < g.outs.size(); ++j) {
     out.push_back(read(y[j], g.rows, g.outs[j]));
-    out.push_back(read(grads[j].dw, g.outs[j], g.in));
     out.push_back(read(grads[j].dlora_a, g.ranks[j], g.in));
     out.push_back(read(grads[j].dlora_b, g.outs[j], g.ranks[j]));
-    if (g.bias) out.push_back(read(Rows<float>{grads[j].dbias, 0}, 1, g.outs[j]));
+    if (grads[j].dw.data) out.push_back(read(grads[j].dw, g.outs[j], g.in));
+    if (grads[j].dbias) out.push_back(read(Rows<float>{grads[j].dbias, 0}, 1, g.outs[j]));
   }
   return out;
 }
@@ -376,7 +392,7 @@ void check_linear(const char* type) {
       {1, 8, {3}, {2}, true, 0},
       {33, 19, {12, 4, 4}, {3, 0, 2}, true, 0.25},
       {70, 100, {64, 32, 32}, {16, 16, 16}, false, 0.1},
-      {65, 64, {65}, {8}, false, 0.1},
+      {65, 64, {65}, {8}, true, 0.1, true},
       {130, 172, {70, 33}, {0, 0}, true, 0},
       {64, 32, {32, 32, 32, 32}, {4, 4, 4, 4}, true, 0.5},
   };
@@ -414,8 +430,38 @@ TEST_CASE("linear_group kernels in f32 are exact and the same under every schedu
   check_linear<float>("f32");
 }
 
+TEST_CASE("attention kernels give the same output where no lse is wanted") {
+  SKIP_IF_UNSUPPORTED();
+  simt::set_schedule({});
+  Random random(33);
+  const Heads heads{4, 2, 16};
+  const FlatLayout l(tree());
+  const Matrix q = random.normal(12, 64), k = random.normal(20, 32), v = random.normal(20, 32);
+  auto output = [&]<class T>(bool with_lse) {
+    Device device(true);
+    const Rows<T> o = device.out<T>(12, 64);
+    attention_fwd<T>(nullptr, o, with_lse ? device.out<float>(12, heads.heads) : Rows<float>{}, device.in<T>(q), device.in<T>(k),
+                     device.in<T>(v), lists(device, l), {heads.heads, heads.kv_heads, heads.dim, static_cast<float>(heads.scale())});
+    return without_last_row(read(o, 12, 64)).at;
+  };
+  CHECK(output.operator()<bf16>(true) == output.operator()<bf16>(false));
+  CHECK(output.operator()<float>(true) == output.operator()<float>(false));
+}
+
+TEST_CASE("a launch that fails throws to the caller, whatever was still to be launched") {
+  SKIP_IF_UNSUPPORTED();
+  // More blocks in y than a GPU takes, in two launches.
+  float memory[1] = {};
+  const Rows<const float> one{memory, 1};
+  const std::vector<LinearMap<float>> maps(2, {one, one, one, nullptr, 1 << 22, 1, 1.f});
+  const std::vector<LinearMapGrad> grads(2, {{memory, 1}, {memory, 1}, {memory, 1}, nullptr});
+  const std::vector<Rows<const float>> dy(2, one);
+  CHECK_THROWS_AS(linear_group_bwd_params<float>(nullptr, grads, dy, one, one, one, maps, {}, 1, 1), std::runtime_error);
+}
+
 TEST_CASE("kernels refuse dimensions that they do not take and have nothing to do without rows") {
-  for (const AttentionDims& dims : {AttentionDims{2, 1, 129, 1.f}, AttentionDims{2, 1, 0, 1.f}, AttentionDims{3, 2, 64, 1.f}}) {
+  for (const AttentionDims& dims :
+       {AttentionDims{2, 1, 129, 1.f}, AttentionDims{2, 1, 0, 1.f}, AttentionDims{3, 2, 64, 1.f}, AttentionDims{0, 1, 64, 1.f}}) {
     CHECK_THROWS_AS(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, dims), std::invalid_argument);
     CHECK_THROWS_AS(attention_bwd<float>(nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, dims), std::invalid_argument);
   }
