@@ -467,6 +467,14 @@ TEST_CASE("kernels refuse dimensions that they do not take and have nothing to d
   }
   CHECK_NOTHROW(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, {2, 1, 64, 1.f}));
   CHECK_NOTHROW(attention_bwd<float>(nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {2, 1, 64, 1.f}));
+  const std::vector<LinearMap<bf16>> one_map(1, {{}, {}, {}, nullptr, 8, 2, 1.f});
+  const std::vector<Rows<bf16>> one_y(1);
+  const std::vector<Rows<const bf16>> one_dy(1);
+  float gradient[1] = {};
+  const std::vector<LinearMapGrad> one_grad(1, {{gradient, 1}, {gradient, 1}, {gradient, 1}, gradient});
+  CHECK_NOTHROW(linear_group_fwd<bf16>(nullptr, one_y, {}, {}, one_map, {}, 0, 8));
+  CHECK_NOTHROW(linear_group_bwd_input<bf16>(nullptr, {}, {}, one_dy, one_map, {}, 0, 8));
+  CHECK_NOTHROW(linear_group_bwd_params<bf16>(nullptr, one_grad, one_dy, {}, {}, {}, one_map, {}, 0, 8));
   const std::vector<LinearMap<float>> maps(kMostMaps + 1);
   const std::vector<Rows<float>> y(maps.size());
   CHECK_THROWS_AS(linear_group_fwd<float>(nullptr, y, {}, {}, maps, {}, 1, 1), std::invalid_argument);
