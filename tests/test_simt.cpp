@@ -225,6 +225,8 @@ TEST_CASE("the emulator reports accesses out of range") {
   std::vector<float> y(4);
   CHECK_THAT(report(copy_kernel, 2, 16, y.data(), x, 16, true), ContainsSubstring("beyond the 16 bytes"));
   CHECK_THAT(report(copy_kernel, 1, 16, y.data(), x + 1, 16, true), ContainsSubstring("misaligned global address"));
+  for (int bytes : {-2, 18})
+    CHECK_THAT(report(copy_kernel, 1, 16, y.data(), x, bytes, true), ContainsSubstring("a copy of 16 bytes that reads"));
 
   CHECK_FALSE(dies([&] { launch(nullptr, read_smem_kernel, 1, 1, 64, y.data(), 15); }));
   CHECK(dies([&] { launch(nullptr, read_smem_kernel, 1, 1, 64, y.data(), 16); }));

@@ -328,6 +328,8 @@ unsigned char* smem_at(std::uint32_t addr, std::size_t bytes, const Where& where
 
 void copy_async(std::uint32_t dst, const void* src, int bytes, int bytes_read, const Where& where) {
   const Copy copy{dst, src, bytes, bytes_read, where};
+  if (bytes_read < 0 || bytes_read > bytes)
+    fail("a copy of " + std::to_string(bytes) + " bytes that reads " + std::to_string(bytes_read) + " at " + text(where));
   if (reinterpret_cast<std::uintptr_t>(src) % static_cast<unsigned>(bytes) != 0) fail("a misaligned global address at " + text(where));
   if (g_schedule.eager_copies) do_copy(copy);
   else t_block->threads[static_cast<std::size_t>(t_block->current)].copies.push_back(copy);

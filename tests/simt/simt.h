@@ -2,7 +2,8 @@
 // the sanitizers and several schedules. It proves logic, not speed, bank conflicts, memory ordering or the order of streams.
 //
 // Found and reported as simt::Error with file and line: barriers that threads of a block reach at different lines or not at all, warp
-// operations that lanes named in the mask do not reach together, shared addresses out of range or misaligned in ldmatrix and cp.async.
+// operations that lanes named in the mask do not reach together, shared addresses out of range or misaligned in ldmatrix and cp.async,
+// and copies that read more than they write.
 // Plain accesses beyond dynamic shared memory or a fiber's stack hit a guard page. Dynamic shared memory starts as NaN.
 #pragma once
 #include <cstddef>
