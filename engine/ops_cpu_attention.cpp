@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/ops_cpu.h"
+#include "engine/row_loops.h"
 
 namespace kava {
 
@@ -228,8 +229,8 @@ void single_query_task(const Tensor& o, const Tensor& lse, const Tensor& q, cons
 }
 
 template <class T>
-void backward_task(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o, const Tensor& lse,
-                   const Tensor& q, const Tensor& k, const Tensor& v, const View& s, int64_t kv_head, const Shape& shape) {
+void backward_task(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& lse, const Tensor& q,
+                   const Tensor& k, const Tensor& v, const View& s, int64_t kv_head, const Shape& shape) {
   using S = Sum<T>;
   thread_local Scratch<S> scratch;
   const int64_t D = shape.D, width = padded<S>(D), keys = padded<S>(s.key_count), rows = shape.group * s.queries;
@@ -247,18 +248,19 @@ void backward_task(const Tensor& dq, const Tensor& dk, const Tensor& dv, const T
   gather<T>(nullptr, vt, v, s, kv_head, D, width, keys);
   gather_queries<T>(qq, q, s, kv_head, shape, width, static_cast<S>(shape.scale));
   gather_queries<T>(g, dout, s, kv_head, shape, width, S{1});
-  gather_queries<T>(oo, o, s, kv_head, shape, width, S{1});
   small_product<S, false>(p, keys, qq, width, 1, kt, keys, rows, keys, D);
   small_product<S, false>(dp, keys, g, width, 1, vt, keys, rows, keys, D);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t seen = s.key_count - (s.queries - 1 - r % s.queries);
     const S log_sum = lse.row<S>(s.query_begin + r % s.queries)[kv_head * shape.group + r / s.queries];
-    exponentials(p + r * keys, seen, keys, log_sum);
-    S delta = 0;  // sum_j p_j dp_j = o . do
-    for (int64_t d = 0; d < D; ++d) delta += oo[r * width + d] * g[r * width + d];
-    const S* pr = p + r * keys;
+    S* pr = p + r * keys;
     S* dr = dp + r * keys;
-    for (int64_t j = 0; j < keys; ++j) dr[j] = pr[j] * (dr[j] - delta);
+    // Where one key takes nearly all weight, dp - delta cancels. It does so to rounding if delta, which is o . do, is summed from the same
+    // dp and from p that add up to 1, which exp(logit - lse) alone do only to within the rounding of lse.
+    const S sum = exponentials(pr, seen, keys, log_sum);
+    each(keys, [=](int64_t j) { pr[j] /= sum; });
+    const S delta = sum_over<S>(keys, [=](int64_t j) { return pr[j] * dr[j]; });
+    each(keys, [=](int64_t j) { dr[j] = pr[j] * (dr[j] - delta); });
   }
   // dv = p^T do, dk = scale ds^T q (q carries the scale), dq = scale ds k
   small_product<S, false>(sum_v, width, p, 1, keys, g, width, s.key_count, width, rows);
@@ -294,7 +296,7 @@ void CpuOps::attention_fwd(Arena&, const Tensor& o, const Tensor& lse, const Ten
   });
 }
 
-void CpuOps::attention_bwd(Arena&, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
+void CpuOps::attention_bwd(Arena&, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor&,
                            const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments, int64_t heads,
                            int64_t kv_heads, double scale) {
   const Shape shape = shape_of(q, k, heads, kv_heads, scale);
@@ -303,7 +305,7 @@ void CpuOps::attention_bwd(Arena&, const Tensor& dq, const Tensor& dk, const Ten
     threads_.run(segments.groups * kv_heads, [&](int64_t task) {
       const int64_t group = task / kv_heads;
       for (int64_t s = groups[group]; s < groups[group + 1]; ++s)
-        backward_task<T>(dq, dk, dv, dout, o, lse, q, k, v, view(segments, s), task % kv_heads, shape);
+        backward_task<T>(dq, dk, dv, dout, lse, q, k, v, view(segments, s), task % kv_heads, shape);
     });
   });
 }

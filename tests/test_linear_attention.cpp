@@ -386,6 +386,25 @@ TEST_CASE("attention survives logits of any size") {
   }
 }
 
+TEST_CASE("attention that one key takes all of has no gradient to queries and keys") {
+  Random random(42);
+  const Heads h{2, 1, 16};
+  const Layout l{{{{0, 1, 2, 3, 4, 5}, 0, 6}, {{7}, 6, 1}}, {0, 1, 2}, 8, 7};
+  Matrices in = {random.normal(7, 32), random.normal(8, 16), random.normal(8, 16), random.normal(7, 32), Matrix(8, 16), Matrix(8, 16)};
+  // Every query follows (1, 1, ..), and so does key 0, but no other key of its segment.
+  for (double& v : in[0].at) v = 10 + v;
+  for (int64_t r = 0; r < 8; ++r)
+    for (int64_t c = 0; c < 16; ++c) in[1](r, c) += r == 0 ? 30 : -30;
+  for (DType type : {DType::f64, DType::f32, DType::bf16}) {
+    INFO(name_of(type));
+    Rig rig(1, type, type, 0);
+    const Matrices out = read_all(rig, attention_bwd(l, h)(rig, in));
+    for (std::size_t i : {0u, 1u})
+      for (double v : out[i].at) REQUIRE(v == 0);
+    for (int64_t c = 0; c < 16; ++c) REQUIRE(out[2](0, c) != 0);
+  }
+}
+
 TEST_CASE("head_cross_entropy is the cross-entropy of the head's softmax and has the gradients of central differences") {
   Random random(26);
   for (auto [n, c, V] : {std::tuple{1, 3, 2}, {5, 16, 37}, {70, 24, 301}}) {
