@@ -1,5 +1,5 @@
 // cpu backend: eviction and distillation.
-//   redundancy  R = softmax_i(-(1/n) sum_{j != i} cos(k_i, k_j)), the sum being k^_i . sum_j k^_j - |k^_i|^2
+//   redundancy  R = softmax_i(-(1/n) sum_{j != i} cos(k_i, k_j))
 //   importance  I = mean over the query tokens of softmax_i(q_j k_i / sqrt(D)), over the query heads of the group by options.group
 //   score       S = lambda I + (1 - lambda) R
 // One sample and K/V head is a task, so that nothing depends on what else is in the batch. Softmaxes and scores are kept in f64 for every
@@ -34,25 +34,24 @@ void softmax(std::vector<double>& x) {
   for (double& v : x) v /= total;
 }
 
-/// k: the sample's rows, columns of one head.
+/// k: the sample's rows, columns of one head. Each pair's cosine is taken once, so that the two keys of a trace of two tie exactly; the
+/// shorter k^_i . sum_j k^_j - |k^_i|^2 would part them by rounding.
 template <class T>
 std::vector<double> redundancy_of(const Tensor& k) {
   const int64_t n = k.rows, dim = k.cols;
-  std::vector<double> unit(static_cast<std::size_t>(n * dim)), all(static_cast<std::size_t>(dim)), score(static_cast<std::size_t>(n));
+  std::vector<double> unit(static_cast<std::size_t>(n * dim)), score(static_cast<std::size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
     const T* key = k.row<T>(i);
-    double* u = unit.data() + i * dim;
     const double norm = std::sqrt(sum_over<double>(dim, [=](int64_t d) { return double(load(key, d)) * double(load(key, d)); })) + kNormEps;
-    each(dim, [=, total = all.data()](int64_t d) {
-      u[d] = load(key, d) / norm;
-      total[d] += u[d];
-    });
+    each(dim, [=, u = unit.data() + i * dim](int64_t d) { u[d] = load(key, d) / norm; });
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const double *u = unit.data() + i * dim, *total = all.data();
-    score[static_cast<std::size_t>(i)] =
-        -sum_over<double>(dim, [=](int64_t d) { return u[d] * (total[d] - u[d]); }) / static_cast<double>(n);
-  }
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < i; ++j) {
+      const double *a = unit.data() + i * dim, *b = unit.data() + j * dim;
+      const double cosine = sum_over<double>(dim, [=](int64_t d) { return a[d] * b[d]; });
+      score[static_cast<std::size_t>(i)] -= cosine / static_cast<double>(n);
+      score[static_cast<std::size_t>(j)] -= cosine / static_cast<double>(n);
+    }
   softmax(score);
   return score;
 }

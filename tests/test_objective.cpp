@@ -248,6 +248,19 @@ TEST_CASE("rkv_select gives ties to the lower index, and a zero key no NaN") {
   for (double v : out[5].at) REQUIRE(std::fabs(v - 1.0 / 6) < 1e-12);
 }
 
+TEST_CASE("rkv_select finds the two keys of a trace of two equally redundant, so that the first is kept") {
+  Random random(41);
+  const Batch b{.queries = {1}, .traces = {2}, .heads = 1, .kv_heads = 1, .dim = 5};
+  for (int trial = 0; trial < 200; ++trial) {
+    const Matrices in = inputs_of(b, random);
+    for (int64_t m : {1, 2}) {
+      const Matrices out = run_f64(select(b, {.policy = Policy::cosine, .order_by_score = true, .latents = m}), in);
+      REQUIRE(out[4].at == std::vector<double>{0.5, 0.5});
+      REQUIRE(out[2].at == (m == 1 ? std::vector<double>{0} : std::vector<double>{0, 1}));
+    }
+  }
+}
+
 TEST_CASE("rkv_select at random keeps M different tokens in time order, every token as often, by its coordinates alone") {
   Random random(35);
   const Batch b{.queries = {1}, .traces = {12}, .heads = 2, .kv_heads = 2, .dim = 4};
