@@ -36,12 +36,12 @@ void check_linear(const Linear& l, const Tensor& x) {
 }
 
 // The keep factors (0 or 1 / (1 - p)) of one row, eight columns a Philox block, sixteen blocks at a time so that the rounds become vector code.
-class DropoutRow {
+template <class S> class DropoutRow {
  public:
   DropoutRow(const Dropout& d, int64_t cols)
-      : d_(d), threshold_(dropout_threshold(d.p)), keep_(static_cast<float>(1.0 / (1.0 - d.p))), factor_(static_cast<std::size_t>((cols + 127) / 128 * 128)) {}
+      : d_(d), threshold_(dropout_threshold(d.p)), keep_(static_cast<S>(1.0 / (1.0 - d.p))), factor_(static_cast<std::size_t>((cols + 127) / 128 * 128)) {}
 
-  const float* row(int64_t n) {
+  const S* row(int64_t n) {
     const int32_t* key = d_.row_keys.row<int32_t>(n);
     const auto k = philox_key(Purpose::dropout, d_.seed);
     constexpr int kLanes = 16;
@@ -60,10 +60,10 @@ class DropoutRow {
           c3[i] = static_cast<uint32_t>(p0);
         }
       }
-      float* f = factor_.data() + first;
+      S* f = factor_.data() + first;
       for (int i = 0; i < kLanes; ++i) {
         const uint32_t words[4] = {c0[i], c1[i], c2[i], c3[i]};
-        for (int j = 0; j < 8; ++j) f[i * 8 + j] = (words[j / 2] >> (j % 2 * 16) & 0xffff) >= threshold_ ? keep_ : 0.f;
+        for (int j = 0; j < 8; ++j) f[i * 8 + j] = (words[j / 2] >> (j % 2 * 16) & 0xffff) >= threshold_ ? keep_ : S{0};
       }
     }
     return factor_.data();
@@ -72,8 +72,8 @@ class DropoutRow {
  private:
   const Dropout& d_;
   uint32_t threshold_;
-  float keep_;
-  std::vector<float> factor_;
+  S keep_;
+  std::vector<S> factor_;
 };
 
 // y = drop(x); x itself where nothing is dropped.
@@ -82,9 +82,9 @@ Tensor dropped(Threads& threads, Arena& arena, const Tensor& x, const Dropout& d
   Tensor y = arena.alloc(x.dtype, x.rows, x.cols);
   dispatch(x.dtype, [&]<class T>() {
     threads.blocks(x.rows, kRowBlock, [&](int64_t begin, int64_t end) {
-      DropoutRow mask(dropout, x.cols);
+      DropoutRow<Sum<T>> mask(dropout, x.cols);
       for (int64_t n = begin; n < end; ++n) {
-        const float* f = mask.row(n);
+        const Sum<T>* f = mask.row(n);
         const T* in = x.row<T>(n);
         T* out = y.row<T>(n);
         for (int64_t c = 0; c < x.cols; ++c) out[c] = rounded<T>(to_float(in[c]) * f[c]);
@@ -211,7 +211,7 @@ void CpuOps::linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor
   }
   dispatch(type, [&]<class T>() {
     threads_.blocks(n, kRowBlock, [&](int64_t begin, int64_t end) {
-      DropoutRow mask(dropout, lora ? in : 0);
+      DropoutRow<Sum<T>> mask(dropout, lora ? in : 0);
       for (int64_t i = begin; i < end; ++i) {
         const Sum<T>* s = sum.row<Sum<T>>(i);
         T* out = dx.row<T>(i);
@@ -219,7 +219,7 @@ void CpuOps::linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor
           for (int64_t c = 0; c < in; ++c) out[c] = rounded<T>(s[c]);
           continue;
         }
-        const float* f = mask.row(i);
+        const Sum<T>* f = mask.row(i);
         const Sum<T>* g = lora.row<Sum<T>>(i);
         for (int64_t c = 0; c < in; ++c) out[c] = rounded<T>(s[c] + f[c] * g[c]);
       }

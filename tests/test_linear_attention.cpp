@@ -329,6 +329,25 @@ TEST_CASE("dropout keeps its share of elements, by the row's keys, site, step an
   for (int64_t i = 1; i < n; ++i) REQUIRE(!std::equal(&first.at[0], &first.at[std::size_t(c)], &first.at[std::size_t(i * c)]));
 }
 
+TEST_CASE("what dropout keeps is divided by 1 - p in the type of the sums") {
+  Rig rig(1, DType::f64, DType::f64, 0);
+  const int64_t c = 64;
+  const double p = 0.1;
+  Linear l{.w = rig.in(Matrix(1, c)), .bias = {}, .lora_a = rig.in(Matrix(1, c, 1)), .lora_b = rig.in(Matrix(1, 1, 1)), .scale = 1};
+  const Tensor x = rig.in(Matrix(1, c, 1)), xa = rig.out(1, 1), dx = rig.out(1, c), dxa = rig.out(1, 1), dy = rig.in(Matrix(1, 1, 1));
+  Tensor y = rig.out(1, 1);
+  const Dropout d{.p = p, .seed = 1, .step = 1, .site = 1, .row_keys = rig.in(Matrix(1, 2), Kind::i32)};
+  rig.ops.linear_group_fwd(rig.arena, std::span(&y, 1), xa, x, std::span(&l, 1), d);
+  rig.ops.linear_group_bwd_input(rig.arena, dx, dxa, std::span(&dy, 1), std::span(&l, 1), d);
+  double kept = 0;
+  for (double v : rig.read(dx).at) {
+    REQUIRE((v == 0 || v == 1 / (1 - p)));
+    kept += v;
+  }
+  REQUIRE(kept > 0);
+  REQUIRE(std::fabs(rig.read(xa)(0, 0) - kept) < 1e-13);
+}
+
 TEST_CASE("attention over key lists is softmax attention and has the gradients of central differences") {
   Random random(24);
   for (const Layout& l : {kTree, long_layout()})
