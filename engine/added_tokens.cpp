@@ -1,6 +1,8 @@
 #include "engine/added_tokens.h"
 
 #include <algorithm>
+#include <numeric>
+#include <utility>
 
 #include "engine/unicode.h"
 
@@ -8,8 +10,8 @@ namespace kava {
 
 namespace {
 
-// Searching takes at most this many steps per byte of text.
-constexpr std::size_t kLongestContent = 1024;
+// Of all spellings together; a node of the automaton takes some 70 bytes.
+constexpr std::size_t kMostBytes = std::size_t{1} << 22;
 
 std::size_t start_of_last_character(std::string_view text) {
   std::size_t i = text.size() - 1;
@@ -22,7 +24,7 @@ std::size_t start_of_last_character(std::string_view text) {
 AddedTokens AddedTokens::load(const JsonAt& section, const Bpe& model, const Normalizer& normalize) {
   AddedTokens added;
   for (std::size_t i = 0; i < section.array().size(); ++i) added.add(section.at(i), model, normalize);
-  added.build_trees(section);
+  added.build_finders(section);
   for (const auto& [id, token] : added.tokens_)
     if (token.single_word) added.word_ = SplitPattern::regex(R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200C\u200D])");
   return added;
@@ -39,37 +41,79 @@ void AddedTokens::add(const JsonAt& entry, const Bpe& model, const Normalizer& n
               entry.at("normalized").boolean(),
               entry.at("special").boolean()};
   if (content.empty()) return;  // as the library does
-  if (content.size() > kLongestContent) entry.at("content").refuse(fmt::format("is longer than {} bytes", kLongestContent));
   // The library ignores the id of the file: it takes that of the vocabulary, or the next free one.
-  std::int32_t given = std::max(model.count(), largest_id_ + 1);
-  if (auto known = id_of_content_.find(content); known != id_of_content_.end()) given = known->second;
-  else if (auto in_model = model.id_of(content)) given = *in_model;
+  const auto known = id_of_content_.find(content);
+  const std::int32_t given =
+      known != id_of_content_.end() ? known->second : model.id_of(content).value_or(std::max(model.count(), largest_id_ + 1));
   if (given != id)
     entry.refuse(
         fmt::format("the added token \"{}\" has id {} here, but its place in the vocabulary gives it {}", escaped(content), id, given));
   if (const std::string* other = model.token(id); other && *other != content)
     entry.refuse(fmt::format("the added token \"{}\" has the id {} of \"{}\"", escaped(content), id, escaped(*other)));
   if (token.normalized) token.spelling = normalize(content);
+  if (known != id_of_content_.end()) {
+    if (token == tokens_.at(id)) return;
+    entry.refuse(fmt::format("the added token \"{}\" is given twice, in two forms", escaped(content)));
+  }
+  bytes_ += token.spelling.size();
+  if (bytes_ > kMostBytes) entry.refuse(fmt::format("the added tokens take more than {} bytes together", kMostBytes));
   if (token.special) special_.insert(content);
   id_of_content_[content] = id;
   largest_id_ = std::max(largest_id_, id);
-  tokens_.insert_or_assign(id, std::move(token));
+  tokens_.emplace(id, std::move(token));
 }
 
-void AddedTokens::build_trees(const JsonAt& section) {
-  for (const auto& [id, token] : tokens_) {
-    Tree& tree = token.normalized ? normalized_ : raw_;
-    std::int32_t node = 0;
-    for (char c : token.spelling) {
-      const std::uint64_t key = static_cast<std::uint64_t>(node) << 8 | static_cast<unsigned char>(c);
-      auto [it, fresh] = tree.child.try_emplace(key, static_cast<std::int32_t>(tree.id.size()));
-      if (fresh) tree.id.push_back(-1);
-      node = it->second;
-    }
-    std::int32_t& end = tree.id[static_cast<std::size_t>(node)];
-    if (end >= 0) section.refuse(fmt::format("two added tokens are both \"{}\" once normalized", escaped(token.spelling)));
-    end = id;
+void AddedTokens::build_finders(const JsonAt& section) {
+  for (const auto& [id, token] : tokens_)
+    if (!(token.normalized ? normalized_ : raw_).add(token.spelling, id))
+      section.refuse(fmt::format("two added tokens are both \"{}\" once normalized", escaped(token.spelling)));
+  raw_.link();
+  normalized_.link();
+}
+
+std::int32_t AddedTokens::Finder::child(std::int32_t node, unsigned char byte) const {
+  const auto it = child_.find(static_cast<std::uint64_t>(node) << 8 | byte);
+  return it == child_.end() ? -1 : it->second;
+}
+
+bool AddedTokens::Finder::add(std::string_view spelling, std::int32_t id) {
+  std::int32_t node = 0;
+  for (auto c = spelling.rbegin(); c != spelling.rend(); ++c) {
+    const auto byte = static_cast<unsigned char>(*c);
+    const auto [it, fresh] = child_.try_emplace(static_cast<std::uint64_t>(node) << 8 | byte, static_cast<std::int32_t>(nodes_.size()));
+    if (fresh) nodes_.push_back({node, 0, -1, nodes_[static_cast<std::size_t>(node)].depth + 1, byte});
+    node = it->second;
   }
+  std::int32_t& end = nodes_[static_cast<std::size_t>(node)].id;
+  return std::exchange(end, id) < 0;
+}
+
+void AddedTokens::Finder::link() {
+  std::vector<std::int32_t> order(nodes_.size());
+  std::iota(order.begin(), order.end(), 0);
+  auto node = [&](std::int32_t i) -> Node& { return nodes_[static_cast<std::size_t>(i)]; };
+  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) { return node(a).depth < node(b).depth; });
+  for (std::int32_t i : order) {
+    if (i == 0) continue;
+    Node& n = node(i);
+    std::int32_t from = node(n.parent).fall, to = -1;
+    for (; from >= 0 && (to = child(from, n.byte)) < 0;) from = node(from).fall;
+    n.fall = std::max(to, 0);
+    if (n.id < 0) n.id = node(n.fall).id;
+  }
+}
+
+std::vector<AddedTokens::Start> AddedTokens::Finder::find(std::string_view text) const {
+  std::vector<Start> starts;
+  std::int32_t node = 0;
+  for (std::size_t i = child_.empty() ? 0 : text.size(); i-- > 0;) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    std::int32_t to;
+    while ((to = child(node, byte)) < 0 && node > 0) node = nodes_[static_cast<std::size_t>(node)].fall;
+    node = std::max(to, 0);
+    if (const std::int32_t id = nodes_[static_cast<std::size_t>(node)].id; id >= 0) starts.push_back({i, id});
+  }
+  return starts;
 }
 
 bool AddedTokens::is_word(char32_t c) const {
@@ -89,29 +133,17 @@ bool AddedTokens::stands_alone(std::string_view text, std::size_t begin, std::si
 }
 
 std::vector<AddedTokens::Part> AddedTokens::find(std::string_view text, Stage stage, bool special_as_text) const {
-  const Tree& tree = stage == Stage::raw ? raw_ : normalized_;
   std::vector<Part> parts;
-  std::size_t behind = 0;  // end of the last part
-  auto longest_at = [&](std::size_t i) {
-    std::pair<std::size_t, std::int32_t> best{0, -1};
-    std::int32_t node = 0;
-    for (std::size_t k = i; k < text.size(); ++k) {
-      auto it = tree.child.find(static_cast<std::uint64_t>(node) << 8 | static_cast<unsigned char>(text[k]));
-      if (it == tree.child.end()) break;
-      node = it->second;
-      if (tree.id[static_cast<std::size_t>(node)] >= 0) best = {k + 1, tree.id[static_cast<std::size_t>(node)]};
-    }
-    return best;
-  };
-  for (std::size_t i = 0; !tree.child.empty() && i < text.size();) {
-    const auto [match_end, id] = longest_at(i);
-    if (id < 0) {
-      ++i;
-      continue;
-    }
-    std::size_t begin = i, end = match_end;
-    i = match_end;
+  std::size_t behind = 0;     // end of the last part
+  std::size_t match_end = 0;  // of the last token, without what it strips
+  std::size_t space_end = 0;  // of the white space behind the last token with rstrip
+  const std::vector<Start> starts = (stage == Stage::raw ? raw_ : normalized_).find(text);
+  for (auto start = starts.rbegin(); start != starts.rend(); ++start) {
+    const auto [at, id] = *start;
+    if (at < match_end) continue;
     const Token& token = tokens_.at(id);
+    match_end = at + token.spelling.size();
+    std::size_t begin = at, end = match_end;
     if (special_as_text && special_.contains(token.content)) continue;
     if (token.single_word && !stands_alone(text, begin, end)) continue;
     if (token.lstrip) {
@@ -123,8 +155,11 @@ std::vector<AddedTokens::Part> AddedTokens::find(std::string_view text, Stage st
       }
       begin = std::max(begin, behind);
     }
-    if (token.rstrip)
+    if (token.rstrip) {
+      end = std::max(end, space_end);
       for (std::size_t k = end; k < text.size() && is_white_space(next_code_point(text, k));) end = k;
+      space_end = end;
+    }
     if (behind < begin) parts.push_back({behind, begin, -1});
     if (begin < end) parts.push_back({begin, end, id});  // an earlier token's rstrip may have taken it
     behind = end;

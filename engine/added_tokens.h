@@ -31,7 +31,7 @@ class AddedTokens {
 
   AddedTokens() = default;
 
-  /// Error(code data) on malformed entries, and where the library would give a token another id than the file says.
+  /// Error(code data) on malformed entries, on one token in two forms, and where the library would give a token another id than the file says.
   static AddedTokens load(const JsonAt& section, const Bpe& model, const Normalizer& normalize);
 
   /// The parts that cover `text`. Tokens with "normalized" are found at the normalized stage only, the others at the raw one.
@@ -48,24 +48,48 @@ class AddedTokens {
   struct Token {
     std::string content, spelling;  // spelling: normalized where the token is
     bool single_word, lstrip, rstrip, normalized, special;
+    bool operator==(const Token&) const = default;
   };
-  // Bytes of the tokens of one stage as a tree; node 0 is the root.
-  struct Tree {
-    std::unordered_map<std::uint64_t, std::int32_t> child;  // node << 8 | byte
-    std::vector<std::int32_t> id{-1};                       // of the token that ends at a node
+  struct Start {
+    std::size_t at;
+    std::int32_t id;
+  };
+  // Finds the tokens of one stage by Aho and Corasick's automaton over their reversed spellings: a text read from its end tells at each
+  // character the longest token that begins there, in time that does not depend on the tokens. Node 0 is the root.
+  class Finder {
+   public:
+    /// False where another token has this spelling.
+    bool add(std::string_view spelling, std::int32_t id);
+    /// After the last add.
+    void link();
+    /// The longest token at each place where one begins, from the last place to the first.
+    std::vector<Start> find(std::string_view text) const;
+
+   private:
+    struct Node {
+      std::int32_t parent = -1, fall = -1;  // fall: the node of the longest proper suffix
+      std::int32_t id = -1;                 // of the longest token that ends here
+      std::int32_t depth = 0;
+      unsigned char byte = 0;
+    };
+    std::int32_t child(std::int32_t node, unsigned char byte) const;
+
+    std::vector<Node> nodes_ = std::vector<Node>(1);
+    std::unordered_map<std::uint64_t, std::int32_t> child_;  // node << 8 | byte
   };
 
   void add(const JsonAt& entry, const Bpe& model, const Normalizer& normalize);
-  void build_trees(const JsonAt& section);
+  void build_finders(const JsonAt& section);
   bool is_word(char32_t c) const;
   bool stands_alone(std::string_view text, std::size_t begin, std::size_t end) const;
 
   std::unordered_map<std::int32_t, Token> tokens_;
   std::unordered_map<std::string, std::int32_t> id_of_content_;
   std::unordered_set<std::string> special_;
-  Tree raw_, normalized_;
+  Finder raw_, normalized_;
   std::optional<SplitPattern> word_;  // for single_word
   std::int32_t largest_id_ = -1;
+  std::size_t bytes_ = 0;  // of all spellings
 };
 
 }  // namespace kava

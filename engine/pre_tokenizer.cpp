@@ -12,6 +12,11 @@ namespace {
 // The pattern of ByteLevel with use_regex (GPT-2's): contractions, letters, numbers, other characters, spaces.
 constexpr std::string_view kByteLevelPattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
+// Real files have up to five.
+constexpr std::size_t kMostSteps = 100;
+// A search compares up to this many bytes at each place of a text.
+constexpr std::size_t kLongestLiteral = 4096;
+
 // Each numeric character is a match.
 void find_numerics(std::string_view text, std::vector<Stretch>& out) {
   std::size_t behind = 0;
@@ -42,6 +47,7 @@ void PreTokenizer::load_step(const JsonAt& step) {
     return;
   }
   if (byte_level_) step.refuse("a pre-tokenizer after ByteLevel is not supported", "use a tokenizer whose last pre-tokenizer is ByteLevel");
+  if (steps_.size() == kMostSteps) step.refuse(fmt::format("more than {} pre-tokenizers are not supported", kMostSteps), "use fewer");
   if (type == "Split") {
     steps_.push_back(load_split(step));
   } else if (type == "Digits") {
@@ -68,7 +74,12 @@ PreTokenizer::Step PreTokenizer::load_split(const JsonAt& step) {
   const bool invert = step.at("invert").boolean();
   if (pattern.object().size() != 1 || !(pattern.has("Regex") || pattern.has("String")))
     pattern.refuse("must hold either \"Regex\" or \"String\"");
-  if (pattern.has("String")) return {Kind::split, known->second, invert, SplitPattern::literal(pattern.at("String").string())};
+  if (pattern.has("String")) {
+    const JsonAt literal = pattern.at("String");
+    if (literal.string().size() > kLongestLiteral)
+      literal.refuse(fmt::format("a text of more than {} bytes to split at is not supported", kLongestLiteral), "use a shorter one");
+    return {Kind::split, known->second, invert, SplitPattern::literal(literal.string())};
+  }
   const JsonAt regex = pattern.at("Regex");
   try {
     return {Kind::split, known->second, invert, SplitPattern::regex(regex.string())};

@@ -12,8 +12,10 @@ namespace kava {
 
 namespace {
 
-// \w of Oniguruma in UTF-8, as the inside of a bracket expression: the superscripts and fractions of Latin-1 count.
-constexpr std::string_view kWord = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE})";
+// \w of Oniguruma in UTF-8, as the inside of a bracket expression. In its own brackets it is kWord; alone, and for \b, the superscripts and
+// fractions of Latin-1 count too.
+constexpr std::string_view kWord = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
+constexpr std::string_view kWordAlone = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE})";
 constexpr std::string_view kHex = "0-9a-fA-F";
 
 struct PosixSet {
@@ -144,10 +146,10 @@ class Translator {
     const char c = peek(1);
     switch (c) {
       case 'w':
-        atom(fmt::format("[{}]", kWord));
+        atom(fmt::format("[{}]", kWordAlone));
         break;
       case 'W':
-        atom(fmt::format("[^{}]", kWord));
+        atom(fmt::format("[^{}]", kWordAlone));
         break;
       case 'h':
         atom(fmt::format("[{}]", kHex));
@@ -156,10 +158,10 @@ class Translator {
         atom(fmt::format("[^{}]", kHex));
         break;
       case 'b':
-        atom(fmt::format("(?:(?<=[{0}])(?![{0}])|(?<![{0}])(?=[{0}]))", kWord));
+        atom(fmt::format("(?:(?<=[{0}])(?![{0}])|(?<![{0}])(?=[{0}]))", kWordAlone));
         break;
       case 'B':
-        atom(fmt::format("(?:(?<=[{0}])(?=[{0}])|(?<![{0}])(?![{0}]))", kWord));
+        atom(fmt::format("(?:(?<=[{0}])(?=[{0}])|(?<![{0}])(?![{0}]))", kWordAlone));
         break;
       default: {
         const std::string same = common_escape();

@@ -59,34 +59,34 @@ bool load_decoder(const JsonAt& section) {
   section.refuse(fmt::format("the decoder {} is not supported", escaped(type)), "ByteLevel is");
 }
 
-// Appends the ids that the post-processor puts before a single sequence.
-void load_prefix(const JsonAt& section, std::vector<std::int32_t>& prefix) {
+// The ids that the post-processor puts before a single sequence, once a template tells them.
+void load_prefix(const JsonAt& section, std::optional<std::vector<std::int32_t>>& prefix) {
   if (section.is_null()) return;
   const std::string& type = section.at("type").string();
   if (type == "ByteLevel") return;
   if (type == "Sequence") {
     const JsonAt processors = section.at("processors");
-    for (std::size_t i = 0; i < processors.array().size(); ++i) {
-      std::vector<std::int32_t> outer;
-      load_prefix(processors.at(i), outer);
-      prefix.insert(prefix.begin(), outer.begin(), outer.end());
-    }
+    for (std::size_t i = 0; i < processors.array().size(); ++i) load_prefix(processors.at(i), prefix);
     return;
   }
   if (type != "TemplateProcessing")
     section.refuse(fmt::format("the post-processor {} is not supported", escaped(type)), "ByteLevel, TemplateProcessing and Sequence are");
+  // The library takes what the first one made of one text for a pair.
+  if (prefix) section.refuse("a second TemplateProcessing is not supported", "use a post-processor with one");
+  prefix.emplace();
   const JsonAt single = section.at("single");
   bool before = true;
   for (std::size_t i = 0; i < single.array().size(); ++i) {
     const JsonAt piece = single.at(i);
     if (piece.has("Sequence")) {
       if (piece.at("Sequence").at("id").string() != "A") piece.refuse("the template of a single sequence must hold sequence A only");
+      if (!before) piece.refuse("the template of a single sequence must hold it once");
       before = false;
       continue;
     }
     const JsonAt ids = section.at("special_tokens").at(piece.at("SpecialToken").at("id").string().c_str()).at("ids");
     for (std::size_t k = 0; k < ids.array().size(); ++k)
-      if (const std::int32_t id = ids.at(k).whole(kMostTokenIds - 1); before) prefix.push_back(id);
+      if (const std::int32_t id = ids.at(k).whole(kMostTokenIds - 1); before) prefix->push_back(id);
   }
   if (before) single.refuse("the template does not hold the sequence");
 }
@@ -125,8 +125,9 @@ Tokenizer Tokenizer::load(const std::string& folder) {
     parts->added = AddedTokens::load(root.at("added_tokens"), parts->model,
                                      [&](std::string_view text) { return nfc_wanted ? nfc(text) : std::string(text); });
 
-  std::vector<std::int32_t> prefix;
-  load_prefix(member_or_null(root, "post_processor"), prefix);
+  std::optional<std::vector<std::int32_t>> from_template;
+  load_prefix(member_or_null(root, "post_processor"), from_template);
+  std::vector<std::int32_t> prefix = from_template.value_or(std::vector<std::int32_t>{});
   if (config.has("add_bos_token") || config.has("add_eos_token")) {
     prefix.clear();
     auto token = named_token(config, "bos_token");

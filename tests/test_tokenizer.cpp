@@ -2,6 +2,7 @@
 #include <chrono>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -274,6 +275,7 @@ TEST_CASE("split patterns mean what they mean in Oniguruma") {
   CHECK(pieces(R"(\s+)", "a\u180eb c") == Pieces{"a\u180eb", " ", "c"});  // U+180E is no space
   CHECK(pieces(R"(\p{L}+)", "a\U00031350b") == Pieces{"a\U00031350b"});   // a letter since Unicode 15
   CHECK(pieces(R"(\w+)", "a_\u0301\u00b2-") == Pieces{"a_\u0301\u00b2", "-"});
+  CHECK(pieces(R"(\w+|[^\w\s]+)", "a\u00b2 -\u00b2") == Pieces{"a\u00b2", " ", "-\u00b2"});  // in brackets the superscripts are no \w
   CHECK(pieces(R"([^\Wa]+)", "bcab-") == Pieces{"bc", "a", "b", "-"});
   CHECK(pieces(R"(\h)", "g f") == Pieces{"g ", "f"});
   CHECK(pieces(R"(^b$)", "a\nb\nc") == Pieces{"a\n", "b", "\nc"});
@@ -324,6 +326,45 @@ TEST_CASE("added tokens are found leftmost and longest, special ones only when a
   CHECK(tokenizer.token(262) == "<t>");
   CHECK(tokenizer.token(' ') == " ");
   CHECK(tokenizer.token(263).empty());
+}
+
+TEST_CASE("added tokens that begin, end and lie in one another are found as the leftmost and longest") {
+  const std::vector<std::string> contents = {"ab", "abcd", "bc", "bcde", "c", "dee", "e"};
+  Json json = small();
+  std::map<std::string, std::int32_t> id;
+  std::int32_t next = 260;
+  for (const std::string& content : contents) {
+    id[content] = content == "ab" ? 256 : content.size() == 1 ? content[0] : next++;
+    json["added_tokens"].push_back(added_token(id[content], content, false));
+  }
+  const Tokenizer tokenizer = load(json);
+  std::mt19937 random(1);
+  for (int k = 0; k < 500; ++k) {
+    std::string text(random() % 20, 'a');
+    // No two a: the merges of `small` would join them.
+    for (std::size_t i = 0; i < text.size(); ++i) text[i] = i > 0 && text[i - 1] == 'a' ? "bcde"[random() % 4] : "abcde"[random() % 5];
+    Ids expected;
+    for (std::size_t i = 0; i < text.size();) {
+      std::string best;
+      for (const std::string& content : contents)
+        if (text.compare(i, content.size(), content) == 0 && content.size() > best.size()) best = content;
+      expected.push_back(best.empty() ? text[i] : id[best]);
+      i += std::max<std::size_t>(best.size(), 1);
+    }
+    INFO(text);
+    CHECK(tokenizer.encode(text) == expected);
+  }
+}
+
+TEST_CASE("added tokens take the time of the text, however long they are and whatever they strip") {
+  Json json = small();
+  json["added_tokens"] = {added_token(260, " ", false), added_token(261, std::string(100000, 'a') + "b", false)};
+  json["added_tokens"][0]["rstrip"] = true;
+  const Tokenizer tokenizer = load(json);
+  const auto start = std::chrono::steady_clock::now();
+  CHECK(tokenizer.encode(std::string(1 << 20, 'a')).size() == 1 << 18);
+  CHECK(tokenizer.encode(std::string(1 << 20, ' ')).size() == 1 << 20);
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(60));  // quadratic they take hours
 }
 
 TEST_CASE("an added token strips spaces and stands alone where it says so") {
@@ -407,8 +448,12 @@ TEST_CASE("BOS is what the post-processor puts first, unless the configuration d
   CHECK(load(json, {{"eos_token", {{"content", "</s>"}}}}).eos_token() == "</s>");
   json["post_processor"]["single"] = {text, special};
   CHECK_FALSE(load(json).bos());
-  json["post_processor"] = {{"type", "Sequence"}, {"processors", {both, both}}};
+  json["post_processor"]["single"] = {special, special, text};
   CHECK(contains(refusal(json), "post_processor: puts 2 tokens"));
+  json["post_processor"]["single"] = {special, text, text};
+  CHECK(contains(refusal(json), "post_processor.single[2]: the template of a single sequence must hold it once"));
+  json["post_processor"] = {{"type", "Sequence"}, {"processors", {both, both}}};
+  CHECK(contains(refusal(json), "post_processor.processors[1]: a second TemplateProcessing"));
   json["post_processor"] = {{"type", "BertProcessing"}};
   CHECK(contains(refusal(json), "BertProcessing"));
 }
@@ -490,7 +535,21 @@ TEST_CASE("a tokenizer.json that is malformed or not supported is refused with t
       {"added_tokens[0].id: must be a whole number", [](Json& j) { j["added_tokens"] = {added_token(-1, "<s>", true)}; }},
       {"added_tokens[0].special: must be true or false",
        [](Json& j) { j["added_tokens"] = {added_token(260, "<s>", true)}, j["added_tokens"][0]["special"] = 1; }},
-      {"longer than", [](Json& j) { j["added_tokens"] = {added_token(260, std::string(5000, 'x'), true)}; }},
+      {"take more than", [](Json& j) { j["added_tokens"] = {added_token(260, std::string(5000000, 'x'), true)}; }},
+      {"added_tokens[1]: the added token \"<s>\" is given twice",
+       [](Json& j) {
+         j["added_tokens"] = {added_token(260, "<s>", true), added_token(260, "<s>", false)};
+       }},
+      {"pretokenizers[100]: more than 100",
+       [](Json& j) {
+         j = with_step(split_step({{"Regex", "a"}}, "Isolated"));
+         Json& steps = j["pre_tokenizer"]["pretokenizers"];
+         while (steps.size() < 101) steps.insert(steps.begin(), steps[0]);
+       }},
+      {"pattern.String: a text of more than",
+       [](Json& j) {
+         j = with_step(split_step({{"String", std::string(5000, 'a')}}, "Isolated"));
+       }},
       {"both \"\u1e69\" once normalized",
        [](Json& j) {
          j["normalizer"] = {{"type", "NFC"}};
