@@ -16,7 +16,7 @@ namespace kava {
 namespace {
 
 constexpr int64_t kRing = 10;
-constexpr int64_t kValidRows = 500, kTestRows = 2000;
+constexpr int64_t kValidRows = 2000, kTestRows = 2000;
 constexpr uint32_t kLastStepKept = 60;  // of 100 rows of the base file
 constexpr const char* kEos = "<|end|>";
 

@@ -118,7 +118,7 @@ TEST_CASE("the files share no question and no trace, and two runs give the same 
   std::map<std::string, RowFile> read;
   for (const char* name : {"train.txt", "base.txt", "valid.txt", "test.txt"}) read.emplace(name, read_rows(folder / name));
   CHECK(read.at("train.txt").rows.size() == 2000);
-  CHECK(read.at("valid.txt").rows.size() == 500);
+  CHECK(read.at("valid.txt").rows.size() == 2000);
   CHECK(read.at("test.txt").rows.size() == 2000);
 
   auto trace = [](const Row& row) { return fmt::format("{}", fmt::join(row.steps, " ")); };
