@@ -41,10 +41,10 @@ void AddedTokens::add(const JsonAt& entry, const Bpe& model, const Normalizer& n
               entry.at("normalized").boolean(),
               entry.at("special").boolean()};
   if (content.empty()) return;  // as the library does
-  // The library ignores the id of the file: it takes that of the vocabulary, or the next free one.
+  // The library ignores the id of the file: it takes that of the vocabulary, or counts on from the vocabulary's number of tokens.
   const auto known = id_of_content_.find(content);
   const std::int32_t given =
-      known != id_of_content_.end() ? known->second : model.id_of(content).value_or(std::max(model.count(), largest_id_ + 1));
+      known != id_of_content_.end() ? known->second : model.id_of(content).value_or(model.count() + outside_model_);
   if (given != id)
     entry.refuse(
         fmt::format("the added token \"{}\" has id {} here, but its place in the vocabulary gives it {}", escaped(content), id, given));
@@ -58,6 +58,7 @@ void AddedTokens::add(const JsonAt& entry, const Bpe& model, const Normalizer& n
   bytes_ += token.spelling.size();
   if (bytes_ > kMostBytes) entry.refuse(fmt::format("the added tokens take more than {} bytes together", kMostBytes));
   if (token.special) special_.insert(content);
+  if (!model.id_of(content)) ++outside_model_;
   id_of_content_[content] = id;
   largest_id_ = std::max(largest_id_, id);
   tokens_.emplace(id, std::move(token));

@@ -31,7 +31,8 @@ class AddedTokens {
 
   AddedTokens() = default;
 
-  /// Error(code data) on malformed entries, on one token in two forms, and where the library would give a token another id than the file says.
+  /// Error(code data) on malformed entries, on one token in two forms, and where the library would give a token another id than the file
+  /// says.
   static AddedTokens load(const JsonAt& section, const Bpe& model, const Normalizer& normalize);
 
   /// The parts that cover `text`. Tokens with "normalized" are found at the normalized stage only, the others at the raw one.
@@ -89,6 +90,7 @@ class AddedTokens {
   Finder raw_, normalized_;
   std::optional<SplitPattern> word_;  // for single_word
   std::int32_t largest_id_ = -1;
+  std::int32_t outside_model_ = 0;  // tokens that the model's vocabulary lacks
   std::size_t bytes_ = 0;  // of all spellings
 };
 

@@ -579,6 +579,11 @@ TEST_CASE("holes in the vocabulary are no tokens and count in the size") {
   const Tokenizer tokenizer = load(json);
   CHECK(tokenizer.size() == 5001);
   CHECK(tokenizer.decode(Ids{4000, 5000}) == "zz");
+  // Added tokens are numbered on from the number of tokens, whatever ids those have.
+  json["added_tokens"] = {added_token(261, "<s>", true), added_token(5000, "zz", false), added_token(262, "<t>", false)};
+  CHECK(load(json).encode_with_special("<s>zz<t>") == Ids{261, 5000, 262});
+  json["added_tokens"][2]["id"] = 5001;
+  CHECK(contains(refusal(json), "has id 5001 here, but its place in the vocabulary gives it 262"));
 }
 
 TEST_CASE("a folder without a tokenizer.json is refused by the file's name") {
