@@ -127,11 +127,6 @@ void sync_file(const fs::path& path) {
   require(error, path, "write");
 }
 
-bool is_there(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(fs::symlink_status(path, ignored));
-}
-
 void remove_tree(const fs::path& path) {
   std::error_code error;
   // Of a link only the link goes, not what it leads to. Without its manifest a checkpoint is none, so a kill in the middle leaves no half of one that looks whole.

@@ -131,6 +131,11 @@ std::string read_file(const std::string& path, std::size_t most_bytes, Exit code
   }
 }
 
+bool is_there(const std::filesystem::path& path) {
+  std::error_code ignored;
+  return std::filesystem::exists(std::filesystem::symlink_status(path, ignored));
+}
+
 FileWriter::FileWriter(const std::string& path) : target_(path), final_(path) {
   if (path.empty() || path.find('\0') != std::string::npos) fail_write(path, EINVAL);
   struct stat status;

@@ -13,6 +13,9 @@ namespace kava {
 /// The whole file. A missing, unreadable or larger one, or one that is not a regular file, is Error(`code`, path).
 std::string read_file(const std::string& path, std::size_t most_bytes, Exit code = Exit::data);
 
+/// Whether there is anything of this name. A link that leads nowhere, or in a circle, counts: reading it then says so.
+bool is_there(const std::filesystem::path& path);
+
 /// Writes the whole file as FileWriter does.
 void write_file(const std::string& path, std::string_view bytes);
 

@@ -6,6 +6,7 @@
 #include "engine/added_tokens.h"
 #include "engine/bpe.h"
 #include "engine/error.h"
+#include "engine/files.h"
 #include "engine/json_at.h"
 #include "engine/pre_tokenizer.h"
 #include "engine/unicode.h"
@@ -107,10 +108,7 @@ Tokenizer::~Tokenizer() = default;
 
 Tokenizer Tokenizer::load(const std::string& folder) {
   const auto path = [&](const char* name) { return (std::filesystem::path(folder) / name).string(); };
-  const auto read_if_there = [](const std::string& file) {
-    std::error_code ignored;
-    return std::filesystem::exists(file, ignored) ? read_json(file) : Json::object();
-  };
+  const auto read_if_there = [](const std::string& file) { return is_there(file) ? read_json(file) : Json::object(); };
   const std::string file = path("tokenizer.json"), config_file = path("tokenizer_config.json"), map_file = path("special_tokens_map.json");
   const Json json = read_json(file), config_json = read_if_there(config_file), map_json = read_if_there(map_file);
   const JsonAt root(json, file), config(config_json, config_file), map(map_json, map_file);

@@ -115,7 +115,7 @@ std::string path_in(const std::string& folder, const char* name) { return (fs::p
 void copy_base_files(const Model& model, const std::string& folder) {
   for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}) {
     const std::string from = path_in(model.config.model.path, name);
-    if (fs::exists(from)) write_file(path_in(folder, name), read_file(from, std::size_t{256} << 20));
+    if (is_there(from)) write_file(path_in(folder, name), read_file(from, std::size_t{256} << 20));
   }
 }
 
@@ -141,7 +141,7 @@ void load_adapter(Model& model, const std::string& folder) {
   }
   const std::string extra = path_in(folder, "kava.safetensors");
   if (has_latents(model.config.method)) load_file(model, extra, is_kava_tensor);
-  else if (fs::exists(extra)) mismatch(extra, "is there, but method " + name_of(model.config.method) + " has no latents");
+  else if (is_there(extra)) mismatch(extra, "is there, but method " + name_of(model.config.method) + " has no latents");
   model.parameters.refresh();
 }
 

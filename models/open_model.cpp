@@ -2,6 +2,7 @@
 
 #include "engine/checkpoint.h"
 #include "engine/error.h"
+#include "engine/files.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
 #include "models/weights.h"
@@ -13,11 +14,6 @@ namespace {
 namespace fs = std::filesystem;
 
 std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
-
-bool present(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(path, ignored);
-}
 
 RunConfig plain_config(const std::string& folder) {
   RunConfig c;
@@ -41,7 +37,7 @@ void choose_weights(OpenedModel& m) {
       m.note = std::string("the best checkpoint was passed over: ") + e.what();
     }
   }
-  if (present(m.run_dir / "adapter")) {
+  if (is_there(m.run_dir / "adapter")) {
     m.adapter = m.run_dir / "adapter";
     m.weights = "adapter";
     return;
@@ -72,18 +68,18 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
   if (failed)
     throw Error(Exit::data, given.empty() ? "MODEL" : escaped(given, 4096), given.empty() ? "is empty" : failed.message(), "give a Hugging Face folder, a run directory or a checkpoint in one");
   OpenedModel m;
-  if (present(path / "config.toml")) {
+  if (is_there(path / "config.toml")) {
     m.run_dir = path;
     choose_weights(m);
-  } else if (present(path / "manifest.json")) {
+  } else if (is_there(path / "manifest.json")) {
     verify_checkpoint(path);
     m.run_dir = path.parent_path().parent_path();
-    if (!present(m.run_dir / "config.toml"))
+    if (!is_there(m.run_dir / "config.toml"))
       throw Error(Exit::data, shown(path), "the checkpoint does not lie in its run, whose config.toml names the base",
                   "give a checkpoint in a run directory");
     m.adapter = path / "adapter";
     m.weights = "checkpoints/" + path.filename().string();
-  } else if (present(path / "config.json")) {
+  } else if (is_there(path / "config.json")) {
     m.weights = "the folder's own";
   } else {
     throw Error(Exit::data, shown(path), "is no model: it has neither config.json nor config.toml nor manifest.json",

@@ -3,13 +3,14 @@
 #include <filesystem>
 
 #include "engine/error.h"
+#include "engine/files.h"
 
 namespace kava {
 
 TextModel open_text_model(const std::string& folder) {
   TextModel t{folder, ModelConfig::load(folder), std::nullopt, std::nullopt};
   const std::filesystem::path file = std::filesystem::path(folder) / "tokenizer.json";
-  if (std::filesystem::exists(file)) {
+  if (is_there(file)) {
     t.tokenizer = Tokenizer::load(folder);
     // Ids of the embedding must reach all tokens that text can become.
     if (t.tokenizer->size() > t.shape.vocab)

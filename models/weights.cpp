@@ -23,12 +23,6 @@ constexpr std::size_t kLargestIndex = std::size_t{64} << 20;
 
 std::string named(const std::string& tensor) { return "tensor \"" + escaped(tensor, 200) + "\""; }
 
-// A dangling link counts as there: it is a damaged folder, not one without the file.
-bool there(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(fs::symlink_status(path, ignored));
-}
-
 bool ignored(const std::string& name) { return name.starts_with("model.") && name.ends_with("rotary_emb.inv_freq"); }
 
 // The shards of an index, by file name, each with the tensors that it must hold.
@@ -64,8 +58,8 @@ std::vector<SafetensorsFile> open_shards(const fs::path& folder, const std::stri
 std::vector<SafetensorsFile> open_files(const fs::path& folder) {
   std::vector<SafetensorsFile> files;
   const fs::path single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
-  if (there(single)) files.push_back(SafetensorsFile::open(single.string()));
-  else if (there(index)) files = open_shards(folder, index.string());
+  if (is_there(single)) files.push_back(SafetensorsFile::open(single.string()));
+  else if (is_there(index)) files = open_shards(folder, index.string());
   else fail(folder.string(), "has neither model.safetensors nor model.safetensors.index.json", "give a folder with weights in that format");
   return files;
 }

@@ -66,6 +66,15 @@ TEST_CASE("a file whose size is not told is read to its end and no further than 
   CHECK(code_of([] { read_file("/proc/self/status", 10); }) == Exit::data);
 }
 
+TEST_CASE("a link counts as being there, wherever it leads") {
+  TempFolder folder;
+  CHECK_FALSE(is_there(folder / "file"));
+  overwrite(folder / "file", "");
+  std::filesystem::create_symlink("nowhere", folder / "dangling");
+  std::filesystem::create_symlink("circle", folder / "circle");
+  for (const char* name : {"file", "dangling", "circle"}) CHECK(is_there(folder / name));
+}
+
 TEST_CASE("what is not a regular file is refused at once") {
   TempFolder folder;
   const std::string fifo = folder / "fifo";

@@ -597,6 +597,24 @@ TEST_CASE("a folder without a tokenizer.json is refused by the file's name") {
   }
 }
 
+TEST_CASE("a tokenizer file that is a link to nowhere or in a circle is refused and not taken for missing") {
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
+    for (const char* target : {"gone", name}) {
+      TempFolder folder;
+      overwrite(folder / "tokenizer.json", small().dump());
+      std::filesystem::remove(folder / name);
+      std::filesystem::create_symlink(target, folder / name);
+      CHECK(is_there(folder / name));
+      try {
+        Tokenizer::load(folder.path().string());
+        FAIL("loaded");
+      } catch (const Error& e) {
+        CHECK(e.code() == Exit::data);
+        CHECK(e.where() == folder / name);
+      }
+    }
+}
+
 TEST_CASE("truncation and padding of the file are ignored") {
   Json json = small();
   json["truncation"] = {{"direction", "Right"}, {"max_length", 2}, {"strategy", "LongestFirst"}, {"stride", 0}};

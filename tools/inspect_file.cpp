@@ -10,6 +10,7 @@
 
 #include "engine/checkpoint.h"
 #include "engine/error.h"
+#include "engine/files.h"
 #include "engine/json.h"
 #include "engine/safetensors.h"
 #include "models/config.h"
@@ -159,10 +160,10 @@ void list_model(const fs::path& folder) {
 
 // An adapter folder or a model folder, each with kava.safetensors where the method has latents.
 void list_weights_folder(const fs::path& folder) {
-  if (fs::exists(folder / "adapter_config.json")) list_adapter(folder);
-  else if (fs::exists(folder / "config.json")) list_model(folder);
+  if (is_there(folder / "adapter_config.json")) list_adapter(folder);
+  else if (is_there(folder / "config.json")) list_model(folder);
   else fail(folder, "is no adapter, checkpoint or model folder", "give one of these or a safetensors file");
-  if (fs::exists(folder / "kava.safetensors")) check_kava_tensors(list_safetensors(folder / "kava.safetensors"));
+  if (is_there(folder / "kava.safetensors")) check_kava_tensors(list_safetensors(folder / "kava.safetensors"));
 }
 
 void list_checkpoint(const fs::path& folder) {
@@ -178,7 +179,7 @@ void list_checkpoint(const fs::path& folder) {
 int inspect_file(const std::string& path) {
   std::error_code ignored;
   if (!fs::is_directory(path, ignored)) list_safetensors(path);
-  else if (fs::exists(fs::path(path) / "manifest.json")) list_checkpoint(path);
+  else if (is_there(fs::path(path) / "manifest.json")) list_checkpoint(path);
   else list_weights_folder(path);
   fmt::print("ok\n");
   return 0;

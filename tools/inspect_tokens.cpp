@@ -9,6 +9,7 @@
 
 #include "engine/cli.h"
 #include "engine/error.h"
+#include "engine/files.h"
 #include "engine/json.h"
 #include "engine/tokenizer.h"
 #include "models/open_model.h"
@@ -23,9 +24,8 @@ struct TokensCommand {
 };
 
 Tokenizer tokenizer_of(const std::string& model) {
-  std::error_code ignored;
   // The tokenizer's files alone are enough.
-  if (std::filesystem::exists(std::filesystem::path(model) / "tokenizer.json", ignored)) return Tokenizer::load(model);
+  if (is_there(std::filesystem::path(model) / "tokenizer.json")) return Tokenizer::load(model);
   OpenedModel opened = open_model(model);
   if (!opened.text.tokenizer)
     throw Error(Exit::data, escaped(opened.text.folder, 4096), "has no tokenizer.json", "give a model with a tokenizer");
