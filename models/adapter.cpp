@@ -73,12 +73,17 @@ void check_adapter_config(const RunConfig& config, const std::string& path) {
   }
   if (found != wanted) mismatch(path, fmt::format("target_modules = {} contradicts lora.targets = {}", escaped(targets->dump(), 200), escaped(Json(wanted).dump(), 200)));
   auto off = [](const Json& v) {
-    return v.is_null() || v == false || v == 0 || v == "" || v == "none" || ((v.is_array() || v.is_object()) && v.empty());
+    return v.is_null() || v == false || v == "" || v == "none" || ((v.is_array() || v.is_object()) && v.empty());
   };
   for (const char* key : {"use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "modules_to_save",
                           "fan_in_fan_out", "trainable_token_indices", "layer_replication", "bias", "lora_bias", "exclude_modules", "use_qalora",
-                          "target_parameters", "megatron_config", "corda_config", "eva_config", "alora_invocation_tokens"})
+                          "target_parameters", "megatron_config", "corda_config", "eva_config", "alora_invocation_tokens",
+                          "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "lora_ga_config"})
     if (auto it = json.find(key); it != json.end() && !off(*it)) mismatch(path, fmt::format("{} = {} is not supported", key, escaped(it->dump())));
+  // The other ways to begin (pissa, olora, ...) take their start from the base's weights, which PEFT does again when it loads the adapter.
+  const Json start = json.value("init_lora_weights", Json(true));
+  if (!start.is_boolean() && !start.is_null() && start != "gaussian" && start != "orthogonal" && start != "eva")
+    mismatch(path, fmt::format("init_lora_weights = {} is not supported", escaped(start.dump())));
 }
 
 Json adapter_config(const Model& model) {

@@ -325,6 +325,9 @@ TEST_CASE("an adapter_config.json that contradicts the configuration is refused 
                                                 {"alpha_pattern", {{"q_proj", 4}}},
                                                 {"layers_to_transform", {0}},
                                                 {"layers_to_transform", 1},
+                                                {"layers_to_transform", 0},
+                                                {"init_lora_weights", "pissa_niter_16"},
+                                                {"arrow_config", {{"top_k", 3}}},
                                                 {"modules_to_save", {"lm_head"}},
                                                 {"fan_in_fan_out", true},
                                                 {"trainable_token_indices", {1}},
@@ -341,6 +344,7 @@ TEST_CASE("an adapter_config.json that contradicts the configuration is refused 
                                                    {"lora_alpha", 3.0},
                                                    {"r", 2.0},
                                                    {"lora_dropout", 0.9},
+                                                   {"init_lora_weights", "gaussian"},
                                                    {"use_rslora", nullptr},
                                                    {"layer_replication", Json::array()},
                                                    {"trainable_token_indices", nullptr}};
