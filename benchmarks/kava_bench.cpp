@@ -26,7 +26,8 @@ using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 /// Seconds a call: the median of five rounds, each of at least 50 ms.
-template <class F> double time_of(F&& run) {
+template <class F>
+double time_of(F&& run) {
   run();
   std::vector<double> rounds;
   for (int round = 0; round < 5; ++round) {
@@ -159,7 +160,8 @@ class Bench {
   void rows() {
     ArenaScope scope(arena_);
     const DType t = DType::bf16;
-    const Tensor x = tensor(t, kRows, C), b = tensor(t, kRows, C), w = tensor(t, 1, C), y = arena_.alloc(t, kRows, C), sum = arena_.alloc(t, kRows, C);
+    const Tensor x = tensor(t, kRows, C), b = tensor(t, kRows, C), w = tensor(t, 1, C), y = arena_.alloc(t, kRows, C),
+                 sum = arena_.alloc(t, kRows, C);
     const Tensor rstd = arena_.alloc(DType::f32, kRows, 1);
     const double width = 2.0 * kRows * C;
     record("add_rms_norm_fwd", 4 * width, false, [&] { ops_.add_rms_norm_fwd(y, sum, rstd, x, b, w, 1e-5); });
@@ -175,7 +177,8 @@ class Bench {
     ArenaScope scope(arena_);
     const DType t = DType::bf16;
     const int64_t R = 128;
-    const Tensor x = tensor(t, kRows, C), q = arena_.alloc(t, kRows, C), k = arena_.alloc(t, kRows, K * D), v = arena_.alloc(t, kRows, K * D);
+    const Tensor x = tensor(t, kRows, C), q = arena_.alloc(t, kRows, C), k = arena_.alloc(t, kRows, K * D),
+                 v = arena_.alloc(t, kRows, K * D);
     const Tensor xa = arena_.alloc(t, kRows, 3 * R), dxa = arena_.alloc(t, kRows, 3 * R), dx = arena_.alloc(t, kRows, C);
     std::vector<Linear> group;
     std::vector<LinearGrad> grads;
@@ -189,13 +192,18 @@ class Bench {
     const std::array outputs{q, k, v};
     const double base = 2.0 * kRows * C * (C + 2 * K * D), lora = 2.0 * kRows * R * (3 * C + C + 2 * K * D);
     record("linear_group_fwd qkv, LoRA 128", base + lora, true, [&] { ops_.linear_group_fwd(arena_, outputs, xa, x, group, dropout); });
-    record("linear_group_bwd_input qkv, LoRA 128", base + lora, true, [&] { ops_.linear_group_bwd_input(arena_, dx, dxa, outputs, group, dropout); });
+    record("linear_group_bwd_input qkv, LoRA 128", base + lora, true,
+           [&] { ops_.linear_group_bwd_input(arena_, dx, dxa, outputs, group, dropout); });
     record("linear_group_bwd_params qkv, LoRA 128", lora, true,
            [&] { ops_.linear_group_bwd_params(arena_, grads, outputs, dxa, x, xa, group, dropout); });
     const Tensor gate = arena_.alloc(t, kRows, F), up = arena_.alloc(t, kRows, F);
     const std::array mlp{Linear{tensor(t, F, C, 0.04), {}, {}, {}, 0}, Linear{tensor(t, F, C, 0.04), {}, {}, {}, 0}};
-    record("linear_group_fwd gate, up", 4.0 * kRows * C * F, true, [&] { ops_.linear_group_fwd(arena_, std::array{gate, up}, {}, x, mlp, {}); });
-    record("linear_group_bwd_input gate, up", 4.0 * kRows * C * F, true, [&] { ops_.linear_group_bwd_input(arena_, dx, {}, std::array{gate, up}, mlp, {}); });
+    record("linear_group_fwd gate, up", 4.0 * kRows * C * F, true, [&] {
+      ops_.linear_group_fwd(arena_, std::array{gate, up}, {}, x, mlp, {});
+    });
+    record("linear_group_bwd_input gate, up", 4.0 * kRows * C * F, true, [&] {
+      ops_.linear_group_bwd_input(arena_, dx, {}, std::array{gate, up}, mlp, {});
+    });
   }
 
   // Samples of 70 queries on themselves, as the first pass has them.
@@ -216,8 +224,10 @@ class Bench {
     pass.positions.assign(static_cast<std::size_t>(n), 5);
     pass.row_keys.assign(static_cast<std::size_t>(2 * n), 0);
     const DevicePass device = upload_pass(ops_, arena_, pass);
-    const Tensor q = tensor(t, n, H * D), k = tensor(t, n, K * D), v = tensor(t, n, K * D), o = arena_.alloc(t, n, H * D), lse = arena_.alloc(DType::f32, n, H);
-    const Tensor dq = arena_.alloc(t, n, H * D), dk = tensor(DType::f32, n, K * D), dv = tensor(DType::f32, n, K * D), g = tensor(t, n, H * D);
+    const Tensor q = tensor(t, n, H * D), k = tensor(t, n, K * D), v = tensor(t, n, K * D), o = arena_.alloc(t, n, H * D),
+                 lse = arena_.alloc(DType::f32, n, H);
+    const Tensor dq = arena_.alloc(t, n, H * D), dk = tensor(DType::f32, n, K * D), dv = tensor(DType::f32, n, K * D),
+                 g = tensor(t, n, H * D);
     const double pairs = count * 0.5 * length * (length + 1), scale = 0.125;
     record("attention_fwd", 4.0 * pairs * H * D, true, [&] { ops_.attention_fwd(arena_, o, lse, q, k, v, device.segments, H, K, scale); });
     record("attention_bwd", 10.0 * pairs * H * D, true,
@@ -231,9 +241,11 @@ class Bench {
     const DType t = DType::bf16;
     const int64_t n = 512;
     if (wanted("head_cross_entropy")) {
-      const Tensor h = tensor(t, n, C), w = tensor(t, V, C, 0.04), nll = arena_.alloc(DType::f32, n, 1), dh = arena_.alloc(DType::f32, n, C);
+      const Tensor h = tensor(t, n, C), w = tensor(t, V, C, 0.04), nll = arena_.alloc(DType::f32, n, 1),
+                   dh = arena_.alloc(DType::f32, n, C);
       const Tensor targets = upload_indices(ops_, arena_, std::vector<int32_t>(n, 7));
-      record("head_cross_entropy", 4.0 * n * C * V, true, [&] { ops_.head_cross_entropy(arena_, nll, dh, {}, {}, {}, h, w, targets, 1.0 / n); });
+      record("head_cross_entropy", 4.0 * n * C * V, true,
+             [&] { ops_.head_cross_entropy(arena_, nll, dh, {}, {}, {}, h, w, targets, 1.0 / n); });
     }
     const int64_t B = kBatch, M = 24, trace = 13, answers = 6;
     const Tensor q = tensor(t, B * answers, H * D), k = tensor(t, B * trace, K * D), v = tensor(t, B * trace, K * D);
@@ -243,21 +255,27 @@ class Bench {
       k_offsets.push_back(static_cast<int32_t>((b + 1) * trace));
       valid.push_back(static_cast<int32_t>(trace)), samples.push_back(b);
     }
-    const Tensor qo = upload_indices(ops_, arena_, q_offsets), ko = upload_indices(ops_, arena_, k_offsets), ok = upload_indices(ops_, arena_, valid);
-    const Tensor target_k = arena_.alloc(t, B * M, K * D), target_v = arena_.alloc(t, B * M, K * D), kept = arena_.alloc(DType::i32, B * M, K);
+    const Tensor qo = upload_indices(ops_, arena_, q_offsets), ko = upload_indices(ops_, arena_, k_offsets),
+                 ok = upload_indices(ops_, arena_, valid);
+    const Tensor target_k = arena_.alloc(t, B * M, K * D), target_v = arena_.alloc(t, B * M, K * D),
+                 kept = arena_.alloc(DType::i32, B * M, K);
     RkvOptions options;
     options.latents = M, options.heads = H, options.kv_heads = K, options.samples = upload_indices(ops_, arena_, samples);
     record("rkv_select", 2.0 * 2 * static_cast<double>(2 * B * trace * K * D), false,
            [&] { ops_.rkv_select(arena_, target_k, target_v, kept, {}, {}, {}, q, qo, k, ko, k, v, options); });
     const Tensor x = tensor(t, B * M, K * D), d = arena_.alloc(DType::f32, B * M, K * D), loss = tensor(DType::f32, 1, 1);
-    record("distill", 8.0 * static_cast<double>(B * M * K * D), false, [&] { ops_.distill(loss, d, x, target_k, ok, {}, Distance::smooth_l1, 1, 1); });
+    record("distill", 8.0 * static_cast<double>(B * M * K * D), false,
+           [&] { ops_.distill(loss, d, x, target_k, ok, {}, Distance::smooth_l1, 1, 1); });
     const int64_t params = int64_t{8} << 20;
-    const Tensor value = tensor(DType::f32, 1, params), m = tensor(DType::f32, 1, params), s = arena_.alloc(DType::f32, 1, params), g = tensor(DType::f32, 1, params);
+    const Tensor value = tensor(DType::f32, 1, params), m = tensor(DType::f32, 1, params), s = arena_.alloc(DType::f32, 1, params),
+                 g = tensor(DType::f32, 1, params);
     ops_.fill(s, 1);
     const Tensor square = arena_.alloc(DType::f64, 1, 1);
     record("sum_squares", 4.0 * static_cast<double>(params), false, [&] { ops_.sum_squares(square, g); });
     ops_.fill(square, 1);
-    record("adamw", 28.0 * static_cast<double>(params), false, [&] { ops_.adamw(value, m, s, {}, g, square, {1e-4, 0.9, 0.999, 1e-8, 0.1, 2, 1}); });
+    record("adamw", 28.0 * static_cast<double>(params), false, [&] {
+      ops_.adamw(value, m, s, {}, g, square, {1e-4, 0.9, 0.999, 1e-8, 0.1, 2, 1});
+    });
   }
 
   void step() {
@@ -303,7 +321,8 @@ class Bench {
     getrusage(RUSAGE_SELF, &use);
     std::ranges::nth_element(seconds, seconds.begin() + 1);
     step_share_ = flops / seconds[1] / 1e9 / matrix_rate_;
-    fmt::print("memory: step {:.2f} GB, process {:.2f} GB at most\n", static_cast<double>(arena.peak_bytes()) / 1e9, static_cast<double>(use.ru_maxrss) / 1e6);
+    fmt::print("memory: step {:.2f} GB, process {:.2f} GB at most\n", static_cast<double>(arena.peak_bytes()) / 1e9,
+               static_cast<double>(use.ru_maxrss) / 1e6);
     fmt::print("{:.0f} GFLOP/s of {:.0f}\nstep share: {:.0f} %\n", flops / seconds[1] / 1e9, matrix_rate_, 100 * step_share_);
   }
 
@@ -344,7 +363,8 @@ int bench(const BenchCommand& command) {
   require_printed();
   Json out = Json::array();
   for (const Result& r : bench.results())
-    out.push_back({{"name", r.name}, {"seconds", r.seconds}, {"rate", r.amount / r.seconds / 1e9}, {"unit", r.unit}, {"ceiling", r.ceiling}});
+    out.push_back(
+        {{"name", r.name}, {"seconds", r.seconds}, {"rate", r.amount / r.seconds / 1e9}, {"unit", r.unit}, {"ceiling", r.ceiling}});
   if (bench.step_share() > 0) out.push_back({{"name", "step"}, {"share", bench.step_share()}});
   write_file(*command.json, out.dump(2) + "\n");
   return 0;
@@ -359,7 +379,8 @@ int main(int argc, char** argv) {
   app.footer("Example:\n  kava_bench --device cpu --filter step");
   kava::BenchCommand command;
   app.add_option("--filter", command.filter, "Only benchmarks whose name this regular expression finds");
-  auto* tokenizer = app.add_option("--tokenizer", command.tokenizer, "Measure the tokenizer of this model folder alone, on the lines of --text");
+  auto* tokenizer =
+      app.add_option("--tokenizer", command.tokenizer, "Measure the tokenizer of this model folder alone, on the lines of --text");
   auto* text = app.add_option("--text", command.text, "A text file in UTF-8");
   tokenizer->needs(text);
   text->needs(tokenizer);

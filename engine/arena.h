@@ -18,17 +18,23 @@ class Arena {
   /// Uninitialised, 64-byte aligned, contiguous.
   Tensor alloc(DType dtype, int64_t rows, int64_t cols);
 
-  struct Mark { std::size_t chunk = 0; int64_t used = 0, total = 0; };
+  struct Mark {
+    std::size_t chunk = 0;
+    int64_t used = 0, total = 0;
+  };
   Mark mark() const { return {chunk_, used_, total_}; }
   void release(Mark m) { chunk_ = m.chunk, used_ = m.used, total_ = m.total; }
   int64_t peak_bytes() const { return peak_; }
 
  private:
-  struct Chunk { void* data; int64_t bytes; };
+  struct Chunk {
+    void* data;
+    int64_t bytes;
+  };
   Ops& ops_;
   std::vector<Chunk> chunks_;
-  std::size_t chunk_ = 0;      // the chunk in use
-  int64_t used_ = 0;           // bytes used of it
+  std::size_t chunk_ = 0;  // the chunk in use
+  int64_t used_ = 0;       // bytes used of it
   int64_t total_ = 0, peak_ = 0;
 };
 

@@ -129,7 +129,8 @@ void sync_file(const fs::path& path) {
 
 void remove_tree(const fs::path& path) {
   std::error_code error;
-  // Of a link only the link goes, not what it leads to. Without its manifest a checkpoint is none, so a kill in the middle leaves no half of one that looks whole.
+  // Of a link only the link goes, not what it leads to. Without its manifest a checkpoint is none, so a kill in the middle leaves no half
+  // of one that looks whole.
   if (!fs::is_symlink(fs::symlink_status(path, error))) fs::remove(path / kManifest, error);
   fs::remove_all(path, error);
   require(error, path, "remove");

@@ -46,8 +46,8 @@ std::size_t edit_distance(std::string_view a, std::string_view b);
 [[noreturn]] void broken_contract(const char* condition, std::string message, std::source_location at);
 
 /// Checks a contract between parts of the program, in every build.
-#define KAVA_CHECK(condition, ...)                                                                              \
-  do {                                                                                                          \
+#define KAVA_CHECK(condition, ...)                                                                                    \
+  do {                                                                                                                \
     if (!(condition)) ::kava::broken_contract(#condition, fmt::format(__VA_ARGS__), std::source_location::current()); \
   } while (0)
 

@@ -19,8 +19,8 @@ bool is_there(const std::filesystem::path& path);
 /// Writes the whole file as FileWriter does.
 void write_file(const std::string& path, std::string_view bytes);
 
-/// For an option that names a file to write at the end of the work: Error(code usage) where it is empty, Error(code preflight) where the file
-/// could not be opened for writing. Leaves what is there.
+/// For an option that names a file to write at the end of the work: Error(code usage) where it is empty, Error(code preflight) where the
+/// file could not be opened for writing. Leaves what is there.
 void require_writable(const std::string& option, const std::string& path);
 
 /// fsync of a folder: makes renames in it durable. Error(code write).

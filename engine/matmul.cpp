@@ -77,8 +77,9 @@ struct ThreadProducts {
       attr.set_post_ops(sum);
     }
     dnnl::matmul::primitive_desc pd(dnnl::matmul::desc(a, b, c), attr, engine);
-    return products.emplace(s, Product{dnnl::matmul(pd), dnnl::memory(a, engine, nullptr), dnnl::memory(b, engine, nullptr),
-                                       dnnl::memory(c, engine, nullptr)})
+    return products
+        .emplace(s, Product{dnnl::matmul(pd), dnnl::memory(a, engine, nullptr), dnnl::memory(b, engine, nullptr),
+                            dnnl::memory(c, engine, nullptr)})
         .first->second;
   }
 };
@@ -115,7 +116,8 @@ bool has_bf16() { return true; }
 
 // The plain product of one tile: sums over k in order, in the sum type.
 template <class T, class O>
-void plain_tile(O* c, int64_t ldc, const Operand& a, const Operand& b, int64_t row, int64_t col, int64_t m, int64_t n, int64_t k, bool add) {
+void plain_tile(O* c, int64_t ldc, const Operand& a, const Operand& b, int64_t row, int64_t col, int64_t m, int64_t n, int64_t k,
+                bool add) {
   const DType t = DTypeOf<T>::value;
   std::vector<Sum<T>> sums(static_cast<std::size_t>(n));
   for (int64_t i = 0; i < m; ++i) {
@@ -189,7 +191,8 @@ void Matmul::run(const Tensor& c, const Tensor& a, bool transpose_a, const Tenso
   const int64_t n = transpose_b ? b.rows : b.cols, kb = transpose_b ? b.cols : b.rows;
   const DType type = a.dtype;
   KAVA_CHECK(k == kb && c.rows == m && c.cols == n, "[{}, {}] = [{}, {}] [{}, {}]", c.rows, c.cols, m, k, kb, n);
-  KAVA_CHECK(b.dtype == type && (c.dtype == type || c.dtype == sum_type(type)), "{} = {} {}", name_of(c.dtype), name_of(type), name_of(b.dtype));
+  KAVA_CHECK(b.dtype == type && (c.dtype == type || c.dtype == sum_type(type)), "{} = {} {}", name_of(c.dtype), name_of(type),
+             name_of(b.dtype));
   const bool add = store == Store::add;
   KAVA_CHECK(!add || c.dtype == sum_type(type), "sums are added in {}", name_of(sum_type(type)));
   if (m == 0 || n == 0) return;
@@ -219,13 +222,13 @@ void Matmul::run(const Tensor& c, const Tensor& a, bool transpose_a, const Tenso
       const Tile& t = tiles[static_cast<std::size_t>(task)];
       bool sum = add;
       for (int64_t l = 0; l < whole; l += kSumPiece, sum = true)
-        tile_product(c_at(t), c.stride, c.dtype, oa.at(type, t.row, l), a.stride, true, ob.at(type, l, t.col), b.stride, false, type, t.rows,
-                     t.cols, kSumPiece, sum);
+        tile_product(c_at(t), c.stride, c.dtype, oa.at(type, t.row, l), a.stride, true, ob.at(type, l, t.col), b.stride, false, type,
+                     t.rows, t.cols, kSumPiece, sum);
       if (rest == 0) return;
       const Operand ra = a_rest.empty() ? Operand{oa.at(type, 0, whole), a.stride, true} : Operand{a_rest.data(), a.cols, true};
       const Operand rb = b_rest.empty() ? Operand{ob.at(type, whole, 0), b.stride, false} : Operand{b_rest.data(), b.cols, false};
-      tile_product(c_at(t), c.stride, c.dtype, ra.at(type, t.row, 0), ra.stride, true, rb.at(type, 0, t.col), rb.stride, false, type, t.rows,
-                   t.cols, rest_rows, sum);
+      tile_product(c_at(t), c.stride, c.dtype, ra.at(type, t.row, 0), ra.stride, true, rb.at(type, 0, t.col), rb.stride, false, type,
+                   t.rows, t.cols, rest_rows, sum);
     });
     return;
   }
@@ -240,8 +243,8 @@ void Matmul::run(const Tensor& c, const Tensor& a, bool transpose_a, const Tenso
     const Tile& t = tiles[static_cast<std::size_t>(task)];
     const void* b_tile = ob.at(type, 0, t.col);
     if (t.rows == kTileRows || a_tail.empty()) {
-      tile_product(c_at(t), c.stride, c.dtype, oa.at(type, t.row, 0), a.stride, false, b_tile, b.stride, transpose_b, type, t.rows, t.cols, k,
-                   add);
+      tile_product(c_at(t), c.stride, c.dtype, oa.at(type, t.row, 0), a.stride, false, b_tile, b.stride, transpose_b, type, t.rows, t.cols,
+                   k, add);
       return;
     }
     char* out = c_tail.data() + t.col * c_size;

@@ -22,7 +22,8 @@ std::optional<int64_t> number_in(const std::string& path, const std::string& key
     if (!line.starts_with(key)) continue;
     const auto digits = line.find_first_not_of(": \t", key.size());
     int64_t n = 0;
-    if (digits == std::string::npos || std::from_chars(line.data() + digits, line.data() + line.size(), n).ec != std::errc()) return std::nullopt;
+    if (digits == std::string::npos || std::from_chars(line.data() + digits, line.data() + line.size(), n).ec != std::errc())
+      return std::nullopt;
     return n * unit;
   }
   return std::nullopt;

@@ -1,5 +1,5 @@
-// The waist of the engine: everything a model may ask of a device. Backends: cpu (ops_cpu*.cpp, the readable specification and the oracle of
-// the tests) and cuda; NullOps does nothing, so that a real step run on it tells the memory it needs.
+// The waist of the engine: everything a model may ask of a device. Backends: cpu (ops_cpu*.cpp, the readable specification and the oracle
+// of the tests) and cuda; NullOps does nothing, so that a real step run on it tells the memory it needs.
 //
 // Conventions. Outputs come first, then inputs, then scalars. "storage" is the model's type (bf16, f32, f64); "sum" is f32, or f64 for f64.
 // An empty tensor stands for "not wanted" or "not there". Index tensors are i32 with one row. Ops that need room take it from the arena and
@@ -16,12 +16,12 @@
 namespace kava {
 
 /// Attention segments of one pass. Segment s attends the rows keys[key_offsets[s] .. key_offsets[s+1]) of the step's K and V; the last
-/// n = query_count[s] of them are the keys of its own queries, the rows query_begin[s] .. +n of q. Query i sees all keys but the last n-1-i.
-/// Segments are grouped by sample: group g holds segments group_offsets[g] .. group_offsets[g+1]). The key rows of one segment are distinct, and
-/// different groups share none. Rows that no segment queries are left as they are.
+/// n = query_count[s] of them are the keys of its own queries, the rows query_begin[s] .. +n of q. Query i sees all keys but the last
+/// n-1-i. Segments are grouped by sample: group g holds segments group_offsets[g] .. group_offsets[g+1]). The key rows of one segment are
+/// distinct, and different groups share none. Rows that no segment queries are left as they are.
 struct Segments {
-  Tensor key_offsets, keys, query_begin, query_count, group_offsets;     // i32 [1, S+1], [1, sum], [1, S], [1, S], [1, groups+1]
-  int64_t count = 0, groups = 0, most_keys = 0, most_queries = 0;        // most_*: of one segment
+  Tensor key_offsets, keys, query_begin, query_count, group_offsets;  // i32 [1, S+1], [1, sum], [1, S], [1, S], [1, groups+1]
+  int64_t count = 0, groups = 0, most_keys = 0, most_queries = 0;     // most_*: of one segment
 };
 
 /// One linear map y = x W^T + bias + scale * (drop(x) A^T) B^T. W [out, in], bias [1, out], A [R, in], B [out, R], all in storage type;
@@ -112,7 +112,8 @@ class Ops {
                                        const Tensor& x, const Tensor& xa, std::span<const Linear> linears, const Dropout& dropout) = 0;
 
   /// Rotary embedding in place: with half = D/2, the pair (x[d], x[d+half]) of every head turns by the angle of the row's position.
-  /// x [n, heads*D] storage or sum; positions i32 [1, n]; cosine, sine [positions, half] in sum type. inverse turns back (also the gradient)
+  /// x [n, heads*D] storage or sum; positions i32 [1, n]; cosine, sine [positions, half] in sum type. inverse turns back (also the
+  /// gradient)
   virtual void rope(const Tensor& x, const Tensor& positions, const Tensor& cosine, const Tensor& sine, int64_t head_dim, bool inverse) = 0;
 
   /// o = softmax(scale q k^T) v over each segment.  q, o [n, H*D]; k, v [step rows, K*D]; lse [n, H] sum: log of the softmax's denominator
@@ -164,10 +165,10 @@ class Ops {
   // ---- update
   /// out [1, 1] f64 = sum of squares of x
   virtual void sum_squares(const Tensor& out, const Tensor& x) = 0;
-  /// AdamW with decoupled decay on contiguous sum-type tensors of one shape. The gradient is scaled by min(1, clip / (norm + 1e-6)), norm^2 =
-  /// grad_square [1, 1] f64; where that is not finite nothing is changed. half, if there, gets the value rounded to its type.
-  virtual void adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad, const Tensor& grad_square,
-                     const AdamwOptions& options) = 0;
+  /// AdamW with decoupled decay on contiguous sum-type tensors of one shape. The gradient is scaled by min(1, clip / (norm + 1e-6)), norm^2
+  /// = grad_square [1, 1] f64; where that is not finite nothing is changed. half, if there, gets the value rounded to its type.
+  virtual void adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad,
+                     const Tensor& grad_square, const AdamwOptions& options) = 0;
 };
 
 /// threads: how many the backend keeps, the caller's included.

@@ -1,4 +1,5 @@
-// Linear maps with LoRA, and the head's cross-entropy, on the CPU. A map with bias and LoRA is one product with its operands put side by side,
+// Linear maps with LoRA, and the head's cross-entropy, on the CPU. A map with bias and LoRA is one product with its operands put side by
+// side,
 //   y = [x | xa | 1] [W | scale B | bias]^T,
 // so that the storage type rounds the result once.
 #include <algorithm>
@@ -13,12 +14,16 @@ namespace kava {
 
 namespace {
 
-template <class T> T rounded(Sum<T> v) {
+template <class T>
+T rounded(Sum<T> v) {
   if constexpr (std::is_same_v<T, bf16>) return to_bf16(v);
   else return v;
 }
 
-template <class T> void copy_row(T* y, const T* x, int64_t n) { std::memcpy(y, x, static_cast<std::size_t>(n) * sizeof(T)); }
+template <class T>
+void copy_row(T* y, const T* x, int64_t n) {
+  std::memcpy(y, x, static_cast<std::size_t>(n) * sizeof(T));
+}
 
 int64_t rank_of(const Linear& l) { return l.lora_a ? l.lora_a.rows : 0; }
 
@@ -35,11 +40,16 @@ void check_linear(const Linear& l, const Tensor& x) {
              "LoRA A [{}, {}], B [{}, {}]", l.lora_a.rows, l.lora_a.cols, l.lora_b.rows, l.lora_b.cols);
 }
 
-// The keep factors (0 or 1 / (1 - p)) of one row, eight columns a Philox block, sixteen blocks at a time so that the rounds become vector code.
-template <class S> class DropoutRow {
+// The keep factors (0 or 1 / (1 - p)) of one row, eight columns a Philox block, sixteen blocks at a time so that the rounds become vector
+// code.
+template <class S>
+class DropoutRow {
  public:
   DropoutRow(const Dropout& d, int64_t cols)
-      : d_(d), threshold_(dropout_threshold(d.p)), keep_(static_cast<S>(1.0 / (1.0 - d.p))), factor_(static_cast<std::size_t>((cols + 127) / 128 * 128)) {}
+      : d_(d),
+        threshold_(dropout_threshold(d.p)),
+        keep_(static_cast<S>(1.0 / (1.0 - d.p))),
+        factor_(static_cast<std::size_t>((cols + 127) / 128 * 128)) {}
 
   const S* row(int64_t n) {
     const int32_t* key = d_.row_keys.row<int32_t>(n);
@@ -266,13 +276,15 @@ void CpuOps::linear_group_bwd_params(Arena& arena, std::span<const LinearGrad> g
 namespace {
 
 // Statistics of one row of logits.
-template <class S> struct RowStats {
+template <class S>
+struct RowStats {
   S most;
   double sum;  // of exp(logit - most)
   int64_t best;
 };
 
-template <class S> RowStats<S> row_stats(const S* z, int64_t n) {
+template <class S>
+RowStats<S> row_stats(const S* z, int64_t n) {
   constexpr int kLanes = 32;
   S most[kLanes];
   std::fill(most, most + kLanes, z[0]);
@@ -294,8 +306,8 @@ constexpr int64_t kHeadBytes = int64_t{96} << 20;  // of logits at a time
 
 }  // namespace
 
-void CpuOps::head_cross_entropy(Arena& arena, const Tensor& nll, const Tensor& dh, const Tensor& dw, const Tensor& logits, const Tensor& best,
-                                const Tensor& h, const Tensor& w, const Tensor& targets, double weight) {
+void CpuOps::head_cross_entropy(Arena& arena, const Tensor& nll, const Tensor& dh, const Tensor& dw, const Tensor& logits,
+                                const Tensor& best, const Tensor& h, const Tensor& w, const Tensor& targets, double weight) {
   const int64_t V = w.rows, n = h.rows;
   const DType type = h.dtype, sum = sum_type(type);
   const int64_t chunk = std::clamp<int64_t>(kHeadBytes / (V * size_of(sum)) / 64 * 64, 64, 4096);

@@ -52,7 +52,8 @@ void* CpuOps::allocate(int64_t bytes) {
   const bool large = size >= 2 * kLargePage;
   void* data = nullptr;
   if (posix_memalign(&data, large ? kLargePage : kCacheLine, size) != 0)
-    throw Error(Exit::preflight, "memory", fmt::format("not enough for {} bytes", bytes), "use a smaller train.micro_batch or a smaller model");
+    throw Error(Exit::preflight, "memory", fmt::format("not enough for {} bytes", bytes),
+                "use a smaller train.micro_batch or a smaller model");
   // Advice only: where the kernel declines, small pages do.
   if (large) (void)madvise(data, size, MADV_HUGEPAGE);
   return data;

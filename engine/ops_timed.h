@@ -14,7 +14,8 @@ struct OpTime {
 };
 using OpTimes = std::map<std::string, OpTime>;
 
-/// Runs every op on `ops` and adds its wall time to times[op]. Both must outlive it. For a backend whose ops have finished when they return.
+/// Runs every op on `ops` and adds its wall time to times[op]. Both must outlive it. For a backend whose ops have finished when they
+/// return.
 std::unique_ptr<Ops> make_timed_ops(Ops& ops, OpTimes& times);
 
 }  // namespace kava

@@ -1,4 +1,5 @@
-// Trainable parameters: one flat buffer each for values, gradients and the two moments, so that there is one norm, one update, one all-reduce.
+// Trainable parameters: one flat buffer each for values, gradients and the two moments, so that there is one norm, one update, one
+// all-reduce.
 #pragma once
 #include <map>
 #include <string>
@@ -50,8 +51,8 @@ class ParameterStore {
   /// The part of a parameter in the flat moments, for checkpoints.
   Tensor part(const Tensor& flat, const Parameter& p) const;
 
-  /// One AdamW step over everything; the gradient's norm is clipped as options say. Returns the norm before clipping (not finite: nothing was
-  /// changed). weight_decay applies to the decayed part only.
+  /// One AdamW step over everything; the gradient's norm is clipped as options say. Returns the norm before clipping (not finite: nothing
+  /// was changed). weight_decay applies to the decayed part only.
   double update(AdamwOptions options);
   double grad_norm();
 

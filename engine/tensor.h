@@ -19,13 +19,31 @@ enum class DType : uint8_t { f32, bf16, f64, i32 };
 constexpr int64_t size_of(DType t) { return t == DType::bf16 ? 2 : t == DType::f64 ? 8 : 4; }
 const char* name_of(DType t);
 
-template <class T> struct DTypeOf;
-template <> struct DTypeOf<float> { static constexpr DType value = DType::f32; using Sum = float; };
-template <> struct DTypeOf<bf16> { static constexpr DType value = DType::bf16; using Sum = float; };
-template <> struct DTypeOf<double> { static constexpr DType value = DType::f64; using Sum = double; };
-template <> struct DTypeOf<int32_t> { static constexpr DType value = DType::i32; using Sum = int32_t; };
+template <class T>
+struct DTypeOf;
+template <>
+struct DTypeOf<float> {
+  static constexpr DType value = DType::f32;
+  using Sum = float;
+};
+template <>
+struct DTypeOf<bf16> {
+  static constexpr DType value = DType::bf16;
+  using Sum = float;
+};
+template <>
+struct DTypeOf<double> {
+  static constexpr DType value = DType::f64;
+  using Sum = double;
+};
+template <>
+struct DTypeOf<int32_t> {
+  static constexpr DType value = DType::i32;
+  using Sum = int32_t;
+};
 /// The type that sums over elements of T are kept in: f32, f64 for f64.
-template <class T> using Sum = typename DTypeOf<T>::Sum;
+template <class T>
+using Sum = typename DTypeOf<T>::Sum;
 constexpr DType sum_type(DType t) { return t == DType::f64 ? DType::f64 : DType::f32; }
 
 struct Tensor {
@@ -39,11 +57,15 @@ struct Tensor {
   int64_t count() const { return rows * cols; }
   bool contiguous() const { return stride == cols || rows <= 1; }
 
-  template <class T> T* as() const {
+  template <class T>
+  T* as() const {
     KAVA_CHECK(dtype == DTypeOf<T>::value, "a {} tensor used as {}", name_of(dtype), name_of(DTypeOf<T>::value));
     return static_cast<T*>(data);
   }
-  template <class T> T* row(int64_t r) const { return static_cast<T*>(data) + r * stride; }
+  template <class T>
+  T* row(int64_t r) const {
+    return static_cast<T*>(data) + r * stride;
+  }
 
   Tensor row_range(int64_t begin, int64_t end) const {
     KAVA_CHECK(0 <= begin && begin <= end && end <= rows, "rows {}..{} of {}", begin, end, rows);
@@ -61,12 +83,17 @@ struct Tensor {
 };
 
 /// Calls f.template operator()<T>() with the element type of a floating dtype.
-template <class F> decltype(auto) dispatch(DType t, F&& f) {
+template <class F>
+decltype(auto) dispatch(DType t, F&& f) {
   switch (t) {
-    case DType::f32: return f.template operator()<float>();
-    case DType::bf16: return f.template operator()<bf16>();
-    case DType::f64: return f.template operator()<double>();
-    default: break;
+    case DType::f32:
+      return f.template operator()<float>();
+    case DType::bf16:
+      return f.template operator()<bf16>();
+    case DType::f64:
+      return f.template operator()<double>();
+    default:
+      break;
   }
   KAVA_CHECK(false, "no floating type: {}", name_of(t));
 }

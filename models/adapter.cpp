@@ -40,7 +40,8 @@ void load_file(Model& model, const std::string& path, Belongs belongs) {
     const TensorInfo* t = file.find(p.name);
     if (!t) mismatch(path, fmt::format("tensor {} is missing", p.name));
     if (t->shape != file_shape(p))
-      mismatch(path, fmt::format("tensor {} has shape {}, the configuration asks for {}", p.name, shape_text(t->shape), shape_text(file_shape(p))));
+      mismatch(path, fmt::format("tensor {} has shape {}, the configuration asks for {}", p.name, shape_text(t->shape),
+                                 shape_text(file_shape(p))));
     ++found;
     std::vector<char> host(static_cast<std::size_t>(p.rows * p.cols * size_of(p.value.dtype)));
     file.read_as(*t, p.value.dtype, host.data(), true);
@@ -48,14 +49,14 @@ void load_file(Model& model, const std::string& path, Belongs belongs) {
   }
   if (found == file.tensors().size()) return;
   for (const TensorInfo& t : file.tensors())
-    if (!model.parameters.find(t.name) || !belongs(t.name)) mismatch(path, fmt::format("tensor {} is not part of this run's trainables", escaped(t.name)));
+    if (!model.parameters.find(t.name) || !belongs(t.name))
+      mismatch(path, fmt::format("tensor {} is not part of this run's trainables", escaped(t.name)));
 }
 
 void check_number(const Json& json, const std::string& path, const char* key, double wanted, const char* config_key) {
   auto it = json.find(key);
   if (it == json.end() || !it->is_number()) mismatch(path, fmt::format("{} is missing or no number", key));
-  if (it->get<double>() != wanted)
-    mismatch(path, fmt::format("{} = {} contradicts {} = {}", key, escaped(it->dump()), config_key, wanted));
+  if (it->get<double>() != wanted) mismatch(path, fmt::format("{} = {} contradicts {} = {}", key, escaped(it->dump()), config_key, wanted));
 }
 
 void check_adapter_config(const RunConfig& config, const std::string& path) {
@@ -71,15 +72,39 @@ void check_adapter_config(const RunConfig& config, const std::string& path) {
     if (!t.is_string()) mismatch(path, "target_modules holds something that is no string");
     found.insert(t.get<std::string>());
   }
-  if (found != wanted) mismatch(path, fmt::format("target_modules = {} contradicts lora.targets = {}", escaped(targets->dump(), 200), escaped(Json(wanted).dump(), 200)));
+  if (found != wanted)
+    mismatch(path, fmt::format("target_modules = {} contradicts lora.targets = {}", escaped(targets->dump(), 200),
+                               escaped(Json(wanted).dump(), 200)));
   auto off = [](const Json& v) {
     return v.is_null() || v == false || v == "" || v == "none" || ((v.is_array() || v.is_object()) && v.empty());
   };
-  for (const char* key : {"use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "modules_to_save",
-                          "fan_in_fan_out", "trainable_token_indices", "layer_replication", "bias", "lora_bias", "exclude_modules", "use_qalora",
-                          "target_parameters", "megatron_config", "corda_config", "eva_config", "alora_invocation_tokens",
-                          "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "lora_ga_config"})
-    if (auto it = json.find(key); it != json.end() && !off(*it)) mismatch(path, fmt::format("{} = {} is not supported", key, escaped(it->dump())));
+  for (const char* key : {"use_rslora",
+                          "use_dora",
+                          "rank_pattern",
+                          "alpha_pattern",
+                          "layers_to_transform",
+                          "layers_pattern",
+                          "modules_to_save",
+                          "fan_in_fan_out",
+                          "trainable_token_indices",
+                          "layer_replication",
+                          "bias",
+                          "lora_bias",
+                          "exclude_modules",
+                          "use_qalora",
+                          "target_parameters",
+                          "megatron_config",
+                          "corda_config",
+                          "eva_config",
+                          "alora_invocation_tokens",
+                          "use_bdlora",
+                          "arrow_config",
+                          "kasa_config",
+                          "velora_config",
+                          "monteclora_config",
+                          "lora_ga_config"})
+    if (auto it = json.find(key); it != json.end() && !off(*it))
+      mismatch(path, fmt::format("{} = {} is not supported", key, escaped(it->dump())));
   // The other ways to begin (pissa, olora, ...) take their start from the base's weights, which PEFT does again when it loads the adapter.
   const Json start = json.value("init_lora_weights", Json(true));
   if (!start.is_boolean() && !start.is_null() && start != "gaussian" && start != "orthogonal" && start != "eva")
@@ -88,12 +113,26 @@ void check_adapter_config(const RunConfig& config, const std::string& path) {
 
 Json adapter_config(const Model& model) {
   const RunConfig& c = model.config;
-  return {{"peft_type", "LORA"}, {"task_type", "CAUSAL_LM"}, {"base_model_name_or_path", c.model.path}, {"r", c.lora.rank},
-          {"lora_alpha", c.lora.alpha == static_cast<double>(static_cast<int64_t>(c.lora.alpha)) ? Json(static_cast<int64_t>(c.lora.alpha)) : Json(c.lora.alpha)},
-          {"lora_dropout", c.lora.dropout}, {"target_modules", c.lora.targets}, {"bias", "none"}, {"fan_in_fan_out", false},
-          {"inference_mode", true}, {"init_lora_weights", true}, {"modules_to_save", nullptr}, {"rank_pattern", Json::object()},
-          {"alpha_pattern", Json::object()}, {"use_dora", false}, {"use_rslora", false}, {"layers_to_transform", nullptr},
-          {"layers_pattern", nullptr}, {"revision", nullptr}};
+  return {{"peft_type", "LORA"},
+          {"task_type", "CAUSAL_LM"},
+          {"base_model_name_or_path", c.model.path},
+          {"r", c.lora.rank},
+          {"lora_alpha", c.lora.alpha == static_cast<double>(static_cast<int64_t>(c.lora.alpha)) ? Json(static_cast<int64_t>(c.lora.alpha))
+                                                                                                 : Json(c.lora.alpha)},
+          {"lora_dropout", c.lora.dropout},
+          {"target_modules", c.lora.targets},
+          {"bias", "none"},
+          {"fan_in_fan_out", false},
+          {"inference_mode", true},
+          {"init_lora_weights", true},
+          {"modules_to_save", nullptr},
+          {"rank_pattern", Json::object()},
+          {"alpha_pattern", Json::object()},
+          {"use_dora", false},
+          {"use_rslora", false},
+          {"layers_to_transform", nullptr},
+          {"layers_pattern", nullptr},
+          {"revision", nullptr}};
 }
 
 // f32 copies of parameters for a file.
@@ -166,8 +205,11 @@ void save_adapter(const Model& model, const std::string& folder) {
   if (!has_latents(model.config.method)) return;
   FileTensors extra = collect(model, is_kava_tensor);
   write_safetensors(path_in(folder, "kava.safetensors"), extra.tensors,
-                    {{"kava.format", "1"}, {"kava.base", model.base_digest}, {"kava.method", name_of(model.config.method)},
-                     {"kava.latents", std::to_string(model.config.latent.count)}, {"kava.iterations", std::to_string(model.config.latent.iterations)}});
+                    {{"kava.format", "1"},
+                     {"kava.base", model.base_digest},
+                     {"kava.method", name_of(model.config.method)},
+                     {"kava.latents", std::to_string(model.config.latent.count)},
+                     {"kava.iterations", std::to_string(model.config.latent.iterations)}});
 }
 
 }  // namespace kava

@@ -33,9 +33,9 @@ LayerCost layer_cost(const RunConfig& config, const ModelConfig& m) {
     return MapCost{i * o, rank * i, rank * o, all};
   };
   const int64_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
-  return {map("q_proj", m.hidden, q), map("k_proj", m.hidden, kv) + map("v_proj", m.hidden, kv),
-          map("o_proj", q, m.hidden) + map("gate_proj", m.hidden, m.mlp) + map("up_proj", m.hidden, m.mlp) +
-              map("down_proj", m.mlp, m.hidden)};
+  return {
+      map("q_proj", m.hidden, q), map("k_proj", m.hidden, kv) + map("v_proj", m.hidden, kv),
+      map("o_proj", q, m.hidden) + map("gate_proj", m.hidden, m.mlp) + map("up_proj", m.hidden, m.mlp) + map("down_proj", m.mlp, m.hidden)};
 }
 
 // Query-key pairs of a pass.
@@ -89,8 +89,7 @@ double minimum_flops(const RunConfig& config, const ModelConfig& m, std::span<co
     for (const Feed& f : p.feeds) projected += f.hidden_row >= 0;
   }
   if (config.latent.projection) sum += projected * 2 * 3 * 2 * C * C;
-  if (config.kv.projection)
-    sum += static_cast<double>(layout.samples * layout.latents * m.layers * m.kv_heads) * 2 * 3 * 2 * D * D;
+  if (config.kv.projection) sum += static_cast<double>(layout.samples * layout.latents * m.layers * m.kv_heads) * 2 * 3 * 2 * D * D;
   const double supervised = static_cast<double>(layout.student.targets.size() + layout.teacher.targets.size());
   return sum + supervised * static_cast<double>(m.vocab) * C * (config.train.trainable == Trainable::all ? 6 : 4);
 }

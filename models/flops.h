@@ -11,8 +11,8 @@
 
 namespace kava {
 
-/// Forward and backward over the samples with shared questions and pruned latents. Rows whose last-layer state nobody reads need only K and V
-/// there, and frozen embeddings need no gradient below the first layer.
+/// Forward and backward over the samples with shared questions and pruned latents. Rows whose last-layer state nobody reads need only K and
+/// V there, and frozen embeddings need no gradient below the first layer.
 double minimum_flops(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples);
 
 /// Tokens of the samples that the method runs: question, trace (with a teacher) and answer.

@@ -82,7 +82,8 @@ std::vector<Sample> largest_forward(const RunConfig& config, std::span<const Sam
 void require_memory(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t available) {
   const int64_t weights = model_bytes(config, shape);
   if (weights > available)
-    throw Error(Exit::preflight, "memory", fmt::format("the model and its optimiser take {}, {} are available", mib(weights), mib(available)),
+    throw Error(Exit::preflight, "memory",
+                fmt::format("the model and its optimiser take {}, {} are available", mib(weights), mib(available)),
                 "use a smaller model, lora.rank or train.trainable = \"lora\"");
   const std::unique_ptr<Ops> null = make_null_ops();
   Model planned(*null, config, shape, Values::none);
@@ -91,8 +92,8 @@ void require_memory(const RunConfig& config, const ModelConfig& shape, std::span
     const int64_t least = least_step_bytes(config, shape, forward), room = available - weights - kOpsRoom;
     return weights + kOpsRoom + (least > room ? least : step_bytes(planned, forward));
   };
-  const int64_t asked = config.train.micro_batch > 0 ? config.train.micro_batch
-                                                     : std::min(config.train.batch, static_cast<int64_t>(samples.size()));
+  const int64_t asked =
+      config.train.micro_batch > 0 ? config.train.micro_batch : std::min(config.train.batch, static_cast<int64_t>(samples.size()));
   const int64_t needed = need(asked);
   if (needed <= available) return;
   int64_t fits = 0, fails = asked;
@@ -100,9 +101,10 @@ void require_memory(const RunConfig& config, const ModelConfig& shape, std::span
     const int64_t middle = fits + (fails - fits) / 2;
     (need(middle) <= available ? fits : fails) = middle;
   }
-  throw Error(Exit::preflight, "train.micro_batch",
-              fmt::format("a forward of {} samples takes at least {} in all, {} are available", asked, mib(needed), mib(available)),
-              fits > 0 ? fmt::format("set train.micro_batch = {}, the largest that fits", fits) : "not even one sample fits: use a smaller model");
+  throw Error(
+      Exit::preflight, "train.micro_batch",
+      fmt::format("a forward of {} samples takes at least {} in all, {} are available", asked, mib(needed), mib(available)),
+      fits > 0 ? fmt::format("set train.micro_batch = {}, the largest that fits", fits) : "not even one sample fits: use a smaller model");
 }
 
 }  // namespace kava

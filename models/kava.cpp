@@ -59,13 +59,20 @@ namespace {
 class Step {
  public:
   Step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options)
-      : model_(model), ops_(model.ops), arena_(arena), config_(model.config), totals_(totals), options_(options),
-        layout_(make_layout(model.config, samples, options.first_index)), transformer_(model, arena, Use::train, options.step, options.dropout) {
+      : model_(model),
+        ops_(model.ops),
+        arena_(arena),
+        config_(model.config),
+        totals_(totals),
+        options_(options),
+        layout_(make_layout(model.config, samples, options.first_index)),
+        transformer_(model, arena, Use::train, options.step, options.dropout) {
     B_ = layout_.samples, M_ = layout_.latents;
     KD_ = model.shape.kv_heads * model.shape.head_dim;
     type_ = model.storage, sum_ = sum_type(type_);
     const bool by_slots = config_.rkv.short_ == Short::zero;
-    for (const Sample& s : samples) valid_.push_back(static_cast<int32_t>(by_slots ? M_ : std::min<int64_t>(M_, static_cast<int64_t>(s.trace.size()))));
+    for (const Sample& s : samples)
+      valid_.push_back(static_cast<int32_t>(by_slots ? M_ : std::min<int64_t>(M_, static_cast<int64_t>(s.trace.size()))));
     for (const Sample& s : samples) {
       answer_lengths_.push_back(static_cast<int64_t>(s.answer.size()));
       before_answer_.push_back(runs_student(config_.method) ? 0 : static_cast<int64_t>(s.trace.size()));
@@ -79,8 +86,10 @@ class Step {
   StepLosses run() {
     forward();
     if (options_.backward) transformer_.allocate_gradients(layout_.rows, layout_.live_rows);
-    if (runs_student(config_.method)) losses_.student_ce = cross_entropy(layout_.student, config_.loss.student, totals_.student_tokens, "logits.student");
-    if (runs_teacher(config_.method)) losses_.teacher_ce = cross_entropy(layout_.teacher, config_.loss.teacher, totals_.teacher_tokens, "logits.teacher");
+    if (runs_student(config_.method))
+      losses_.student_ce = cross_entropy(layout_.student, config_.loss.student, totals_.student_tokens, "logits.student");
+    if (runs_teacher(config_.method))
+      losses_.teacher_ce = cross_entropy(layout_.teacher, config_.loss.teacher, totals_.teacher_tokens, "logits.teacher");
     if (config_.kv.weight > 0) losses_.kv = kv_loss();
     if (config_.codi.weight > 0) losses_.codi = codi_loss();
     if (options_.dump && has_latents(config_.method)) dump_latents();
@@ -186,7 +195,8 @@ class Step {
     const std::size_t L = layer_count();
     const int64_t n = B_ * M_;
     const Tensor trace = indices(layout_.trace_rows), trace_offsets = indices(layout_.trace_offsets);
-    const Tensor queries = indices(layout_.query_rows), queries_live = live_indices(layout_.query_rows), query_offsets = indices(layout_.query_offsets);
+    const Tensor queries = indices(layout_.query_rows), queries_live = live_indices(layout_.query_rows),
+                 query_offsets = indices(layout_.query_offsets);
     const Tensor trace_positions = indices(positions_of(layout_.trace_rows)), latent_positions = indices(positions_of(layout_.latent_rows));
     latent_rows_ = indices(layout_.latent_rows);
     const Tensor valid = indices(valid_);
@@ -248,7 +258,8 @@ class Step {
     ArenaScope scope(arena_);
     const LayerState& s = transformer_.layers()[l];
     const int64_t tokens = trace.cols, K = model_.shape.kv_heads;
-    const Tensor q = arena_.alloc(type_, queries.cols, s.q.cols), k = arena_.alloc(type_, tokens, KD_), v = arena_.alloc(type_, tokens, KD_);
+    const Tensor q = arena_.alloc(type_, queries.cols, s.q.cols), k = arena_.alloc(type_, tokens, KD_),
+                 v = arena_.alloc(type_, tokens, KD_);
     ops_.gather_rows(q, s.q, queries);
     ops_.gather_rows(k, s.k, trace);
     ops_.gather_rows(v, s.v, trace);
@@ -268,7 +279,8 @@ class Step {
     Tensor scores[3];
     if (options_.dump)
       for (Tensor& t : scores) t = arena_.alloc(sum_, K, tokens);
-    ops_.rkv_select(arena_, out.target[0], out.target[1], kept, scores[0], scores[1], scores[2], q, query_offsets, k, trace_offsets, match, v, o);
+    ops_.rkv_select(arena_, out.target[0], out.target[1], kept, scores[0], scores[1], scores[2], q, query_offsets, k, trace_offsets, match,
+                    v, o);
     if (!options_.dump) return;
     auto append = [](std::vector<double>& to, const std::vector<double>& x) { to.insert(to.end(), x.begin(), x.end()); };
     append(rkv.importance, host(scores[0]));
@@ -291,10 +303,12 @@ class Step {
       const Tensor dy = arena_.alloc(type_, n, KD_), dx = arena_.alloc(type_, n, KD_);
       ops_.copy(dy, d);
       ops_.linear_group_bwd_input(arena_, by_head(dx), {}, std::array{by_head(dy)}, std::array{map->map}, {});
-      ops_.linear_group_bwd_params(arena_, std::array{map->grad}, std::array{by_head(dy)}, {}, by_head(k.student[i]), {}, std::array{map->map}, {});
+      ops_.linear_group_bwd_params(arena_, std::array{map->grad}, std::array{by_head(dy)}, {}, by_head(k.student[i]), {},
+                                   std::array{map->map}, {});
       ops_.copy(dstudent, dx);
     }
-    if (i == 0 && config_.kv.keys == Keys::pre_rope) ops_.rope(dstudent, positions, model_.cosine, model_.sine, model_.shape.head_dim, false);
+    if (i == 0 && config_.kv.keys == Keys::pre_rope)
+      ops_.rope(dstudent, positions, model_.cosine, model_.sine, model_.shape.head_dim, false);
     LayerState& s = transformer_.layers()[l];
     ops_.scatter_add_rows(i == 0 ? s.dk : s.dv, dstudent, latent_rows_);
   }
@@ -390,7 +404,8 @@ class Step {
     for (int64_t b = 0; b < B_; ++b)
       for (int64_t l = 0; l < L; ++l)
         for (int64_t k = 0; k < K; ++k)
-          for (int64_t m = 0; m < M_; ++m) kept.indices.push_back(rkv.kept[static_cast<std::size_t>(l)][static_cast<std::size_t>((b * M_ + m) * K + k)]);
+          for (int64_t m = 0; m < M_; ++m)
+            kept.indices.push_back(rkv.kept[static_cast<std::size_t>(l)][static_cast<std::size_t>((b * M_ + m) * K + k)]);
     options_.dump->emplace("rkv.kept", std::move(kept));
   }
 

@@ -41,9 +41,9 @@ void join(Dump& to, const Dump& next);
 struct StepOptions {
   int64_t first_index = 0;  // of samples[0] in the optimiser batch
   uint32_t step = 0;
-  bool dropout = true;      // as configured; off where a model is judged and not trained
-  bool backward = true;     // gradients are added to the parameters'
-  Dump* dump = nullptr;     // everything of docs/formats.md section 6 but ids, loss and grad
+  bool dropout = true;   // as configured; off where a model is judged and not trained
+  bool backward = true;  // gradients are added to the parameters'
+  Dump* dump = nullptr;  // everything of docs/formats.md section 6 but ids, loss and grad
 };
 
 /// One forward (and backward) over `samples`.

@@ -9,11 +9,11 @@ namespace kava {
 
 /// The feeding of one pass: index tensors and what backward needs.
 struct FeedState {
-  Tensor hidden_live;    // live rows whose hidden state is projected, i32
-  Tensor hidden_rows;    // the same as step rows
-  Tensor projected_at;   // their fed rows, counted from the pass's begin
-  Tensor copy_rows;      // step rows whose input is copied
-  Tensor copied_at;      // their fed rows
+  Tensor hidden_live;                // live rows whose hidden state is projected, i32
+  Tensor hidden_rows;                // the same as step rows
+  Tensor projected_at;               // their fed rows, counted from the pass's begin
+  Tensor copy_rows;                  // step rows whose input is copied
+  Tensor copied_at;                  // their fed rows
   Tensor h, a1, g1, a2, mean, rstd;  // projection: input, linear1, gelu, linear2, LayerNorm's statistics
 };
 

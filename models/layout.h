@@ -68,8 +68,8 @@ struct Layout {
 /// Whether a layout is for training, or for decoding: then there is no teacher beside the student, and a sample's answer is the prompt.
 enum class Use { train, decode };
 
-/// The layout of one forward of the method over `samples`; first_index: index of the first of them in the optimiser batch. latents_live: the
-/// final hidden states of pass T's latents are wanted too, which no row of the step reads.
+/// The layout of one forward of the method over `samples`; first_index: index of the first of them in the optimiser batch. latents_live:
+/// the final hidden states of pass T's latents are wanted too, which no row of the step reads.
 Layout make_layout(const RunConfig& config, std::span<const Sample> samples, int64_t first_index, Use use = Use::train,
                    bool latents_live = false);
 

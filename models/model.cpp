@@ -106,7 +106,8 @@ std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelC
   }
   if (config.kv.projection)
     for (int64_t l = 0; l < shape.layers; ++l)
-      for (const char* which : {"k", "v"}) specs.push_back({fmt::format("kv_projection.{}.{}.weight", l, which), D, D, false, true, Start::identity});
+      for (const char* which : {"k", "v"})
+        specs.push_back({fmt::format("kv_projection.{}.{}.weight", l, which), D, D, false, true, Start::identity});
   return specs;
 }
 
@@ -200,7 +201,8 @@ void Model::bind() {
   }
   if (parameters.find("kv_projection.0.k.weight"))
     for (int64_t l = 0; l < shape.layers; ++l)
-      kv_projection.push_back({bind_linear(fmt::format("kv_projection.{}.k", l), "", false), bind_linear(fmt::format("kv_projection.{}.v", l), "", false)});
+      kv_projection.push_back(
+          {bind_linear(fmt::format("kv_projection.{}.k", l), "", false), bind_linear(fmt::format("kv_projection.{}.v", l), "", false)});
 }
 
 std::vector<double> Model::embedding_on_host() const {
@@ -218,7 +220,8 @@ std::vector<double> Model::embedding_on_host() const {
 void Model::set_starts(const std::vector<TrainableSpec>& specs) {
   using Start = TrainableSpec::Start;
   std::vector<double> table;  // the embedding, read once for those starts that need it
-  if (std::ranges::any_of(specs, [](const TrainableSpec& t) { return t.start == Start::mean_embedding || t.start == Start::embedding_rms; }))
+  if (std::ranges::any_of(specs,
+                          [](const TrainableSpec& t) { return t.start == Start::mean_embedding || t.start == Start::embedding_rms; }))
     table = embedding_on_host();
   const int64_t C = shape.hidden;
   for (const TrainableSpec& t : specs) {

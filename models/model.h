@@ -47,12 +47,12 @@ std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelC
 
 /// The seven linear maps of a layer by their Hugging Face names ("self_attn.q_proj" ...), in this order.
 struct LinearName {
-  const char* path;   // within the layer
+  const char* path;  // within the layer
   const char* short_name;
 };
-inline constexpr LinearName kLinearNames[7] = {{"self_attn.q_proj", "q_proj"}, {"self_attn.k_proj", "k_proj"}, {"self_attn.v_proj", "v_proj"},
-                                               {"self_attn.o_proj", "o_proj"}, {"mlp.gate_proj", "gate_proj"}, {"mlp.up_proj", "up_proj"},
-                                               {"mlp.down_proj", "down_proj"}};
+inline constexpr LinearName kLinearNames[7] = {
+    {"self_attn.q_proj", "q_proj"}, {"self_attn.k_proj", "k_proj"}, {"self_attn.v_proj", "v_proj"}, {"self_attn.o_proj", "o_proj"},
+    {"mlp.gate_proj", "gate_proj"}, {"mlp.up_proj", "up_proj"},     {"mlp.down_proj", "down_proj"}};
 
 /// Whether a model gets its values: without them nothing is read or drawn, which is enough to plan a step on NullOps.
 enum class Values { set, none };

@@ -66,7 +66,8 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
   std::error_code failed;
   const fs::path path = fs::canonical(given, failed);
   if (failed)
-    throw Error(Exit::data, given.empty() ? "MODEL" : escaped(given, 4096), given.empty() ? "is empty" : failed.message(), "give a Hugging Face folder, a run directory or a checkpoint in one");
+    throw Error(Exit::data, given.empty() ? "MODEL" : escaped(given, 4096), given.empty() ? "is empty" : failed.message(),
+                "give a Hugging Face folder, a run directory or a checkpoint in one");
   OpenedModel m;
   if (is_there(path / "config.toml")) {
     m.run_dir = path;

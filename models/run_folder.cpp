@@ -53,7 +53,8 @@ std::string known_lines(const fs::path& path, const TrainingState& state) {
 
 bool same_file(const fs::path& path, const ManifestFile& file) {
   std::error_code failed;
-  return fs::is_regular_file(path, failed) && fs::file_size(path, failed) == file.size && !failed && sha256_file(path.string()) == file.sha256;
+  return fs::is_regular_file(path, failed) && fs::file_size(path, failed) == file.size && !failed &&
+         sha256_file(path.string()) == file.sha256;
 }
 
 void copy_durably(const fs::path& from, const fs::path& to) {

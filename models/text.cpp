@@ -18,15 +18,18 @@ TextModel open_text_model(const std::string& folder) {
                   "use the tokenizer that belongs to the model");
     if (const std::optional<std::string> name = t.tokenizer->eos_token()) {
       t.eos = t.tokenizer->id_of(*name);
-      if (!t.eos) throw Error(Exit::data, file.string(), "does not hold the eos_token \"" + escaped(*name) + "\"", "correct tokenizer_config.json");
+      if (!t.eos)
+        throw Error(Exit::data, file.string(), "does not hold the eos_token \"" + escaped(*name) + "\"", "correct tokenizer_config.json");
     }
   }
   if (!t.eos && t.shape.eos_is_list)
-    throw Error(Exit::data, t.shape.source, "eos_token_id is a list and no tokenizer file names the eos_token", "name it in tokenizer_config.json");
+    throw Error(Exit::data, t.shape.source, "eos_token_id is a list and no tokenizer file names the eos_token",
+                "name it in tokenizer_config.json");
   if (!t.eos && !t.shape.eos_ids.empty()) {
     const int64_t eos = t.shape.eos_ids[0];
     if (eos < 0 || eos >= t.shape.vocab)
-      throw Error(Exit::data, t.shape.source, fmt::format("eos_token_id is {}, outside the vocabulary of {}", eos, t.shape.vocab), "correct it");
+      throw Error(Exit::data, t.shape.source, fmt::format("eos_token_id is {}, outside the vocabulary of {}", eos, t.shape.vocab),
+                  "correct it");
     t.eos = static_cast<int32_t>(eos);
   }
   if (t.tokenizer && !t.eos)

@@ -20,10 +20,20 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 nlohmann::ordered_json metrics_line(const StepReport& r, const Speed& speed, double matrix_rate, double seconds) {
-  return {{"step", r.step}, {"epoch", r.epoch}, {"samples", r.samples}, {"loss", r.loss}, {"student_ce", r.losses.student_ce},
-          {"teacher_ce", r.losses.teacher_ce}, {"kv", r.losses.kv}, {"codi", r.losses.codi}, {"grad_norm", r.grad_norm}, {"lr", r.lr},
-          {"samples_per_s", speed.samples_per_s}, {"tokens_per_s", speed.tokens_per_s},
-          {"mfu", matrix_rate > 0 ? speed.flops_per_s / matrix_rate : 0.0}, {"seconds", seconds}};
+  return {{"step", r.step},
+          {"epoch", r.epoch},
+          {"samples", r.samples},
+          {"loss", r.loss},
+          {"student_ce", r.losses.student_ce},
+          {"teacher_ce", r.losses.teacher_ce},
+          {"kv", r.losses.kv},
+          {"codi", r.losses.codi},
+          {"grad_norm", r.grad_norm},
+          {"lr", r.lr},
+          {"samples_per_s", speed.samples_per_s},
+          {"tokens_per_s", speed.tokens_per_s},
+          {"mfu", matrix_rate > 0 ? speed.flops_per_s / matrix_rate : 0.0},
+          {"seconds", seconds}};
 }
 
 }  // namespace

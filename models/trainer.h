@@ -33,7 +33,7 @@ struct StepReport {
 };
 
 struct Validation {
-  double score = 0;                     // by which the best checkpoint is chosen
+  double score = 0;                      // by which the best checkpoint is chosen
   std::map<std::string, double> values;  // of its object in metrics.jsonl, besides the step
 };
 
@@ -44,12 +44,12 @@ struct Speed {
 
 /// What a run asks of those around it; everything may be empty.
 struct TrainingHooks {
-  std::function<void(const StepReport&, const Speed&)> on_step;      // every step
+  std::function<void(const StepReport&, const Speed&)> on_step;  // every step
   std::function<void(int64_t step, const Validation&)> on_validation;
-  std::function<void(const std::string&)> note;                      // something a person wants to know
-  std::function<bool()> stop;                                        // asked between steps
-  std::function<std::optional<Validation>(Arena&)> validate;         // nothing: it was stopped
-  double matrix_rate = 0;                                            // FLOP/s that mfu is a share of; 0: mfu is 0
+  std::function<void(const std::string&)> note;               // something a person wants to know
+  std::function<bool()> stop;                                 // asked between steps
+  std::function<std::optional<Validation>(Arena&)> validate;  // nothing: it was stopped
+  double matrix_rate = 0;                                     // FLOP/s that mfu is a share of; 0: mfu is 0
 };
 
 class Trainer {

@@ -54,10 +54,20 @@ void save_training_state(const std::filesystem::path& folder, const Model& model
   write_safetensors((folder / kOptimizer).string(), tensors);
 
   const std::string version = version_text("kava");
-  Json json = {{"format_version", kFormatVersion}, {"kava", version.substr(0, version.find('\n'))}, {"step", state.step},
-               {"total_steps", state.total_steps}, {"epoch", state.epoch}, {"cursor", state.cursor}, {"samples", state.samples},
-               {"updates", state.updates}, {"skipped_in_row", state.skipped_in_row}, {"validated_step", state.validated_step},
-               {"seconds", state.seconds}, {"best", nullptr}, {"data", Json::array()}, {"base", state.base}};
+  Json json = {{"format_version", kFormatVersion},
+               {"kava", version.substr(0, version.find('\n'))},
+               {"step", state.step},
+               {"total_steps", state.total_steps},
+               {"epoch", state.epoch},
+               {"cursor", state.cursor},
+               {"samples", state.samples},
+               {"updates", state.updates},
+               {"skipped_in_row", state.skipped_in_row},
+               {"validated_step", state.validated_step},
+               {"seconds", state.seconds},
+               {"best", nullptr},
+               {"data", Json::array()},
+               {"base", state.base}};
   if (state.best) json["best"] = {{"step", state.best->step}, {"score", state.best->score}};
   for (const DataDigest& d : state.data) json["data"].push_back({{"path", d.path}, {"sha256", d.sha256}});
   write_file((folder / kState).string(), json.dump(1) + "\n");
@@ -69,17 +79,21 @@ TrainingState load_training_state(const std::filesystem::path& folder) {
   const JsonAt root(json, file);
   if (whole(root.at("format_version"), 0) != kFormatVersion) root.at("format_version").refuse("is not 1", "use another checkpoint");
   TrainingState s;
-  const std::pair<const char*, int64_t TrainingState::*> counts[] = {
-      {"step", &TrainingState::step}, {"total_steps", &TrainingState::total_steps}, {"epoch", &TrainingState::epoch},
-      {"cursor", &TrainingState::cursor}, {"samples", &TrainingState::samples}, {"updates", &TrainingState::updates},
-      {"skipped_in_row", &TrainingState::skipped_in_row}};
+  const std::pair<const char*, int64_t TrainingState::*> counts[] = {{"step", &TrainingState::step},
+                                                                     {"total_steps", &TrainingState::total_steps},
+                                                                     {"epoch", &TrainingState::epoch},
+                                                                     {"cursor", &TrainingState::cursor},
+                                                                     {"samples", &TrainingState::samples},
+                                                                     {"updates", &TrainingState::updates},
+                                                                     {"skipped_in_row", &TrainingState::skipped_in_row}};
   for (const auto& [name, member] : counts) s.*member = whole(root.at(name), 0);
   s.validated_step = whole(root.at("validated_step"), -1);
   s.seconds = real(root.at("seconds"));
   s.base = root.at("base").string();
   if (root.has("best")) s.best = {whole(root.at("best").at("step"), 0), real(root.at("best").at("score"))};
   const JsonAt data = root.at("data");
-  for (std::size_t i = 0; i < data.array().size(); ++i) s.data.push_back({data.at(i).at("path").string(), data.at(i).at("sha256").string()});
+  for (std::size_t i = 0; i < data.array().size(); ++i)
+    s.data.push_back({data.at(i).at("path").string(), data.at(i).at("sha256").string()});
   return s;
 }
 

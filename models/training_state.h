@@ -24,18 +24,18 @@ struct DataDigest {
 };
 
 struct TrainingState {
-  int64_t step = 0;          // optimiser steps done
-  int64_t total_steps = 0;   // of the whole run
-  int64_t epoch = 0;         // of the next batch, from 0
-  int64_t cursor = 0;        // samples of that epoch already used
-  int64_t samples = 0;       // seen so far
-  int64_t updates = 0;       // steps whose update was made
+  int64_t step = 0;            // optimiser steps done
+  int64_t total_steps = 0;     // of the whole run
+  int64_t epoch = 0;           // of the next batch, from 0
+  int64_t cursor = 0;          // samples of that epoch already used
+  int64_t samples = 0;         // seen so far
+  int64_t updates = 0;         // steps whose update was made
   int64_t skipped_in_row = 0;  // steps just before this one whose loss or gradient was not finite
   int64_t validated_step = -1;
-  double seconds = 0;        // spent on steps
+  double seconds = 0;  // spent on steps
   std::optional<Best> best;
   std::vector<DataDigest> data;
-  std::string base;          // digest of the base model's config.json and weight headers
+  std::string base;  // digest of the base model's config.json and weight headers
   bool finished() const { return step >= total_steps; }
 };
 

@@ -19,7 +19,8 @@ Segments upload_segments(Ops& ops, Arena& arena, const SegmentList& s) {
   d.query_begin = upload_indices(ops, arena, s.query_begin);
   d.query_count = upload_indices(ops, arena, s.query_count);
   d.group_offsets = upload_indices(ops, arena, s.group_offsets);
-  d.count = s.count(), d.groups = static_cast<int64_t>(s.group_offsets.size()) - 1, d.most_keys = s.most_keys, d.most_queries = s.most_queries;
+  d.count = s.count(), d.groups = static_cast<int64_t>(s.group_offsets.size()) - 1, d.most_keys = s.most_keys,
+  d.most_queries = s.most_queries;
   return d;
 }
 
@@ -61,8 +62,13 @@ DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& p) {
 }
 
 Transformer::Transformer(Model& model, Arena& arena, Use use, uint32_t step, bool drops)
-    : model_(model), ops_(model.ops), arena_(arena), use_(use), step_(step),
-      dropout_(drops && use == Use::train ? model.config.lora.dropout : 0), layers_(static_cast<std::size_t>(model.shape.layers)) {}
+    : model_(model),
+      ops_(model.ops),
+      arena_(arena),
+      use_(use),
+      step_(step),
+      dropout_(drops && use == Use::train ? model.config.lora.dropout : 0),
+      layers_(static_cast<std::size_t>(model.shape.layers)) {}
 
 void Transformer::allocate(int64_t rows, int64_t live_rows, int64_t pass_rows) {
   const ModelConfig& m = model_.shape;
@@ -192,7 +198,8 @@ void Transformer::mlp_block(const DevicePass& p, std::size_t l) {
   const int64_t layer = static_cast<int64_t>(l);
   const Tensor& row_keys = last(l) ? p.live_row_keys : p.row_keys;
   const Tensor gate = kept_rows(s.gate, p, l), up = kept_rows(s.up, p, l), act = kept_rows(s.act, p, l);
-  apply(std::array{gate, up}, kept_rows(s.xa_gate_up, p, l), kept_rows(s.normed2, p, l), {&w.gate, &w.up}, dropout(layer, kNormed2, row_keys));
+  apply(std::array{gate, up}, kept_rows(s.xa_gate_up, p, l), kept_rows(s.normed2, p, l), {&w.gate, &w.up},
+        dropout(layer, kNormed2, row_keys));
   ops_.swiglu_fwd(act, gate, up);
   apply(std::array{mlp_.row_range(0, act.rows)}, kept_rows(s.xa_down, p, l), act, {&w.down}, dropout(layer, kAct, row_keys));
 }
@@ -221,8 +228,8 @@ void Transformer::forward(const DevicePass& p) {
     mlp_block(p, l);
   }
   const Tensor before = kept_rows(layers_.back().residual2, p, layers_.size() - 1);
-  ops_.add_rms_norm_fwd(hidden(p), rows_of(residual_final_, p.live_begin, p.live_end), rows_of(rstd_final_, p.live_begin, p.live_end), before,
-                        mlp_.row_range(0, before.rows), model_.final_norm, eps);
+  ops_.add_rms_norm_fwd(hidden(p), rows_of(residual_final_, p.live_begin, p.live_end), rows_of(rstd_final_, p.live_begin, p.live_end),
+                        before, mlp_.row_range(0, before.rows), model_.final_norm, eps);
 }
 
 // Whether anything trainable lies at the inputs of the first layer.
@@ -235,7 +242,8 @@ void Transformer::mlp_block_backward(const DevicePass& p, std::size_t l, const T
   const int64_t layer = static_cast<int64_t>(l), n = dresidual.rows;
   const Tensor& row_keys = last(l) ? p.live_row_keys : p.row_keys;
   const Tensor gate = kept_rows(s.gate, p, l), up = kept_rows(s.up, p, l), act = kept_rows(s.act, p, l);
-  const Tensor dact = arena_.alloc(act.dtype, n, act.cols), dgate = arena_.alloc(act.dtype, n, act.cols), dup = arena_.alloc(act.dtype, n, act.cols);
+  const Tensor dact = arena_.alloc(act.dtype, n, act.cols), dgate = arena_.alloc(act.dtype, n, act.cols),
+               dup = arena_.alloc(act.dtype, n, act.cols);
   pull_back(dact, std::array{dresidual}, act, kept_rows(s.xa_down, p, l), {&w.down}, dropout(layer, kAct, row_keys));
   ops_.swiglu_bwd(dgate, dup, dact, gate, up);
   const Tensor dnormed = arena_.alloc(act.dtype, n, model_.shape.hidden);
@@ -274,7 +282,8 @@ Tensor Transformer::attention_block_backward(const DevicePass& p, std::size_t l,
   if (last(l)) {
     const Tensor dnormed_live = wanted ? arena_.alloc(t, q.rows, C) : Tensor{};
     pull_back(dnormed, std::array{dk, dv}, x, xa, {&w.k, &w.v}, dropout(layer, kNormed1, p.row_keys));
-    pull_back(dnormed_live, std::array{dq}, kept_rows(s.normed1_live, p, l), kept_rows(s.xa_q, p, l), {&w.q}, dropout(layer, kNormed1, row_keys));
+    pull_back(dnormed_live, std::array{dq}, kept_rows(s.normed1_live, p, l), kept_rows(s.xa_q, p, l), {&w.q},
+              dropout(layer, kNormed1, row_keys));
     if (wanted) ops_.scatter_add_rows(dnormed, dnormed_live, p.live);
     ops_.fill(dinput, 0);
     ops_.scatter_add_rows(dinput, dresidual, p.live);

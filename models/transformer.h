@@ -23,7 +23,8 @@ struct DevicePass {
 Tensor upload_indices(Ops& ops, Arena& arena, std::span<const int32_t> host);
 DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& pass);
 
-/// Step tensors of one layer: [rows, width], or [live rows, width] for what follows K and V in the last layer. rstd, lse, dk, dv in sum type.
+/// Step tensors of one layer: [rows, width], or [live rows, width] for what follows K and V in the last layer. rstd, lse, dk, dv in sum
+/// type.
 struct LayerState {
   Tensor residual1, normed1, rstd1, q, k, v, dk, dv, xa_qkv, attention, lse, xa_o;
   Tensor residual2, normed2, rstd2, xa_gate_up, gate, up, act, xa_down;
@@ -38,8 +39,8 @@ struct Tap {
 
 class Transformer {
  public:
-  /// Training keeps everything; decoding keeps inputs, K, V and final hidden states, and shares the other buffers between layers and passes.
-  /// drops: whether LoRA's input dropout acts, with the masks of optimiser step `step`; never while decoding.
+  /// Training keeps everything; decoding keeps inputs, K, V and final hidden states, and shares the other buffers between layers and
+  /// passes. drops: whether LoRA's input dropout acts, with the masks of optimiser step `step`; never while decoding.
   Transformer(Model& model, Arena& arena, Use use, uint32_t step, bool drops = true);
 
   /// Room for `rows` rows in all; for decoding, at most `pass_rows` and `live_rows` in one pass.
@@ -65,7 +66,8 @@ class Transformer {
  private:
   Tensor rows_of(const Tensor& t, int64_t begin, int64_t end) const;
   Dropout dropout(int64_t layer, int64_t place, const Tensor& row_keys) const;
-  void apply(std::span<const Tensor> y, const Tensor& xa, const Tensor& x, std::initializer_list<const TrainedLinear*> maps, const Dropout& d);
+  void apply(std::span<const Tensor> y, const Tensor& xa, const Tensor& x, std::initializer_list<const TrainedLinear*> maps,
+             const Dropout& d);
   void pull_back(const Tensor& dx, std::span<const Tensor> dy, const Tensor& x, const Tensor& xa,
                  std::initializer_list<const TrainedLinear*> maps, const Dropout& d);
   void attention_block(const DevicePass& pass, std::size_t l);

@@ -27,7 +27,8 @@ std::optional<Validation> Validator::run(Model& model, Arena& arena, const std::
   };
   const std::span<const Sample> all(samples_);
   const BatchTotals totals = batch_totals(model.config, all);
-  const auto at_once = static_cast<std::size_t>(model.config.train.micro_batch > 0 ? model.config.train.micro_batch : model.config.train.batch);
+  const auto at_once =
+      static_cast<std::size_t>(model.config.train.micro_batch > 0 ? model.config.train.micro_batch : model.config.train.batch);
   StepLosses losses;
   try {
     const EvalResult result = evaluate(model, arena, *text_, file_, options);

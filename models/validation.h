@@ -10,7 +10,8 @@ namespace kava {
 
 class Validator {
  public:
-  /// Reads data.valid; `text` must outlive this. Error(code data) for a malformed file, or where no row is short enough for data.max_tokens.
+  /// Reads data.valid; `text` must outlive this. Error(code data) for a malformed file, or where no row is short enough for
+  /// data.max_tokens.
   Validator(const TextModel& text, const RunConfig& config);
 
   /// Rows that are decoded; of those, rows left out of the teacher-forced part because they are over data.max_tokens.

@@ -27,7 +27,8 @@ TEST_CASE("kava_bench refuses what it cannot do in one line before it measures")
                                                  {model + " --text '" + folder / "none" + "'", 4}};
   for (const auto& [arguments, code] : refused) {
     CAPTURE(arguments);
-    const int status = std::system((KAVA_BIN_DIR "/kava_bench " + arguments + " > '" + folder / "out" + "' 2> '" + folder / "err" + "'").c_str());
+    const int status =
+        std::system((KAVA_BIN_DIR "/kava_bench " + arguments + " > '" + folder / "out" + "' 2> '" + folder / "err" + "'").c_str());
     CHECK((WIFEXITED(status) && WEXITSTATUS(status) == code));
     const std::string error = read_file(folder / "err", 1 << 20);
     CHECK(error.starts_with("error: "));

@@ -389,7 +389,8 @@ TEST_CASE("weights that no memory holds are refused before they are read, and we
   uint64_t bytes = 0;
   for (const WeightSpec& w : weight_specs(ModelConfig::load(base.string()))) {
     const uint64_t size = static_cast<uint64_t>(w.rows * w.cols * 2);
-    header[w.name] = {{"dtype", "BF16"}, {"shape", w.vector ? Json{w.cols} : Json{w.rows, w.cols}}, {"data_offsets", {bytes, bytes + size}}};
+    header[w.name] = {
+        {"dtype", "BF16"}, {"shape", w.vector ? Json{w.cols} : Json{w.rows, w.cols}}, {"data_offsets", {bytes, bytes + size}}};
     bytes += size;
   }
   const std::string text = header.dump(), file = (base / "model.safetensors").string();
@@ -414,8 +415,8 @@ TEST_CASE("memory that runs out anywhere is exit 3") {
   TinyRun tiny;
   std::set<int> codes;
   for (int kilobytes = 110'000; kilobytes <= 400'000; kilobytes += kilobytes / 20) {
-    const Finished f = run(fmt::format("kava_inspect --version > /dev/null; ulimit -v {}; " KAVA_BIN_DIR "/kava_generate {} A --threads 1", kilobytes,
-                                       tiny.dir.string()));
+    const Finished f = run(fmt::format("kava_inspect --version > /dev/null; ulimit -v {}; " KAVA_BIN_DIR "/kava_generate {} A --threads 1",
+                                       kilobytes, tiny.dir.string()));
     CAPTURE(kilobytes, f.output);
     CHECK((f.code == 0 || (f.code == 3 && f.output.starts_with("error: memory: "))));
     codes.insert(f.code);
@@ -441,7 +442,8 @@ TEST_CASE("kava_generate answers a question, a file and lines of standard input 
   CHECK(run("kava_generate " + dir + " 'A' --file " + file).code == 2);
   CHECK(run("kava_generate " + dir + " ' '").code == 2);
   CHECK(run("kava_generate '' A").output.starts_with("error: MODEL: is empty; "));
-  CHECK_THAT(run("kava_generate " + dir + " --file " + tiny.write("long.txt", "A\n" + std::string(2 << 20, 'a'))).output, ContainsSubstring("long.txt:2"));
+  CHECK_THAT(run("kava_generate " + dir + " --file " + tiny.write("long.txt", "A\n" + std::string(2 << 20, 'a'))).output,
+             ContainsSubstring("long.txt:2"));
   CHECK(run("kava_generate " + dir + " < " + dir).output.starts_with("error: standard input: could not read; "));
   CHECK(run("kava_generate " + dir + " 'A' --latents --method no_cot").code == 2);
   CHECK(run("kava_generate " + dir + " --file " + tiny.write("broken.txt", "fine\n\xff\n")).code == 4);
@@ -472,5 +474,7 @@ TEST_CASE("kava_inspect tokens encodes lines and decodes them back") {
   CHECK(run("kava_inspect tokens " + base + " > /dev/full < " + tiny.write("input.txt", "!\n")).code == 7);
   CHECK(run("kava_inspect tokens " + base + " < " + base).code == 4);
   CHECK(run("kava_inspect tokens " + base + " < /dev/zero").output.starts_with("error: standard input: a line is longer"));
-  CHECK(run("kava_inspect --version > /dev/null; yes | timeout 60 " KAVA_BIN_DIR "/kava_inspect tokens " + base + " 2>&1 > /dev/full").code == 7);
+  CHECK(
+      run("kava_inspect --version > /dev/null; yes | timeout 60 " KAVA_BIN_DIR "/kava_inspect tokens " + base + " 2>&1 > /dev/full").code ==
+      7);
 }

@@ -248,7 +248,8 @@ TEST_CASE("kava_data synth writes its files once and replaces none") {
   std::ofstream(folder.path / "file") << "x";
   CHECK(kava_data("synth --out file --rows 50", folder).code == 3);
   CHECK(kava_data("synth --out file/x --rows 50", folder).code == 3);
-  const std::string to_full = fmt::format("'{}/kava_data' synth --out '{}' --rows 50 >/dev/full 2>/dev/null", KAVA_BIN_DIR, folder / "full");
+  const std::string to_full =
+      fmt::format("'{}/kava_data' synth --out '{}' --rows 50 >/dev/full 2>/dev/null", KAVA_BIN_DIR, folder / "full");
   CHECK(WEXITSTATUS(std::system(to_full.c_str())) == 7);
   CHECK(!fs::exists(folder.path / "full"));
 }
@@ -281,10 +282,11 @@ TEST_CASE("kava_data check reports what it finds and exits by it") {
 
 TEST_CASE("kava_data refuses wrong options and what is not built") {
   Folder folder;
-  for (const char* arguments : {"", "foo", "synth", "synth --out x --rows 0", "synth --out x --rows 1.5",
-                                "synth --out x --rows 99999999999999999999", "synth --out x --steps 0", "synth --out x --steps 16",
-                                "synth --out x --seed -1", "synth --out x --seed 9223372036854775808", "synth --out x --foo", "synth --out ''", "synth --out x --rows 400000 --steps 1",
-                                "check", "check a --modulo 0", "stats a.txt", "stats a.txt --tokenizer d", "convert a b"}) {
+  for (const char* arguments :
+       {"", "foo", "synth", "synth --out x --rows 0", "synth --out x --rows 1.5", "synth --out x --rows 99999999999999999999",
+        "synth --out x --steps 0", "synth --out x --steps 16", "synth --out x --seed -1", "synth --out x --seed 9223372036854775808",
+        "synth --out x --foo", "synth --out ''", "synth --out x --rows 400000 --steps 1", "check", "check a --modulo 0", "stats a.txt",
+        "stats a.txt --tokenizer d", "convert a b"}) {
     CAPTURE(arguments);
     const Run run = kava_data(arguments, folder);
     CHECK(run.code == 2);

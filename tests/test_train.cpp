@@ -126,7 +126,8 @@ TEST_CASE("the loss falls in every method, with LoRA and with all weights") {
 TEST_CASE("training gives the same bytes with one thread and with two") {
   for (const char* dtype : {"model.dtype=f32", "model.dtype=bf16", "model.dtype=f64"}) {
     INFO(dtype);
-    TinyRun one({dtype, kAdapter, "train.epochs=3"}, 1), two({dtype, kAdapter, "train.epochs=3"}, 2), again({dtype, kAdapter, "train.epochs=3"}, 1);
+    TinyRun one({dtype, kAdapter, "train.epochs=3"}, 1), two({dtype, kAdapter, "train.epochs=3"}, 2),
+        again({dtype, kAdapter, "train.epochs=3"}, 1);
     const std::vector<double> a = values_after(one, 6);
     CHECK(a == values_after(two, 6));
     CHECK(a == values_after(again, 6));
@@ -176,7 +177,8 @@ TEST_CASE("steps without a finite loss change nothing and end the run after ten 
   CHECK(trainer.state().skipped_in_row == 1);
   CHECK(trainer.state().updates == 0);
   const std::vector<double> after = run.model->parameters.get(run.model->parameters.value());
-  CHECK(std::equal(before.begin(), before.end(), after.begin(), [](double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }));
+  CHECK(std::equal(before.begin(), before.end(), after.begin(),
+                   [](double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }));
   // A checkpoint of it would be worthless, and is refused.
   RunFolder out(folder.path() / "run");
   out.open(run.config, {});
@@ -258,8 +260,8 @@ TEST_CASE("metrics.jsonl has one object a logged step with exactly its keys, and
   for (const Json& line : lines) {
     std::vector<std::string> keys;
     for (const auto& [key, value] : line.items()) keys.push_back(key);
-    CHECK(keys == std::vector<std::string>{"codi", "epoch", "grad_norm", "kv", "loss", "lr", "mfu", "samples", "samples_per_s", "seconds", "step",
-                                           "student_ce", "teacher_ce", "tokens_per_s"});
+    CHECK(keys == std::vector<std::string>{"codi", "epoch", "grad_norm", "kv", "loss", "lr", "mfu", "samples", "samples_per_s", "seconds",
+                                           "step", "student_ce", "teacher_ce", "tokens_per_s"});
     const StepReport& r = reports[line["step"].get<std::size_t>() - 1];
     CHECK(line["loss"] == r.loss);
     CHECK(r.loss == Approx(r.losses.student_ce + r.losses.teacher_ce + r.losses.kv + 10 * r.losses.codi));
@@ -325,7 +327,8 @@ TEST_CASE("a stop between steps leaves a checkpoint from which the run goes on, 
 TEST_CASE("metrics.jsonl is cut back to what the checkpoint knows") {
   TempFolder folder;
   TinyRun run;
-  overwrite(folder / "metrics.jsonl", "{\"step\":1}\n{\"step\":2}\n{\"valid\":{\"step\":2}}\n{\"step\":3}\n{\"valid\":{\"step\":3}}\n{\"ste");
+  overwrite(folder / "metrics.jsonl",
+            "{\"step\":1}\n{\"step\":2}\n{\"valid\":{\"step\":2}}\n{\"step\":3}\n{\"valid\":{\"step\":3}}\n{\"ste");
   TrainingState state;
   state.step = 2;
   { RunFolder(folder.path()).open(run.config, state); }
@@ -348,8 +351,8 @@ TEST_CASE("a run folder belongs to one process at a time") {
 TEST_CASE("validation reports exact match by decoding, teacher-forced accuracy and passes") {
   for (const char* method : {"kava", "full_cot", "no_cot"}) {
     INFO(method);
-    TinyRun run({std::string("method=") + method, "train.trainable=all", "train.batch=5", "train.max_steps=400", "train.lr=0.02", "lora.dropout=0",
-                 "latent.count=3", "data.valid=" + kGolden + "data/rows.jsonl"});
+    TinyRun run({std::string("method=") + method, "train.trainable=all", "train.batch=5", "train.max_steps=400", "train.lr=0.02",
+                 "lora.dropout=0", "latent.count=3", "data.valid=" + kGolden + "data/rows.jsonl"});
     const Validator validator(run.text, run.config);
     CHECK(validator.rows() == 5);
     Arena arena(*run.ops);
@@ -394,7 +397,8 @@ TEST_CASE("the minimum FLOPs of a step agree with the published arithmetic") {
   // no_cot with all weights trained: n rows of one causal sequence, everything by hand.
   RunConfig all;
   all.method = Method::no_cot, all.train.trainable = Trainable::all;
-  const double n = 52, C = 2048, kv = 2 * C * 512, q = C * C, rest = C * C + 3 * C * 8192, live = 7;  // live: the last question row and 6 answer rows
+  const double n = 52, C = 2048, kv = 2 * C * 512, q = C * C, rest = C * C + 3 * C * 8192,
+               live = 7;  // live: the last question row and 6 answer rows
   const double inner = n * 6 * (q + kv + rest) + 14 * C * n * (n + 1) / 2;
   const double last = n * 6 * kv + live * 6 * (q + rest) + 14 * C * (n * (n + 1) / 2 - 45.0 * 46 / 2);
   CHECK(minimum_flops(all, m, one) == Approx(15 * inner + last + 6 * 6 * 128256 * C).epsilon(1e-9));
@@ -441,7 +445,8 @@ TEST_CASE("a forward that is far too large is refused without laying it out") {
   TinyRun run({"train.batch=4", "data.max_tokens=10000", "latent.count=4096", "latent.iterations=4096", "step.prune_latents=false"});
   rusage before = {}, after = {};
   REQUIRE(getrusage(RUSAGE_SELF, &before) == 0);
-  CHECK_THROWS_WITH(require_memory(run.config, run.text.shape, run.samples, int64_t{1} << 30), Catch::Matchers::ContainsSubstring("not even one sample"));
+  CHECK_THROWS_WITH(require_memory(run.config, run.text.shape, run.samples, int64_t{1} << 30),
+                    Catch::Matchers::ContainsSubstring("not even one sample"));
   REQUIRE(getrusage(RUSAGE_SELF, &after) == 0);
   CHECK(after.ru_maxrss - before.ru_maxrss < 256 << 10);  // KiB
 }

@@ -123,9 +123,21 @@ TEST_CASE("a run killed at any moment and resumed has the bytes of one that was 
   for (const char* dtype : {"f32", "f64", "bf16"}) {
     overwrite(config, tiny_toml("[kv]\nprojection = true\n"));
     auto arguments = [&](const std::string& out, std::vector<std::string> more = {}) {
-      std::vector<std::string> a = {config,  "--threads", "1",     "--set",        std::string("model.dtype=") + dtype, "--set",
-                                    "train.max_steps=40", "--set", "train.checkpoint_every=3", "--set", "train.valid_every=7", "--set",
-                                    "data.valid=" + kGolden + "data/rows.jsonl", "--out", out};
+      std::vector<std::string> a = {config,
+                                    "--threads",
+                                    "1",
+                                    "--set",
+                                    std::string("model.dtype=") + dtype,
+                                    "--set",
+                                    "train.max_steps=40",
+                                    "--set",
+                                    "train.checkpoint_every=3",
+                                    "--set",
+                                    "train.valid_every=7",
+                                    "--set",
+                                    "data.valid=" + kGolden + "data/rows.jsonl",
+                                    "--out",
+                                    out};
       a.insert(a.end(), more.begin(), more.end());
       return a;
     };
@@ -156,8 +168,9 @@ TEST_CASE("SIGTERM and SIGINT write a checkpoint and give 75, and the run goes o
   TempFolder folder;
   const std::string config = folder / "c.toml";
   overwrite(config, tiny_toml());
-  const std::vector<std::string> base = {config, "--threads", "1", "--set", "train.max_steps=4000", "--set", "train.checkpoint_every=2000", "--set",
-                                         "train.log_every=10", "--out"};
+  const std::vector<std::string> base = {
+      config,  "--threads",          "1",    "--set", "train.max_steps=4000", "--set", "train.checkpoint_every=2000",
+      "--set", "train.log_every=10", "--out"};
   auto arguments = [&](const std::string& out, bool resume) {
     std::vector<std::string> a = base;
     a.push_back(out);
@@ -193,7 +206,8 @@ TEST_CASE("a resumed run refuses another configuration but for the keys that the
   const Ended again = train({config, "--set", "train.max_steps=4", "--out", out, "--resume"});
   CHECK(again.code == 0);
   CHECK(again.out.find("is finished") != std::string::npos);
-  const std::vector<std::string> others = {"train.log_every=2", "train.valid_every=3", "train.checkpoint_every=2", "train.keep_checkpoints=5"};
+  const std::vector<std::string> others = {"train.log_every=2", "train.valid_every=3", "train.checkpoint_every=2",
+                                           "train.keep_checkpoints=5"};
   std::vector<std::string> arguments = {config, "--set", "train.max_steps=4", "--out", out, "--resume", "--threads", "2"};
   for (const std::string& set : others) arguments.push_back("--set"), arguments.push_back(set);
   CHECK(train(arguments).code == 0);
@@ -242,8 +256,17 @@ TEST_CASE("a changed data file or model is refused on resume") {
   fs::copy(kGolden + "models/llama", model);
   overwrite(config, tiny_toml());
   auto arguments = [&](bool resume) {
-    std::vector<std::string> a = {config, "--set", "train.max_steps=4000", "--set", "train.checkpoint_every=10", "--set", "data.train=[\"" + data + "\"]",
-                                  "--set", "model.path=" + model, "--out", out};
+    std::vector<std::string> a = {config,
+                                  "--set",
+                                  "train.max_steps=4000",
+                                  "--set",
+                                  "train.checkpoint_every=10",
+                                  "--set",
+                                  "data.train=[\"" + data + "\"]",
+                                  "--set",
+                                  "model.path=" + model,
+                                  "--out",
+                                  out};
     if (resume) a.push_back("--resume");
     return a;
   };
@@ -298,7 +321,8 @@ TEST_CASE("a learning rate that breaks the run is exit 5") {
   TempFolder folder;
   const std::string config = folder / "c.toml";
   overwrite(config, tiny_toml());
-  const Ended run = train({config, "--set", "train.lr=1e30", "--set", "train.max_steps=100", "--set", "train.checkpoint_every=1000", "--out", folder / "run"});
+  const Ended run = train(
+      {config, "--set", "train.lr=1e30", "--set", "train.max_steps=100", "--set", "train.checkpoint_every=1000", "--out", folder / "run"});
   check_refusal(run, 5, "10 steps in a row");
   CHECK(run.out.find("no update made") != std::string::npos);
 }
@@ -374,13 +398,15 @@ TEST_CASE("a plan (--plan) counts parameters from config.json alone") {
 }
 
 TEST_CASE("a plan (--plan) gives the published sizes of the six rows of Table 6") {
-  const std::string llama = shared_data("data/tokenizers/llama-3.2-1b-instruct"), qwen = shared_data("data/tokenizers/qwen2.5-0.5b-instruct");
+  const std::string llama = shared_data("data/tokenizers/llama-3.2-1b-instruct"),
+                    qwen = shared_data("data/tokenizers/qwen2.5-0.5b-instruct");
   if (llama.empty() || qwen.empty()) SKIP("the shared tokenizers are not there");
   TempFolder folder;
   // The 3B shape: that of the 1B's config.json with other sizes, and the 1B's tokenizer.
   const std::string big = folder / "3b";
   fs::create_directory(big);
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}) fs::copy(fs::path(llama) / name, fs::path(big) / name);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
+    fs::copy(fs::path(llama) / name, fs::path(big) / name);
   Json shape = read_json(llama + "/config.json");
   shape["num_hidden_layers"] = 28, shape["hidden_size"] = 3072, shape["num_attention_heads"] = 24, shape["head_dim"] = 128;
   overwrite(big + "/config.json", shape.dump());
@@ -389,11 +415,13 @@ TEST_CASE("a plan (--plan) gives the published sizes of the six rows of Table 6"
     std::string model;
     long base, lora, others;  // others: new tokens and projection
   };
-  const Row rows[] = {{"llama1b_aug", llama, 1235814400, 27262976, 6144 + 8396800}, {"llama1b_nl", llama, 1235814400, 27262976, 6144 + 8396800},
-                      {"qwen05b_aug", qwen, 494032768, 17301504, 2688 + 1609216},   {"qwen05b_nl", qwen, 494032768, 17301504, 2688 + 1609216},
-                      {"llama3b_aug", big, 3212749824, 73400320, 9216 + 18886656},  {"llama3b_nl", big, 3212749824, 73400320, 9216}};
+  const Row rows[] = {
+      {"llama1b_aug", llama, 1235814400, 27262976, 6144 + 8396800}, {"llama1b_nl", llama, 1235814400, 27262976, 6144 + 8396800},
+      {"qwen05b_aug", qwen, 494032768, 17301504, 2688 + 1609216},   {"qwen05b_nl", qwen, 494032768, 17301504, 2688 + 1609216},
+      {"llama3b_aug", big, 3212749824, 73400320, 9216 + 18886656},  {"llama3b_nl", big, 3212749824, 73400320, 9216}};
   for (const Row& row : rows) {
-    const Ended run = train({std::string(KAVA_SOURCE_DIR) + "/configs/" + row.config + ".toml", "--plan", "--set", "model.path=" + row.model});
+    const Ended run =
+        train({std::string(KAVA_SOURCE_DIR) + "/configs/" + row.config + ".toml", "--plan", "--set", "model.path=" + row.model});
     INFO(row.config << run.err);
     CHECK(run.code == 0);
     CHECK(planned(run, "lora") == std::pair(row.lora, row.lora));
@@ -421,8 +449,19 @@ TEST_CASE("a forward that does not fit the memory is refused with one that does"
   for (int i = 0; i < 256; ++i) rows += row;
   overwrite(folder / "rows.jsonl", rows);
   overwrite(folder / "c.toml", tiny_toml());
-  const std::vector<std::string> base = {folder / "c.toml", "--threads", "1", "--set", "train.batch=256", "--set", "model.dtype=f64", "--set",
-                                         "data.train=[\"" + folder / "rows.jsonl" + "\"]", "--set", "train.max_steps=1", "--out", folder / "run"};
+  const std::vector<std::string> base = {folder / "c.toml",
+                                         "--threads",
+                                         "1",
+                                         "--set",
+                                         "train.batch=256",
+                                         "--set",
+                                         "model.dtype=f64",
+                                         "--set",
+                                         "data.train=[\"" + folder / "rows.jsonl" + "\"]",
+                                         "--set",
+                                         "train.max_steps=1",
+                                         "--out",
+                                         folder / "run"};
   Running::Limits limits;
   limits.address_space = rlim_t{480} << 20;
   const Ended refused = Running(base, limits).wait();
@@ -454,8 +493,9 @@ TEST_CASE("two hundred KaVa steps run on a real small model and its loss falls")
     rows += Json{{"question", piece(i, 12)}, {"trace", piece(i + 12, i % 13)}, {"answer", answer}, {"prompt", 2}}.dump() + "\n";
   }
   overwrite(folder / "rows.jsonl", rows);
-  overwrite(folder / "stories.toml", "[model]\npath = \"" + model + "\"\n[data]\ntrain = [\"rows.jsonl\"]\nvalid = \"rows.jsonl\"\n[train]\nbatch = 4\n"
-                                     "max_steps = 200\nlr = 3e-3\nvalid_every = 100\n[lora]\nrank = 8\n[latent]\ncount = 6\n");
+  overwrite(folder / "stories.toml", "[model]\npath = \"" + model +
+                                         "\"\n[data]\ntrain = [\"rows.jsonl\"]\nvalid = \"rows.jsonl\"\n[train]\nbatch = 4\n"
+                                         "max_steps = 200\nlr = 3e-3\nvalid_every = 100\n[lora]\nrank = 8\n[latent]\ncount = 6\n");
   const Ended run = train({folder / "stories.toml", "--out", folder / "run"});
   INFO(run.err);
   REQUIRE(run.code == 0);

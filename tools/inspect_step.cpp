@@ -41,8 +41,11 @@ void add_ids(Dump& dump, std::span<const Sample> samples) {
 }
 
 void add_losses(Dump& dump, const StepLosses& losses, const RunConfig& config) {
-  const std::pair<const char*, double> all[] = {{"loss.total", losses.total(config)}, {"loss.student_ce", losses.student_ce},
-                                                {"loss.teacher_ce", losses.teacher_ce}, {"loss.kv", losses.kv}, {"loss.codi", losses.codi}};
+  const std::pair<const char*, double> all[] = {{"loss.total", losses.total(config)},
+                                                {"loss.student_ce", losses.student_ce},
+                                                {"loss.teacher_ce", losses.teacher_ce},
+                                                {"loss.kv", losses.kv},
+                                                {"loss.codi", losses.codi}};
   for (const auto& [name, value] : all) {
     DumpTensor t;
     t.shape = {1}, t.values = {value};
@@ -105,7 +108,8 @@ int inspect_step(const StepCommand& command) {
   add_losses(dump, losses, config);
   add_gradients(dump, model);
   fmt::print("{}: {} samples ({} over-long left out), loss {:.9g}: student_ce {:.9g}, teacher_ce {:.9g}, kv {:.9g}, codi {:.9g}\n",
-             escaped(command.out, 4096), samples.size(), dropped, losses.total(config), losses.student_ce, losses.teacher_ce, losses.kv, losses.codi);
+             escaped(command.out, 4096), samples.size(), dropped, losses.total(config), losses.student_ce, losses.teacher_ce, losses.kv,
+             losses.codi);
   require_printed();
   write_dump(command.out, dump, config.model.dtype == StorageType::f64);
   return 0;
@@ -115,7 +119,8 @@ int inspect_step(const StepCommand& command) {
 
 void add_step_command(CLI::App& app, std::function<int()>& chosen) {
   auto command = std::make_shared<StepCommand>();
-  CLI::App* step = app.add_subcommand("step", "Run one batch without an update and write out everything: losses, logits, targets, gradients");
+  CLI::App* step =
+      app.add_subcommand("step", "Run one batch without an update and write out everything: losses, logits, targets, gradients");
   step->footer("Example:\n  kava_inspect step configs/quickstart.toml --set train.batch=4 --out step.safetensors");
   step->add_option("CONFIG", command->config, "The run's configuration (TOML)")->required();
   step->add_option("--adapter", command->adapter, "Start from this adapter folder");

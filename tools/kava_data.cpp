@@ -180,9 +180,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(int64_t{1}, int64_t{10'000'000}))
       ->capture_default_str();
   synth_command->add_option("--steps", options.steps, "Steps of a question")->check(CLI::Range(1, kRingNames - 1))->capture_default_str();
-  synth_command->add_option("--seed", options.seed, "Seed")
-      ->check(CLI::Range(int64_t{0}, kLargestSeed))
-      ->capture_default_str();
+  synth_command->add_option("--seed", options.seed, "Seed")->check(CLI::Range(int64_t{0}, kLargestSeed))->capture_default_str();
 
   std::vector<std::string> files, against;
   std::optional<int64_t> modulo;

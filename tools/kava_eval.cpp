@@ -62,12 +62,8 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
 }
 
 Json header(const EvalCommand& command, const OpenedModel& opened, const Model& model) {
-  return {{"program", "kava_eval"},
-          {"model", json_text(command.model)},
-          {"weights", opened.weights},
-          {"base", model.base_digest},
-          {"dtype", name_of(opened.config.model.dtype)},
-          {"device", model.ops.name()}};
+  return {{"program", "kava_eval"},    {"model", json_text(command.model)},           {"weights", opened.weights},
+          {"base", model.base_digest}, {"dtype", name_of(opened.config.model.dtype)}, {"device", model.ops.name()}};
 }
 
 std::string document(Json head, Json results) {

@@ -81,7 +81,8 @@ class Generator {
   Sample sample_of(const Question& q) const {
     if (!is_utf8(q.text)) throw Error(Exit::data, q.where, "broken UTF-8", "give the question in UTF-8");
     if (q.text.size() > kLongestQuestion)
-      throw Error(Exit::data, q.where, fmt::format("the question has {} bytes", q.text.size()), fmt::format("shorten it: at most {}", kLongestQuestion));
+      throw Error(Exit::data, q.where, fmt::format("the question has {} bytes", q.text.size()),
+                  fmt::format("shorten it: at most {}", kLongestQuestion));
     Sample s;
     if (const auto bos = tokenizer_.bos()) s.question.push_back(*bos);
     const std::vector<int32_t> ids = tokenizer_.encode(q.text);

@@ -18,9 +18,13 @@ struct Count {
 // The group of a tensor, by its name in a model folder or an adapter.
 std::string group_of(const std::string& name) {
   if (name.find(".lora_") != std::string::npos) return "lora";
-  const std::pair<const char*, const char*> parts[] = {{"new_tokens", "new tokens"}, {"latent_projection", "latent projection"},
-                                                       {"kv_projection", "kv projection"}, {"embed_tokens", "embedding"},
-                                                       {"lm_head", "head"}, {"norm", "norms"}, {"self_attn", "attention"}};
+  const std::pair<const char*, const char*> parts[] = {{"new_tokens", "new tokens"},
+                                                       {"latent_projection", "latent projection"},
+                                                       {"kv_projection", "kv projection"},
+                                                       {"embed_tokens", "embedding"},
+                                                       {"lm_head", "head"},
+                                                       {"norm", "norms"},
+                                                       {"self_attn", "attention"}};
   for (const auto& [part, group] : parts)
     if (name.find(part) != std::string::npos) return group;
   return "mlp";
@@ -46,7 +50,8 @@ std::string parameter_table(const RunConfig& config, const TextModel& text) {
                                 escaped(text.folder, 4096), m.family, m.layers, m.hidden, m.heads, m.kv_heads, m.head_dim, m.mlp, m.vocab,
                                 m.tied ? "tied" : "untied");
   if (text.tokenizer) out += fmt::format("tokenizer   {} tokens\n", text.tokenizer->size());
-  out += fmt::format("method      {}, {}, trainable = {}\n", name_of(config.method), name_of(config.model.dtype), name_of(config.train.trainable));
+  out += fmt::format("method      {}, {}, trainable = {}\n", name_of(config.method), name_of(config.model.dtype),
+                     name_of(config.train.trainable));
   out += fmt::format("{:<20}{:>16}{:>16}\n", "parameters", "total", "trainable");
   Count sum;
   for (const auto& [group, c] : groups) {
@@ -67,12 +72,12 @@ std::string run_summary(const RunConfig& config, std::span<const Sample> samples
   }
   const double each = 1 / static_cast<double>(n);
   const int64_t micro = config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch;
-  return fmt::format("samples     {} ({} over data.max_tokens = {} left out)\n"
-                     "tokens      question {:.1f}, trace {:.1f}, answer {:.1f} on average; longest sequence {}\n"
-                     "steps       {} of {} samples, {} a forward; {:.2f} epochs",
-                     n, dropped, config.data.max_tokens, question * each, trace * each, answer * each, longest, steps,
-                     std::min(config.train.batch, n), std::min(micro, n),
-                     static_cast<double>(steps) / static_cast<double>((n + config.train.batch - 1) / config.train.batch));
+  return fmt::format(
+      "samples     {} ({} over data.max_tokens = {} left out)\n"
+      "tokens      question {:.1f}, trace {:.1f}, answer {:.1f} on average; longest sequence {}\n"
+      "steps       {} of {} samples, {} a forward; {:.2f} epochs",
+      n, dropped, config.data.max_tokens, question * each, trace * each, answer * each, longest, steps, std::min(config.train.batch, n),
+      std::min(micro, n), static_cast<double>(steps) / static_cast<double>((n + config.train.batch - 1) / config.train.batch));
 }
 
 }  // namespace kava

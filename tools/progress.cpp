@@ -55,8 +55,12 @@ std::string duration_text(double seconds) {
 }
 
 Progress::Progress(int64_t first_step, int64_t total_steps, int64_t log_every, double matrix_rate)
-    : first_step_(first_step), total_steps_(total_steps), log_every_(log_every), matrix_rate_(matrix_rate),
-      terminal_(::isatty(STDOUT_FILENO) != 0), start_(Clock::now()) {}
+    : first_step_(first_step),
+      total_steps_(total_steps),
+      log_every_(log_every),
+      matrix_rate_(matrix_rate),
+      terminal_(::isatty(STDOUT_FILENO) != 0),
+      start_(Clock::now()) {}
 
 std::string Progress::losses_text(const StepReport& r) const {
   return fmt::format("loss {:.3f} student {:.3f} teacher {:.3f} kv {:.3f} codi {:.3f} grad {:.3g} lr {:.1e}", r.loss, r.losses.student_ce,

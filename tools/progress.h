@@ -1,5 +1,5 @@
-// What a person sees of a training run on standard output: a bar that is redrawn on a terminal, one line a logged step elsewhere. "Peak" is the
-// machine's matrix rate, measured at the start.
+// What a person sees of a training run on standard output: a bar that is redrawn on a terminal, one line a logged step elsewhere. "Peak" is
+// the machine's matrix rate, measured at the start.
 #pragma once
 #include <chrono>
 #include <string>

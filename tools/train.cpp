@@ -56,7 +56,8 @@ Checkpoint checkpoint_to_resume(const fs::path& out, const RunConfig& config) {
 void require_same_data(const std::vector<DataDigest>& before, const std::vector<DataDigest>& now) {
   for (std::size_t i = 0; i < now.size(); ++i)
     if (i >= before.size() || before[i].sha256 != now[i].sha256)
-      throw Error(Exit::data, escaped(now[i].path, 4096), "has changed since the run began", "restore the file, or train into another --out");
+      throw Error(Exit::data, escaped(now[i].path, 4096), "has changed since the run began",
+                  "restore the file, or train into another --out");
 }
 
 // What a run reads before its model.
@@ -75,8 +76,8 @@ RunData read_data(const TextModel& text, const RunConfig& config) {
     for (const RowFile& f : files) data.digests.push_back({f.path, f.sha256});
   }
   if (data.train.empty())
-    throw Error(Exit::data, escaped(config.data.train[0].path, 4096), fmt::format("no row is left: all {} are longer than data.max_tokens", data.dropped),
-                "raise data.max_tokens");
+    throw Error(Exit::data, escaped(config.data.train[0].path, 4096),
+                fmt::format("no row is left: all {} are longer than data.max_tokens", data.dropped), "raise data.max_tokens");
   if (!config.data.valid.empty()) {
     data.valid.emplace(text, config);
     data.digests.push_back(data.valid->digest());
@@ -87,7 +88,9 @@ RunData read_data(const TextModel& text, const RunConfig& config) {
 class Session {
  public:
   Session(const TrainCommand& command, RunConfig config, std::unique_ptr<Ops> ops)
-      : command_(command), config_(std::move(config)), ops_(std::move(ops)),
+      : command_(command),
+        config_(std::move(config)),
+        ops_(std::move(ops)),
         out_(command.out ? fs::path(*command.out) : fs::path("runs") / fs::path(command.config).stem()) {}
 
   int run() {
@@ -180,7 +183,8 @@ int train(const TrainCommand& command) {
   require_for_training(config, command.config);
   std::unique_ptr<Ops> ops = make_ops(command.device);
   if (command.plan) {
-    say(parameter_table(config, open_text_model(config.model.path)) + "not planned yet: memory, the worst batch, FLOPs, steps, disk and time");
+    say(parameter_table(config, open_text_model(config.model.path)) +
+        "not planned yet: memory, the worst batch, FLOPs, steps, disk and time");
     return 0;
   }
   catch_signals();
