@@ -11,20 +11,6 @@ constexpr int64_t kAlign = 64;
 constexpr int64_t kChunk = int64_t{64} << 20;
 }  // namespace
 
-const char* name_of(DType t) {
-  switch (t) {
-    case DType::f32:
-      return "f32";
-    case DType::bf16:
-      return "bf16";
-    case DType::f64:
-      return "f64";
-    case DType::i32:
-      return "i32";
-  }
-  return "?";
-}
-
 Arena::~Arena() {
   for (Chunk& c : chunks_) ops_.release(c.data, c.bytes);
 }

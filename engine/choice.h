@@ -7,6 +7,7 @@
 
 namespace kava {
 
+/// The names of a list such as "a, b".
 std::vector<std::string> split_names(std::string_view commas);
 
 /// An enumeration whose enumerators, in order from 0, are also the words of the configuration.

@@ -419,18 +419,6 @@ void check_together(const RunConfig& config, const Origins& given, const std::st
 
 }  // namespace
 
-std::vector<std::string> split_names(std::string_view commas) {
-  std::vector<std::string> out;
-  while (!commas.empty()) {
-    const auto comma = std::min(commas.find(','), commas.size());
-    std::string_view name = commas.substr(0, comma);
-    while (name.starts_with(' ')) name.remove_prefix(1);
-    out.emplace_back(name);
-    commas.remove_prefix(std::min(comma + 1, commas.size()));
-  }
-  return out;
-}
-
 bool has_latents(Method method) { return method == Method::kava || method == Method::pccot || method == Method::codi; }
 bool runs_teacher(Method method) { return method != Method::no_cot; }
 bool runs_student(Method method) { return method != Method::full_cot; }

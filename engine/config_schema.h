@@ -1,6 +1,7 @@
 // The schema of the configuration: one table of every key with its place in RunConfig and its range. Reading, checking, printing, hashing
 // and the documentation all walk it, so that no key is written twice. Only config.cpp and config_schema.cpp include this.
 #pragma once
+#include <array>
 #include <functional>
 #include <variant>
 

@@ -1,5 +1,6 @@
 #include "engine/equation.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <string>

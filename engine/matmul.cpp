@@ -132,8 +132,7 @@ void plain_tile(O* c, int64_t ldc, const Operand& a, const Operand& b, int64_t r
     for (int64_t j = 0; j < n; ++j) {
       Sum<T> s = sums[static_cast<std::size_t>(j)];
       if (add) s += to_float(out[j]);
-      if constexpr (std::is_same_v<O, bf16>) out[j] = to_bf16(static_cast<float>(s));
-      else out[j] = static_cast<O>(s);
+      out[j] = rounded<O>(s);
     }
   }
 }
@@ -173,6 +172,7 @@ Tensor view(std::vector<float>& x, int64_t rows, int64_t cols) { return {x.data(
 
 struct Tile {
   int64_t row, rows, col, cols;
+  char* of(const Tensor& c) const { return static_cast<char*>(c.data) + (row * c.stride + col) * size_of(c.dtype); }
 };
 
 std::vector<Tile> tiles_of(int64_t m, int64_t n) {
@@ -182,6 +182,56 @@ std::vector<Tile> tiles_of(int64_t m, int64_t n) {
   for (int64_t row = 0; row < m; row += kTileRows)
     for (int64_t col = 0; col < n; col += width) tiles.push_back({row, std::min(kTileRows, m - row), col, std::min(width, n - col)});
   return tiles;
+}
+
+// c (+)= a^T b, a sum over rows of the step: pieces of fixed length, the last one filled with zeros.
+void sum_product(Threads& threads, const Tensor& c, const Tensor& a, const Tensor& b, bool add) {
+  const DType type = a.dtype;
+  const int64_t k = a.rows, whole = k / kSumPiece * kSumPiece, rest = k - whole, rest_rows = round_up(rest, 64);
+  KAVA_CHECK(c.dtype == sum_type(type) || k <= kSumPiece, "a sum over {} rows in {}", k, name_of(c.dtype));
+  const Operand oa{a.data, a.stride, true}, ob{b.data, b.stride, false};
+  std::vector<char> a_rest, b_rest;
+  if (rest != rest_rows) a_rest = padded_rows(a, whole, k, rest_rows), b_rest = padded_rows(b, whole, k, rest_rows);
+  const std::vector<Tile> tiles = tiles_of(c.rows, c.cols);
+  threads.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
+    const Tile& t = tiles[static_cast<std::size_t>(task)];
+    bool sum = add;
+    for (int64_t l = 0; l < whole; l += kSumPiece, sum = true)
+      tile_product(t.of(c), c.stride, c.dtype, oa.at(type, t.row, l), a.stride, true, ob.at(type, l, t.col), b.stride, false, type, t.rows,
+                   t.cols, kSumPiece, sum);
+    if (rest == 0) return;
+    const Operand ra = a_rest.empty() ? Operand{oa.at(type, 0, whole), a.stride, true} : Operand{a_rest.data(), a.cols, true};
+    const Operand rb = b_rest.empty() ? Operand{ob.at(type, whole, 0), b.stride, false} : Operand{b_rest.data(), b.cols, false};
+    tile_product(t.of(c), c.stride, c.dtype, ra.at(type, t.row, 0), ra.stride, true, rb.at(type, 0, t.col), rb.stride, false, type, t.rows,
+                 t.cols, rest_rows, sum);
+  });
+}
+
+// c (+)= a op(b); the last tile of rows is filled with zeros to a multiple of kRowUnit.
+void row_product(Threads& threads, const Tensor& c, const Tensor& a, const Tensor& b, bool transpose_b, bool add) {
+  const DType type = a.dtype;
+  const int64_t m = c.rows, n = c.cols, k = a.cols, c_size = size_of(c.dtype);
+  const int64_t tail = m % kTileRows, tail_begin = m - tail, tail_rows = round_up(tail, kRowUnit);
+  const Operand oa{a.data, a.stride, false}, ob{b.data, b.stride, transpose_b};
+  std::vector<char> a_tail, c_tail;
+  if (tail != tail_rows) {
+    a_tail = padded_rows(a, tail_begin, m, tail_rows);
+    c_tail = add ? padded_rows(c, tail_begin, m, tail_rows) : std::vector<char>(static_cast<std::size_t>(tail_rows * n * c_size));
+  }
+  const std::vector<Tile> tiles = tiles_of(m, n);
+  threads.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
+    const Tile& t = tiles[static_cast<std::size_t>(task)];
+    const void* b_tile = ob.at(type, 0, t.col);
+    if (t.rows == kTileRows || a_tail.empty()) {
+      tile_product(t.of(c), c.stride, c.dtype, oa.at(type, t.row, 0), a.stride, false, b_tile, b.stride, transpose_b, type, t.rows, t.cols,
+                   k, add);
+      return;
+    }
+    char* out = c_tail.data() + t.col * c_size;
+    tile_product(out, n, c.dtype, a_tail.data(), k, false, b_tile, b.stride, transpose_b, type, tail_rows, t.cols, k, add);
+    for (int64_t r = 0; r < t.rows; ++r)
+      std::memcpy(t.of(c) + r * c.stride * c_size, out + r * n * c_size, static_cast<std::size_t>(t.cols * c_size));
+  });
 }
 
 }  // namespace
@@ -196,8 +246,8 @@ void Matmul::run(const Tensor& c, const Tensor& a, bool transpose_a, const Tenso
   const bool add = store == Store::add;
   KAVA_CHECK(!add || c.dtype == sum_type(type), "sums are added in {}", name_of(sum_type(type)));
   if (m == 0 || n == 0) return;
-  const Operand oa{a.data, a.stride, transpose_a}, ob{b.data, b.stride, transpose_b};
-  if (!has_onednn(type) || k == 0) return plain_product(threads_, c, oa, ob, type, k, add);
+  if (!has_onednn(type) || k == 0)
+    return plain_product(threads_, c, {a.data, a.stride, transpose_a}, {b.data, b.stride, transpose_b}, type, k, add);
   if (type == DType::bf16 && !has_bf16()) {
     std::vector<float> wide_a = widened(a), wide_b = widened(b), wide_c;
     Tensor sum = c;
@@ -208,50 +258,9 @@ void Matmul::run(const Tensor& c, const Tensor& a, bool transpose_a, const Tenso
     return;
   }
 
-  const std::vector<Tile> tiles = tiles_of(m, n);
-  const int64_t c_size = size_of(c.dtype);
-  auto c_at = [&](const Tile& t) { return static_cast<char*>(c.data) + (t.row * c.stride + t.col) * c_size; };
-
-  if (transpose_a) {  // the sum runs over rows of the step: pieces of fixed length, the last one filled with zeros
-    KAVA_CHECK(!transpose_b, "both operands transposed");
-    KAVA_CHECK(c.dtype == sum_type(type) || k <= kSumPiece, "a sum over {} rows in {}", k, name_of(c.dtype));
-    const int64_t whole = k / kSumPiece * kSumPiece, rest = k - whole, rest_rows = round_up(rest, 64);
-    std::vector<char> a_rest, b_rest;
-    if (rest != rest_rows) a_rest = padded_rows(a, whole, k, rest_rows), b_rest = padded_rows(b, whole, k, rest_rows);
-    threads_.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
-      const Tile& t = tiles[static_cast<std::size_t>(task)];
-      bool sum = add;
-      for (int64_t l = 0; l < whole; l += kSumPiece, sum = true)
-        tile_product(c_at(t), c.stride, c.dtype, oa.at(type, t.row, l), a.stride, true, ob.at(type, l, t.col), b.stride, false, type,
-                     t.rows, t.cols, kSumPiece, sum);
-      if (rest == 0) return;
-      const Operand ra = a_rest.empty() ? Operand{oa.at(type, 0, whole), a.stride, true} : Operand{a_rest.data(), a.cols, true};
-      const Operand rb = b_rest.empty() ? Operand{ob.at(type, whole, 0), b.stride, false} : Operand{b_rest.data(), b.cols, false};
-      tile_product(c_at(t), c.stride, c.dtype, ra.at(type, t.row, 0), ra.stride, true, rb.at(type, 0, t.col), rb.stride, false, type,
-                   t.rows, t.cols, rest_rows, sum);
-    });
-    return;
-  }
-
-  const int64_t tail = m % kTileRows, tail_begin = m - tail, tail_rows = round_up(tail, kRowUnit);
-  std::vector<char> a_tail, c_tail;
-  if (tail != tail_rows) {
-    a_tail = padded_rows(a, tail_begin, m, tail_rows);
-    c_tail = add ? padded_rows(c, tail_begin, m, tail_rows) : std::vector<char>(static_cast<std::size_t>(tail_rows * n * c_size));
-  }
-  threads_.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
-    const Tile& t = tiles[static_cast<std::size_t>(task)];
-    const void* b_tile = ob.at(type, 0, t.col);
-    if (t.rows == kTileRows || a_tail.empty()) {
-      tile_product(c_at(t), c.stride, c.dtype, oa.at(type, t.row, 0), a.stride, false, b_tile, b.stride, transpose_b, type, t.rows, t.cols,
-                   k, add);
-      return;
-    }
-    char* out = c_tail.data() + t.col * c_size;
-    tile_product(out, n, c.dtype, a_tail.data(), k, false, b_tile, b.stride, transpose_b, type, tail_rows, t.cols, k, add);
-    for (int64_t r = 0; r < t.rows; ++r)
-      std::memcpy(c_at(t) + r * c.stride * c_size, out + r * n * c_size, static_cast<std::size_t>(t.cols * c_size));
-  });
+  KAVA_CHECK(!transpose_a || !transpose_b, "both operands transposed");
+  if (transpose_a) sum_product(threads_, c, a, b, add);
+  else row_product(threads_, c, a, b, transpose_b, add);
 }
 
 }  // namespace kava

@@ -1,5 +1,5 @@
-// The waist of the engine: everything a model may ask of a device. Backends: cpu (ops_cpu*.cpp, the readable specification and the oracle
-// of the tests) and cuda; NullOps does nothing, so that a real step run on it tells the memory it needs.
+// The waist of the engine: everything a model may ask of a device. The backend is cpu (ops_cpu*.cpp, the readable specification and the
+// oracle of the tests); NullOps does nothing, so that a real step run on it tells the memory it needs; TimedOps (ops_timed.h) measures.
 //
 // Conventions. Outputs come first, then inputs, then scalars. "storage" is the model's type (bf16, f32, f64); "sum" is f32, or f64 for f64.
 // An empty tensor stands for "not wanted" or "not there". Index tensors are i32 with one row. Ops that need room take it from the arena and
@@ -45,8 +45,6 @@ struct Dropout {
 };
 
 struct RkvOptions {
-  using Policy = kava::Policy;
-  using Group = kava::Group;
   Policy policy = Policy::rkv;
   Group group = Group::max_logits;
   double lambda = 0.1;

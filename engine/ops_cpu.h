@@ -1,5 +1,7 @@
 // The cpu backend: plain loops over rows, and matrix products by oneDNN. Its definitions stand in ops_cpu_*.cpp by family.
 #pragma once
+#include <bit>
+
 #include "engine/matmul.h"
 #include "engine/ops.h"
 #include "engine/threads.h"

@@ -15,12 +15,6 @@ namespace kava {
 namespace {
 
 template <class T>
-T rounded(Sum<T> v) {
-  if constexpr (std::is_same_v<T, bf16>) return to_bf16(v);
-  else return v;
-}
-
-template <class T>
 void copy_row(T* y, const T* x, int64_t n) {
   std::memcpy(y, x, static_cast<std::size_t>(n) * sizeof(T));
 }

@@ -4,6 +4,7 @@
 //   score       S = lambda I + (1 - lambda) R
 // One sample and K/V head is a task, so that nothing depends on what else is in the batch. Softmaxes and scores are kept in f64 for every
 // storage type: what is kept should hang on the products alone.
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>
@@ -15,9 +16,6 @@
 namespace kava {
 
 namespace {
-using Policy = RkvOptions::Policy;
-using Group = RkvOptions::Group;
-
 constexpr double kNormEps = 1e-8;
 
 void check_offsets(const Tensor& offsets, int64_t samples, int64_t rows) {

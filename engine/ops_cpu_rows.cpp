@@ -1,7 +1,9 @@
 // cpu backend: memory, and the ops that move or add rows.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 
 #include "engine/ops_cpu.h"
 #include "engine/row_loops.h"

@@ -1,4 +1,5 @@
 // cpu backend: the optimiser, over the flat parameter buffer.
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>

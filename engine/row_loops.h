@@ -1,7 +1,6 @@
 // The loops over columns that ops_cpu*.cpp are made of, written so that the compiler turns them into vector code without reordering sums
 // behind our back.
 #pragma once
-#include <algorithm>
 #include <memory>
 #include <type_traits>
 
@@ -18,8 +17,7 @@ inline Sum<T> load(const T* x, int64_t i) {
 }
 template <class T, class S>
 inline void store(T* y, int64_t i, S value) {
-  if constexpr (std::is_same_v<T, bf16>) y[i] = to_bf16(static_cast<float>(value));
-  else y[i] = static_cast<T>(value);
+  y[i] = rounded<T>(static_cast<Sum<T>>(value));
 }
 
 /// f(i) for every column. Rows that f reads and writes are the same row or do not overlap.

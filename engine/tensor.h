@@ -5,9 +5,8 @@
 //   V vocabulary  R LoRA rank  L layers  M latents
 // Heads lie in columns: a query tensor is [rows, H*D], head h in columns h*D .. h*D+D-1. A vector is one row.
 #pragma once
-#include <bit>
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
 
 #include "engine/error.h"
 #include "kernels/bf16.h"
@@ -17,7 +16,19 @@ namespace kava {
 enum class DType : uint8_t { f32, bf16, f64, i32 };
 
 constexpr int64_t size_of(DType t) { return t == DType::bf16 ? 2 : t == DType::f64 ? 8 : 4; }
-const char* name_of(DType t);
+constexpr const char* name_of(DType t) {
+  switch (t) {
+    case DType::f32:
+      return "f32";
+    case DType::bf16:
+      return "bf16";
+    case DType::f64:
+      return "f64";
+    case DType::i32:
+      return "i32";
+  }
+  return "?";
+}
 
 template <class T>
 struct DTypeOf;
@@ -45,6 +56,12 @@ struct DTypeOf<int32_t> {
 template <class T>
 using Sum = typename DTypeOf<T>::Sum;
 constexpr DType sum_type(DType t) { return t == DType::f64 ? DType::f64 : DType::f32; }
+/// A sum in the type that it is stored in.
+template <class T>
+constexpr T rounded(Sum<T> sum) {
+  if constexpr (std::is_same_v<T, bf16>) return to_bf16(sum);
+  else return sum;
+}
 
 struct Tensor {
   void* data = nullptr;

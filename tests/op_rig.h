@@ -1,12 +1,12 @@
 // What the tests of the waist share: tensors with guard zones around them, one op run in every storage type and thread count, and central
 // differences.
 #pragma once
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
-#include <cstdio>
+#include <cstring>
 #include <deque>
 #include <functional>
-#include <limits>
 #include <map>
 #include <memory>
 #include <random>

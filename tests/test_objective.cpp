@@ -1,13 +1,13 @@
+#include <cmath>
 #include <numeric>
 
-#include "op_rig.h"
+#include "tests/op_rig.h"
 
 using namespace kava;
 using namespace kava::test;
 
 namespace {
-using Policy = RkvOptions::Policy;
-using Grouping = RkvOptions::Group;
+using Grouping = Group;
 
 struct Batch {
   std::vector<int> queries, traces;  // per sample
