@@ -6,7 +6,6 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <new>
@@ -103,10 +102,11 @@ bool next_line(std::string& line) {
   return !line.empty();
 }
 
+std::string release_text(const std::string& program) { return fmt::format("{} {} (commit {})", program, KAVA_VERSION, KAVA_COMMIT); }
+
 std::string version_text(const std::string& program) {
   const unsigned threads = std::thread::hardware_concurrency();
-  return fmt::format("{} {} (commit {})\ncompiler: {} {}\ndevices:\n  cpu: {}, {} threads\n  cuda: not built in", program, KAVA_VERSION,
-                     KAVA_COMMIT,
+  return fmt::format("{}\ncompiler: {} {}\ndevices:\n  cpu: {}, {} threads\n  cuda: not built in", release_text(program),
 #ifdef __clang__
                      "clang", __clang_version__,
 #else

@@ -18,7 +18,9 @@ void require_printed();
 /// 64 MiB (input without an end of line must not fill the memory).
 bool next_line(std::string& line);
 
-/// Name, version, commit, compiler, devices: what --version prints.
+/// "NAME VERSION (commit COMMIT)".
+std::string release_text(const std::string& program);
+/// That, and compiler and devices: what --version prints.
 std::string version_text(const std::string& program);
 
 /// Installs handlers for SIGTERM and SIGINT that set a flag; a second signal ends the process at once.

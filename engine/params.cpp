@@ -1,6 +1,9 @@
 #include "engine/params.h"
 
+#include <algorithm>
 #include <cmath>
+
+#include "engine/host.h"
 
 namespace kava {
 
@@ -71,22 +74,10 @@ int64_t ParameterStore::count() const {
 void ParameterStore::set(const std::string& name, const std::vector<double>& host) {
   const Parameter& p = at(name);
   KAVA_CHECK(static_cast<int64_t>(host.size()) == p.rows * p.cols, "{} values for {}", host.size(), name);
-  if (p.value.dtype == DType::f64) return ops_.upload(p.value, host.data());
-  std::vector<float> narrow(host.begin(), host.end());
-  ops_.upload(p.value, narrow.data());
+  from_host(ops_, p.value, host);
 }
 
-std::vector<double> ParameterStore::get(const Tensor& x) const {
-  std::vector<double> out(static_cast<std::size_t>(x.count()));
-  if (x.dtype == DType::f64) {
-    ops_.download(out.data(), x);
-  } else {
-    std::vector<float> narrow(out.size());
-    ops_.download(narrow.data(), x);
-    out.assign(narrow.begin(), narrow.end());
-  }
-  return out;
-}
+std::vector<double> ParameterStore::get(const Tensor& x) const { return to_host(ops_, x); }
 
 void ParameterStore::refresh() {
   if (half_ && size_ > 0) ops_.copy(half_, value_);

@@ -18,6 +18,8 @@ struct Parameter {
   Tensor grad;          // sum type
   Tensor compute;       // what the products read: value itself, or its copy in storage type for bf16
   int64_t offset = 0;   // elements from the start of the flat buffers
+
+  std::vector<int64_t> file_shape() const { return vector ? std::vector{cols} : std::vector{rows, cols}; }
 };
 
 class ParameterStore {

@@ -1,6 +1,5 @@
 #include "models/adapter.h"
 
-#include <algorithm>
 #include <filesystem>
 #include <set>
 
@@ -25,11 +24,6 @@ bool is_lora_tensor(const std::string& name) { return name.starts_with(kLoraPref
   throw Error(Exit::data, file, what, "use the configuration that the adapter was trained with");
 }
 
-std::vector<int64_t> file_shape(const Parameter& p) {
-  if (p.vector) return {p.cols};
-  return {p.rows, p.cols};
-}
-
 // Reads those parameters that `belongs` says are in this file; the file must hold exactly them.
 template <class Belongs>
 void load_file(Model& model, const std::string& path, Belongs belongs) {
@@ -39,9 +33,9 @@ void load_file(Model& model, const std::string& path, Belongs belongs) {
     if (!belongs(p.name)) continue;
     const TensorInfo* t = file.find(p.name);
     if (!t) mismatch(path, fmt::format("tensor {} is missing", p.name));
-    if (t->shape != file_shape(p))
+    if (t->shape != p.file_shape())
       mismatch(path, fmt::format("tensor {} has shape {}, the configuration asks for {}", p.name, shape_text(t->shape),
-                                 shape_text(file_shape(p))));
+                                 shape_text(p.file_shape())));
     ++found;
     std::vector<char> host(static_cast<std::size_t>(p.rows * p.cols * size_of(p.value.dtype)));
     file.read_as(*t, p.value.dtype, host.data(), true);
@@ -148,7 +142,7 @@ FileTensors collect(const Model& model, Belongs belongs) {
     if (!belongs(p.name)) continue;
     const std::vector<double> host = model.parameters.get(p.value);
     out.values.emplace_back(host.begin(), host.end());
-    out.tensors.push_back({p.name, "F32", file_shape(p), nullptr});
+    out.tensors.push_back({p.name, "F32", p.file_shape(), nullptr});
   }
   for (std::size_t i = 0; i < out.tensors.size(); ++i) out.tensors[i].data = out.values[i].data();
   return out;

@@ -1,6 +1,7 @@
 #include "models/config.h"
 
 #include <cmath>
+#include <filesystem>
 #include <initializer_list>
 
 #include "engine/error.h"

@@ -17,8 +17,8 @@ constexpr int64_t kOpsRoom = int64_t{192} << 20;
 
 std::string mib(int64_t bytes) { return fmt::format("{} MiB", (bytes + (1 << 20) - 1) >> 20); }
 
-int64_t sum_bytes(const RunConfig& config) { return config.model.dtype == StorageType::f64 ? 8 : 4; }
-int64_t storage_bytes(const RunConfig& config) { return config.model.dtype == StorageType::bf16 ? 2 : sum_bytes(config); }
+int64_t storage_bytes(const RunConfig& config) { return size_of(storage_of(config.model.dtype)); }
+int64_t sum_bytes(const RunConfig& config) { return size_of(sum_type(storage_of(config.model.dtype))); }
 
 // Fewer bytes than a forward takes: inputs, K, V and their gradients, and the latents' keys. Found without the layout, which for many
 // latents and iterations would not fit in memory itself.
@@ -80,6 +80,8 @@ std::vector<Sample> largest_forward(const RunConfig& config, std::span<const Sam
 }
 
 void require_memory(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t available) {
+  // A config.json that is not that of the weights is told as such, not as a lack of memory.
+  if (config.model.init == Init::pretrained) WeightFiles::open(config.model.path, shape);
   const int64_t weights = model_bytes(config, shape);
   if (weights > available)
     throw Error(Exit::preflight, "memory",

@@ -1,8 +1,9 @@
 #include "models/kava.h"
 
 #include <algorithm>
-#include <optional>
+#include <array>
 
+#include "engine/host.h"
 #include "models/latent.h"
 
 namespace kava {
@@ -99,21 +100,12 @@ class Step {
 
  private:
   Tensor indices(std::span<const int32_t> host) { return upload_indices(ops_, arena_, host); }
-  Tensor scalar(double value = 0) {
+  Tensor zero() {
     Tensor t = arena_.alloc(sum_, 1, 1);
-    ops_.fill(t, value);
+    ops_.fill(t, 0);
     return t;
   }
-  std::vector<double> host(const Tensor& t) const {
-    std::vector<double> out(static_cast<std::size_t>(t.count()));
-    if (out.empty()) return out;
-    dispatch(t.dtype, [&]<class T>() {
-      std::vector<T> raw(out.size());
-      ops_.download(raw.data(), t);
-      for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<double>(to_float(raw[i]));
-    });
-    return out;
-  }
+  std::vector<double> host(const Tensor& t) const { return to_host(ops_, t); }
   void dump(const std::string& name, std::vector<int64_t> shape, std::vector<double> values, int axis) {
     DumpTensor d;
     d.shape = std::move(shape), d.values = std::move(values), d.axis = axis;
@@ -220,7 +212,7 @@ class Step {
         ops_.moments(moments[i].row_range(static_cast<int64_t>(l), static_cast<int64_t>(l) + 1), k.target[i], valid);
       }
     }
-    const Tensor loss = scalar();
+    const Tensor loss = zero();
     const double mean = totals_.kv_slots > 0 ? 1.0 / static_cast<double>(totals_.kv_slots) : 0;
     const double all = static_cast<double>(L) * static_cast<double>(KD_);
     const double factor = 0.5 * (config_.kv.reduction == KvReduction::slot_sum ? mean : mean / all);
@@ -319,7 +311,7 @@ class Step {
     const Tensor student = indices(layout_.codi_student_rows), teacher = indices(layout_.codi_teacher_rows);
     const Tensor student_live = live_indices(layout_.codi_student_rows), teacher_live = live_indices(layout_.codi_teacher_rows);
     std::vector<int32_t> ones(static_cast<std::size_t>(B_), 1);
-    const Tensor valid = indices(ones), moments = arena_.alloc(sum_, static_cast<int64_t>(L), 3), loss = scalar();
+    const Tensor valid = indices(ones), moments = arena_.alloc(sum_, static_cast<int64_t>(L), 3), loss = zero();
     std::vector<int32_t> in_pass;
     for (int32_t r : layout_.codi_student_rows) in_pass.push_back(static_cast<int32_t>(r - layout_.passes.back().begin));
     const Tensor tap_rows = indices(in_pass);

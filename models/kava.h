@@ -1,7 +1,6 @@
 // The objective of a step: all passes of the method over some samples, every loss term, and the gradients of all trainables.
 //   L = w_s CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV        (docs/method.md section 5)
 #pragma once
-#include <functional>
 #include <map>
 #include <span>
 #include <string>

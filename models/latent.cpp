@@ -1,5 +1,7 @@
 #include "models/latent.h"
 
+#include <array>
+
 namespace kava {
 
 namespace {

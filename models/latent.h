@@ -1,6 +1,5 @@
 // The latents' inputs: prj of docs/method.md section 3 applied to hidden states of earlier rows, forward and backward.
 #pragma once
-#include <vector>
 
 #include "models/model.h"
 #include "models/transformer.h"

@@ -1,5 +1,6 @@
 #include "models/latent_tokens.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>

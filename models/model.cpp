@@ -1,17 +1,17 @@
 #include "models/model.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "engine/files.h"
+#include "engine/host.h"
 #include "engine/rng.h"
 #include "engine/threads.h"
 
 namespace kava {
 
 namespace {
-
-DType storage_of(StorageType t) { return t == StorageType::bf16 ? DType::bf16 : t == StorageType::f32 ? DType::f32 : DType::f64; }
 
 std::string layer_prefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
 
@@ -74,6 +74,8 @@ Tensor named_tensor(const ParameterStore& trained, const std::vector<std::pair<s
 }
 
 }  // namespace
+
+DType storage_of(StorageType t) { return t == StorageType::bf16 ? DType::bf16 : t == StorageType::f32 ? DType::f32 : DType::f64; }
 
 std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelConfig& shape) {
   using Start = TrainableSpec::Start;
@@ -145,17 +147,9 @@ Tensor Model::allocate(DType dtype, int64_t rows, int64_t cols) {
 }
 
 void Model::read_value(const WeightSpec& spec, const WeightFiles* files, const Tensor& to) {
+  if (!files) return from_host(ops, to, random_start(spec, shape, config.seed));
   std::vector<char> host(static_cast<std::size_t>(to.count() * size_of(to.dtype)));
-  if (files) {
-    files->read(spec, host.data(), to.dtype);
-  } else {
-    const std::vector<double> x = random_start(spec, shape, config.seed);
-    for (std::size_t i = 0; i < x.size(); ++i) {
-      if (to.dtype == DType::f64) reinterpret_cast<double*>(host.data())[i] = x[i];
-      else if (to.dtype == DType::f32) reinterpret_cast<float*>(host.data())[i] = static_cast<float>(x[i]);
-      else reinterpret_cast<bf16*>(host.data())[i] = to_bf16(static_cast<float>(x[i]));
-    }
-  }
+  files->read(spec, host.data(), to.dtype);
   ops.upload(to, host.data());
 }
 
@@ -205,35 +199,22 @@ void Model::bind() {
           {bind_linear(fmt::format("kv_projection.{}.k", l), "", false), bind_linear(fmt::format("kv_projection.{}.v", l), "", false)});
 }
 
-std::vector<double> Model::embedding_on_host() const {
-  std::vector<double> out(static_cast<std::size_t>(embedding.count()));
-  std::vector<char> raw(out.size() * static_cast<std::size_t>(size_of(embedding.dtype)));
-  ops.download(raw.data(), embedding);
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    if (embedding.dtype == DType::f64) out[i] = reinterpret_cast<double*>(raw.data())[i];
-    else if (embedding.dtype == DType::f32) out[i] = static_cast<double>(reinterpret_cast<float*>(raw.data())[i]);
-    else out[i] = static_cast<double>(to_float(reinterpret_cast<bf16*>(raw.data())[i]));
-  }
-  return out;
-}
-
 void Model::set_starts(const std::vector<TrainableSpec>& specs) {
   using Start = TrainableSpec::Start;
   std::vector<double> table;  // the embedding, read once for those starts that need it
   if (std::ranges::any_of(specs,
                           [](const TrainableSpec& t) { return t.start == Start::mean_embedding || t.start == Start::embedding_rms; }))
-    table = embedding_on_host();
+    table = to_host(ops, embedding);
   const int64_t C = shape.hidden;
   for (const TrainableSpec& t : specs) {
     if (t.start == Start::base || t.start == Start::zero) continue;
     std::vector<double> x(static_cast<std::size_t>(t.rows * t.cols), 0.0);
     const Stream stream(config.seed, t.name);
     const double bound = 1 / std::sqrt(static_cast<double>(t.cols));
-    const double std = shape.initializer_range > 0 ? shape.initializer_range : 0.02;
     for (std::size_t i = 0; i < x.size(); ++i) {
       const int64_t at = static_cast<int64_t>(i);
       if (t.start == Start::lora_a) x[i] = (2 * stream.uniform(at) - 1) * bound;
-      if (t.start == Start::normal) x[i] = std * stream.normals(at / 4)[i % 4];
+      if (t.start == Start::normal) x[i] = shape.initializer_range * stream.normals(at / 4)[i % 4];
       if (t.start == Start::one) x[i] = 1;
       if (t.start == Start::identity) x[i] = at / t.cols == at % t.cols ? 1 : 0;
     }
@@ -274,13 +255,7 @@ void Model::ensure_positions(int64_t positions) {
       const double angle = static_cast<double>(static_cast<int64_t>(i) / half) * frequency[i % static_cast<std::size_t>(half)];
       x[i] = is_sine ? std::sin(angle) : std::cos(angle);
     }
-    const Tensor& to = is_sine ? sine : cosine;
-    if (sum == DType::f64) {
-      ops.upload(to, x.data());
-    } else {
-      const std::vector<float> narrow(x.begin(), x.end());
-      ops.upload(to, narrow.data());
-    }
+    from_host(ops, is_sine ? sine : cosine, x);
   }
 }
 

@@ -1,6 +1,5 @@
 // A model in memory: the base's weights, the trainables on top of them, and the maps that the passes apply.
 #pragma once
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,6 +11,9 @@
 #include "models/weights.h"
 
 namespace kava {
+
+/// The type that a model.dtype names.
+DType storage_of(StorageType t);
 
 /// A linear map with the gradients of its trainable parts.
 struct TrainedLinear {
@@ -88,7 +90,6 @@ class Model {
   void set_starts(const std::vector<TrainableSpec>& specs);
   void bind();
   TrainedLinear bind_linear(const std::string& path, const std::string& lora_path, bool bias);
-  std::vector<double> embedding_on_host() const;
 
   std::vector<std::pair<void*, int64_t>> owned_;
   std::vector<std::pair<std::string, Tensor>> frozen_;

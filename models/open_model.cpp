@@ -52,9 +52,8 @@ void choose_weights(OpenedModel& m) {
 void require_room_for_weights(const RunConfig& config, const ModelConfig& shape) {
   // A config.json that is not that of the weights is told as such, not as a lack of memory.
   if (config.model.init == Init::pretrained) WeightFiles::open(config.model.path, shape);
-  const int64_t each = config.model.dtype == StorageType::bf16 ? 2 : config.model.dtype == StorageType::f32 ? 4 : 8;
   int64_t bytes = 0;
-  for (const WeightSpec& w : weight_specs(shape)) bytes += w.rows * w.cols * each;
+  for (const WeightSpec& w : weight_specs(shape)) bytes += w.rows * w.cols * size_of(storage_of(config.model.dtype));
   if (const int64_t available = available_memory(); bytes > available)
     throw Error(Exit::preflight, "memory", fmt::format("the weights take {} MiB, {} are available", bytes >> 20, available >> 20),
                 "use a smaller model or --dtype bf16");

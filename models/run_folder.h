@@ -1,9 +1,7 @@
 // The folder of a run (docs/formats.md): its configuration, metrics.jsonl, checkpoints, the links best and last, the final adapter.
 #pragma once
 #include <filesystem>
-#include <optional>
 #include <string>
-#include <vector>
 
 #include "engine/checkpoint.h"
 #include "engine/config.h"

@@ -25,13 +25,7 @@ TextModel open_text_model(const std::string& folder) {
   if (!t.eos && t.shape.eos_is_list)
     throw Error(Exit::data, t.shape.source, "eos_token_id is a list and no tokenizer file names the eos_token",
                 "name it in tokenizer_config.json");
-  if (!t.eos && !t.shape.eos_ids.empty()) {
-    const int64_t eos = t.shape.eos_ids[0];
-    if (eos < 0 || eos >= t.shape.vocab)
-      throw Error(Exit::data, t.shape.source, fmt::format("eos_token_id is {}, outside the vocabulary of {}", eos, t.shape.vocab),
-                  "correct it");
-    t.eos = static_cast<int32_t>(eos);
-  }
+  if (!t.eos && !t.shape.eos_ids.empty()) t.eos = static_cast<int32_t>(t.shape.eos_ids[0]);
   if (t.tokenizer && !t.eos)
     throw Error(Exit::data, folder, "names no end of sequence", "give eos_token in tokenizer_config.json or eos_token_id in config.json");
   return t;

@@ -1,7 +1,5 @@
 #include "models/training_state.h"
 
-#include <algorithm>
-
 #include "engine/cli.h"
 #include "engine/json.h"
 #include "engine/json_at.h"
@@ -24,7 +22,6 @@ struct Part {
 constexpr Part kParts[] = {{"value.", &ParameterStore::value}, {"m.", &ParameterStore::m}, {"v.", &ParameterStore::v}};
 
 const char* file_type(DType t) { return t == DType::f64 ? "F64" : "F32"; }
-std::vector<int64_t> file_shape(const Parameter& p) { return p.vector ? std::vector{p.cols} : std::vector{p.rows, p.cols}; }
 
 int64_t whole(const JsonAt& at, int64_t least) {
   const Json& v = at.value();
@@ -49,13 +46,12 @@ void save_training_state(const std::filesystem::path& folder, const Model& model
       const Tensor t = parameters.part((parameters.*part.flat)(), p);
       bytes.emplace_back(static_cast<std::size_t>(t.count() * size_of(t.dtype)));
       model.ops.download(bytes.back().data(), t);
-      tensors.push_back({part.prefix + p.name, file_type(t.dtype), file_shape(p), bytes.back().data()});
+      tensors.push_back({part.prefix + p.name, file_type(t.dtype), p.file_shape(), bytes.back().data()});
     }
   write_safetensors((folder / kOptimizer).string(), tensors);
 
-  const std::string version = version_text("kava");
   Json json = {{"format_version", kFormatVersion},
-               {"kava", version.substr(0, version.find('\n'))},
+               {"kava", release_text("kava")},
                {"step", state.step},
                {"total_steps", state.total_steps},
                {"epoch", state.epoch},
@@ -108,9 +104,9 @@ void load_optimizer(Model& model, const std::filesystem::path& folder) {
       const std::string name = part.prefix + p.name;
       const TensorInfo* info = file.find(name);
       if (!info) refuse(fmt::format("tensor {} is missing", name));
-      if (info->dtype != file_type(t.dtype) || info->shape != file_shape(p))
+      if (info->dtype != file_type(t.dtype) || info->shape != p.file_shape())
         refuse(fmt::format("tensor {} is {} {}, the run has {} {}", name, info->dtype, shape_text(info->shape), file_type(t.dtype),
-                           shape_text(file_shape(p))));
+                           shape_text(p.file_shape())));
       std::vector<char> host(static_cast<std::size_t>(t.count() * size_of(t.dtype)));
       file.read_as(*info, t.dtype, host.data(), true);
       model.ops.upload(t, host.data());

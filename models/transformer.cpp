@@ -1,5 +1,6 @@
 #include "models/transformer.h"
 
+#include <array>
 #include <cmath>
 
 namespace kava {

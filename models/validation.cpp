@@ -21,10 +21,11 @@ Validator::Validator(const TextModel& text, const RunConfig& config) : text_(&te
 
 std::optional<Validation> Validator::run(Model& model, Arena& arena, const std::function<bool()>& stop) const {
   Validation v;
-  EvalOptions options;
-  options.progress = [&](int64_t, int64_t) {
+  const auto end_if_stopped = [&] {
     if (stop && stop()) throw Stopped();
   };
+  EvalOptions options;
+  options.progress = [&](int64_t, int64_t) { end_if_stopped(); };
   const std::span<const Sample> all(samples_);
   const BatchTotals totals = batch_totals(model.config, all);
   const auto at_once =
@@ -42,7 +43,7 @@ std::optional<Validation> Validator::run(Model& model, Arena& arena, const std::
       StepOptions step;
       step.backward = step.dropout = false;
       losses += run_step(model, arena, all.subspan(first, std::min(at_once, all.size() - first)), totals, step);
-      options.progress(0, 0);
+      end_if_stopped();
     }
   } catch (const Stopped&) {
     return std::nullopt;

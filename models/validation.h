@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <optional>
+#include <span>
 
 #include "models/evaluate.h"
 #include "models/trainer.h"

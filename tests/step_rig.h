@@ -6,9 +6,11 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "engine/host.h"
 #include "models/kava.h"
 #include "models/text.h"
 #include "tests/folders.h"
@@ -21,17 +23,6 @@ struct StepRun {
   std::map<std::string, std::vector<double>> gradients;
   Dump dump;
 };
-
-/// A tensor in host memory.
-inline std::vector<double> on_host(Ops& ops, const Tensor& t) {
-  std::vector<double> out(static_cast<std::size_t>(t.count()));
-  dispatch(t.dtype, [&]<class T>() {
-    std::vector<T> raw(out.size());
-    ops.download(raw.data(), t);
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<double>(to_float(raw[i]));
-  });
-  return out;
-}
 
 /// Uniform numbers in +-1 that depend on the name and the index alone.
 inline std::vector<double> drawn(const std::string& name, std::size_t count) {

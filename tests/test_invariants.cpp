@@ -36,7 +36,7 @@ class GrowingLoop {
  public:
   GrowingLoop(StepRig& rig, const Sample& s) : rig_(rig), C_(static_cast<std::size_t>(rig.text.shape.hidden)) {
     rig.model->ensure_positions(std::ssize(s.question) + rig.config.latent.count + std::ssize(s.answer) + 2);
-    const Vector table = on_host(*rig.ops, rig.model->embedding), new_tokens = rig.value("new_tokens.weight");
+    const Vector table = to_host(*rig.ops, rig.model->embedding), new_tokens = rig.value("new_tokens.weight");
     auto row = [&](const Vector& of, int64_t i) { return Vector(of.begin() + i * at(C_), of.begin() + (i + 1) * at(C_)); };
     for (int32_t id : s.question) inputs_.push_back(row(table, id));
     inputs_.push_back(row(new_tokens, 0));
@@ -52,7 +52,7 @@ class GrowingLoop {
     inputs_.push_back(row(new_tokens, 1));
     for (int32_t id : s.answer) inputs_.push_back(row(table, id));
     run();
-    const Vector head = on_host(*rig.ops, rig.model->head);
+    const Vector head = to_host(*rig.ops, rig.model->head);
     const Vector zero(static_cast<std::size_t>(rig.text.shape.vocab), 0.0);
     for (std::size_t r = eot; r + 1 < inputs_.size(); ++r) {
       const Vector y = linear(head, zero, hidden_[r]);
@@ -93,11 +93,11 @@ class GrowingLoop {
     for (const Vector& x : inputs_) flat.insert(flat.end(), x.begin(), x.end());
     rig_.ops->upload(transformer.inputs(d), flat.data());
     transformer.forward(d);
-    const Vector h = on_host(*rig_.ops, transformer.all_hidden());
+    const Vector h = to_host(*rig_.ops, transformer.all_hidden());
     hidden_.clear();
     for (std::size_t r = 0; r < inputs_.size(); ++r) hidden_.emplace_back(h.begin() + at(r * C_), h.begin() + at((r + 1) * C_));
     pairs_.clear();
-    for (const LayerState& s : transformer.layers()) pairs_.push_back({on_host(*rig_.ops, s.k), on_host(*rig_.ops, s.v)});
+    for (const LayerState& s : transformer.layers()) pairs_.push_back({to_host(*rig_.ops, s.k), to_host(*rig_.ops, s.v)});
   }
 
   // Linear, GELU, Linear, LayerNorm.

@@ -2,7 +2,9 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <memory>
+#include <span>
 
 #include "engine/cli.h"
 #include "engine/files.h"
@@ -56,7 +58,7 @@ void add_losses(Dump& dump, const StepLosses& losses, const RunConfig& config) {
 void add_gradients(Dump& dump, const Model& model) {
   for (const Parameter& p : model.parameters.all()) {
     DumpTensor t;
-    t.shape = p.vector ? std::vector<int64_t>{p.cols} : std::vector<int64_t>{p.rows, p.cols};
+    t.shape = p.file_shape();
     t.values = model.parameters.get(p.grad);
     dump["grad." + p.name] = std::move(t);
   }
@@ -124,7 +126,7 @@ void add_step_command(CLI::App& app, std::function<int()>& chosen) {
   step->footer("Example:\n  kava_inspect step configs/quickstart.toml --set train.batch=4 --out step.safetensors");
   step->add_option("CONFIG", command->config, "The run's configuration (TOML)")->required();
   step->add_option("--adapter", command->adapter, "Start from this adapter folder");
-  step->add_option("--set", command->sets, "KEY=VALUE that overrides the configuration")->allow_extra_args(false);
+  step->add_option("--set", command->sets, "KEY=VALUE that overrides the configuration; repeatable")->allow_extra_args(false);
   step->add_option("--out", command->out, "The safetensors file to write")->required();
   add_device_options(*step, command->device);
   step->callback([command, &chosen] { chosen = [command] { return inspect_step(*command); }; });

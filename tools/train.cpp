@@ -13,7 +13,6 @@
 #include "models/text.h"
 #include "models/trainer.h"
 #include "models/validation.h"
-#include "models/weights.h"
 #include "tools/plan.h"
 #include "tools/progress.h"
 
@@ -85,9 +84,9 @@ RunData read_data(const TextModel& text, const RunConfig& config) {
   return data;
 }
 
-class Session {
+class Run {
  public:
-  Session(const TrainCommand& command, RunConfig config, std::unique_ptr<Ops> ops)
+  Run(const TrainCommand& command, RunConfig config, std::unique_ptr<Ops> ops)
       : command_(command),
         config_(std::move(config)),
         ops_(std::move(ops)),
@@ -112,8 +111,6 @@ class Session {
     state.data = data_.digests;
     say(parameter_table(config_, text_) + run_summary(config_, data_.train, data_.dropped));
     if (data_.valid) say(fmt::format("validation  {} rows, {} of them over data.max_tokens", data_.valid->rows(), data_.valid->dropped()));
-    // A config.json that is not that of the weights is told as such, not as a lack of memory.
-    if (config_.model.init == Init::pretrained) WeightFiles::open(config_.model.path, text_.shape);
     require_memory(config_, text_.shape, data_.train, available_memory());
 
     Model model(*ops_, config_, text_.shape);
@@ -188,7 +185,7 @@ int train(const TrainCommand& command) {
     return 0;
   }
   catch_signals();
-  return Session(command, config, std::move(ops)).run();
+  return Run(command, config, std::move(ops)).run();
 }
 
 }  // namespace kava
