@@ -1,8 +1,8 @@
 #include "engine/data.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "engine/error.h"
@@ -15,12 +15,6 @@ namespace {
 
 constexpr std::size_t kMostBytes = std::size_t{4} << 30;
 constexpr std::string_view kSpace = " \t\n\v\f\r";
-
-std::string_view stripped(std::string_view s) {
-  const auto first = s.find_first_not_of(kSpace);
-  if (first == std::string_view::npos) return {};
-  return s.substr(first, s.find_last_not_of(kSpace) - first + 1);
-}
 
 // Where a row stands, and how a fault in it is reported.
 struct Place {
@@ -286,6 +280,11 @@ class ElementCutter {
 };
 
 }  // namespace
+
+std::string_view stripped(std::string_view s) {
+  const auto first = s.find_first_not_of(kSpace);
+  return first == std::string_view::npos ? std::string_view{} : s.substr(first, s.find_last_not_of(kSpace) - first + 1);
+}
 
 std::string RowFile::where(const Row& row) const { return fmt::format("{}:{}", escaped(path, 4096), row.line); }
 

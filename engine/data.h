@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/config.h"
@@ -12,7 +13,10 @@ namespace kava {
 
 class Tokenizer;
 
-/// One row. Text ends are stripped of ASCII white space, empty steps are gone.
+/// Without the ASCII white space at both ends.
+std::string_view stripped(std::string_view s);
+
+/// One row. Text ends are stripped, empty steps are gone.
 struct Row {
   std::string question;
   std::vector<std::string> steps;

@@ -4,21 +4,16 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "engine/data.h"
+
 namespace kava {
 
 namespace {
-
-constexpr std::string_view kSpace = " \t\n\v\f\r";
 
 std::string without_commas(std::string_view text) {
   std::string out(text);
   std::erase(out, ',');
   return out;
-}
-
-std::string_view stripped(std::string_view s) {
-  const auto first = s.find_first_not_of(kSpace);
-  return first == std::string_view::npos ? std::string_view{} : s.substr(first, s.find_last_not_of(kSpace) - first + 1);
 }
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string_view>
-#include <vector>
 
 #include "engine/json_at.h"
 
@@ -18,7 +16,6 @@ struct Table {
   int64_t count() const { return both + only_a + only_b + neither; }
 };
 
-// The verdicts of one scorer; whether the record has it.
 bool has_verdict(const JsonAt& record, const std::string& scorer) { return record.at("correct").has(scorer.c_str()); }
 
 Table table_of(const JsonAt& a, const JsonAt& b, std::size_t count, const std::string& scorer) {

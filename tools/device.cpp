@@ -1,5 +1,6 @@
 #include "tools/device.h"
 
+#include <algorithm>
 #include <charconv>
 #include <thread>
 

@@ -4,14 +4,13 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 
 #include "engine/files.h"
 #include "models/evaluate.h"
-#include "models/open_model.h"
-#include "tools/choices.h"
 #include "tools/command.h"
 #include "tools/compare.h"
-#include "tools/device.h"
+#include "tools/model_options.h"
 
 namespace {
 
@@ -19,11 +18,10 @@ using namespace kava;
 namespace fs = std::filesystem;
 
 struct EvalCommand {
-  std::string model;
-  std::optional<std::string> method, dtype, out;
+  ModelOptions model;
+  std::optional<std::string> out;
   std::vector<std::string> data;
-  int64_t limit = 0, batch = kDecodeBatch, max_new_tokens = 0;
-  DeviceOptions device;
+  int64_t limit = 0, batch = kDecodeBatch;
 };
 
 // JSON holds no bytes that are not UTF-8.
@@ -62,7 +60,7 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
 }
 
 Json header(const EvalCommand& command, const OpenedModel& opened, const Model& model) {
-  return {{"program", "kava_eval"},    {"model", json_text(command.model)},           {"weights", opened.weights},
+  return {{"program", "kava_eval"},    {"model", json_text(command.model.model)},     {"weights", opened.weights},
           {"base", model.base_digest}, {"dtype", name_of(opened.config.model.dtype)}, {"device", model.ops.name()}};
 }
 
@@ -90,23 +88,19 @@ void write_in_run(const fs::path& path, const std::string& text) {
 }
 
 int evaluate_files(const EvalCommand& command) {
-  if (command.model.empty()) throw Error(Exit::usage, "MODEL", "is missing", "see kava_eval --help");
+  if (command.model.model.empty()) throw Error(Exit::usage, "MODEL", "is missing", "see kava_eval --help");
   if (command.data.empty()) throw Error(Exit::usage, "--data", "is missing", "name at least one data file");
+  const auto [ops, opened, method] = choose_model(command.model);
   EvalOptions options;
-  options.method = choice<Method>("--method", command.method);
-  options.limit = command.limit, options.batch = command.batch, options.max_new_tokens = command.max_new_tokens;
-  const std::optional<StorageType> dtype = choice<StorageType>("--dtype", command.dtype);
-  const std::unique_ptr<Ops> ops = make_ops(command.device);
-  const OpenedModel opened = open_model(command.model, dtype);
-  require_method(opened, options.method);
+  options.method = method, options.max_new_tokens = command.model.max_new_tokens;
+  options.limit = command.limit, options.batch = command.batch;
   if (command.out) require_writable("--out", *command.out);
   std::vector<RowFile> files;
   for (const std::string& path : command.data) files.push_back(read_rows(path));
-  if (!opened.note.empty()) fmt::print(stderr, "{}\n", opened.note);
   const std::unique_ptr<Model> model = load_model(*ops, opened);
   Arena arena(*ops);
-  fmt::print("model {}: {}, method {}, {}\n", escaped(command.model, 4096), opened.weights,
-             name_of(options.method.value_or(opened.config.method)), name_of(opened.config.model.dtype));
+  fmt::print("model {}: {}, method {}, {}\n", escaped(command.model.model, 4096), opened.weights,
+             name_of(method.value_or(opened.config.method)), name_of(opened.config.model.dtype));
   std::fflush(stdout);
 
   const bool terminal = ::isatty(STDERR_FILENO);
@@ -137,20 +131,17 @@ int evaluate_files(const EvalCommand& command) {
 
 int main(int argc, char** argv) {
   CLI::App app("Evaluates a model on data files: accuracy by every scorer, forward passes, every answer", "kava_eval");
-  app.footer("Examples:\n  kava_eval runs/quickstart --data data/test.txt --out result.json\n  kava_eval compare a.json b.json");
+  app.footer(
+      "Examples:\n  kava_eval runs/quickstart/kava --data runs/quickstart/data/test.txt --out kava.json\n"
+      "  kava_eval compare kava.json no_cot.json");
   EvalCommand command;
-  app.add_option("MODEL", command.model, "A Hugging Face folder, a run directory, or a checkpoint in one");
+  kava::add_model_options(app, command.model);
   app.add_option("--data", command.data, "Data files; their form is recognised from the first row")->expected(1, -1);
-  app.add_option("--method", command.method, "full_cot, no_cot, codi, pccot or kava (default: the run's; full_cot for a plain folder)");
   app.add_option("--limit", command.limit, "Only the first N rows of each file")->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   app.add_option("--batch", command.batch, "Questions decoded together; changes no result")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
-  app.add_option("--max-new-tokens", command.max_new_tokens, "Largest number of tokens generated, EOS included (default: 10; full_cot 256)")
-      ->check(CLI::Range(1, 65536));
-  app.add_option("--dtype", command.dtype, "bf16, f32 or f64 (default: the run's; bf16 for a plain folder)");
   app.add_option("--out", command.out, "JSON file for the results with every question's record");
-  kava::add_device_options(app, command.device);
   std::string a, b;
   CLI::App* compare = app.add_subcommand("compare", "Compare two results of --out, question by question");
   compare->add_option("A", a, "A result")->required();

@@ -2,13 +2,14 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <optional>
+
 #include "engine/files.h"
 #include "models/evaluate.h"
 #include "models/latent_tokens.h"
-#include "models/open_model.h"
-#include "tools/choices.h"
 #include "tools/command.h"
-#include "tools/device.h"
+#include "tools/model_options.h"
 
 namespace {
 
@@ -18,22 +19,15 @@ constexpr std::size_t kLargestFile = std::size_t{1} << 30;
 constexpr std::size_t kLongestQuestion = std::size_t{1} << 20;
 
 struct GenerateCommand {
-  std::string model, question;
-  std::optional<std::string> file, method, dtype;
-  int64_t max_new_tokens = 0;
+  ModelOptions model;
+  std::string question;
+  std::optional<std::string> file;
   bool latents = false;
-  DeviceOptions device;
 };
 
 struct Question {
   std::string where, text;
 };
-
-std::string stripped(const std::string& s) {
-  const char* space = " \t\n\v\f\r";
-  const auto first = s.find_first_not_of(space);
-  return first == std::string::npos ? "" : s.substr(first, s.find_last_not_of(space) - first + 1);
-}
 
 // One line of output for each answer.
 std::string one_line(const std::string& text) {
@@ -48,12 +42,14 @@ std::string one_line(const std::string& text) {
 
 class Generator {
  public:
-  Generator(const GenerateCommand& command, const OpenedModel& opened, Ops& ops)
-      : opened_(opened), tokenizer_(*opened.text.tokenizer), model_(load_model(ops, opened)), arena_(ops) {
-    options_.eos = *opened.text.eos;
-    options_.method = choice<Method>("--method", command.method);
-    config_ = decoding_config(opened.config, options_.method);
-    options_.max_new_tokens = command.max_new_tokens > 0 ? command.max_new_tokens : default_new_tokens(config_.method);
+  Generator(const GenerateCommand& command, const ChosenModel& chosen)
+      : tokenizer_(*chosen.opened.text.tokenizer),
+        model_(load_model(*chosen.ops, chosen.opened)),
+        arena_(*chosen.ops),
+        config_(decoding_config(chosen.opened.config, chosen.method)) {
+    options_.eos = *chosen.opened.text.eos;
+    options_.method = chosen.method;
+    options_.max_new_tokens = command.model.max_new_tokens > 0 ? command.model.max_new_tokens : default_new_tokens(config_.method);
     options_.keep_latents = command.latents;
     if (command.latents && !has_latents(config_.method))
       throw Error(Exit::usage, "--latents", "method " + name_of(config_.method) + " has no latents", "give a run trained with latents");
@@ -65,7 +61,7 @@ class Generator {
     return decode(*model_, arena_, samples, options_);
   }
 
-  std::string text(const DecodeResult& r) const { return stripped(tokenizer_.decode(r.ids, true)); }
+  std::string text(const DecodeResult& r) const { return std::string(stripped(tokenizer_.decode(r.ids, true))); }
 
   void print_latents(const DecodeResult& r) {
     if (!options_.keep_latents) return;
@@ -97,11 +93,10 @@ class Generator {
     return s;
   }
 
-  const OpenedModel& opened_;
   const Tokenizer& tokenizer_;
   std::unique_ptr<Model> model_;
   Arena arena_;
-  RunConfig config_;
+  const RunConfig config_;
   DecodeOptions options_;
 };
 
@@ -114,7 +109,7 @@ std::vector<Question> read_questions(const std::string& path) {
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find('\n', at), text.size());
     ++line;
-    if (std::string q = stripped(text.substr(at, end - at)); !q.empty())
+    if (std::string q(stripped(std::string_view(text).substr(at, end - at))); !q.empty())
       questions.push_back({fmt::format("{}:{}", escaped(path, 4096), line), std::move(q)});
     at = end + 1;
   }
@@ -150,7 +145,7 @@ void dialogue(Generator& generator) {
   for (int64_t n = 1;; ++n) {
     if (terminal) fmt::print(stderr, "> ");
     if (!next_line(line)) break;
-    const std::string text = stripped(line);
+    const std::string text(stripped(line));
     if (text == "/quit") return;
     if (text == "/help") fmt::print(stderr, "One question a line; each is answered on its own.\n/help  this text\n/quit  end\n");
     if (text.empty() || text == "/help") continue;
@@ -167,19 +162,14 @@ void dialogue(Generator& generator) {
 int generate(const GenerateCommand& command, bool has_question) {
   if (has_question && command.file) throw Error(Exit::usage, "--file", "is given beside a question", "give one of them");
   if (has_question && stripped(command.question).empty()) throw Error(Exit::usage, "QUESTION", "is empty", "give a question");
-  const auto method = choice<Method>("--method", command.method);
-  const auto dtype = choice<StorageType>("--dtype", command.dtype);
-  const std::unique_ptr<Ops> ops = make_ops(command.device);
-  const OpenedModel opened = open_model(command.model, dtype);
-  require_method(opened, method);
-  if (!opened.text.tokenizer)
-    throw Error(Exit::data, escaped(opened.text.folder, 4096), "has no tokenizer.json, without which no question can be read",
+  const ChosenModel chosen = choose_model(command.model);
+  if (!chosen.opened.text.tokenizer)
+    throw Error(Exit::data, escaped(chosen.opened.text.folder, 4096), "has no tokenizer.json, without which no question can be read",
                 "use kava_eval on rows of ids");
-  if (!opened.note.empty()) fmt::print(stderr, "{}\n", opened.note);
   const std::vector<Question> questions = command.file ? read_questions(*command.file) : std::vector<Question>{};
-  Generator generator(command, opened, *ops);
+  Generator generator(command, chosen);
   if (!questions.empty()) answer_file(generator, questions);
-  else if (has_question) answer_one(generator, {"QUESTION", stripped(command.question)}, true);
+  else if (has_question) answer_one(generator, {"QUESTION", std::string(stripped(command.question))}, true);
   else dialogue(generator);
   return 0;
 }
@@ -188,18 +178,15 @@ int generate(const GenerateCommand& command, bool has_question) {
 
 int main(int argc, char** argv) {
   CLI::App app("Answers a question, a file of questions, or a dialogue on the terminal", "kava_generate");
-  app.footer("Example:\n  kava_generate runs/quickstart \"Tom has 3 apples and buys 4 more. How many has he?\" --latents");
+  app.footer(
+      "Example:\n  kava_generate runs/quickstart/kava \\\n"
+      "    \"Tom has 4 coins. Mia has 3 more than Tom. How many coins does Mia have modulo 10?\" --latents");
   GenerateCommand command;
-  app.add_option("MODEL", command.model, "A Hugging Face folder, a run directory, or a checkpoint in one")->required();
+  kava::add_model_options(app, command.model)->required();
   CLI::Option* question =
       app.add_option("QUESTION", command.question, "The question; without it and --file, questions are read from the terminal");
   app.add_option("--file", command.file, "A text file with one question a line; one answer a line comes out");
   app.add_flag("--latents", command.latents,
                "Show each latent of the last pass as the token with the nearest first-layer value, and the head's top token");
-  app.add_option("--method", command.method, "full_cot, no_cot, codi, pccot or kava (default: the run's; full_cot for a plain folder)");
-  app.add_option("--max-new-tokens", command.max_new_tokens, "Largest number of tokens generated, EOS included (default: 10; full_cot 256)")
-      ->check(CLI::Range(1, 65536));
-  app.add_option("--dtype", command.dtype, "bf16, f32 or f64 (default: the run's; bf16 for a plain folder)");
-  kava::add_device_options(app, command.device);
   return kava::command_main(argc, argv, app, [&] { return generate(command, question->count() > 0); });
 }

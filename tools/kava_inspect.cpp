@@ -6,7 +6,7 @@
 
 int main(int argc, char** argv) {
   CLI::App app("Checks and lists the files that kava reads and writes", "kava_inspect");
-  app.footer("Example:\n  kava_inspect file runs/quickstart/best");
+  app.footer("Example:\n  kava_inspect file runs/quickstart/kava/best");
   app.require_subcommand(1);
   std::function<int()> chosen;
   kava::add_file_command(app, chosen);

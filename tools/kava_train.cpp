@@ -4,7 +4,7 @@
 
 int main(int argc, char** argv) {
   CLI::App app("Trains a latent-reasoning model from one configuration file", "kava_train");
-  app.footer("Example:\n  kava_train configs/quickstart.toml --set train.epochs=2 --out runs/first");
+  app.footer("Example:\n  kava_train configs/quickstart.toml --set train.lr=1e-3 --out runs/first");
   kava::TrainCommand command;
   app.add_option("CONFIG", command.config, "The run's configuration (TOML)")->required();
   app.add_option("--set", command.sets, "KEY=VALUE that overrides the configuration; repeatable")->allow_extra_args(false);

@@ -1,5 +1,6 @@
 // What a run will be, printed before it starts or instead of it.
 #pragma once
+#include <span>
 #include <string>
 
 #include "engine/config.h"

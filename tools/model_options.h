@@ -1,0 +1,34 @@
+// What kava_eval and kava_generate share: MODEL and the options for decoding with it.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "models/open_model.h"
+#include "tools/device.h"
+
+namespace kava {
+
+struct ModelOptions {
+  std::string model;
+  std::optional<std::string> method, dtype;
+  int64_t max_new_tokens = 0;  // 0: the method's default
+  DeviceOptions device;
+};
+
+/// Adds the positional MODEL, which it returns, and the options.
+CLI::Option* add_model_options(CLI::App& app, ModelOptions& options);
+
+struct ChosenModel {
+  std::unique_ptr<Ops> ops;
+  OpenedModel opened;
+  std::optional<Method> method;  // in place of the model's
+};
+
+/// The backend and the model, whose weights are not read yet; a note on stderr where a better checkpoint was passed over. Error(code usage)
+/// for an unknown word, or a method that the weights cannot do; and the errors of make_ops and open_model.
+ChosenModel choose_model(const ModelOptions& options);
+
+}  // namespace kava
