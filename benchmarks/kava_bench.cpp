@@ -3,7 +3,9 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 
@@ -154,7 +156,7 @@ class Bench {
     ops_.fill(b, 1);
     copy_rate_ = 2.0 * static_cast<double>(n) / time_of([&] { ops_.copy(b, a); }) / 1e9;
     fmt::print("{:<40} {:>10} {:>12.1f} GFLOP/s\n{:<40} {:>10} {:>12.1f} GB/s\n", "matrix rate (bf16, 4096x2048x2048)", "", matrix_rate_,
-               "copy rate (64 MB, read and written)", "", copy_rate_);
+               "copy rate (64 MiB, read and written)", "", copy_rate_);
   }
 
   void rows() {
@@ -375,7 +377,7 @@ int bench(const BenchCommand& command) {
 }  // namespace kava
 
 int main(int argc, char** argv) {
-  CLI::App app("Measures every op and the whole step against the machine's own rates", "kava_bench");
+  CLI::App app("Measures the main ops and the whole step against the machine's own rates", "kava_bench");
   app.footer("Example:\n  kava_bench --device cpu --filter step");
   kava::BenchCommand command;
   app.add_option("--filter", command.filter, "Only benchmarks whose name this regular expression finds");

@@ -50,8 +50,6 @@ class SafetensorsFile {
   /// The values in another type (f32, f64 or bf16), each rounded once to nearest even, through a buffer of one megabyte. With `finite`, NaN
   /// and infinity in `out` are Error naming the tensor. A dtype that is not floating is Error.
   void read_as(const TensorInfo& tensor, DType type, void* out, bool finite = false) const;
-  void read_f32(const TensorInfo& tensor, float* out) const { read_as(tensor, DType::f32, out); }
-  void read_f64(const TensorInfo& tensor, double* out) const { read_as(tensor, DType::f64, out); }
 
  private:
   explicit SafetensorsFile(const std::string& path) : file_(path) {}

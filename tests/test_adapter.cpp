@@ -42,7 +42,7 @@ struct OpenFile {
     const SafetensorsFile f = SafetensorsFile::open(path);
     for (const TensorInfo& t : f.tensors()) {
       names.push_back(t.name), shapes.push_back(t.shape), values.emplace_back(static_cast<std::size_t>(t.count()));
-      f.read_f32(t, values.back().data());
+      f.read_as(t, DType::f32, values.back().data());
     }
   }
   std::size_t at(const std::string& name) const { return static_cast<std::size_t>(std::ranges::find(names, name) - names.begin()); }

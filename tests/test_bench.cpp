@@ -1,12 +1,8 @@
 // kava_bench's refusals: all before anything is measured.
-#include <sys/wait.h>
-
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
-#include <cstdlib>
 
-#include "engine/files.h"
-#include "tests/folders.h"
+#include "tests/programs.h"
 
 using namespace kava;
 
@@ -27,12 +23,10 @@ TEST_CASE("kava_bench refuses what it cannot do in one line before it measures")
                                                  {model + " --text '" + folder / "none" + "'", 4}};
   for (const auto& [arguments, code] : refused) {
     CAPTURE(arguments);
-    const int status =
-        std::system((KAVA_BIN_DIR "/kava_bench " + arguments + " > '" + folder / "out" + "' 2> '" + folder / "err" + "'").c_str());
-    CHECK((WIFEXITED(status) && WEXITSTATUS(status) == code));
-    const std::string error = read_file(folder / "err", 1 << 20);
-    CHECK(error.starts_with("error: "));
-    CHECK(std::count(error.begin(), error.end(), '\n') == 1);
-    CHECK(read_file(folder / "out", 1 << 20).empty());
+    const Ended run = run_command("kava_bench " + arguments);
+    CHECK(run.code == code);
+    CHECK(run.err.starts_with("error: "));
+    CHECK(std::count(run.err.begin(), run.err.end(), '\n') == 1);
+    CHECK(run.out.empty());
   }
 }

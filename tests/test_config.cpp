@@ -1,12 +1,12 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
-#include <filesystem>
 #include <fstream>
 #include <sstream>
 
 #include "engine/config.h"
 #include "engine/error.h"
+#include "tests/folders.h"
 
 using namespace kava;
 using Catch::Matchers::ContainsSubstring;
@@ -14,24 +14,15 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// A folder of its own that goes with the test.
-struct Folder {
-  fs::path path;
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "kava_config_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()));
-    path = name;
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string write(const std::string& text, const std::string& name = "run.toml") const {
-    std::ofstream(path / name, std::ios::binary) << text;
-    return (path / name).string();
-  }
-};
+// Writes run.toml and gives its path.
+std::string written(const TempFolder& folder, const std::string& text) {
+  overwrite(folder / "run.toml", text);
+  return folder / "run.toml";
+}
 
 RunConfig load(const std::string& text, const std::vector<std::string>& sets = {}) {
-  Folder folder;
-  return load_config(folder.write(text), sets);
+  TempFolder folder;
+  return load_config(written(folder, text), sets);
 }
 
 // The refusal of a configuration; its exit code must be 2.
@@ -153,8 +144,8 @@ prune_latents = false
 }
 
 TEST_CASE("the effective configuration reads back equal from another folder") {
-  Folder folder;
-  const auto c = load_config(folder.write(R"(
+  TempFolder folder;
+  const auto c = load_config(written(folder, R"(
 method = "codi"
 [model]
 path = "../some model/é"
@@ -165,23 +156,23 @@ step_separator = "\n\u0001\\"
 lr = 0.1
 eps = 1.0000000000000002e-7
 )"));
-  CHECK(c.model.path == (folder.path / "../some model/é").string());
-  CHECK(c.data.train[0].path == (folder.path / "a.txt").string());
-  Folder other;
-  const RunConfig back = load_config(other.write(to_toml(c)));
+  CHECK(c.model.path == (folder.path() / "../some model/é").string());
+  CHECK(c.data.train[0].path == (folder.path() / "a.txt").string());
+  TempFolder other;
+  const RunConfig back = load_config(written(other, to_toml(c)));
   CHECK(back == c);
   CHECK(to_toml(back) == to_toml(c));
   CHECK(back.train.eps == 1.0000000000000002e-7);
 }
 
 TEST_CASE("a relative configuration path gives absolute paths") {
-  Folder folder;
-  folder.write("[model]\npath='m'");
+  TempFolder folder;
+  overwrite(folder / "run.toml", "[model]\npath='m'");
   const auto before = fs::current_path();
-  fs::current_path(folder.path);
+  fs::current_path(folder.path());
   const std::string path = load_config("run.toml").model.path;
   fs::current_path(before);
-  CHECK(path == fs::canonical(folder.path) / "m");
+  CHECK(path == fs::canonical(folder.path()) / "m");
 }
 
 TEST_CASE("an unknown key is refused with its place and the nearest valid key") {
@@ -244,8 +235,8 @@ TEST_CASE("an override (--set) takes a TOML value, and a string where it is none
   CHECK(load("", {"lora.targets=[\"q_proj\", \"v_proj\"]"}).lora.targets == std::vector<std::string>{"q_proj", "v_proj"});
   CHECK(load("", {"data.train=[{path=\"/a b\", format=\"ids\"}]"}).data.train[0] == DataFile{"/a b", DataFormat::ids});
   CHECK(load("", {"data.answer_prompt=R\xC3\xA9ponse:"}).data.answer_prompt == "R\xC3\xA9ponse:");
-  Folder folder;
-  CHECK(load_config(folder.write(""), {"model.path=../m"}).model.path == (folder.path / "../m").string());
+  TempFolder folder;
+  CHECK(load_config(written(folder, ""), {"model.path=../m"}).model.path == (folder.path() / "../m").string());
 }
 
 TEST_CASE("an error in --set names the argument") {
@@ -311,9 +302,9 @@ TEST_CASE("a hostile file is one clear line") {
   CHECK_THAT(refusal("[ {]\n"), ContainsSubstring("not valid TOML"));
   CHECK_THAT(refusal("seed = 1\n\xEF\xBA\xBA = 2"), ContainsSubstring("run.toml:2: not valid TOML"));
   CHECK_THAT(refusal("x = \"\"\"\"\"\xEF\xBA\xBA\"\"\"\"\" \xEF\xBA\xBA\n"), ContainsSubstring("beyond ASCII"));
-  Folder folder;
-  CHECK_THROWS_AS(load_config((folder.path / "none.toml").string()), Error);
-  CHECK_THROWS_AS(load_config(folder.path.string()), Error);
+  TempFolder folder;
+  CHECK_THROWS_AS(load_config((folder.path() / "none.toml").string()), Error);
+  CHECK_THROWS_AS(load_config(folder.path().string()), Error);
   CHECK(load("\xEF\xBB\xBFseed = 3\r\n").seed == 3);
 }
 

@@ -4,8 +4,6 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <numeric>
 
@@ -13,32 +11,19 @@
 #include "engine/error.h"
 #include "engine/tokenizer.h"
 #include "kernels/philox.h"
+#include "tests/folders.h"
 
 using namespace kava;
 using Catch::Matchers::ContainsSubstring;
 using Strings = std::vector<std::string>;
 using Ids = std::vector<int32_t>;
-namespace fs = std::filesystem;
 
 namespace {
 
-struct Folder {
-  fs::path path;
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "kava_data_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()));
-    path = name;
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string write(const std::string& text) const {
-    std::ofstream(path / "rows", std::ios::binary) << text;
-    return (path / "rows").string();
-  }
-};
-
 RowFile read(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
-  Folder folder;
-  return read_rows(folder.write(text), format);
+  TempFolder folder;
+  overwrite(folder / "rows", text);
+  return read_rows(folder / "rows", format);
 }
 
 std::string refusal(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
@@ -50,13 +35,6 @@ std::string refusal(const std::string& text, std::optional<DataFormat> format = 
     return e.what();
   }
   return "accepted";
-}
-
-std::optional<fs::path> shared() {
-  const char* given = std::getenv("KAVA_SHARED");
-  const fs::path path = given ? given : KAVA_SOURCE_DIR "/../shared";
-  if (fs::exists(path / "data/gsm8k_aug/train.txt")) return path;
-  return std::nullopt;
 }
 
 }  // namespace
@@ -219,7 +197,7 @@ TEST_CASE("ids rows are checked") {
 }
 
 TEST_CASE("a file that is none is refused") {
-  Folder folder;
+  TempFolder folder;
   auto code = [](const std::string& path) {
     try {
       read_rows(path);
@@ -228,10 +206,10 @@ TEST_CASE("a file that is none is refused") {
     }
     return Exit::ok;
   };
-  CHECK(code((folder.path / "none").string()) == Exit::data);
-  CHECK(code(folder.path.string()) == Exit::data);
-  REQUIRE(mkfifo((folder.path / "pipe").c_str(), 0600) == 0);
-  CHECK(code((folder.path / "pipe").string()) == Exit::data);
+  CHECK(code((folder.path() / "none").string()) == Exit::data);
+  CHECK(code(folder.path().string()) == Exit::data);
+  REQUIRE(mkfifo((folder.path() / "pipe").c_str(), 0600) == 0);
+  CHECK(code((folder.path() / "pipe").string()) == Exit::data);
   CHECK(code("/dev/zero") == Exit::data);
   CHECK_THAT(refusal(""), ContainsSubstring("rows: holds no row"));
   CHECK_THAT(refusal("\xEF\xBB\xBF \n\r\n"), ContainsSubstring("holds no row"));
@@ -358,8 +336,8 @@ TEST_CASE("Philox gives the published known answers") {
 }
 
 TEST_CASE("the real sets are read row for row") {
-  const auto folder = shared();
-  if (!folder) SKIP("no shared data beside the sources, and KAVA_SHARED is not set");
+  const std::string shared = shared_data("data");
+  if (shared.empty()) SKIP("no shared data beside the sources, and KAVA_SHARED is not set");
   struct Set {
     const char* path;
     DataFormat format;
@@ -373,7 +351,7 @@ TEST_CASE("the real sets are read row for row") {
                Set{"gsm8k/train.jsonl", DataFormat::gsm8k, 7473, 0}, Set{"gsm8k/test.jsonl", DataFormat::gsm8k, 1319, 0},
                Set{"gsm_hard/gsmhardv2.jsonl", DataFormat::gsm_hard, 1319, 1319}, Set{"svamp/SVAMP.json", DataFormat::svamp, 1000, 1000});
   CAPTURE(s.path);
-  const RowFile file = read_rows((*folder / "data" / s.path).string());
+  const RowFile file = read_rows(shared + "/" + s.path);
   CHECK(file.format == s.format);
   CHECK(file.rows.size() == s.rows);
   CHECK(static_cast<std::size_t>(std::count_if(file.rows.begin(), file.rows.end(), [](const Row& r) { return r.steps.empty(); })) ==
@@ -382,10 +360,10 @@ TEST_CASE("the real sets are read row for row") {
 }
 
 TEST_CASE("samples of real rows are their parts tokenised alone") {
-  const auto folder = shared();
-  if (!folder) SKIP("no shared data beside the sources, and KAVA_SHARED is not set");
-  const Tokenizer tokenizer = Tokenizer::load((*folder / "data/tokenizers/llama-3.2-1b-instruct").string());
-  const std::vector<RowFile> files = {read_rows((*folder / "data/gsm8k_aug/train.txt").string())};
+  const std::string shared = shared_data("data");
+  if (shared.empty()) SKIP("no shared data beside the sources, and KAVA_SHARED is not set");
+  const Tokenizer tokenizer = Tokenizer::load(shared + "/tokenizers/llama-3.2-1b-instruct");
+  const std::vector<RowFile> files = {read_rows(shared + "/gsm8k_aug/train.txt")};
   SampleOptions options;
   options.eos = 128009;
   options.vocab_size = 128256;
@@ -417,9 +395,9 @@ TEST_CASE("samples of real rows are their parts tokenised alone") {
 }
 
 TEST_CASE("a question without a token of the vocabulary is refused with its line") {
-  const auto folder = shared();
-  if (!folder) SKIP("no shared data beside the sources, and KAVA_SHARED is not set");
-  const Tokenizer tokenizer = Tokenizer::load((*folder / "data/tokenizers/smollm2-135m-instruct").string());
+  const std::string shared = shared_data("data");
+  if (shared.empty()) SKIP("no shared data beside the sources, and KAVA_SHARED is not set");
+  const Tokenizer tokenizer = Tokenizer::load(shared + "/tokenizers/smollm2-135m-instruct");
   REQUIRE(tokenizer.encode("\x04").empty());
   SampleOptions options;
   options.vocab_size = 49152;

@@ -1,10 +1,10 @@
 // Decoding on the tiny golden models: against the step's own teacher forcing, against recomputation without a cache, and against itself in
 // other company.
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <cmath>
 #include <memory>
-#include <numeric>
 
 #include "engine/ops.h"
 #include "kernels/philox.h"

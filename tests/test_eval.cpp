@@ -1,6 +1,4 @@
 // Evaluation: rows of ids on the golden models, rows of text on a tiny run made here, and the programs' contract.
-#include <sys/wait.h>
-
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -9,13 +7,12 @@
 #include <sstream>
 
 #include "engine/checkpoint.h"
-#include "engine/files.h"
-#include "folders.h"
 #include "models/adapter.h"
 #include "models/evaluate.h"
 #include "models/latent_tokens.h"
 #include "models/open_model.h"
 #include "models/weights.h"
+#include "tests/programs.h"
 #include "tools/compare.h"
 
 namespace {
@@ -27,16 +24,12 @@ using Catch::Matchers::WithinAbs;
 
 struct Finished {
   int code;
-  std::string output;  // stdout, and stderr unless the command leads it elsewhere
+  std::string output;  // stdout, then stderr
 };
 
 Finished run(const std::string& command) {
-  Finished f{-1, ""};
-  FILE* pipe = ::popen((KAVA_BIN_DIR "/" + command + (command.find("2>") == std::string::npos ? " 2>&1" : "")).c_str(), "r");
-  char piece[4096];
-  for (std::size_t n; (n = std::fread(piece, 1, sizeof piece, pipe)) > 0;) f.output.append(piece, n);
-  f.code = WEXITSTATUS(::pclose(pipe));
-  return f;
+  const Ended e = run_command(command);
+  return {e.code, e.out + e.err};
 }
 
 // A byte-level tokenizer of single printable characters; ids 0.. are '!', '"', ...; 94 is the space, 95 the end.

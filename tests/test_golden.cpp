@@ -1,13 +1,12 @@
 // The whole KaVa step against the PyTorch reference: every tensor that `kava_inspect step` writes, on tiny models (tests/golden/README.md).
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <set>
 
 #include "engine/json.h"
 #include "engine/safetensors.h"
-#include "tests/folders.h"
+#include "tests/programs.h"
 
 namespace fs = std::filesystem;
 using namespace kava;
@@ -33,7 +32,7 @@ std::vector<double> values(const SafetensorsFile& file, const TensorInfo& t) {
     file.read(t, raw.data());
     x.assign(raw.begin(), raw.end());
   } else {
-    file.read_f64(t, x.data());
+    file.read_as(t, DType::f64, x.data());
   }
   return x;
 }
@@ -91,16 +90,15 @@ void run_cases(const std::string& dtype) {
   for (const auto& entry : fs::directory_iterator(kGolden / "cases")) {
     if (entry.path().extension() != ".toml") continue;
     const std::string name = entry.path().stem().string(), out = temporary / "step.safetensors";
-    const std::string command = std::string(KAVA_BIN_DIR) + "/kava_inspect step " + entry.path().string() + " --set model.dtype=" + dtype +
-                                " --out " + out + " > " + (temporary / "log") + " 2>&1";
-    INFO(command);
-    REQUIRE(std::system(command.c_str()) == 0);
+    const Ended run = run_command(fmt::format("kava_inspect step '{}' --set model.dtype={} --out '{}'", entry.path().string(), dtype, out));
+    INFO(name << ": " << run.err);
+    REQUIRE(run.code == 0);
     const SafetensorsFile golden = SafetensorsFile::open((kGolden / "cases" / (name + ".safetensors")).string());
     const SafetensorsFile step = SafetensorsFile::open(out);
     compare(name, golden, step, dtype == "f32" ? &errors.at(name) : nullptr);
     ++cases;
   }
-  REQUIRE(cases >= 25);
+  REQUIRE(cases >= 44);
 }
 
 }  // namespace

@@ -1,31 +1,17 @@
-#include <sys/wait.h>
-
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
-#include <cstdlib>
 
 #include "engine/checkpoint.h"
 #include "engine/safetensors.h"
-#include "tests/folders.h"
+#include "tests/programs.h"
 
 using namespace kava;
 namespace fs = std::filesystem;
 
 namespace {
 
-struct Run {
-  int code;
-  std::string out, err;
-};
-
-Run inspect(const std::string& arguments, const std::string& stdout_to = "") {
-  TempFolder folder;
-  const std::string out = stdout_to.empty() ? folder / "out" : stdout_to;
-  const int status = std::system(fmt::format("'{}/kava_inspect' {} >'{}' 2>'{}'", KAVA_BIN_DIR, arguments, out, folder / "err").c_str());
-  REQUIRE(WIFEXITED(status));
-  return {WEXITSTATUS(status), stdout_to.empty() ? read_file(out, 1 << 20) : "", read_file(folder / "err", 1 << 20)};
-}
+Ended inspect(const std::string& arguments) { return run_command("kava_inspect " + arguments); }
 
 void make_adapter(const fs::path& folder, std::int64_t rank = 2, const std::string& targets = "[\"q_proj\"]") {
   fs::create_directories(folder);
@@ -45,7 +31,7 @@ TEST_CASE("kava_inspect file lists tensors and counts what is not finite") {
   const float values[] = {1, NAN, -INFINITY, INFINITY, 2};
   const std::uint16_t half[] = {0x7c00, 0x7c01, 0x7bff};
   write_safetensors(folder / "a.safetensors", {{"x", "F32", {5}, values}, {"y", "F16", {1, 3}, half}});
-  const Run run = inspect("file '" + folder / "a.safetensors" + "'");
+  const Ended run = inspect("file '" + folder / "a.safetensors" + "'");
   CHECK(run.code == 0);
   CHECK(run.err.empty());
   CHECK(run.out.find("x  F32  [5]  nan 1 inf 2\n") != std::string::npos);
@@ -71,11 +57,11 @@ TEST_CASE("kava_inspect file verifies adapters and checkpoints") {
   write_safetensors((part / "optimizer.safetensors").string(), {{"m", "F32", {2}, zeros.data()}});
   overwrite(part / "state.json", "{}");
   const fs::path checkpoint = commit_checkpoint(folder.path(), 7, "abc");
-  const Run run = inspect("file '" + checkpoint.string() + "'");
+  const Ended run = inspect("file '" + checkpoint.string() + "'");
   CHECK(run.code == 0);
   CHECK(run.out.find("checkpoint of step 7, configuration abc, 5 files verified") != std::string::npos);
   overwrite(checkpoint / "state.json", "[]");
-  const Run broken = inspect("file '" + checkpoint.string() + "'");
+  const Ended broken = inspect("file '" + checkpoint.string() + "'");
   CHECK(broken.code == 4);
   CHECK(broken.err.find("state.json: has another SHA-256") != std::string::npos);
 }
@@ -83,7 +69,7 @@ TEST_CASE("kava_inspect file verifies adapters and checkpoints") {
 TEST_CASE("what kava_inspect cannot do is one error line with its exit code") {
   TempFolder folder;
   overwrite(folder / "short", "abc");
-  const auto one_line = [](const Run& run, int code) {
+  const auto one_line = [](const Ended& run, int code) {
     CHECK(run.code == code);
     CHECK(run.err.starts_with("error: "));
     CHECK(std::count(run.err.begin(), run.err.end(), '\n') == 1);
@@ -95,14 +81,14 @@ TEST_CASE("what kava_inspect cannot do is one error line with its exit code") {
   one_line(inspect(""), 2);
   one_line(inspect("doctor"), 2);
   one_line(inspect("file --no-such-option x"), 2);
-  one_line(inspect("--version", "/dev/full"), 7);
+  one_line(inspect("--version >/dev/full"), 7);
   const std::string step = "step '" KAVA_SOURCE_DIR "/tests/golden/cases/kava_defaults.toml' --threads 1 --out ",
                     out = folder / "step.safetensors";
   one_line(inspect(step + "''"), 2);
   one_line(inspect(step + "'" + folder.path().string() + "'"), 3);
   one_line(inspect(step + "'" + folder / "short" + "/x'"), 3);
   one_line(inspect(step + "/dev/full"), 7);
-  one_line(inspect(step + "'" + out + "'", "/dev/full"), 7);
+  one_line(inspect(step + "'" + out + "' >/dev/full"), 7);
   CHECK(!fs::exists(out));
   CHECK(inspect("--help").out.find("Example:") != std::string::npos);
   CHECK(inspect("--version").out.starts_with("kava_inspect "));

@@ -1,4 +1,4 @@
-#include "op_rig.h"
+#include "tests/op_rig.h"
 
 using namespace kava;
 using namespace kava::test;

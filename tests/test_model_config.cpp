@@ -1,6 +1,5 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
-#include <cstring>
 #include <functional>
 #include <limits>
 #include <map>

@@ -4,10 +4,10 @@
 #include <cmath>
 
 #include "engine/json.h"
-#include "folders.h"
 #include "models/decode.h"
 #include "models/kava.h"
 #include "models/text.h"
+#include "tests/folders.h"
 
 using namespace kava;
 

@@ -1,23 +1,19 @@
 #include <fmt/ranges.h>
-#include <sys/wait.h>
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
-#include <filesystem>
-#include <fstream>
 #include <regex>
 #include <set>
-#include <sstream>
 
 #include "engine/bpe_train.h"
 #include "engine/data.h"
 #include "engine/equation.h"
 #include "engine/error.h"
-#include "engine/files.h"
 #include "engine/json.h"
 #include "engine/synth.h"
 #include "engine/tokenizer.h"
+#include "tests/programs.h"
 
 using namespace kava;
 using Catch::Matchers::ContainsSubstring;
@@ -25,20 +21,9 @@ namespace fs = std::filesystem;
 
 namespace {
 
-struct Folder {
-  fs::path path;
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "kava_synth_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()));
-    path = name;
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return (path / name).string(); }
-};
-
-void write_all(const std::map<std::string, std::string>& files, const Folder& folder) {
-  fs::create_directory(folder.path / "model");
-  for (const auto& [name, bytes] : files) std::ofstream(folder.path / name, std::ios::binary) << bytes;
+void write_all(const std::map<std::string, std::string>& files, const TempFolder& folder) {
+  fs::create_directory(folder / "model");
+  for (const auto& [name, bytes] : files) overwrite(folder / name, bytes);
 }
 
 // Works a question out from its text alone.
@@ -61,21 +46,12 @@ int answer_from_text(const std::string& question) {
   return has.at(m[1]);
 }
 
-struct Run {
-  int code;
-  std::string out, err;
-};
-
-Run kava_data(const std::string& arguments, const Folder& folder) {
-  const int status =
-      std::system(fmt::format("cd '{}' && '{}/kava_data' {} >.out 2>.err", folder.path.string(), KAVA_BIN_DIR, arguments).c_str());
-  return {WEXITSTATUS(status), read_file(folder / ".out", 1 << 20), read_file(folder / ".err", 1 << 20)};
-}
+Ended kava_data(const std::string& arguments, const TempFolder& folder) { return run_command("kava_data " + arguments, folder.path()); }
 
 std::set<std::string> names_in(const fs::path& folder) {
   std::set<std::string> out;
   for (const auto& entry : fs::recursive_directory_iterator(folder))
-    if (entry.is_regular_file() && entry.path().filename().string()[0] != '.') out.insert(fs::relative(entry.path(), folder).string());
+    if (entry.is_regular_file()) out.insert(fs::relative(entry.path(), folder).string());
   return out;
 }
 
@@ -113,7 +89,7 @@ TEST_CASE("the files share no question and no trace, and two runs give the same 
   CHECK(files.at("train.txt") != other.at("train.txt"));
   CHECK(files.at("model/tokenizer.json") == other.at("model/tokenizer.json"));
 
-  Folder folder;
+  TempFolder folder;
   write_all(files, folder);
   std::map<std::string, RowFile> read;
   for (const char* name : {"train.txt", "base.txt", "valid.txt", "test.txt"}) read.emplace(name, read_rows(folder / name));
@@ -147,12 +123,12 @@ TEST_CASE("the files share no question and no trace, and two runs give the same 
 TEST_CASE("the bytes of a seed are the same on every machine") {
   std::string all;
   for (const auto& [name, bytes] : synthesize({.rows = 100, .steps = 3, .seed = 42})) all += name + "\n" + bytes;
-  CHECK(sha256(all) == "13ce60b7143ea5c785aa73dc842063cd48f16e09a9b049ac2a5b4d3cb51a20b9");
+  CHECK(sha256(all) == "554b0a704b524c74672b54b0a752d7bed33647f0835d75681af848b9075188de");
 }
 
 TEST_CASE("the trained tokenizer has one token for each word, number and mark") {
   const auto files = synthesize({.rows = 500, .steps = 3, .seed = 1});
-  Folder folder;
+  TempFolder folder;
   write_all(files, folder);
   const Tokenizer tokenizer = Tokenizer::load(folder / "model");
   CHECK(tokenizer.eos_token() == "<|end|>");
@@ -224,81 +200,79 @@ TEST_CASE("equations are judged") {
 }
 
 TEST_CASE("kava_data synth writes its files once and replaces none") {
-  Folder folder;
-  const Run first = kava_data("synth --out a/b --rows 50 --seed 3", folder);
+  TempFolder folder;
+  const Ended first = kava_data("synth --out a/b --rows 50 --seed 3", folder);
   CHECK((first.code == 0 && first.err.empty()));
   const std::set<std::string> all = {"base.txt",  "model/config.json", "model/tokenizer.json", "model/tokenizer_config.json", "test.txt",
                                      "train.txt", "valid.txt"};
-  CHECK(names_in(folder.path / "a/b") == all);
+  CHECK(names_in(folder.path() / "a/b") == all);
   const std::string train = read_file(folder / "a/b/train.txt", 1 << 20);
   CHECK(train == synthesize({.rows = 50, .steps = 3, .seed = 3}).at("train.txt"));
 
   CHECK(kava_data("synth --out a/b --rows 50 --seed 3", folder).code == 0);
-  const Run other = kava_data("synth --out a/b --rows 50 --seed 4", folder);
+  const Ended other = kava_data("synth --out a/b --rows 50 --seed 4", folder);
   CHECK(other.code == 2);
   CHECK_THAT(other.err, ContainsSubstring("error: --out a/b: base.txt is there and is another file"));
   CHECK(read_file(folder / "a/b/train.txt", 1 << 20) == train);
 
-  fs::create_directories(folder.path / "c");
-  std::ofstream(folder.path / "c/train.txt") << "mine\n";
-  std::ofstream(folder.path / "c/notes.txt") << "mine\n";
+  fs::create_directories(folder.path() / "c");
+  overwrite(folder / "c/train.txt", "mine\n");
+  overwrite(folder / "c/notes.txt", "mine\n");
   CHECK(kava_data("synth --out c --rows 50", folder).code == 2);
-  CHECK(names_in(folder.path / "c") == std::set<std::string>{"notes.txt", "train.txt"});
+  CHECK(names_in(folder.path() / "c") == std::set<std::string>{"notes.txt", "train.txt"});
 
-  std::ofstream(folder.path / "file") << "x";
+  overwrite(folder / "file", "x");
   CHECK(kava_data("synth --out file --rows 50", folder).code == 3);
   CHECK(kava_data("synth --out file/x --rows 50", folder).code == 3);
-  const std::string to_full =
-      fmt::format("'{}/kava_data' synth --out '{}' --rows 50 >/dev/full 2>/dev/null", KAVA_BIN_DIR, folder / "full");
-  CHECK(WEXITSTATUS(std::system(to_full.c_str())) == 7);
-  CHECK(!fs::exists(folder.path / "full"));
+  CHECK(kava_data("synth --out full --rows 50 >/dev/full", folder).code == 7);
+  CHECK(!fs::exists(folder.path() / "full"));
 }
 
 TEST_CASE("kava_data check reports what it finds and exits by it") {
-  Folder folder;
+  TempFolder folder;
   REQUIRE(kava_data("synth --out r --rows 200", folder).code == 0);
-  const Run clean = kava_data("check r/train.txt r/base.txt --against r/test.txt r/valid.txt --modulo 10", folder);
+  const Ended clean = kava_data("check r/train.txt r/base.txt --against r/test.txt r/valid.txt --modulo 10", folder);
   CHECK(clean.code == 0);
   CHECK_THAT(clean.out, ContainsSubstring("overlap: 0 by question, 0 by trace\n") && ContainsSubstring("200 rows, 600 steps") &&
                             ContainsSubstring("600 hold, 0 are false, 0 of another form"));
 
-  std::ofstream(folder.path / "a.txt") << "q 1||<<1+1=2>> <<2+2=5>> #### 5\nq 2||<<20%=0.2>> #### 3\nq 2||Two. #### 3\nq 3||#### 1\n";
-  std::ofstream(folder.path / "b.txt") << "q 2||<<9=9>> #### 3\nq 9||<<20%=0.2>> #### 3\nq 8||#### 1\n";
-  const Run alone = kava_data("check a.txt", folder);
+  overwrite(folder / "a.txt", "q 1||<<1+1=2>> <<2+2=5>> #### 5\nq 2||<<20%=0.2>> #### 3\nq 2||Two. #### 3\nq 3||#### 1\n");
+  overwrite(folder / "b.txt", "q 2||<<9=9>> #### 3\nq 9||<<20%=0.2>> #### 3\nq 8||#### 1\n");
+  const Ended alone = kava_data("check a.txt", folder);
   CHECK(alone.code == 0);
   CHECK_THAT(alone.out, ContainsSubstring("a.txt: icot_text, 4 rows, 4 steps, 1 rows without a trace, 1 repeated questions") &&
                             ContainsSubstring("1 hold, 1 are false, 1 of another form") && ContainsSubstring("false: a.txt:1: <<2+2=5>>"));
-  const Run overlap = kava_data("check a.txt --against b.txt", folder);
+  const Ended overlap = kava_data("check a.txt --against b.txt", folder);
   CHECK(overlap.code == 4);
   CHECK_THAT(overlap.out, ContainsSubstring("overlap: 2 by question, 1 by trace\n"));
   CHECK_THAT(overlap.err, ContainsSubstring("error: a.txt:2: "));
 
-  std::ofstream(folder.path / "bad.txt") << "q||a #### 1\nno marks\n";
-  const Run bad = kava_data("check bad.txt", folder);
+  overwrite(folder / "bad.txt", "q||a #### 1\nno marks\n");
+  const Ended bad = kava_data("check bad.txt", folder);
   CHECK(bad.code == 4);
   CHECK_THAT(bad.err, ContainsSubstring("error: bad.txt:2: no ||"));
   CHECK(kava_data("check none.txt", folder).code == 4);
 }
 
 TEST_CASE("kava_data refuses wrong options and what is not built") {
-  Folder folder;
+  TempFolder folder;
   for (const char* arguments :
        {"", "foo", "synth", "synth --out x --rows 0", "synth --out x --rows 1.5", "synth --out x --rows 99999999999999999999",
         "synth --out x --steps 0", "synth --out x --steps 16", "synth --out x --seed -1", "synth --out x --seed 9223372036854775808",
         "synth --out x --foo", "synth --out ''", "synth --out x --rows 400000 --steps 1", "check", "check a --modulo 0", "stats a.txt",
         "stats a.txt --tokenizer d", "convert a b"}) {
     CAPTURE(arguments);
-    const Run run = kava_data(arguments, folder);
+    const Ended run = kava_data(arguments, folder);
     CHECK(run.code == 2);
     CHECK(run.err.starts_with("error: "));
     CHECK(std::count(run.err.begin(), run.err.end(), '\n') == 1);
     CHECK(run.out.empty());
   }
   CHECK_THAT(kava_data("stats a.txt", folder).err, ContainsSubstring("stats is not built yet"));
-  CHECK(names_in(folder.path).empty());
+  CHECK(names_in(folder.path()).empty());
   for (const char* arguments : {"--help", "synth --help", "check --help"}) {
-    const Run help = kava_data(arguments, folder);
+    const Ended help = kava_data(arguments, folder);
     CHECK(help.code == 0);
-    CHECK_THAT(help.out, ContainsSubstring("Example: kava_data "));
+    CHECK_THAT(help.out, ContainsSubstring("Example:\n  kava_data "));
   }
 }

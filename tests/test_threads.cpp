@@ -5,7 +5,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <fstream>
-#include <numeric>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <system_error>

@@ -11,6 +11,7 @@
 
 #include "engine/json.h"
 #include "engine/safetensors.h"
+#include "tests/programs.h"
 #include "tests/train_rig.h"
 
 using namespace kava;
@@ -18,12 +19,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-struct Ended {
-  int code;  // exit code, or -signal
-  std::string out, err;
-};
-
-// A kava_train that runs beside the test.
+// A kava_train that runs beside the test; its code is -signal where it was killed.
 class Running {
  public:
   struct Limits {

@@ -3,8 +3,10 @@
 #include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <set>
 #include <unordered_set>
@@ -166,15 +168,15 @@ int check(const std::vector<std::string>& paths, const std::vector<std::string>&
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Makes and checks data files.", "kava_data");
+  CLI::App app("Makes and checks data files", "kava_data");
   app.require_subcommand(0, 1);
-  app.footer("Example: kava_data synth --out ring && kava_data check ring/train.txt --against ring/test.txt --modulo 10");
+  app.footer("Example:\n  kava_data synth --out ring && kava_data check ring/train.txt --against ring/test.txt --modulo 10");
 
   SynthOptions options;
   std::string out;
   CLI::App* synth_command =
       app.add_subcommand("synth", "Make the embedded task: rows for training, validation and test, and a tiny model folder");
-  synth_command->footer("Example: kava_data synth --out ring --rows 50000 --steps 3 --seed 42");
+  synth_command->footer("Example:\n  kava_data synth --out ring --rows 50000 --steps 3 --seed 42");
   synth_command->add_option("--out", out, "Folder to write to; a file of other content there is never replaced")->required();
   synth_command->add_option("--rows", options.rows, "Training rows")
       ->check(CLI::Range(int64_t{1}, int64_t{10'000'000}))
@@ -185,7 +187,7 @@ int main(int argc, char** argv) {
   std::vector<std::string> files, against;
   std::optional<int64_t> modulo;
   CLI::App* check_command = app.add_subcommand("check", "Check every row, the equations, and what two sets of files share");
-  check_command->footer("Example: kava_data check train.txt --against test.txt");
+  check_command->footer("Example:\n  kava_data check train.txt --against test.txt");
   check_command->add_option("FILE", files, "Data files")->required();
   check_command->add_option("--against", against, "Files with which FILE should share no question and no trace");
   check_command->add_option("--modulo", modulo, "Equations hold modulo this number")->check(CLI::Range(int64_t{1}, int64_t{1'000'000'000}));
