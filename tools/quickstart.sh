@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets up, builds, and runs the embedded default on the CPU: a tiny base learns written chains of thought from scratch, a KaVa student learns
-# to think the same in 12 latents, and both stand beside a model that answers at once. Run again, it goes on where it was stopped.
+# to think the same in 14 latents, and both stand beside a model that answers at once. Run again, it goes on where it was stopped.
 # Usage: tools/quickstart.sh [--seed N] [--equal-compute] [--out DIR]
-#   --equal-compute   also train the answer-at-once model for as much compute as the KaVa student got (about two minutes more)
+#   --equal-compute   also train the answer-at-once model for as much compute as the KaVa student got (some three minutes more)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,14 +39,14 @@ train() {
 say "2. the base: written chains of thought, from scratch"
 train base quickstart_base.toml --set model.path="$PWD/$out/data/model" --set data.train="[\"$PWD/$out/data/base.txt\"]"
 student=(--set model.path="$PWD/$out/base/adapter" --set data.train="[\"$PWD/$out/data/train.txt\"]")
-say "3. the KaVa student: 12 latents in 5 passes instead of a written chain"
+say "3. the KaVa student: 14 latents in 5 passes instead of a written chain"
 train kava quickstart.toml "${student[@]}"
 say "4. for comparison: as many updates without any thinking"
 train no_cot quickstart_no_cot.toml "${student[@]}"
 if [ "$equal" = yes ]; then
   say "5. for comparison: as much compute without any thinking"
-  train no_cot_equal_compute quickstart_no_cot.toml "${student[@]}" --set train.max_steps=4584 --set train.valid_every=1146 \
-    --set train.checkpoint_every=1146
+  train no_cot_equal_compute quickstart_no_cot.toml "${student[@]}" --set train.max_steps=6872 --set train.valid_every=1718 \
+    --set train.checkpoint_every=1718
 fi
 
 say "2,000 held-out questions that share no trace with training"
@@ -59,7 +59,7 @@ printf '%-34s %11s %12s %14s\n' '' 'accuracy' 'passes' 'ms a question'
 row base 'full chain of thought'
 row no_cot 'no chain, equal updates'
 [ "$equal" = yes ] && row no_cot_equal_compute 'no chain, equal compute'
-row kava 'KaVa, 12 latents'
+row kava 'KaVa, 14 latents'
 
 say "one question, answered with its latents decoded"
 question=$(head -n 1 "$out/data/test.txt")
