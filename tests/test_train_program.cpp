@@ -437,6 +437,9 @@ TEST_CASE("without --out a run goes to runs/ and the configuration's name") {
 }
 
 TEST_CASE("a forward that does not fit the memory is refused with one that does") {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  SKIP("a sanitizer's own memory does not fit into a limited address space");
+#endif
   TempFolder folder;
   // Long rows, so that the step is large beside the program.
   std::string row = "{\"question\":[1", rows;
