@@ -30,28 +30,21 @@ constexpr const char* name_of(DType t) {
   return "?";
 }
 
+template <DType D, class S>
+struct ElementType {
+  static constexpr DType value = D;
+  using Sum = S;
+};
 template <class T>
 struct DTypeOf;
 template <>
-struct DTypeOf<float> {
-  static constexpr DType value = DType::f32;
-  using Sum = float;
-};
+struct DTypeOf<float> : ElementType<DType::f32, float> {};
 template <>
-struct DTypeOf<bf16> {
-  static constexpr DType value = DType::bf16;
-  using Sum = float;
-};
+struct DTypeOf<bf16> : ElementType<DType::bf16, float> {};
 template <>
-struct DTypeOf<double> {
-  static constexpr DType value = DType::f64;
-  using Sum = double;
-};
+struct DTypeOf<double> : ElementType<DType::f64, double> {};
 template <>
-struct DTypeOf<int32_t> {
-  static constexpr DType value = DType::i32;
-  using Sum = int32_t;
-};
+struct DTypeOf<int32_t> : ElementType<DType::i32, int32_t> {};
 /// The type that sums over elements of T are kept in: f32, f64 for f64.
 template <class T>
 using Sum = typename DTypeOf<T>::Sum;
