@@ -43,8 +43,7 @@ void AddedTokens::add(const JsonAt& entry, const Bpe& model, const Normalizer& n
   if (content.empty()) return;  // as the library does
   // The library ignores the id of the file: it takes that of the vocabulary, or counts on from the vocabulary's number of tokens.
   const auto known = id_of_content_.find(content);
-  const std::int32_t given =
-      known != id_of_content_.end() ? known->second : model.id_of(content).value_or(model.count() + outside_model_);
+  const std::int32_t given = known != id_of_content_.end() ? known->second : model.id_of(content).value_or(model.count() + outside_model_);
   if (given != id)
     entry.refuse(
         fmt::format("the added token \"{}\" has id {} here, but its place in the vocabulary gives it {}", escaped(content), id, given));

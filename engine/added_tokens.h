@@ -91,7 +91,7 @@ class AddedTokens {
   std::optional<SplitPattern> word_;  // for single_word
   std::int32_t largest_id_ = -1;
   std::int32_t outside_model_ = 0;  // tokens that the model's vocabulary lacks
-  std::size_t bytes_ = 0;  // of all spellings
+  std::size_t bytes_ = 0;           // of all spellings
 };
 
 }  // namespace kava

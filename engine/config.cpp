@@ -486,7 +486,7 @@ std::string config_reference() {
   std::string out = "| key | default | range |\n|---|---|---|\n";
   for (const Key& key : keys_of(defaults)) {
     std::string range = range_text(key);
-    for (std::size_t i = 0; (i = range.find('|', i)) != std::string::npos; i += 2) range.insert(i, "\\");
+    for (std::size_t i = 0; (i = range.find('|', i)) != std::string::npos; i += 2) range.insert(i, 1, '\\');
     out += fmt::format("| `{}` | `{}` | {} |\n", key.name, value_text(key), range);
   }
   return out;

@@ -1,5 +1,5 @@
-// Attention over segments on the CPU. A task is one (sample, key/value head): the rows of its group of query heads are stacked, so that every
-// product of the task is [G*n queries, D] against the segment's keys. Keys and values are gathered once per segment as [keys, D] and
+// Attention over segments on the CPU. A task is one (sample, key/value head): the rows of its group of query heads are stacked, so that
+// every product of the task is [G*n queries, D] against the segment's keys. Keys and values are gathered once per segment as [keys, D] and
 // transposed [D, keys]; all sums are kept in the sum type.
 #include <algorithm>
 #include <cmath>
@@ -13,12 +13,17 @@ namespace kava {
 namespace {
 
 constexpr int kVectorBytes = 64;
-template <class S> struct Vec {
+template <class S>
+struct Vec {
   typedef S type __attribute__((vector_size(kVectorBytes), aligned(sizeof(S)), may_alias));
 };
-template <class S> constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(S));
+template <class S>
+constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(S));
 
-template <class S> int64_t padded(int64_t n) { return (n + kLanes<S> - 1) / kLanes<S> * kLanes<S>; }
+template <class S>
+int64_t padded(int64_t n) {
+  return (n + kLanes<S> - 1) / kLanes<S> * kLanes<S>;
+}
 
 // c[i, :] (+)= sum_k a(i, k) b[k, :] for Rows rows and Vectors vectors of columns held in registers.
 template <class S, int Rows, int Vectors, bool Add>
@@ -59,7 +64,8 @@ void small_product(S* c, int64_t ldc, const S* a, int64_t a_row, int64_t a_col, 
 }
 
 // Buffers of one thread, kept between calls.
-template <class S> struct Scratch {
+template <class S>
+struct Scratch {
   std::vector<S> k, kt, v, vt, q, dout, p, dp, o, dk, dv, lse, delta;
   static S* fit(std::vector<S>& x, int64_t n) {
     if (static_cast<int64_t>(x.size()) < n) x.resize(static_cast<std::size_t>(n));
@@ -80,11 +86,13 @@ struct View {
 
 View view(const Segments& s, int64_t i) {
   const int32_t* offsets = s.key_offsets.row<int32_t>(0);
-  return {s.keys.row<int32_t>(0) + offsets[i], offsets[i + 1] - offsets[i], s.query_begin.row<int32_t>(0)[i], s.query_count.row<int32_t>(0)[i]};
+  return {s.keys.row<int32_t>(0) + offsets[i], offsets[i + 1] - offsets[i], s.query_begin.row<int32_t>(0)[i],
+          s.query_count.row<int32_t>(0)[i]};
 }
 
 // x[keys, head] as [keys, width] and, if wanted, its transpose [D, key_width]; the rest zero.
-template <class T> void gather(Sum<T>* y, Sum<T>* yt, const Tensor& x, const View& s, int64_t head, int64_t D, int64_t width, int64_t key_width) {
+template <class T>
+void gather(Sum<T>* y, Sum<T>* yt, const Tensor& x, const View& s, int64_t head, int64_t D, int64_t width, int64_t key_width) {
   if (yt) std::fill(yt, yt + D * key_width, Sum<T>{0});
   for (int64_t j = 0; j < s.key_count; ++j) {
     const T* in = x.row<T>(s.keys[j]) + head * D;
@@ -98,7 +106,8 @@ template <class T> void gather(Sum<T>* y, Sum<T>* yt, const Tensor& x, const Vie
 }
 
 // The segment's rows of one group of query heads, stacked head by head: [G*n, width], times a factor.
-template <class T> void gather_queries(Sum<T>* y, const Tensor& x, const View& s, int64_t kv_head, const Shape& shape, int64_t width, Sum<T> factor) {
+template <class T>
+void gather_queries(Sum<T>* y, const Tensor& x, const View& s, int64_t kv_head, const Shape& shape, int64_t width, Sum<T> factor) {
   for (int64_t g = 0; g < shape.group; ++g)
     for (int64_t i = 0; i < s.queries; ++i) {
       const T* in = x.row<T>(s.query_begin + i) + (kv_head * shape.group + g) * shape.D;
@@ -108,20 +117,19 @@ template <class T> void gather_queries(Sum<T>* y, const Tensor& x, const View& s
     }
 }
 
-template <class T> void put_queries(const Tensor& y, const Sum<T>* x, const View& s, int64_t kv_head, const Shape& shape, int64_t width) {
+template <class T>
+void put_queries(const Tensor& y, const Sum<T>* x, const View& s, int64_t kv_head, const Shape& shape, int64_t width) {
   for (int64_t g = 0; g < shape.group; ++g)
     for (int64_t i = 0; i < s.queries; ++i) {
       const Sum<T>* in = x + (g * s.queries + i) * width;
       T* out = y.row<T>(s.query_begin + i) + (kv_head * shape.group + g) * shape.D;
-      for (int64_t d = 0; d < shape.D; ++d) {
-        if constexpr (std::is_same_v<T, bf16>) out[d] = to_bf16(in[d]);
-        else out[d] = in[d];
-      }
+      for (int64_t d = 0; d < shape.D; ++d) out[d] = rounded<T>(in[d]);
     }
 }
 
 // p[r, :] = exp(p[r, :] - shift) over the keys that query r sees, zero elsewhere; returns the sum.
-template <class S> S exponentials(S* p, int64_t seen, int64_t width, S shift) {
+template <class S>
+S exponentials(S* p, int64_t seen, int64_t width, S shift) {
   S sums[kLanes<S>] = {};
   int64_t j = 0;
   for (; j + kLanes<S> <= seen; j += kLanes<S>)
@@ -168,7 +176,8 @@ void forward_task(const Tensor& o, const Tensor& lse, const Tensor& q, const Ten
 }
 
 // The sum of a vector's lanes, in pairs a half apart.
-template <class S> S lane_sum(typename Vec<S>::type v) {
+template <class S>
+S lane_sum(typename Vec<S>::type v) {
   using Number = std::conditional_t<sizeof(S) == 8, int64_t, int32_t>;
   typename Vec<Number>::type lane;
   for (int i = 0; i < kLanes<S>; ++i) lane[i] = static_cast<Number>(i);
@@ -178,7 +187,8 @@ template <class S> S lane_sum(typename Vec<S>::type v) {
 }
 
 // Row j of the segment's keys of one head, filled up with zeros. A cache's rows lie far apart, so later ones are fetched ahead.
-template <class T> void load_row(Sum<T>* y, const Tensor& x, const View& s, int64_t j, int64_t head, int64_t D, int64_t width) {
+template <class T>
+void load_row(Sum<T>* y, const Tensor& x, const View& s, int64_t j, int64_t head, int64_t D, int64_t width) {
   constexpr int64_t kAhead = 16;
   if (j + kAhead < s.key_count) {
     const char* later = reinterpret_cast<const char*>(x.row<T>(s.keys[j + kAhead]) + head * D);
@@ -191,8 +201,8 @@ template <class T> void load_row(Sum<T>* y, const Tensor& x, const View& s, int6
 
 // One query row: keys and values are read where they lie, once for the whole group of heads, so that decoding moves its cache only once.
 template <class T>
-void single_query_task(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const View& s, int64_t kv_head,
-                       const Shape& shape) {
+void single_query_task(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const View& s,
+                       int64_t kv_head, const Shape& shape) {
   using S = Sum<T>;
   using V = typename Vec<S>::type;
   thread_local Scratch<S> scratch;

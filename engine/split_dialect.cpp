@@ -15,7 +15,7 @@ namespace {
 // \w of Oniguruma in UTF-8, as the inside of a bracket expression. In its own brackets it is kWord; alone, and for \b, the superscripts and
 // fractions of Latin-1 count too.
 constexpr std::string_view kWord = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
-constexpr std::string_view kWordAlone = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE})";
+const std::string kWordAlone = std::string(kWord) + R"(\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE})";
 constexpr std::string_view kHex = "0-9a-fA-F";
 
 struct PosixSet {

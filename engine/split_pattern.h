@@ -9,8 +9,8 @@
 namespace kava {
 
 // What stays different from Oniguruma: \p{Alphabetic} and \p{Lowercase} are those of the installed PCRE2 (Unicode 14 lacks some 150 marks
-// and modifier letters of 16), a new script's letters count as an older one's, a new symbol is no
-// \p{Emoji}, and (?i) folds no character into two.
+// and modifier letters of 16), a new script's letters count as an older one's, a new symbol is no \p{Emoji}, and (?i) folds no character
+// into two.
 
 /// A stretch of a text: matched by the pattern, or between two matches.
 struct Stretch {

@@ -214,7 +214,7 @@ TEST_CASE("state and optimiser of a checkpoint read back to the same bytes") {
     Trainer trainer(*run.model, run.samples, {});
     for (int i = 0; i < 5; ++i) trainer.step();
     TrainingState state = trainer.state();
-    state.best = Best{3, 0.4}, state.data = {{"a", "b"}}, state.base = "c", state.validated_step = 3;
+    state.best = Best{3, 0.4}, state.data = {{"a", "b"}}, state.base = "digest", state.validated_step = 3;
     save_training_state(folder.path(), *run.model, state);
     const TrainingState back = load_training_state(folder.path());
     CHECK(back.step == 5);
@@ -226,6 +226,8 @@ TEST_CASE("state and optimiser of a checkpoint read back to the same bytes") {
     CHECK(back.best->step == 3);
     CHECK(back.best->score == 0.4);
     CHECK(back.data == state.data);
+    CHECK(back.base == "digest");
+    CHECK(back.validated_step == 3);
     TinyRun other({dtype, "train.epochs=4"});
     load_optimizer(*other.model, folder.path());
     const ParameterStore &a = run.model->parameters, &b = other.model->parameters;
