@@ -4,7 +4,7 @@
 
 #include <chrono>
 
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 namespace kava {
 

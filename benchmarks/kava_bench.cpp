@@ -10,11 +10,11 @@
 #include <stdexcept>
 
 #include "benchmarks/bench_tokenizer.h"
-#include "engine/files.h"
-#include "engine/json.h"
-#include "engine/ops_timed.h"
+#include "engine/device/ops_timed.h"
+#include "engine/files/files.h"
+#include "engine/files/json.h"
 #include "engine/rng.h"
-#include "engine/split_pattern.h"
+#include "engine/text/split_pattern.h"
 #include "models/flops.h"
 #include "models/kava.h"
 #include "tools/command.h"

@@ -3,9 +3,9 @@
 #include <filesystem>
 #include <set>
 
-#include "engine/files.h"
-#include "engine/json.h"
-#include "engine/safetensors.h"
+#include "engine/files/files.h"
+#include "engine/files/json.h"
+#include "engine/files/safetensors.h"
 
 namespace kava {
 

@@ -5,7 +5,7 @@
 #include <initializer_list>
 
 #include "engine/error.h"
-#include "engine/json.h"
+#include "engine/files/json.h"
 
 namespace kava {
 

@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/data.h"
+#include "engine/data/data.h"
 #include "models/model.h"
 
 namespace kava {

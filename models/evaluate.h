@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/json.h"
+#include "engine/files/json.h"
 #include "models/decode.h"
 #include "models/text.h"
 

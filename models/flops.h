@@ -5,8 +5,8 @@
 #pragma once
 #include <span>
 
-#include "engine/config.h"
-#include "engine/data.h"
+#include "engine/config/config.h"
+#include "engine/data/data.h"
 #include "models/config.h"
 
 namespace kava {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 
-#include "engine/host.h"
+#include "engine/device/host.h"
 #include "models/latent.h"
 
 namespace kava {

@@ -9,8 +9,8 @@
 #include <span>
 #include <vector>
 
-#include "engine/config.h"
-#include "engine/data.h"
+#include "engine/config/config.h"
+#include "engine/data/data.h"
 
 namespace kava {
 

@@ -4,10 +4,10 @@
 #include <array>
 #include <cmath>
 
-#include "engine/files.h"
-#include "engine/host.h"
+#include "engine/device/cpu/threads.h"
+#include "engine/device/host.h"
+#include "engine/files/files.h"
 #include "engine/rng.h"
-#include "engine/threads.h"
 
 namespace kava {
 

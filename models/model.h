@@ -4,10 +4,10 @@
 #include <string>
 #include <vector>
 
-#include "engine/config.h"
-#include "engine/ops.h"
-#include "engine/params.h"
+#include "engine/config/config.h"
+#include "engine/device/ops.h"
 #include "models/config.h"
+#include "models/params.h"
 #include "models/weights.h"
 
 namespace kava {

@@ -1,8 +1,8 @@
 #include "models/open_model.h"
 
-#include "engine/checkpoint.h"
 #include "engine/error.h"
-#include "engine/files.h"
+#include "engine/files/checkpoint.h"
+#include "engine/files/files.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
 #include "models/weights.h"

@@ -9,8 +9,8 @@
 #include <cstring>
 
 #include "engine/error.h"
-#include "engine/files.h"
-#include "engine/json.h"
+#include "engine/files/files.h"
+#include "engine/files/json.h"
 #include "models/adapter.h"
 
 namespace kava {

@@ -3,8 +3,8 @@
 #include <filesystem>
 #include <string>
 
-#include "engine/checkpoint.h"
-#include "engine/config.h"
+#include "engine/config/config.h"
+#include "engine/files/checkpoint.h"
 #include "models/training_state.h"
 
 namespace kava {

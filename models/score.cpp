@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "engine/data.h"
+#include "engine/data/data.h"
 
 namespace kava {
 

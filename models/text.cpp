@@ -3,7 +3,7 @@
 #include <filesystem>
 
 #include "engine/error.h"
-#include "engine/files.h"
+#include "engine/files/files.h"
 
 namespace kava {
 

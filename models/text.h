@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/data.h"
-#include "engine/tokenizer.h"
+#include "engine/data/data.h"
+#include "engine/text/tokenizer.h"
 #include "models/config.h"
 
 namespace kava {

@@ -6,7 +6,7 @@
 #include <numbers>
 
 #include "engine/error.h"
-#include "engine/json.h"
+#include "engine/files/json.h"
 #include "models/flops.h"
 
 namespace kava {

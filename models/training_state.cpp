@@ -1,9 +1,9 @@
 #include "models/training_state.h"
 
 #include "engine/cli.h"
-#include "engine/json.h"
-#include "engine/json_at.h"
-#include "engine/safetensors.h"
+#include "engine/files/json.h"
+#include "engine/files/json_at.h"
+#include "engine/files/safetensors.h"
 
 namespace kava {
 

@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/ops.h"
+#include "engine/device/ops.h"
 #include "models/layout.h"
 #include "models/model.h"
 

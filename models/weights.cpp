@@ -5,7 +5,7 @@
 #include <map>
 #include <set>
 
-#include "engine/json.h"
+#include "engine/files/json.h"
 
 namespace kava {
 

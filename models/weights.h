@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/safetensors.h"
-#include "engine/tensor.h"
+#include "engine/device/tensor.h"
+#include "engine/files/safetensors.h"
 #include "models/config.h"
 
 namespace kava {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "engine/json_at.h"
+#include "engine/files/json_at.h"
 
 namespace kava {
 

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "engine/ops.h"
+#include "engine/device/ops.h"
 
 namespace kava {
 

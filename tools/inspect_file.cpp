@@ -8,11 +8,11 @@
 #include <memory>
 #include <set>
 
-#include "engine/checkpoint.h"
 #include "engine/error.h"
-#include "engine/files.h"
-#include "engine/json.h"
-#include "engine/safetensors.h"
+#include "engine/files/checkpoint.h"
+#include "engine/files/files.h"
+#include "engine/files/json.h"
+#include "engine/files/safetensors.h"
 #include "models/config.h"
 #include "models/weights.h"
 

@@ -7,9 +7,9 @@
 #include <span>
 
 #include "engine/cli.h"
-#include "engine/files.h"
+#include "engine/files/files.h"
+#include "engine/files/safetensors.h"
 #include "engine/memory.h"
-#include "engine/safetensors.h"
 #include "models/adapter.h"
 #include "models/footprint.h"
 #include "models/kava.h"

@@ -10,9 +10,9 @@
 
 #include "engine/cli.h"
 #include "engine/error.h"
-#include "engine/files.h"
-#include "engine/json.h"
-#include "engine/tokenizer.h"
+#include "engine/files/files.h"
+#include "engine/files/json.h"
+#include "engine/text/tokenizer.h"
 #include "models/open_model.h"
 
 namespace kava {

@@ -11,11 +11,11 @@
 #include <set>
 #include <unordered_set>
 
-#include "engine/data.h"
-#include "engine/equation.h"
+#include "engine/data/data.h"
+#include "engine/data/equation.h"
+#include "engine/data/synth.h"
 #include "engine/error.h"
-#include "engine/files.h"
-#include "engine/synth.h"
+#include "engine/files/files.h"
 #include "tools/command.h"
 
 namespace {

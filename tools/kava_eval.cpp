@@ -6,7 +6,7 @@
 #include <filesystem>
 #include <optional>
 
-#include "engine/files.h"
+#include "engine/files/files.h"
 #include "models/evaluate.h"
 #include "tools/command.h"
 #include "tools/compare.h"

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "engine/files.h"
+#include "engine/files/files.h"
 #include "models/evaluate.h"
 #include "models/latent_tokens.h"
 #include "tools/command.h"

@@ -3,7 +3,7 @@
 #include <span>
 #include <string>
 
-#include "engine/config.h"
+#include "engine/config/config.h"
 #include "models/text.h"
 
 namespace kava {

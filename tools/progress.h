@@ -4,7 +4,7 @@
 #include <chrono>
 #include <string>
 
-#include "engine/ops.h"
+#include "engine/device/ops.h"
 #include "models/trainer.h"
 
 namespace kava {

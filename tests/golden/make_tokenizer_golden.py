@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tokenizer_golden.json: ids and decoded texts of the Hugging Face `tokenizers` library, for tests/test_tokenizer.cpp.
+"""Writes tokenizer_golden.json: ids and decoded texts of the Hugging Face `tokenizers` library, for tests/io/test_tokenizer.cpp.
 
 usage: make_tokenizer_golden.py SHARED_DATA > tokenizer_golden.json
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints the two tables of engine/unicode.cpp: where the Unicode versions inside the Hugging Face `tokenizers` library differ from those
+"""Prints the two tables of engine/text/unicode.cpp: where the Unicode versions inside the Hugging Face `tokenizers` library differ from those
 inside PCRE2 10.42 (Unicode 14.0, as Python 3.11's unicodedata) and utf8proc 2.8 (15.0).
 
 usage: python3.11 make_unicode_tables.py, with tokenizers 0.23.3 installed. The library itself is asked; U+11A7 is added by hand.

@@ -1,0 +1,495 @@
+#include "engine/config/config.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+// toml++ 3.3 states some of what a file may break as assertions ("[ {": a bracket without a key), with which Debian's library is built:
+// here they say nothing, and its own error follows.
+#pragma push_macro("NDEBUG")
+#undef NDEBUG
+#undef TOML_HEADER_ONLY
+#undef TOML_SHARED_LIB
+#define TOML_HEADER_ONLY 1
+#define TOML_ASSERT(expression) static_cast<void>(0)
+#include <toml++/toml.h>
+#pragma pop_macro("NDEBUG")
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+#include <filesystem>
+#include <map>
+
+#include "engine/config/config_schema.h"
+#include "engine/error.h"
+#include "engine/files/files.h"
+
+namespace kava {
+
+namespace {
+
+namespace fs = std::filesystem;
+using namespace schema;
+
+constexpr std::size_t kMostBytes = std::size_t{1} << 20;
+constexpr std::size_t kMostDots = 4096;
+// A name longer than this is like no key.
+constexpr std::size_t kLongestName = 100;
+
+[[noreturn]] void refuse(const std::string& where, const std::string& what, const std::string& remedy) {
+  throw Error(Exit::usage, where, what, remedy);
+}
+
+// One value given by the file or by --set.
+struct Setting {
+  std::string key;
+  const toml::node* node;
+  std::string where;
+};
+
+const char* type_name(const toml::node& node) {
+  switch (node.type()) {
+    case toml::node_type::table:
+      return "a table";
+    case toml::node_type::array:
+      return "an array";
+    case toml::node_type::string:
+      return "a string";
+    case toml::node_type::integer:
+      return "an integer";
+    case toml::node_type::floating_point:
+      return "a float";
+    case toml::node_type::boolean:
+      return "a boolean";
+    default:
+      return "a date or time";
+  }
+}
+
+std::size_t end_of_string(std::string_view text, std::size_t i) {
+  const char quote = text[i];
+  const std::string fence(3, quote);
+  const bool lines = text.substr(i).starts_with(fence);
+  for (i += lines ? 3 : 1; i < text.size(); ++i) {
+    if (quote == '"' && text[i] == '\\') ++i;
+    else if (lines && text.substr(i).starts_with(fence)) {
+      // The string itself may end in one or two quotes.
+      const auto end = std::min(text.find_first_not_of(quote, i), text.size());
+      return std::min(end, i + 5);
+    } else if (!lines && (text[i] == quote || text[i] == '\n')) return i + 1;
+  }
+  return text.size();
+}
+
+// What lies outside strings and comments, where toml++ is not safe: it counts on there being few characters beyond ASCII, all of which are
+// errors, and frees the tables that dotted keys nest by recursion.
+struct Code {
+  std::size_t dots = 0;
+  std::size_t foreign = std::string_view::npos;  // the first byte beyond ASCII
+};
+
+Code scan(std::string_view text) {
+  Code code;
+  for (std::size_t i = text.starts_with("\xEF\xBB\xBF") ? 3 : 0; i < text.size();) {
+    const char c = text[i];
+    if (c == '#') i = std::min(text.find('\n', i), text.size());
+    else if (c == '"' || c == '\'') i = end_of_string(text, i);
+    else {
+      if (static_cast<unsigned char>(c) >= 0x80) code.foreign = std::min(code.foreign, i);
+      code.dots += c == '.';
+      ++i;
+    }
+  }
+  return code;
+}
+
+std::string at(const std::string& path, const toml::source_region& region) {
+  return fmt::format("{}:{}:{}", path, region.begin.line, region.begin.column);
+}
+
+// The valid key nearest to `name`: the same leaf in another section, else the least edit distance.
+std::string nearest_key(const std::string& name, const std::vector<Key>& keys) {
+  const std::string cut = name.substr(0, kLongestName), leaf = cut.substr(cut.rfind('.') == std::string::npos ? 0 : cut.rfind('.') + 1);
+  std::string best;
+  std::size_t least = std::string::npos;
+  for (const Key& key : keys) {
+    std::size_t distance = edit_distance(cut, key.name);
+    if (key.leaf() == leaf || key.name == leaf) distance = std::min<std::size_t>(distance, 1);
+    else distance = std::min(distance, edit_distance(leaf, key.leaf()) + 2);
+    if (distance < least) least = distance, best = key.name;
+  }
+  return best;
+}
+
+// Puts TOML values into the members of a RunConfig, each checked against the schema.
+class Assigner {
+ public:
+  Assigner(RunConfig& config, fs::path folder) : keys_(keys_of(config)), folder_(std::move(folder)) {}
+
+  const std::vector<Key>& keys() const { return keys_; }
+
+  const Key* find(std::string_view name) const {
+    auto i = std::find_if(keys_.begin(), keys_.end(), [&](const Key& k) { return k.name == name; });
+    return i == keys_.end() ? nullptr : &*i;
+  }
+
+  const Key& get(std::string_view name) const {
+    const Key* key = find(name);
+    KAVA_CHECK(key, "no key {}", name);
+    return *key;
+  }
+
+  bool is_section(std::string_view name) const {
+    return !name.empty() && std::any_of(keys_.begin(), keys_.end(), [&](const Key& k) { return k.section() == name; });
+  }
+
+  [[noreturn]] void refuse_unknown_section(const std::string& name, const std::string& where) const {
+    std::string best;
+    for (const Key& key : keys_)
+      if (best.empty() || edit_distance(name.substr(0, kLongestName), key.section()) < edit_distance(name.substr(0, kLongestName), best))
+        best = key.section();
+    refuse(where, fmt::format("unknown section [{}]", escaped(name)), fmt::format("the nearest valid section is [{}]", best));
+  }
+
+  [[noreturn]] void refuse_unknown(const std::string& name, const std::string& where) const {
+    refuse(where, fmt::format("unknown key {}", escaped(name)), fmt::format("the nearest valid key is {}", nearest_key(name, keys_)));
+  }
+
+  void assign(const Setting& setting) const {
+    const Key& key = get(setting.key);
+    std::visit([&](const auto& field) { put(field, key, *setting.node, setting.where); }, key.field);
+  }
+
+  void assign_text(std::string_view name, const std::string& toml) const {
+    const toml::table table = toml::parse("x = " + toml);
+    assign({std::string(name), table.get("x"), std::string(name)});
+  }
+
+ private:
+  std::vector<Key> keys_;
+  fs::path folder_;
+
+  [[noreturn]] static void wrong_type(const Key& key, const toml::node& node, const std::string& where, const char* wanted) {
+    refuse(where, fmt::format("{} must be {}, not {}", key.name, wanted, type_name(node)), fmt::format("give {}", range_text(key)));
+  }
+
+  [[noreturn]] static void outside(const Key& key, const std::string& value, const std::string& where) {
+    refuse(where, fmt::format("{} = {} is outside its range", key.name, value), fmt::format("give {}", range_text(key)));
+  }
+
+  static void put(const Whole& field, const Key& key, const toml::node& node, const std::string& where) {
+    if (!node.is_integer()) wrong_type(key, node, where, "an integer");
+    const int64_t value = node.as_integer()->get();
+    if (value < field.least || value > field.most) outside(key, fmt::format("{}", value), where);
+    *field.value = value;
+  }
+
+  static double number(const Interval& range, const Key& key, const toml::node& node, const std::string& where) {
+    if (!node.is_number()) wrong_type(key, node, where, "a number");
+    const double value = node.is_integer() ? static_cast<double>(node.as_integer()->get()) : node.as_floating_point()->get();
+    if (!std::isfinite(value)) refuse(where, fmt::format("{} must be finite", key.name), fmt::format("give {}", range_text(key)));
+    if (!range.holds(value)) outside(key, real_text(value), where);
+    return value + 0.0;  // -0.0 becomes 0.0
+  }
+
+  static void put(const Real& field, const Key& key, const toml::node& node, const std::string& where) {
+    *field.value = number(field.range, key, node, where);
+  }
+
+  static void put(const Pair& field, const Key& key, const toml::node& node, const std::string& where) {
+    const toml::array* array = node.as_array();
+    if (!array) wrong_type(key, node, where, "an array of two numbers");
+    if (array->size() != 2) refuse(where, fmt::format("{} has {} elements", key.name, array->size()), "give two numbers");
+    for (std::size_t i = 0; i < 2; ++i) (*field.value)[i] = number(field.range, key, (*array)[i], where);
+  }
+
+  static void put(const Flag& field, const Key& key, const toml::node& node, const std::string& where) {
+    if (!node.is_boolean()) wrong_type(key, node, where, "a boolean");
+    *field.value = node.as_boolean()->get();
+  }
+
+  static const std::string& text(const Key& key, const toml::node& node, const std::string& where) {
+    if (!node.is_string()) wrong_type(key, node, where, "a string");
+    const std::string& value = node.as_string()->get();
+    if (!is_utf8(value)) refuse(where, fmt::format("{} is not valid UTF-8", key.name), "write it in UTF-8");
+    return value;
+  }
+
+  std::string resolved(const Key& key, const std::string& path, const std::string& where) const {
+    if (path.find('\0') != std::string::npos) refuse(where, fmt::format("the path in {} holds a NUL character", key.name), "remove it");
+    if (path.empty()) return "";
+    std::string absolute = fs::path(path).is_absolute() ? path : (folder_ / path).string();
+    if (!is_utf8(absolute))
+      refuse(where, fmt::format("the folder that {} is relative to has a name that is not UTF-8", key.name),
+             "rename it, or give an absolute path");
+    return absolute;
+  }
+
+  void put(const Text& field, const Key& key, const toml::node& node, const std::string& where) const {
+    const std::string& value = text(key, node, where);
+    *field.value = field.is_path ? resolved(key, value, where) : value;
+  }
+
+  template <class Word>
+  static std::size_t index_of(const std::vector<std::string>& words, const Word& word, const std::string& name, const std::string& where) {
+    auto i = std::find(words.begin(), words.end(), word);
+    if (i == words.end())
+      refuse(where, fmt::format("{} has no value {}", name, toml_string(escaped(word))),
+             fmt::format("give one of {}", fmt::join(words, ", ")));
+    return static_cast<std::size_t>(i - words.begin());
+  }
+
+  static void put(const Choice& field, const Key& key, const toml::node& node, const std::string& where) {
+    field.set(index_of(*field.words, text(key, node, where), key.name, where));
+  }
+
+  DataFile file(const Key& key, const toml::node& node, const std::string& where) const {
+    if (node.is_string()) {
+      DataFile out{resolved(key, text(key, node, where), where), std::nullopt};
+      if (out.path.empty()) refuse(where, fmt::format("{} holds an empty path", key.name), "name a file");
+      return out;
+    }
+    const toml::table* table = node.as_table();
+    if (!table) wrong_type(key, node, where, "an array of paths or {path, format} tables");
+    for (const auto& [name, value] : *table)
+      if (name != "path" && name != "format")
+        refuse(where, fmt::format("unknown key {} in {}", escaped(name.str()), key.name),
+               fmt::format("the nearest valid key is {}", edit_distance(name.str().substr(0, kLongestName), "path") <=
+                                                                  edit_distance(name.str().substr(0, kLongestName), "format")
+                                                              ? "path"
+                                                              : "format"));
+    const toml::node* path = table->get("path");
+    if (!path || !path->is_string())
+      refuse(where, fmt::format("an element of {} has no path", key.name), "give {path = \"FILE\", format = \"...\"}");
+    DataFile out = file(key, *path, where);
+    if (const toml::node* format = table->get("format"))
+      out.format = static_cast<DataFormat>(index_of(names_of(DataFormat{}), text(key, *format, where), key.name + ".format", where));
+    return out;
+  }
+
+  void put(const Files& field, const Key& key, const toml::node& node, const std::string& where) const {
+    const toml::array* array = node.as_array();
+    if (!array) wrong_type(key, node, where, "an array, as [\"train.txt\"]");
+    field.value->clear();
+    for (const toml::node& element : *array) field.value->push_back(file(key, element, where));
+  }
+
+  static void put(const Targets& field, const Key& key, const toml::node& node, const std::string& where) {
+    const toml::array* array = node.as_array();
+    if (!array) wrong_type(key, node, where, "an array, as [\"q_proj\"]");
+    field.value->clear();
+    for (const toml::node& element : *array) {
+      const std::string& name = text(key, element, where);
+      index_of(lora_linears(), name, key.name, where);
+      if (std::find(field.value->begin(), field.value->end(), name) != field.value->end())
+        refuse(where, fmt::format("{} names {} twice", key.name, name), "name it once");
+      field.value->push_back(name);
+    }
+  }
+};
+
+// What a method makes of keys: `fixed` refuses every other value, else it is a default.
+struct Rule {
+  Method method;
+  const char* key;
+  const char* value;
+  bool fixed = true;
+};
+
+const Rule kRules[] = {
+    {Method::full_cot, "data.drop_last_step", "false"},
+    {Method::full_cot, "loss.student", "0.0"},
+    {Method::full_cot, "kv.weight", "0.0"},
+    {Method::full_cot, "codi.weight", "0.0"},
+    {Method::no_cot, "loss.teacher", "0.0"},
+    {Method::no_cot, "kv.weight", "0.0"},
+    {Method::no_cot, "codi.weight", "0.0"},
+    {Method::codi, "kv.weight", "0.0"},
+    {Method::codi, "latent.count", "6", false},
+    {Method::pccot, "kv.weight", "0.0"},
+};
+
+using Origins = std::map<std::string, std::string>;  // key -> where it was given
+
+toml::table parse_file(const std::string& file) {
+  const std::string text = read_file(file, kMostBytes, Exit::usage), path = escaped(file, 4096);
+  if (text.find('\0') != std::string::npos) refuse(path, "holds a NUL character", "name a TOML file");
+  const Code code = scan(text);
+  if (code.dots > kMostDots) refuse(path, fmt::format("holds more than {} dots in keys and values", kMostDots), "make it shorter");
+  if (code.foreign != std::string::npos) {
+    const auto line = 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(code.foreign), '\n');
+    refuse(fmt::format("{}:{}", path, line), "not valid TOML: there are characters beyond ASCII outside strings and comments",
+           "put them in quotes");
+  }
+  try {
+    return toml::parse(text, path);
+  } catch (const toml::parse_error& e) {
+    refuse(at(path, e.source()), "not valid TOML: " + escaped(e.description(), 200), "correct the file");
+  }
+}
+
+std::vector<Setting> settings_of(const toml::table& root, const std::string& path, const Assigner& assigner) {
+  std::vector<Setting> out;
+  for (const auto& [name, node] : root) {
+    const std::string top(name.str()), where = at(path, name.source());
+    if (assigner.is_section(top)) {
+      const toml::table* section = node.as_table();
+      if (!section) refuse(where, fmt::format("{} must be a table, not {}", top, type_name(node)), fmt::format("write [{}]", top));
+      for (const auto& [leaf, value] : *section) {
+        const std::string full = top + "." + std::string(leaf.str());
+        if (!assigner.find(full)) assigner.refuse_unknown(full, at(path, leaf.source()));
+        out.push_back({full, &value, at(path, leaf.source())});
+      }
+    } else {
+      if (node.is_table() && !assigner.find(top)) assigner.refuse_unknown_section(top, where);
+      // A quoted top-level "train.lr" is not the key train.lr.
+      if (top.find('.') != std::string::npos || !assigner.find(top)) assigner.refuse_unknown(top, where);
+      out.push_back({top, &node, where});
+    }
+  }
+  return out;
+}
+
+// VALUE of --set as the only value of a TOML table: what is TOML neither alone nor in an array is a string. The array tells a trailing
+// comment or a second key from a value.
+toml::table parse_value(const std::string& value) {
+  auto parse = [](const std::string& text) -> std::optional<toml::table> {
+    try {
+      if (const Code code = scan(text); code.dots > kMostDots || code.foreign != std::string::npos) return std::nullopt;
+      return toml::parse(text);
+    } catch (const toml::parse_error&) {
+      return std::nullopt;
+    }
+  };
+  auto alone = parse("x = " + value), listed = parse("x = [" + value + "]");
+  if (alone && alone->size() == 1 && listed && listed->size() == 1 && listed->get("x")->as_array()->size() == 1) return *std::move(alone);
+  toml::table text;
+  text.insert("x", value);
+  return text;
+}
+
+Setting setting_of(const std::string& argument, std::deque<toml::table>& values, const Assigner& assigner) {
+  const std::string where = "--set " + escaped(argument);
+  const auto equals = argument.find('=');
+  if (equals == std::string::npos) refuse(where, "has no =", "give --set KEY=VALUE, as --set train.lr=1e-3");
+  auto strip = [](std::string s) {
+    s.erase(0, s.find_first_not_of(' '));
+    return s.erase(s.find_last_not_of(' ') + 1);
+  };
+  const std::string key = strip(argument.substr(0, equals)), value = argument.substr(equals + 1);
+  if (assigner.is_section(key))
+    refuse(where, fmt::format("{} is a section", key), fmt::format("set one of its keys, as {}.KEY=VALUE", key));
+  if (!assigner.find(key)) assigner.refuse_unknown(key, where);
+  values.push_back(parse_value(value));
+  return {key, values.back().get("x"), where};
+}
+
+void apply_fixed(RunConfig& config, const Assigner& assigner, const Origins& given) {
+  auto fix = [&](const std::string& name, const std::string& value, const std::string& why) {
+    const Key& key = assigner.get(name);
+    auto origin = given.find(name);
+    if (origin != given.end() && value_text(key) != value)
+      refuse(origin->second, fmt::format("method {} has {} = {}{}, not {}", name_of(config.method), name, value, why, value_text(key)),
+             "remove the key or change the method");
+    assigner.assign_text(name, value);
+  };
+  for (const Rule& rule : kRules)
+    if (rule.method == config.method && rule.fixed) fix(rule.key, rule.value, "");
+  if (config.method == Method::codi) fix("latent.iterations", value_text(assigner.get("latent.count")), " (latent.count)");
+}
+
+void check_together(const RunConfig& config, const Origins& given, const std::string& path) {
+  auto where = [&](const std::string& key) {
+    auto i = given.find(key);
+    return i == given.end() ? path : i->second;
+  };
+  if (config.method == Method::icot || config.method == Method::coconut)
+    refuse(where("method"), fmt::format("method {} is not built yet", name_of(config.method)), "use kava, pccot, codi, full_cot or no_cot");
+  if (config.train.recompute != Recompute::none)
+    refuse(where("train.recompute"), fmt::format("train.recompute = {} is not built yet", toml_string(name_of(config.train.recompute))),
+           "use \"none\"");
+  if (config.train.micro_batch > config.train.batch)
+    refuse(where(given.contains("train.micro_batch") ? "train.micro_batch" : "train.batch"),
+           fmt::format("train.micro_batch = {} is larger than train.batch = {}", config.train.micro_batch, config.train.batch),
+           "make it smaller, or 0");
+  if (config.train.trainable == Trainable::lora && config.lora.targets.empty())
+    refuse(where("lora.targets"), "lora.targets is empty and train.trainable is \"lora\": nothing would be trained",
+           fmt::format("name some of {}", fmt::join(lora_linears(), ", ")));
+}
+
+}  // namespace
+
+bool has_latents(Method method) { return method == Method::kava || method == Method::pccot || method == Method::codi; }
+bool runs_teacher(Method method) { return method != Method::no_cot; }
+bool runs_student(Method method) { return method != Method::full_cot; }
+
+RunConfig load_config(const std::string& path, const std::vector<std::string>& sets) {
+  const toml::table root = parse_file(path);
+  RunConfig config;
+  const Assigner assigner(config, fs::absolute(path).parent_path());
+  std::vector<Setting> settings = settings_of(root, escaped(path, 4096), assigner);
+  std::deque<toml::table> values;
+  for (const std::string& argument : sets) settings.push_back(setting_of(argument, values, assigner));
+
+  // The method first: its defaults lie below everything that is given.
+  for (const Setting& s : settings)
+    if (s.key == "method") assigner.assign(s);
+  for (const Rule& rule : kRules)
+    if (rule.method == config.method && !rule.fixed) assigner.assign_text(rule.key, rule.value);
+  Origins given;
+  for (const Setting& s : settings) {
+    assigner.assign(s);
+    given[s.key] = s.where;
+  }
+  apply_fixed(config, assigner, given);
+  check_together(config, given, escaped(path, 4096));
+  return config;
+}
+
+void require_for_training(const RunConfig& config, const std::string& path) {
+  if (config.model.path.empty()) refuse(escaped(path, 4096), "model.path is missing", "name the model's folder, as [model] path = \"...\"");
+  if (config.data.train.empty())
+    refuse(escaped(path, 4096), "data.train is missing", "name the data files, as [data] train = [\"train.txt\"]");
+}
+
+std::string to_toml(const RunConfig& config) {
+  RunConfig copy = config;
+  std::string out, section;
+  for (const Key& key : keys_of(copy)) {
+    if (key.section() != section) out += fmt::format("\n[{}]\n", section = key.section());
+    out += fmt::format("{} = {}\n", key.leaf(), value_text(key));
+  }
+  return out;
+}
+
+std::string config_hash(const RunConfig& config) {
+  RunConfig copy = config;
+  std::string text;
+  for (const Key& key : keys_of(copy))
+    if (key.arithmetic) text += fmt::format("{} = {}\n", key.name, value_text(key));
+  return sha256(text);
+}
+
+std::vector<std::string> config_differences(const RunConfig& a, const RunConfig& b) {
+  RunConfig before = a, after = b;
+  const auto old_keys = keys_of(before), new_keys = keys_of(after);
+  std::vector<std::string> out;
+  for (std::size_t i = 0; i < old_keys.size(); ++i) {
+    const std::string from = value_text(old_keys[i]), to = value_text(new_keys[i]);
+    if (old_keys[i].arithmetic && from != to) out.push_back(fmt::format("{}: {} -> {}", old_keys[i].name, from, to));
+  }
+  return out;
+}
+
+std::string config_reference() {
+  RunConfig defaults;
+  std::string out = "| key | default | range |\n|---|---|---|\n";
+  for (const Key& key : keys_of(defaults)) {
+    std::string range = range_text(key);
+    for (std::size_t i = 0; (i = range.find('|', i)) != std::string::npos; i += 2) range.insert(i, 1, '\\');
+    out += fmt::format("| `{}` | `{}` | {} |\n", key.name, value_text(key), range);
+  }
+  return out;
+}
+
+}  // namespace kava

@@ -1,0 +1,85 @@
+// Data files: rows of question, reasoning steps and answer, and the token sequences made of them (docs/formats.md section 1,
+// docs/method.md section 2).
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/config/config.h"
+
+namespace kava {
+
+class Tokenizer;
+
+/// Without the ASCII white space at both ends.
+std::string_view stripped(std::string_view s);
+
+/// One row. Text ends are stripped, empty steps are gone.
+struct Row {
+  std::string question;
+  std::vector<std::string> steps;
+  std::string answer;
+  bool has_trace = true;  // false: svamp and gsm_hard
+  bool is_ids = false;    // then the ids below and not the text above
+  std::vector<int32_t> question_ids, trace_ids, answer_ids;
+  std::optional<int64_t> prompt;  // leading answer ids that are the prompt
+  int64_t line = 0;               // in its file, from 1
+};
+
+struct RowFile {
+  std::string path;
+  DataFormat format;
+  std::vector<Row> rows;
+  std::string sha256;  // of the file's bytes
+  /// "FILE:LINE" of a row, for errors.
+  std::string where(const Row& row) const;
+};
+
+/// Reads a whole file; without `format` its form is recognised from the first row. The first malformed row is Error(code data, FILE:LINE),
+/// a file without rows Error(code data, FILE).
+RowFile read_rows(const std::string& path, std::optional<DataFormat> format = std::nullopt);
+
+/// A JSON number as an answer: whole without point or exponent, else the shortest decimal that reads back, without exponent.
+std::string answer_text(double number);
+
+/// Token ids of one row. answer = prompt, answer, EOS; its first `prompt` ids are the prompt (0 for an ids row that does not say).
+struct Sample {
+  std::vector<int32_t> question, trace, answer;
+  int32_t prompt = 0;
+  int64_t row = 0;  // index over the rows of all files
+};
+
+struct SampleOptions {
+  Method method = Method::kava;
+  int64_t latents = 24;
+  bool drop_last_step = true;
+  std::string step_separator;
+  std::string answer_prompt = "The answer is:";
+  int64_t max_tokens = 512;
+  bool needs_prompt = false;  // an ids row must say how long its prompt is
+  double fraction = 1.0;      // of all rows, chosen by seed before over-long ones are dropped
+  int64_t seed = 0;
+  int32_t eos = 0;
+  int64_t vocab_size = 0;  // ids rows must lie below it
+};
+
+SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab_size);
+
+/// Tokenises the parts alone and concatenates them; the question carries BOS if the tokenizer adds one. Samples whose longest sequence is
+/// over max_tokens are left out and counted in *dropped. Order is that of the files. Error(code data, FILE:LINE) on an id outside the
+/// vocabulary, a question without a token or a missing prompt; Error(code data, FILE) on text rows without a tokenizer.
+std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokenizer* tokenizer, const SampleOptions& options,
+                                 int64_t* dropped);
+
+/// Tokens of the longest sequence that the method runs on the sample: bot, latents and eot included.
+int64_t longest_sequence(const Sample& sample, Method method, int64_t latents);
+
+/// Which of n rows are chosen, ascending: the round(fraction n), at least one, with the smallest random numbers of the seed.
+std::vector<int64_t> chosen_rows(int64_t n, double fraction, int64_t seed);
+
+/// The order of n samples in an epoch: a permutation of 0..n-1 that depends on (n, seed, epoch) alone.
+std::vector<int64_t> epoch_order(int64_t n, int64_t seed, int64_t epoch);
+
+}  // namespace kava

@@ -1,0 +1,133 @@
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "engine/data/data.h"
+#include "engine/error.h"
+#include "engine/text/tokenizer.h"
+#include "kernels/philox.h"
+
+namespace kava {
+
+namespace {
+
+void append(std::vector<int32_t>& ids, const std::vector<int32_t>& more) { ids.insert(ids.end(), more.begin(), more.end()); }
+
+Sample ids_sample(const RowFile& file, const Row& row, const SampleOptions& options) {
+  for (const auto* ids : {&row.question_ids, &row.trace_ids, &row.answer_ids})
+    for (int32_t id : *ids)
+      if (id >= options.vocab_size)
+        throw Error(Exit::data, file.where(row), fmt::format("token id {} is outside the model's vocabulary of {}", id, options.vocab_size),
+                    "use the data made for this model");
+  if (options.needs_prompt && !row.prompt)
+    throw Error(Exit::data, file.where(row), "the row has no \"prompt\", on which codi.weight and rkv.queries = \"answer\" depend",
+                "give the number of leading answer ids that are the prompt");
+  return {row.question_ids, row.trace_ids, row.answer_ids, static_cast<int32_t>(row.prompt.value_or(0)), 0};
+}
+
+Sample text_sample(const RowFile& file, const Row& row, const Tokenizer& tokenizer, const std::vector<int32_t>& prompt,
+                   const SampleOptions& options) {
+  Sample sample;
+  if (const auto bos = tokenizer.bos()) sample.question.push_back(*bos);
+  append(sample.question, tokenizer.encode(row.question));
+  // Its last row predicts what comes first; a vocabulary may lack single bytes.
+  if (sample.question.empty())
+    throw Error(Exit::data, file.where(row), "the question has no token of the model's vocabulary", "correct the row");
+  const std::size_t steps = row.steps.size() - (options.drop_last_step && !row.steps.empty() ? 1 : 0);
+  for (std::size_t i = 0; i < steps; ++i)
+    append(sample.trace, tokenizer.encode(i > 0 ? options.step_separator + row.steps[i] : row.steps[i]));
+  sample.answer = prompt;
+  sample.prompt = static_cast<int32_t>(prompt.size());
+  append(sample.answer, tokenizer.encode(row.answer));
+  sample.answer.push_back(options.eos);
+  return sample;
+}
+
+uint64_t random64(Purpose purpose, int64_t seed, uint64_t index, uint64_t epoch) {
+  const auto words = philox(
+      {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), static_cast<uint32_t>(epoch), static_cast<uint32_t>(epoch >> 32)},
+      philox_key(purpose, static_cast<uint64_t>(seed)));
+  return uint64_t{words[1]} << 32 | words[0];
+}
+
+}  // namespace
+
+SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab_size) {
+  SampleOptions options;
+  options.method = config.method;
+  options.latents = config.latent.count;
+  options.drop_last_step = config.data.drop_last_step;
+  options.step_separator = config.data.step_separator;
+  options.answer_prompt = config.data.answer_prompt;
+  options.max_tokens = config.data.max_tokens;
+  options.needs_prompt = config.codi.weight > 0 || (config.kv.weight > 0 && config.rkv.queries == Queries::answer);
+  options.fraction = config.data.fraction;
+  options.seed = config.seed;
+  options.eos = eos;
+  options.vocab_size = vocab_size;
+  return options;
+}
+
+int64_t longest_sequence(const Sample& sample, Method method, int64_t latents) {
+  const int64_t ends = static_cast<int64_t>(sample.question.size() + sample.answer.size());
+  const int64_t teacher = runs_teacher(method) ? ends + static_cast<int64_t>(sample.trace.size()) : 0;
+  const int64_t student = runs_student(method) ? ends + (has_latents(method) ? latents + 2 : 0) : 0;
+  return std::max(teacher, student);
+}
+
+std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokenizer* tokenizer, const SampleOptions& options,
+                                 int64_t* dropped) {
+  int64_t total = 0;
+  for (const RowFile& file : files) total += static_cast<int64_t>(file.rows.size());
+  const std::vector<int64_t> chosen = chosen_rows(total, options.fraction, options.seed);
+  const std::vector<int32_t> prompt = tokenizer ? tokenizer->encode(options.answer_prompt) : std::vector<int32_t>{};
+
+  std::vector<Sample> samples;
+  samples.reserve(chosen.size());
+  *dropped = 0;
+  int64_t first = 0;  // index of the file's first row
+  auto next = chosen.begin();
+  for (const RowFile& file : files) {
+    const int64_t end = first + static_cast<int64_t>(file.rows.size());
+    for (; next != chosen.end() && *next < end; ++next) {
+      const Row& row = file.rows[static_cast<std::size_t>(*next - first)];
+      if (!row.is_ids && !tokenizer)
+        throw Error(Exit::data, escaped(file.path, 4096), "rows of text need a tokenizer, and the model's folder has none",
+                    "add tokenizer.json to it, or give rows of token ids");
+      Sample sample = row.is_ids ? ids_sample(file, row, options) : text_sample(file, row, *tokenizer, prompt, options);
+      sample.row = *next;
+      if (longest_sequence(sample, options.method, options.latents) > options.max_tokens) ++*dropped;
+      else samples.push_back(std::move(sample));
+    }
+    first = end;
+  }
+  return samples;
+}
+
+std::vector<int64_t> chosen_rows(int64_t n, double fraction, int64_t seed) {
+  std::vector<int64_t> rows(static_cast<std::size_t>(n));
+  std::iota(rows.begin(), rows.end(), 0);
+  const int64_t count = std::clamp<int64_t>(std::llround(fraction * static_cast<double>(n)), std::min<int64_t>(n, 1), n);
+  if (count == n) return rows;
+  std::vector<std::pair<uint64_t, int64_t>> drawn;
+  drawn.reserve(rows.size());
+  for (int64_t row : rows) drawn.emplace_back(random64(Purpose::fraction, seed, static_cast<uint64_t>(row), 0), row);
+  std::nth_element(drawn.begin(), drawn.begin() + count, drawn.end());
+  rows.resize(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = drawn[i].second;
+  std::sort(rows.begin(), rows.end());
+  return rows;
+}
+
+std::vector<int64_t> epoch_order(int64_t n, int64_t seed, int64_t epoch) {
+  std::vector<int64_t> order(static_cast<std::size_t>(n));
+  std::iota(order.begin(), order.end(), 0);
+  for (uint64_t left = static_cast<uint64_t>(n); left > 1; --left) {
+    // Uniform to within left / 2^64.
+    const uint64_t pick = random64(Purpose::epoch_order, seed, left, static_cast<uint64_t>(epoch)) % left;
+    std::swap(order[left - 1], order[pick]);
+  }
+  return order;
+}
+
+}  // namespace kava

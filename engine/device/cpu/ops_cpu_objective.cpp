@@ -1,0 +1,333 @@
+// cpu backend: eviction and distillation.
+//   redundancy  R = softmax_i(-(1/n) sum_{j != i} cos(k_i, k_j))
+//   importance  I = mean over the query tokens of softmax_i(q_j k_i / sqrt(D)), over the query heads of the group by options.group
+//   score       S = lambda I + (1 - lambda) R
+// One sample and K/V head is a task, so that nothing depends on what else is in the batch. Softmaxes and scores are kept in f64 for every
+// storage type: what is kept should hang on the products alone.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "engine/device/cpu/ops_cpu.h"
+#include "engine/device/cpu/row_loops.h"
+#include "engine/rng.h"
+
+namespace kava {
+
+namespace {
+constexpr double kNormEps = 1e-8;
+
+void check_offsets(const Tensor& offsets, int64_t samples, int64_t rows) {
+  KAVA_CHECK(offsets.rows == 1 && offsets.cols == samples + 1, "offsets of [{}, {}] for {} samples", offsets.rows, offsets.cols, samples);
+  const int32_t* at = offsets.as<int32_t>();
+  KAVA_CHECK(at[0] == 0 && at[samples] == rows && std::is_sorted(at, at + samples + 1), "offsets that do not end at {} rows", rows);
+}
+
+void softmax(std::vector<double>& x) {
+  if (x.empty()) return;
+  const double top = *std::max_element(x.begin(), x.end());
+  double total = 0;
+  for (double& v : x) total += v = std::exp(v - top);
+  for (double& v : x) v /= total;
+}
+
+/// k: the sample's rows, columns of one head. Each pair's cosine is taken once, so that the two keys of a trace of two tie exactly; the
+/// shorter k^_i . sum_j k^_j - |k^_i|^2 would part them by rounding.
+template <class T>
+std::vector<double> redundancy_of(const Tensor& k) {
+  const int64_t n = k.rows, dim = k.cols;
+  std::vector<double> unit(static_cast<std::size_t>(n * dim)), score(static_cast<std::size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    const T* key = k.row<T>(i);
+    const double norm = std::sqrt(sum_over<double>(dim, [=](int64_t d) { return double(load(key, d)) * double(load(key, d)); })) + kNormEps;
+    each(dim, [=, u = unit.data() + i * dim](int64_t d) { u[d] = load(key, d) / norm; });
+  }
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < i; ++j) {
+      const double *a = unit.data() + i * dim, *b = unit.data() + j * dim;
+      const double cosine = sum_over<double>(dim, [=](int64_t d) { return a[d] * b[d]; });
+      score[static_cast<std::size_t>(i)] -= cosine / static_cast<double>(n);
+      score[static_cast<std::size_t>(j)] -= cosine / static_cast<double>(n);
+    }
+  softmax(score);
+  return score;
+}
+
+/// q: the sample's query rows, columns of the group's heads; k as above.
+template <class T>
+std::vector<double> importance_of(const Tensor& q, const Tensor& k, Group group) {
+  const int64_t n = k.rows, dim = k.cols, heads = q.cols / dim;
+  const double scale = 1 / std::sqrt(static_cast<double>(dim));
+  std::vector<double> mean(static_cast<std::size_t>(n)), row(mean.size()), pooled(mean.size());
+  for (int64_t j = 0; j < q.rows; ++j) {
+    for (int64_t h = 0; h < heads; ++h) {
+      const T* query = q.row<T>(j) + h * dim;
+      for (int64_t i = 0; i < n; ++i) {
+        const T* key = k.row<T>(i);
+        row[static_cast<std::size_t>(i)] = scale * double(sum_over<Sum<T>>(dim, [=](int64_t d) { return load(query, d) * load(key, d); }));
+      }
+      if (group != Group::max_logits) softmax(row);
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        if (h == 0) pooled[i] = row[i];
+        else if (group == Group::mean_prob) pooled[i] += row[i];
+        else pooled[i] = std::max(pooled[i], row[i]);
+      }
+    }
+    if (group == Group::max_logits) softmax(pooled);
+    const double weight = (group == Group::mean_prob ? 1.0 / static_cast<double>(heads) : 1.0) / static_cast<double>(q.rows);
+    for (std::size_t i = 0; i < mean.size(); ++i) mean[i] += weight * pooled[i];
+  }
+  return mean;
+}
+
+/// The first m indices of 0..n-1 by descending value, ties to the lower index.
+template <class Value>
+std::vector<int32_t> top(const std::vector<Value>& value, int64_t m) {
+  std::vector<int32_t> index(value.size());
+  std::iota(index.begin(), index.end(), 0);
+  // stable_sort with a comparison that a NaN cannot upset: it counts as the least.
+  auto key = [&](int32_t i) { return value[static_cast<std::size_t>(i)] == value[static_cast<std::size_t>(i)]; };
+  std::stable_sort(index.begin(), index.end(), [&](int32_t a, int32_t b) {
+    if (!key(a) || !key(b)) return key(a) && !key(b);
+    return value[static_cast<std::size_t>(a)] > value[static_cast<std::size_t>(b)];
+  });
+  index.resize(static_cast<std::size_t>(std::min<int64_t>(m, static_cast<int64_t>(value.size()))));
+  return index;
+}
+
+/// Indices in the sample's trace that fill the slots, in the order of the slots.
+std::vector<int32_t> select(const std::vector<double>& score, const RkvOptions& o, int64_t sample, int64_t head) {
+  const int64_t n = static_cast<int64_t>(score.size()), m = o.latents, kept = std::min(n, m);
+  std::vector<int32_t> slots(static_cast<std::size_t>(kept));
+  std::iota(slots.begin(), slots.end(), 0);
+  switch (o.policy) {
+    case Policy::crop:
+      return slots;
+    case Policy::uniform:
+      if (n > m)
+        for (int64_t i = 0; i < m; ++i) slots[static_cast<std::size_t>(i)] = static_cast<int32_t>(i * n / m);
+      return slots;
+    case Policy::random: {
+      if (n <= m) return slots;
+      std::vector<uint32_t> draw(score.size());
+      for (uint32_t i = 0; i < draw.size(); ++i) {
+        // Layer and head share a word: neither reaches 2^16.
+        const uint32_t place = o.layer << 16 | static_cast<uint32_t>(head);
+        const uint32_t index = static_cast<uint32_t>(o.samples.as<int32_t>()[sample]);
+        draw[i] = philox({i, index, place, o.step}, philox_key(Purpose::eviction, o.seed))[0];
+      }
+      slots = top(draw, m);
+      break;
+    }
+    default:
+      slots = top(score, m);
+      if (o.order_by_score) return slots;
+  }
+  std::sort(slots.begin(), slots.end());
+  return slots;
+}
+
+double lambda_of(const RkvOptions& o) { return o.policy == Policy::cosine ? 0 : o.policy == Policy::attention ? 1 : o.lambda; }
+
+/// to: the sample's M rows, columns of one head; from: its trace rows, the same columns.
+template <class T>
+void gather_slots(const Tensor& to, const Tensor& from, const std::vector<int32_t>& slots) {
+  for (int64_t i = 0; i < to.rows; ++i) {
+    T* out = to.row<T>(i);
+    if (i < static_cast<int64_t>(slots.size())) std::copy_n(from.row<T>(slots[static_cast<std::size_t>(i)]), to.cols, out);
+    else std::fill_n(out, to.cols, T{});
+  }
+}
+
+/// Count, mean and sum of squared deviations of a set of numbers.
+struct Moments {
+  double count = 0, mean = 0, squares = 0;
+  void merge(const Moments& o) {
+    if (o.count == 0) return;
+    const double total = count + o.count, delta = o.mean - mean;
+    squares += o.squares + delta * delta * (count * o.count / total);
+    mean += delta * (o.count / total);
+    count = total;
+  }
+};
+
+/// Two passes over the differences from the first element: equal numbers give exactly zero squares.
+template <class T>
+Moments moments_of(const Tensor& x) {
+  Moments m;
+  m.count = static_cast<double>(x.count());
+  if (x.count() == 0) return m;
+  const double first = load(x.row<T>(0), 0);
+  double shift = 0;
+  for (int64_t r = 0; r < x.rows; ++r)
+    shift += sum_over<double>(x.cols, [first, in = x.row<T>(r)](int64_t c) { return double(load(in, c)) - first; });
+  shift /= m.count;
+  for (int64_t r = 0; r < x.rows; ++r)
+    m.squares += sum_over<double>(x.cols, [first, shift, in = x.row<T>(r)](int64_t c) {
+      double d = (double(load(in, c)) - first) - shift;
+      return d * d;
+    });
+  m.mean = first + shift;
+  return m;
+}
+
+template <class S>
+S distance(Distance kind, S d) {
+  const S size = d < 0 ? -d : d;
+  switch (kind) {
+    case Distance::mse:
+      return d * d;
+    case Distance::l1:
+      return size;
+    case Distance::smooth_l1:
+      break;
+  }
+  return size < S(1) ? S(0.5) * d * d : size - S(0.5);
+}
+
+template <class S>
+S distance_slope(Distance kind, S d) {
+  const S sign = d > 0 ? S(1) : d < 0 ? S(-1) : d;
+  switch (kind) {
+    case Distance::mse:
+      return 2 * d;
+    case Distance::l1:
+      return sign;
+    case Distance::smooth_l1:
+      break;
+  }
+  return d < S(1) && d > S(-1) ? d : sign;
+}
+
+/// Rows of one group: returns the sum of distances of the first `valid` rows; dx, if there, gets slope * distance', zero in the other rows.
+template <class T, Distance kind>
+double distill_group(const Tensor& dx, const Tensor& x, const Tensor& target, int64_t valid, Sum<T> slope) {
+  using S = Sum<T>;
+  double total = 0;
+  for (int64_t r = 0; r < valid; ++r) {
+    const T *a = x.row<T>(r), *b = target.row<T>(r);
+    total += sum_over<S>(x.cols, [=](int64_t c) { return distance(kind, load(a, c) - load(b, c)); });
+    if (dx) each(x.cols, [=, out = dx.row<S>(r)](int64_t c) { out[c] = slope * distance_slope(kind, load(a, c) - load(b, c)); });
+  }
+  if (dx)
+    for (int64_t r = valid; r < x.rows; ++r) std::fill_n(dx.row<S>(r), x.cols, S(0));
+  return total;
+}
+
+/// Rows of a group in a tensor of groups of equal size; checks valid.
+int64_t rows_per_group(const Tensor& x, const Tensor& valid) {
+  KAVA_CHECK(valid.rows == 1 && (valid.cols > 0 ? x.rows % valid.cols == 0 : x.rows == 0), "{} rows in {} groups", x.rows, valid.cols);
+  const int64_t per_group = valid.cols > 0 ? x.rows / valid.cols : 0;
+  const int32_t* count = valid.as<int32_t>();
+  for (int64_t g = 0; g < valid.cols; ++g)
+    KAVA_CHECK(count[g] >= 0 && count[g] <= per_group, "{} valid rows in a group of {}", count[g], per_group);
+  return per_group;
+}
+}  // namespace
+
+void CpuOps::rkv_select(Arena&, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,
+                        const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_offsets, const Tensor& k,
+                        const Tensor& k_offsets, const Tensor& match_k, const Tensor& v, const RkvOptions& options) {
+  const int64_t samples = k_offsets.cols - 1, m = options.latents, groups = options.kv_heads, heads = options.heads;
+  KAVA_CHECK(groups > 0 && heads % groups == 0 && m > 0, "{} heads, {} K/V heads, {} latents", heads, groups, m);
+  const int64_t dim = k.cols / groups, share = heads / groups;
+  KAVA_CHECK(dim > 0 && k.cols == groups * dim && q.cols == heads * dim, "q of {} columns, k of {}", q.cols, k.cols);
+  check_offsets(q_offsets, samples, q.rows);
+  check_offsets(k_offsets, samples, k.rows);
+  for (const Tensor& t : {match_k, v}) KAVA_CHECK(t.rows == k.rows && t.cols == k.cols, "[{}, {}] to gather", t.rows, t.cols);
+  for (const Tensor& t : {target_k, target_v}) KAVA_CHECK(t.rows == samples * m && t.cols == k.cols, "targets of [{}, {}]", t.rows, t.cols);
+  for (const Tensor& t : {q, match_k, v, target_k, target_v})
+    KAVA_CHECK(t.dtype == k.dtype, "{} with keys in {}", name_of(t.dtype), name_of(k.dtype));
+  KAVA_CHECK(kept.rows == samples * m && kept.cols == groups && kept.dtype == DType::i32, "kept of [{}, {}]", kept.rows, kept.cols);
+  for (const Tensor& t : {importance, redundancy, score})
+    KAVA_CHECK(!t || (t.rows == groups && t.cols == k.rows && t.dtype == sum_type(k.dtype)), "scores of [{}, {}]", t.rows, t.cols);
+  KAVA_CHECK(options.policy != Policy::random || options.samples.cols == samples, "{} samples named", options.samples.cols);
+  const int32_t *q_at = q_offsets.as<int32_t>(), *k_at = k_offsets.as<int32_t>();
+  const double lambda = lambda_of(options);
+  dispatch(k.dtype, [&]<class T>() {
+    threads_.run(samples * groups, [&](int64_t task) {
+      const int64_t b = task / groups, h = task % groups;
+      auto head = [&](const Tensor& x) { return x.row_range(k_at[b], k_at[b + 1]).col_range(h * dim, (h + 1) * dim); };
+      const Tensor keys = head(k), queries = q.row_range(q_at[b], q_at[b + 1]).col_range(h * share * dim, (h + 1) * share * dim);
+      const std::vector<double> important = importance_of<T>(queries, keys, options.group), redundant = redundancy_of<T>(keys);
+      std::vector<double> scores(important.size());
+      for (std::size_t i = 0; i < scores.size(); ++i) scores[i] = lambda * important[i] + (1 - lambda) * redundant[i];
+      auto report = [&](const Tensor& y, const std::vector<double>& x) {
+        if (y) std::copy(x.begin(), x.end(), y.row<Sum<T>>(h) + k_at[b]);
+      };
+      report(importance, important);
+      report(redundancy, redundant);
+      report(score, scores);
+      const std::vector<int32_t> slots = select(scores, options, b, h);
+      for (int64_t i = 0; i < m; ++i)
+        *(kept.row<int32_t>(b * m + i) + h) = i < static_cast<int64_t>(slots.size()) ? slots[static_cast<std::size_t>(i)] : -1;
+      auto place = [&](const Tensor& y) { return y.row_range(b * m, (b + 1) * m).col_range(h * dim, (h + 1) * dim); };
+      gather_slots<T>(place(target_k), head(match_k), slots);
+      gather_slots<T>(place(target_v), head(v), slots);
+    });
+  });
+}
+
+void CpuOps::moments(const Tensor& moments, const Tensor& x, const Tensor& valid) {
+  KAVA_CHECK(moments.count() == 3 && moments.rows == 1, "moments of [{}, {}]", moments.rows, moments.cols);
+  const int64_t per_group = rows_per_group(x, valid);
+  dispatch(x.dtype, [&]<class T>() {
+    std::vector<Moments> part(static_cast<std::size_t>(valid.cols));
+    threads_.run(valid.cols, [&](int64_t g) {
+      part[static_cast<std::size_t>(g)] = moments_of<T>(x.row_range(g * per_group, g * per_group + valid.as<int32_t>()[g]));
+    });
+    Moments all;
+    for (const Moments& m : part) all.merge(m);
+    auto* out = moments.as<Sum<T>>();
+    store(out, 0, all.count);
+    store(out, 1, all.mean);
+    store(out, 2, all.squares);
+  });
+}
+
+void CpuOps::inverse_std(const Tensor& inverse, const Tensor& moments) {
+  KAVA_CHECK(moments.cols == 3 && inverse.count() == 1, "moments of [{}, {}]", moments.rows, moments.cols);
+  dispatch(moments.dtype, [&]<class S>() {
+    Moments all;
+    for (int64_t r = 0; r < moments.rows; ++r) {
+      const S* m = moments.row<S>(r);
+      all.merge({double(load(m, 0)), double(load(m, 1)), double(load(m, 2))});
+    }
+    const bool undefined = all.count < 2 || all.squares == 0;
+    store(inverse.as<S>(), 0, undefined ? 0.0 : 1 / std::sqrt(all.squares / (all.count - 1)));
+  });
+}
+
+void CpuOps::distill(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,
+                     const Tensor& inverse, Distance kind, double factor, double weight) {
+  const int64_t per_group = rows_per_group(x, valid);
+  KAVA_CHECK(target.rows == x.rows && target.cols == x.cols && target.dtype == x.dtype, "target of [{}, {}]", target.rows, target.cols);
+  KAVA_CHECK(loss.count() == 1 && (!dx || (dx.rows == x.rows && dx.cols == x.cols)), "gradient of [{}, {}]", dx.rows, dx.cols);
+  dispatch(x.dtype, [&]<class T>() {
+    using S = Sum<T>;
+    KAVA_CHECK(!dx || dx.dtype == DTypeOf<S>::value, "a gradient in {}", name_of(dx.dtype));
+    const double s = factor * (inverse ? static_cast<double>(*inverse.as<S>()) : 1.0);
+    const S slope = static_cast<S>(weight * s);
+    std::vector<double> part(static_cast<std::size_t>(valid.cols));
+    threads_.run(valid.cols, [&](int64_t g) {
+      const int64_t begin = g * per_group, end = begin + per_group, count = valid.as<int32_t>()[g];
+      const Tensor d = dx ? dx.row_range(begin, end) : Tensor{}, a = x.row_range(begin, end), b = target.row_range(begin, end);
+      double& sum = part[static_cast<std::size_t>(g)];
+      switch (kind) {
+        case Distance::smooth_l1:
+          sum = distill_group<T, Distance::smooth_l1>(d, a, b, count, slope);
+          break;
+        case Distance::mse:
+          sum = distill_group<T, Distance::mse>(d, a, b, count, slope);
+          break;
+        case Distance::l1:
+          sum = distill_group<T, Distance::l1>(d, a, b, count, slope);
+          break;
+      }
+    });
+    *loss.as<S>() += static_cast<S>(s * std::accumulate(part.begin(), part.end(), 0.0));
+  });
+}
+
+}  // namespace kava

@@ -1,0 +1,112 @@
+#include "engine/device/cpu/threads.h"
+
+#include <algorithm>
+#ifdef KAVA_ONEDNN
+#include <omp.h>
+#endif
+
+namespace kava {
+
+namespace {
+// How often a thread looks for work before it sleeps: products of a step follow one another within microseconds.
+constexpr int kSpins = 4000;
+
+// oneDNN's own parallel loops stay on the thread that calls it.
+void single_threaded_products() {
+#ifdef KAVA_ONEDNN
+  omp_set_num_threads(1);
+#endif
+}
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+}  // namespace
+
+Threads::Threads(int count) {
+  single_threaded_products();
+  // Where threads outnumber cores, looking takes the time of those that work.
+  spins_ = count <= static_cast<int>(std::thread::hardware_concurrency()) ? kSpins : 0;
+  try {
+    for (int i = 1; i < count; ++i) workers_.emplace_back([this] { work(); });
+  } catch (...) {
+    // The destructor does not run then, and those that did start wait for ever.
+    stop();
+    throw;
+  }
+}
+
+Threads::~Threads() { stop(); }
+
+void Threads::stop() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+    ++generation_;
+  }
+  wake_.notify_all();
+  for (std::thread& t : workers_) t.join();
+}
+
+void Threads::take_tasks() {
+  for (int64_t task; (task = next_.fetch_add(1)) < tasks_;) {
+    try {
+      (*body_)(task);
+    } catch (...) {
+      std::lock_guard lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+      next_ = tasks_;
+    }
+  }
+}
+
+void Threads::work() {
+  single_threaded_products();
+  uint64_t seen = 0;
+  for (;;) {
+    for (int i = 0; i < spins_ && generation_ == seen; ++i) pause();
+    if (generation_ == seen) {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [&] { return generation_ != seen; });
+    }
+    seen = generation_;
+    if (stop_) return;
+    take_tasks();
+    if (busy_.fetch_sub(1) == 1) {
+      std::lock_guard lock(mutex_);
+      done_.notify_one();
+    }
+  }
+}
+
+void Threads::run(int64_t tasks, const std::function<void(int64_t)>& body) {
+  if (tasks <= 0) return;
+  if (workers_.empty() || tasks == 1) {
+    for (int64_t t = 0; t < tasks; ++t) body(t);
+    return;
+  }
+  {
+    std::lock_guard lock(mutex_);
+    body_ = &body;
+    tasks_ = tasks;
+    next_ = 0;
+    failure_ = nullptr;
+    busy_ = static_cast<int>(workers_.size());
+    ++generation_;
+  }
+  wake_.notify_all();
+  take_tasks();
+  for (int i = 0; i < spins_ && busy_ != 0; ++i) pause();
+  std::unique_lock lock(mutex_);
+  done_.wait(lock, [&] { return busy_ == 0; });
+  body_ = nullptr;
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+void Threads::blocks(int64_t rows, int64_t block, const std::function<void(int64_t, int64_t)>& body) {
+  run((rows + block - 1) / block, [&](int64_t i) { body(i * block, std::min(rows, (i + 1) * block)); });
+}
+
+}  // namespace kava

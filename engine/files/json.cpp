@@ -1,0 +1,113 @@
+#include "engine/files/json.h"
+
+#include <vector>
+
+#include "engine/error.h"
+#include "engine/files/files.h"
+
+namespace kava {
+
+namespace {
+
+constexpr std::size_t kDeepest = 64;
+
+// What nlohmann says after its own name and number, for one line.
+std::string reason(const char* what) {
+  std::string_view s = what;
+  if (auto i = s.find("] "); i != std::string_view::npos) s.remove_prefix(i + 2);
+  return escaped(s, 160);
+}
+
+// Builds the value from the parser's events. (nlohmann's own builder lets the last of equal keys win; its callback form, which could
+// refuse them, takes several times as long on a tokenizer.json.)
+class Builder : public nlohmann::json_sax<Json> {
+ public:
+  Builder(const std::string& where, Json& root) : where_(where), root_(root) {}
+
+  bool null() override { return put(nullptr); }
+  bool boolean(bool value) override { return put(value); }
+  bool number_integer(number_integer_t value) override { return put(value); }
+  bool number_unsigned(number_unsigned_t value) override { return put(value); }
+  bool number_float(number_float_t value, const string_t&) override { return put(value); }
+  bool string(string_t& value) override { return put(std::move(value)); }
+  bool binary(binary_t& value) override { return put(std::move(value)); }
+  bool start_object(std::size_t) override { return open(Json::object()); }
+  bool start_array(std::size_t) override { return open(Json::array()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+
+  bool key(string_t& name) override {
+    auto& object = open_.back()->get_ref<Json::object_t&>();
+    auto [it, fresh] = object.try_emplace(std::move(name));
+    if (!fresh)
+      throw Error(Exit::data, where_, fmt::format("key \"{}\" is given twice in one JSON object", escaped(it->first)), "keep one of them");
+    member_ = &it->second;
+    return true;
+  }
+
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& e) override {
+    throw Error(Exit::data, where_, "not valid JSON: " + reason(e.what()), "correct the file");
+  }
+
+ private:
+  // Stores a value where the last event said: as the root, behind the last element, or under the last key. A child's address is only
+  // kept while it is the last of its array, so growth of the array does not move an open container.
+  template <class T>
+  Json* store(T&& value) {
+    if (open_.empty()) {
+      root_ = std::forward<T>(value);
+      return &root_;
+    }
+    if (Json& parent = *open_.back(); parent.is_array()) {
+      auto& array = parent.get_ref<Json::array_t&>();
+      array.emplace_back(std::forward<T>(value));
+      return &array.back();
+    }
+    *member_ = std::forward<T>(value);
+    return member_;
+  }
+
+  template <class T>
+  bool put(T&& value) {
+    store(std::forward<T>(value));
+    return true;
+  }
+
+  bool open(Json container) {
+    if (open_.size() == kDeepest)
+      throw Error(Exit::data, where_, fmt::format("JSON nested deeper than {} levels", kDeepest), "flatten the file");
+    open_.push_back(store(std::move(container)));
+    return true;
+  }
+
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+
+  const std::string& where_;
+  Json& root_;
+  std::vector<Json*> open_;
+  Json* member_ = nullptr;
+};
+
+}  // namespace
+
+Json parse_json(std::string_view text, const std::string& where) {
+  if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
+  // The parser takes a NUL for the end of its input and would pass over what follows.
+  if (const auto nul = text.find('\0'); nul != std::string_view::npos)
+    throw Error(Exit::data, where, fmt::format("not valid JSON: a NUL character at byte {}", nul), "correct the file");
+  Json root;
+  Builder builder(where, root);
+  try {
+    Json::sax_parse(text.begin(), text.end(), &builder);
+  } catch (const Json::exception& e) {
+    throw Error(Exit::data, where, "not valid JSON: " + reason(e.what()), "correct the file");
+  }
+  return root;
+}
+
+Json read_json(const std::string& path, std::size_t most_bytes) { return parse_json(read_file(path, most_bytes), path); }
+
+}  // namespace kava

@@ -1,0 +1,73 @@
+// Trainable parameters: one flat buffer each for values, gradients and the two moments, so that there is one norm, one update, one
+// all-reduce.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine/device/ops.h"
+
+namespace kava {
+
+struct Parameter {
+  std::string name;  // in its adapter file or checkpoint
+  int64_t rows = 0, cols = 0;
+  bool vector = false;  // one-dimensional in files; rows = 1
+  bool decay = false;   // weight decay applies
+  Tensor value;         // sum type
+  Tensor grad;          // sum type
+  Tensor compute;       // what the products read: value itself, or its copy in storage type for bf16
+  int64_t offset = 0;   // elements from the start of the flat buffers
+
+  std::vector<int64_t> file_shape() const { return vector ? std::vector{cols} : std::vector{rows, cols}; }
+};
+
+class ParameterStore {
+ public:
+  ParameterStore(Ops& ops, DType storage) : ops_(ops), storage_(storage) {}
+  ~ParameterStore();
+  ParameterStore(const ParameterStore&) = delete;
+  ParameterStore& operator=(const ParameterStore&) = delete;
+
+  /// Before allocate(). Names are unique.
+  void add(std::string name, int64_t rows, int64_t cols, bool vector, bool decay);
+  /// Lays the parameters out, the decayed ones first, and zeroes all buffers.
+  void allocate();
+
+  const std::vector<Parameter>& all() const { return parameters_; }  // in the order of add()
+  const Parameter& at(const std::string& name) const;
+  const Parameter* find(const std::string& name) const;
+  int64_t count() const;  // of elements, without the gaps between parameters
+
+  /// Host values of `value`, rounded to it; refreshes nothing: call refresh() after the last.
+  void set(const std::string& name, const std::vector<double>& host);
+  std::vector<double> get(const Tensor& x) const;
+  /// compute = value rounded to the storage type.
+  void refresh();
+  void zero_grad();
+
+  const Tensor& grad() const { return grad_; }
+  const Tensor& m() const { return m_; }
+  const Tensor& v() const { return v_; }
+  const Tensor& value() const { return value_; }
+  /// The part of a parameter in the flat moments, for checkpoints.
+  Tensor part(const Tensor& flat, const Parameter& p) const;
+
+  /// One AdamW step over everything; the gradient's norm is clipped as options say. Returns the norm before clipping (not finite: nothing
+  /// was changed). weight_decay applies to the decayed part only.
+  double update(AdamwOptions options);
+  double grad_norm();
+
+ private:
+  Tensor allocate_flat(DType dtype);
+
+  Ops& ops_;
+  DType storage_;
+  std::vector<Parameter> parameters_;
+  std::map<std::string, std::size_t> index_;
+  int64_t size_ = 0, decayed_ = 0;
+  Tensor value_, grad_, m_, v_, half_, square_;
+  std::vector<std::pair<void*, int64_t>> owned_;
+};
+
+}  // namespace kava

@@ -1,0 +1,256 @@
+#include <sys/stat.h>
+
+#include <catch2/catch_test_macros.hpp>
+
+#include "engine/error.h"
+#include "engine/files/checkpoint.h"
+#include "engine/files/files.h"
+#include "tests/folders.h"
+
+using namespace kava;
+namespace fs = std::filesystem;
+
+namespace {
+
+fs::path make_checkpoint(const fs::path& run, std::int64_t step, const std::string& content = "state") {
+  const fs::path part = begin_checkpoint(run, step);
+  fs::create_directory(part / "adapter");
+  write_file((part / "adapter" / "kava.safetensors").string(), "weights " + content);
+  write_file((part / "optimizer.safetensors").string(), "moments " + content);
+  write_file((part / "state.json").string(), content);
+  return commit_checkpoint(run, step, "hash");
+}
+
+std::string refusal(const fs::path& checkpoint) {
+  try {
+    verify_checkpoint(checkpoint);
+  } catch (const Error& e) {
+    CHECK(e.code() == Exit::data);
+    return e.what();
+  }
+  return "";
+}
+
+std::string text_of(const fs::path& path) { return read_file(path.string(), 1 << 20); }
+
+}  // namespace
+
+TEST_CASE("a committed checkpoint verifies and tells its step, configuration and files") {
+  TempFolder run;
+  const fs::path path = make_checkpoint(run.path(), 12);
+  CHECK(path == run.path() / "checkpoints" / "step_12");
+  const Manifest manifest = verify_checkpoint(path);
+  CHECK(manifest.step == 12);
+  CHECK(manifest.config_hash == "hash");
+  REQUIRE(manifest.files.size() == 3);
+  CHECK(manifest.files[0].name == "adapter/kava.safetensors");
+  CHECK(manifest.files[2].sha256 == sha256("state"));
+  CHECK(manifest.has("optimizer.safetensors"));
+  CHECK(!manifest.has("manifest.json"));
+  CHECK(std::distance(fs::directory_iterator(run.path() / "checkpoints"), fs::directory_iterator()) == 1);
+}
+
+TEST_CASE("the newest checkpoint is found by number, past broken ones, and the reason is told") {
+  TempFolder run;
+  CHECK(!newest_valid_checkpoint(run.path()));
+  for (std::int64_t step : {2, 9, 10, 100}) make_checkpoint(run.path(), step);
+  const fs::path all = run.path() / "checkpoints";
+  CHECK(newest_valid_checkpoint(run.path())->manifest.step == 100);
+  overwrite(all / "step_100" / "optimizer.safetensors", "moments stat!");  // same size
+  fs::remove(all / "step_10" / "manifest.json");
+  fs::create_directory(all / "step_7_old");
+  fs::create_directory(all / "step_0200");
+  fs::create_directory(all / "step_99999999999999999999");
+  overwrite(all / "step_300", "a file, no folder");
+  std::vector<std::string> skipped;
+  const auto found = newest_valid_checkpoint(run.path(), &skipped);
+  REQUIRE(found);
+  CHECK(found->manifest.step == 9);
+  CHECK(found->path == all / "step_9");
+  REQUIRE(skipped.size() == 3);
+  CHECK(skipped[0].find("step_300") != std::string::npos);
+  CHECK(skipped[1].find("step_100/optimizer.safetensors") != std::string::npos);
+  CHECK(skipped[2].find("step_10/manifest.json") != std::string::npos);
+}
+
+TEST_CASE("a checkpoint under another step's name does not count") {
+  TempFolder run;
+  make_checkpoint(run.path(), 5);
+  fs::copy(run.path() / "checkpoints/step_5", run.path() / "checkpoints/step_6", fs::copy_options::recursive);
+  std::vector<std::string> skipped;
+  CHECK(newest_valid_checkpoint(run.path(), &skipped)->manifest.step == 5);
+  CHECK(skipped.size() == 1);
+}
+
+TEST_CASE("every damage to a checkpoint's files is found") {
+  TempFolder run;
+  const fs::path path = make_checkpoint(run.path(), 3);
+  const fs::path state = path / "state.json";
+  CHECK(refusal(path) == "");
+  overwrite(state, "statf");
+  CHECK(refusal(path).find("SHA-256") != std::string::npos);
+  overwrite(state, "state and more");
+  CHECK(refusal(path).find("bytes") != std::string::npos);
+  overwrite(state, "");
+  CHECK(refusal(path) != "");
+  fs::remove(state);
+  CHECK(refusal(path).find("state.json") != std::string::npos);
+  fs::create_directory(state);
+  CHECK(refusal(path) != "");
+  fs::remove(state);
+  REQUIRE(::mkfifo(state.c_str(), 0600) == 0);
+  CHECK(refusal(path) != "");
+  fs::remove(state);
+  overwrite(run.path() / "elsewhere", "state");
+  fs::create_symlink(run.path() / "elsewhere", state);
+  CHECK(refusal(path) != "");
+  fs::remove(state);
+  overwrite(state, "state");
+  CHECK(refusal(path) == "");
+  overwrite(path / "adapter" / "stray", "x");
+  CHECK(refusal(path).find("adapter/stray") != std::string::npos);
+  CHECK(refusal(run.path() / "missing") != "");
+  CHECK(refusal(state) != "");
+}
+
+TEST_CASE("a manifest that is malformed or reaches out of its folder is refused") {
+  TempFolder run;
+  const fs::path path = make_checkpoint(run.path(), 3);
+  const std::string good = text_of(path / "manifest.json");
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string bad = good;
+    const auto at = bad.find(from);
+    REQUIRE(at != std::string::npos);
+    overwrite(path / "manifest.json", bad.replace(at, from.size(), to));
+    CAPTURE(from, to);
+    CHECK(refusal(path) != "");
+  };
+  overwrite(run.path() / "outside", "state");
+  overwrite(run.path() / "checkpoints" / "outside", "state");
+  for (const char* name :
+       {"../outside", "/etc/passwd", "", ".", "..", "adapter/../state.json", "adapter/", "adapter/..", "adapter/a/b", "other/state.json",
+        "state.json/", "./state.json", "manifest.json", "adapter", "optimizer.safetensors", "a\\\\b", "state.json\\u0000"})
+    with("\"state.json\"", fmt::format("\"{}\"", name));
+  with("\"format_version\": 1", "\"format_version\": 2");
+  with("\"format_version\": 1", "\"format_version\": \"1\"");
+  with("\"format_version\": 1,", "");
+  with("\"step\": 3", "\"step\": -3");
+  with("\"step\": 3", "\"step\": 3.5");
+  with("\"step\": 3", "\"step\": 18446744073709551615");
+  with("\"config_hash\": \"hash\"", "\"config_hash\": null");
+  with("\"size\": 5", "\"size\": 6");
+  with("\"size\": 5", "\"size\": -5");
+  with("\"size\": 5", "\"size\": 1e30");
+  with(sha256("state"), sha256("other"));
+  with(sha256("state"), "abc");
+  with("\"files\": [", "\"files\": 1, \"more\": [");
+  with("\"files\": [", "\"files\": [7,");
+  for (std::size_t n = 0; n < good.size() - 2; n += 7) {
+    overwrite(path / "manifest.json", good.substr(0, n));
+    CAPTURE(n);
+    CHECK(refusal(path) != "");
+  }
+  overwrite(path / "manifest.json", good);
+  CHECK(refusal(path) == "");
+}
+
+TEST_CASE("what a kill at any moment leaves is never taken for a checkpoint and goes away at the next one") {
+  TempFolder run;
+  const fs::path all = run.path() / "checkpoints";
+  make_checkpoint(run.path(), 1);
+  // Killed while writing, before and after the manifest, and between the two renames of a replaced step.
+  fs::path part = begin_checkpoint(run.path(), 2);
+  overwrite(part / "state.json", "half");
+  CHECK(newest_valid_checkpoint(run.path())->manifest.step == 1);
+  overwrite(part / "manifest.json.part", "{");
+  fs::copy(all / "step_1", all / ".step_1.replaced.part", fs::copy_options::recursive);
+  CHECK(newest_valid_checkpoint(run.path())->manifest.step == 1);
+  // Killed while pruning: the manifest goes first.
+  make_checkpoint(run.path(), 3);
+  CHECK(!fs::exists(part));
+  CHECK(!fs::exists(all / ".step_1.replaced.part"));
+  fs::remove(all / "step_3" / "manifest.json");
+  std::vector<std::string> skipped;
+  CHECK(newest_valid_checkpoint(run.path(), &skipped)->manifest.step == 1);
+  CHECK(skipped.size() == 1);
+  CHECK(make_checkpoint(run.path(), 3, "again") == all / "step_3");
+  CHECK(newest_valid_checkpoint(run.path())->manifest.step == 3);
+  CHECK(text_of(all / "step_3" / "state.json") == "again");
+  CHECK(std::distance(fs::directory_iterator(all), fs::directory_iterator()) == 2);
+}
+
+TEST_CASE("a checkpoint that cannot be written leaves the older ones as they were") {
+  TempFolder run;
+  make_checkpoint(run.path(), 1);
+  const fs::path part = begin_checkpoint(run.path(), 2);
+  fs::create_directory(part / "manifest.json");
+  overwrite(part / "state.json", "x");
+  try {
+    commit_checkpoint(run.path(), 2, "hash");
+    FAIL("no error");
+  } catch (const Error& e) {
+    CHECK(e.code() == Exit::write);
+  }
+  CHECK(newest_valid_checkpoint(run.path())->manifest.step == 1);
+  overwrite(run.path() / "file", "");
+  CHECK_THROWS_AS(begin_checkpoint(run.path() / "file", 1), Error);
+}
+
+TEST_CASE("a checkpoint whose writing fails leaves nothing") {
+  TempFolder run;
+  make_checkpoint(run.path(), 1);
+  const auto fill = [](const fs::path& part) {
+    overwrite(part / "state.json", "x");
+    write_file("/dev/full", "x");
+  };
+  CHECK_THROWS_AS(write_checkpoint(run.path(), 2, "hash", fill), Error);
+  CHECK(std::distance(fs::directory_iterator(run.path() / "checkpoints"), fs::directory_iterator()) == 1);
+  const fs::path path = write_checkpoint(run.path(), 2, "hash", [](const fs::path& part) { overwrite(part / "state.json", "x"); });
+  CHECK(newest_valid_checkpoint(run.path())->path == path);
+}
+
+TEST_CASE("links are relative, replaced in one step and give their step back") {
+  TempFolder run;
+  CHECK(!linked_step(run.path(), "best"));
+  make_checkpoint(run.path(), 1);
+  make_checkpoint(run.path(), 20);
+  set_link(run.path(), "best", 1);
+  overwrite(run.path() / ".best.part", "left by a kill");
+  set_link(run.path(), "best", 20);
+  CHECK(fs::read_symlink(run.path() / "best") == "checkpoints/step_20");
+  CHECK(linked_step(run.path(), "best") == 20);
+  CHECK(verify_checkpoint(run.path() / "best").step == 20);
+  CHECK(!fs::exists(fs::symlink_status(run.path() / ".best.part")));
+  fs::create_directory(run.path() / "last");
+  overwrite(run.path() / "last" / "x", "");
+  CHECK_THROWS_AS(set_link(run.path(), "last", 1), Error);
+  CHECK(!fs::exists(fs::symlink_status(run.path() / ".last.part")));
+}
+
+TEST_CASE("pruning keeps the newest and the protected") {
+  TempFolder run;
+  for (std::int64_t step : {1, 2, 3, 10, 11, 30}) make_checkpoint(run.path(), step);
+  prune_checkpoints(run.path(), 11, 2, {2, 77});
+  std::vector<bool> left;
+  for (int step : {1, 2, 3, 10, 11, 30}) left.push_back(fs::exists(run.path() / fmt::format("checkpoints/step_{}", step)));
+  CHECK(left == std::vector<bool>{false, true, false, true, true, true});
+  CHECK_THROWS_AS(prune_checkpoints(run.path(), 11, 0, {}), Error);
+}
+
+TEST_CASE("a link in the place of a checkpoint is replaced or pruned, and what it leads to stays") {
+  TempFolder run, other;
+  const fs::path checkpoints = run.path() / "checkpoints", elsewhere = make_checkpoint(other.path(), 5);
+  make_checkpoint(run.path(), 1);
+  fs::create_directory_symlink("nowhere", checkpoints / "step_2");
+  fs::create_directory_symlink("step_3", checkpoints / "step_3");
+  fs::create_directory_symlink(elsewhere, checkpoints / "step_4");
+  fs::create_directory_symlink(elsewhere, checkpoints / "step_5");
+  for (std::int64_t step : {2, 3, 4}) {
+    CHECK(verify_checkpoint(make_checkpoint(run.path(), step)).step == step);
+    CHECK(!fs::is_symlink(checkpoints / fmt::format("step_{}", step)));
+  }
+  make_checkpoint(run.path(), 6);
+  prune_checkpoints(run.path(), 6, 1, {});
+  CHECK(!fs::exists(fs::symlink_status(checkpoints / "step_5")));
+  CHECK(verify_checkpoint(elsewhere).step == 5);
+}

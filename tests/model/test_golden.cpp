@@ -1,0 +1,108 @@
+// The whole KaVa step against the PyTorch reference: every tensor that `kava_inspect step` writes, on tiny models (tests/golden/README.md).
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <filesystem>
+#include <set>
+
+#include "engine/files/json.h"
+#include "engine/files/safetensors.h"
+#include "tests/programs/programs.h"
+
+namespace fs = std::filesystem;
+using namespace kava;
+
+namespace {
+
+const fs::path kGolden = fs::path(KAVA_SOURCE_DIR) / "tests/golden";
+
+double sign(uint64_t n) {
+  uint64_t x = (n + 1) * 0x9E3779B97F4A7C15u;
+  x ^= x >> 32;
+  x *= 0xD6E8FEB86659FD93u;
+  x ^= x >> 32;
+  return x >> 63 ? -1 : 1;
+}
+
+constexpr std::string_view kDots = "dots.";
+
+std::vector<double> values(const SafetensorsFile& file, const TensorInfo& t) {
+  std::vector<double> x(static_cast<std::size_t>(t.count()));
+  if (t.dtype == "I32") {
+    std::vector<int32_t> raw(x.size());
+    file.read(t, raw.data());
+    x.assign(raw.begin(), raw.end());
+  } else {
+    file.read_as(t, DType::f64, x.data());
+  }
+  return x;
+}
+
+std::vector<double> dots(const std::vector<double>& x) {
+  std::vector<double> out(16, 0.0);
+  for (std::size_t i = 0; i < x.size(); ++i)
+    for (std::size_t d = 0; d < 16; ++d) out[d] += sign(16 * i + d) * x[i];
+  return out;
+}
+
+double relative_error(const std::vector<double>& found, const std::vector<double>& stored) {
+  double difference = 0, norm = 0, own = 0;
+  for (std::size_t i = 0; i < stored.size(); ++i) {
+    difference += (found[i] - stored[i]) * (found[i] - stored[i]);
+    norm += stored[i] * stored[i];
+    own += found[i] * found[i];
+  }
+  if (stored.empty()) return 0;
+  return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(own / static_cast<double>(stored.size()));
+}
+
+void compare(const std::string& name, const SafetensorsFile& golden, const SafetensorsFile& step, const Json* f32_errors) {
+  std::set<std::string> expected;
+  for (const TensorInfo& t : golden.tensors()) {
+    const bool projected = t.name.starts_with(kDots);
+    const std::string tensor = projected ? t.name.substr(kDots.size()) : t.name;
+    expected.insert(tensor);
+    const TensorInfo* found = step.find(tensor);
+    INFO(name << ": " << tensor);
+    REQUIRE(found);
+    if (!projected) REQUIRE(found->shape == t.shape);
+    std::vector<double> x = values(step, *found);
+    if (projected) x = dots(x);
+    const std::vector<double> y = values(golden, t);
+    REQUIRE(x.size() == y.size());
+    if (t.dtype == "I32") {
+      CHECK(x == y);
+      continue;
+    }
+    double limit = 1e-9;
+    if (f32_errors) limit = 10 * f32_errors->at(t.name).get<double>() + 1e-6;
+    CHECK(relative_error(x, y) <= limit);
+  }
+  for (const TensorInfo& t : step.tensors()) {
+    INFO(name << ": " << t.name << " is written but not expected");
+    CHECK(expected.contains(t.name));
+  }
+}
+
+void run_cases(const std::string& dtype) {
+  const Json errors = read_json((kGolden / "f32_errors.json").string());
+  const TempFolder temporary;
+  int cases = 0;
+  for (const auto& entry : fs::directory_iterator(kGolden / "cases")) {
+    if (entry.path().extension() != ".toml") continue;
+    const std::string name = entry.path().stem().string(), out = temporary / "step.safetensors";
+    const Ended run = run_command(fmt::format("kava_inspect step '{}' --set model.dtype={} --out '{}'", entry.path().string(), dtype, out));
+    INFO(name << ": " << run.err);
+    REQUIRE(run.code == 0);
+    const SafetensorsFile golden = SafetensorsFile::open((kGolden / "cases" / (name + ".safetensors")).string());
+    const SafetensorsFile step = SafetensorsFile::open(out);
+    compare(name, golden, step, dtype == "f32" ? &errors.at(name) : nullptr);
+    ++cases;
+  }
+  REQUIRE(cases >= 44);
+}
+
+}  // namespace
+
+TEST_CASE("every tensor of the step equals the reference in f64") { run_cases("f64"); }
+
+TEST_CASE("every tensor of the step equals the reference in f32 as far as f32 can") { run_cases("f32"); }

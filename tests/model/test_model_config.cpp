@@ -1,0 +1,441 @@
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <map>
+
+#include "engine/files/json.h"
+#include "models/config.h"
+#include "models/weights.h"
+#include "tests/folders.h"
+
+using namespace kava;
+namespace fs = std::filesystem;
+
+namespace {
+
+Json llama() {
+  return {{"model_type", "llama"}, {"hidden_size", 8},     {"intermediate_size", 6},     {"num_hidden_layers", 2},
+          {"vocab_size", 10},      {"head_dim", 4},        {"num_attention_heads", 4},   {"num_key_value_heads", 2},
+          {"rms_norm_eps", 1e-5},  {"hidden_act", "silu"}, {"tie_word_embeddings", true}};
+}
+
+Json qwen2() {
+  Json json = llama();
+  json["model_type"] = "qwen2";
+  return json;
+}
+
+ModelConfig load(const TempFolder& folder, const Json& json) {
+  overwrite(folder / "config.json", json.dump());
+  return ModelConfig::load(folder.path().string());
+}
+
+template <class F>
+std::string refusal(F&& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    CHECK(e.code() == Exit::data);
+    return e.what();
+  }
+  return "";
+}
+
+void check_refused(const TempFolder& folder, const Json& base, const Json& changes, const std::string& name) {
+  Json json = base;
+  json.update(changes);
+  CAPTURE(json.dump());
+  CHECK(refusal([&] { load(folder, json); }).find(name) != std::string::npos);
+}
+
+// One tensor of each spec, filled with small numbers, in the dtype F32.
+struct Weights {
+  std::map<std::string, std::vector<float>> values;
+  std::map<std::string, std::vector<std::int64_t>> shapes;
+  explicit Weights(const ModelConfig& config) {
+    for (const WeightSpec& spec : weight_specs(config))
+      add(spec.name, spec.vector ? std::vector{spec.cols} : std::vector{spec.rows, spec.cols});
+  }
+  void add(const std::string& name, std::vector<std::int64_t> shape) {
+    std::int64_t count = 1;
+    for (std::int64_t d : shape) count *= d;
+    values[name].resize(static_cast<std::size_t>(count));
+    for (std::size_t i = 0; i < values[name].size(); ++i) values[name][i] = static_cast<float>(i) + static_cast<float>(name.size()) / 64;
+    shapes[name] = shape;
+  }
+  void remove(const std::string& name) {
+    values.erase(name);
+    shapes.erase(name);
+  }
+  void write(
+      const std::string& path, const std::function<bool(const std::string&)>& wanted = [](const std::string&) { return true; }) const {
+    std::vector<TensorOut> out;
+    for (const auto& [name, data] : values)
+      if (wanted(name)) out.push_back({name, "F32", shapes.at(name), data.data()});
+    write_safetensors(path, out);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("the configurations of real models are read as transformers reads them") {
+  const std::string llama = shared_data("data/tokenizers/llama-3.2-1b-instruct"),
+                    qwen = shared_data("data/tokenizers/qwen2.5-0.5b-instruct"),
+                    smol = shared_data("data/tokenizers/smollm2-135m-instruct"), stories = shared_data("data/models/stories260k");
+  if (llama.empty() || qwen.empty() || smol.empty() || stories.empty()) SKIP("no shared data");
+  ModelConfig c = ModelConfig::load(llama);
+  CHECK(c.family == "llama");
+  CHECK(std::vector{c.layers, c.hidden, c.heads, c.kv_heads, c.head_dim, c.mlp, c.vocab, c.max_positions} ==
+        std::vector<std::int64_t>{16, 2048, 32, 8, 64, 8192, 128256, 131072});
+  CHECK((c.tied && !c.qkv_bias && c.norm_eps == 1e-5 && c.rope_theta == 500000 && c.initializer_range == 0.02));
+  CHECK((c.rope.llama3 && c.rope.factor == 32 && c.rope.low_freq_factor == 1 && c.rope.high_freq_factor == 4));
+  CHECK(c.rope.original_max_position == 8192);
+  CHECK((c.eos_is_list && c.eos_ids == std::vector<std::int64_t>{128001, 128008, 128009} && c.bos_id == 128000));
+
+  c = ModelConfig::load(qwen);
+  CHECK(c.family == "qwen2");
+  CHECK(std::vector{c.layers, c.hidden, c.heads, c.kv_heads, c.head_dim, c.mlp, c.vocab} ==
+        std::vector<std::int64_t>{24, 896, 14, 2, 64, 4864, 151936});
+  CHECK((c.tied && c.qkv_bias && c.norm_eps == 1e-6 && c.rope_theta == 1e6 && !c.rope.llama3));
+  CHECK((!c.eos_is_list && c.eos_ids == std::vector<std::int64_t>{151645}));
+
+  c = ModelConfig::load(smol);
+  CHECK(std::vector{c.layers, c.hidden, c.heads, c.kv_heads, c.head_dim, c.mlp, c.vocab} ==
+        std::vector<std::int64_t>{30, 576, 9, 3, 64, 1536, 49152});
+  CHECK((c.rope_theta == 100000 && c.initializer_range == 0.041666666666666664));
+
+  c = ModelConfig::load(stories);
+  CHECK(std::vector{c.layers, c.hidden, c.heads, c.kv_heads, c.head_dim, c.mlp, c.vocab} ==
+        std::vector<std::int64_t>{5, 64, 8, 4, 8, 172, 512});
+}
+
+TEST_CASE("missing keys get the defaults of transformers") {
+  TempFolder folder;
+  const Json bare = {{"model_type", "llama"},  {"hidden_size", 8}, {"intermediate_size", 6},
+                     {"num_hidden_layers", 1}, {"vocab_size", 10}, {"num_attention_heads", 4}};
+  ModelConfig c = load(folder, bare);
+  CHECK((c.kv_heads == 4 && c.head_dim == 2 && !c.tied && c.norm_eps == 1e-6 && c.rope_theta == 10000 && c.initializer_range == 0.02));
+  CHECK((c.max_positions == 2048 && c.eos_ids.empty() && !c.bos_id));
+  Json qwen = bare;
+  qwen.update({{"model_type", "qwen2"}, {"num_attention_heads", 64}, {"hidden_size", 128}});
+  c = load(folder, qwen);
+  CHECK((c.kv_heads == 32 && c.qkv_bias && c.max_positions == 32768));
+  qwen["num_key_value_heads"] = nullptr;
+  CHECK(load(folder, qwen).kv_heads == 64);
+  qwen.erase("num_key_value_heads");
+  qwen["num_attention_heads"] = 8;
+  CHECK(refusal([&] { load(folder, qwen); }).find("num_key_value_heads = 32") != std::string::npos);
+}
+
+TEST_CASE("the older and the newer spelling of rotary positions mean the same") {
+  TempFolder folder;
+  const Json llama3 = {{"factor", 32.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 8192}};
+  const auto with = [&](const Json& changes) {
+    Json json = llama();
+    json.update(changes);
+    return load(folder, json);
+  };
+  Json typed = llama3, old_typed = llama3, themed = llama3;
+  typed["rope_type"] = "llama3";
+  old_typed["type"] = "llama3";
+  themed.update({{"rope_type", "llama3"}, {"rope_theta", 500000.0}});
+  for (const Json& changes :
+       {Json{{"rope_theta", 500000}, {"rope_scaling", typed}}, Json{{"rope_theta", 500000.0}, {"rope_scaling", old_typed}},
+        Json{{"rope_parameters", themed}}, Json{{"rope_theta", 7}, {"rope_parameters", themed}},
+        Json{{"rope_scaling", nullptr}, {"rope_parameters", themed}},
+        Json{{"rope_scaling", Json::object()}, {"rope_parameters", themed}}}) {
+    CAPTURE(changes.dump());
+    const ModelConfig c = with(changes);
+    CHECK((c.rope_theta == 500000 && c.rope.llama3 && c.rope.factor == 32 && c.rope.high_freq_factor == 4 &&
+           c.rope.original_max_position == 8192));
+  }
+  CHECK(with({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 100}}}}).rope_theta == 100);
+  CHECK(with({{"rope_parameters", {{"rope_theta", 100}}}}).rope_theta == 100);
+  CHECK(with({{"rope_scaling", {{"rope_type", "default"}}}, {"rope_theta", 50}}).rope_theta == 50);
+  Json short_form = typed;
+  short_form.erase("original_max_position_embeddings");
+  CHECK(with({{"rope_scaling", short_form}, {"max_position_embeddings", 77}}).rope.original_max_position == 77);
+  CHECK(with({{"torch_dtype", "bfloat16"}}).layers == 2);
+  CHECK(with({{"dtype", "bfloat16"}}).layers == 2);
+}
+
+TEST_CASE("every option that changes the function and is not supported is refused by name") {
+  TempFolder folder;
+  for (const Json& base : {llama(), qwen2()}) {
+    for (const Json& changes :
+         {Json{{"model_type", "mistral"}}, Json{{"hidden_act", "gelu"}}, Json{{"mlp_bias", true}}, Json{{"use_sliding_window", true}},
+          Json{{"partial_rotary_factor", 0.5}}, Json{{"rope_interleaved", true}}, Json{{"pretraining_tp", 2}},
+          Json{{"attention_dropout", 0.1}}, Json{{"quantization_config", {{"bits", 4}}}},
+          Json{{"layer_types", {"full_attention", "sliding_attention"}}}, Json{{"layer_types", {"full_attention"}}},
+          Json{{"architectures", {"LlamaForSequenceClassification"}}}, Json{{"hidden_act", 3}}, Json{{"attention_dropout", "0"}}})
+      check_refused(folder, base, changes, changes.begin().key());
+    for (const char* type : {"linear", "dynamic", "yarn", "longrope", "mrope", "Llama3", ""}) {
+      const Json rope = {{"rope_type", type},
+                         {"factor", 2.0},
+                         {"low_freq_factor", 1.0},
+                         {"high_freq_factor", 4.0},
+                         {"original_max_position_embeddings", 8}};
+      check_refused(folder, base, {{"rope_scaling", rope}}, "rope_scaling.rope_type");
+      check_refused(folder, base, {{"rope_parameters", rope}}, "rope_parameters.rope_type");
+    }
+    check_refused(folder, base, {{"rope_scaling", {{"type", "linear"}, {"factor", 2}}}}, "rope_scaling.type");
+    check_refused(folder, base, {{"rope_scaling", {{"factor", 2}}}}, "rope_type");
+    check_refused(folder, base, {{"rope_parameters", {{"partial_rotary_factor", 0.25}}}}, "partial_rotary_factor");
+    check_refused(folder, base, {{"rope_parameters", {{"full_attention", {{"rope_theta", 5}}}}}}, "full_attention");
+  }
+  check_refused(folder, llama(), {{"attention_bias", true}}, "attention_bias");
+  Json harmless = qwen2();
+  harmless.update({{"use_sliding_window", false},
+                   {"sliding_window", 4096},
+                   {"max_window_layers", 1},
+                   {"attention_dropout", 0.0},
+                   {"pretraining_tp", 1},
+                   {"partial_rotary_factor", 1.0},
+                   {"layer_types", {"full_attention", "full_attention"}},
+                   {"architectures", {"Qwen2ForCausalLM"}},
+                   {"quantization_config", nullptr},
+                   {"rope_interleaved", false},
+                   {"attention_bias", true},
+                   {"use_cache", true}});
+  CHECK(load(folder, harmless).qkv_bias);
+}
+
+TEST_CASE("sizes and numbers that make no sense are refused by name") {
+  TempFolder folder;
+  for (const char* key : {"hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "num_attention_heads",
+                          "num_key_value_heads", "head_dim", "max_position_embeddings"})
+    for (const Json& value : {Json(0), Json(-1), Json(2147483648u), Json(18446744073709551615u), Json(8.0), Json("8"), Json(true),
+                              Json::array({8}), Json(1e30)})
+      check_refused(folder, llama(), {{key, value}}, key);
+  for (const char* key : {"hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "model_type"}) {
+    Json json = llama();
+    json.erase(key);
+    CHECK(refusal([&] { load(folder, json); }).find(key) != std::string::npos);
+    check_refused(folder, llama(), {{key, nullptr}}, key);
+  }
+  for (const char* key : {"rms_norm_eps", "rope_theta", "initializer_range"})
+    for (const Json& value : {Json(0), Json(-1), Json("1e-5"), Json(true), Json(1e300)})
+      check_refused(folder, llama(), {{key, value}}, key);
+  check_refused(folder, llama(), {{"head_dim", 5}}, "head_dim");
+  check_refused(folder, llama(), {{"num_key_value_heads", 3}}, "num_key_value_heads");
+  check_refused(folder, llama(), {{"head_dim", nullptr}, {"hidden_size", 9}}, "hidden_size");
+  check_refused(folder, llama(), {{"num_hidden_layers", 2147483647}}, "num_hidden_layers");
+  check_refused(folder, llama(), {{"hidden_size", 2147483647}, {"vocab_size", 2147483647}}, "2^40");
+  check_refused(
+      folder, llama(),
+      {{"head_dim", 2147483646}, {"num_attention_heads", 2147483647}, {"num_key_value_heads", 2147483647}, {"hidden_size", 2147483647}},
+      "2^40");
+  check_refused(folder, llama(), {{"tie_word_embeddings", 1}}, "tie_word_embeddings");
+  check_refused(folder, llama(), {{"tie_word_embeddings", "true"}}, "tie_word_embeddings");
+  for (const Json& value :
+       {Json(10), Json(-1), Json("2"), Json(2.0), Json::array(), Json::array({1, 10}), Json::array({"a"}), Json::object()})
+    check_refused(folder, llama(), {{"eos_token_id", value}}, "eos_token_id");
+  check_refused(folder, llama(), {{"bos_token_id", 10}}, "bos_token_id");
+  const Json rope = {{"rope_type", "llama3"},
+                     {"factor", 32.0},
+                     {"low_freq_factor", 1.0},
+                     {"high_freq_factor", 4.0},
+                     {"original_max_position_embeddings", 8}};
+  for (const auto& [key, value] : rope.items()) {
+    if (key == "original_max_position_embeddings" || key == "rope_type") continue;
+    Json bad = rope;
+    bad.erase(key);
+    check_refused(folder, llama(), {{"rope_scaling", bad}}, key);
+    for (const Json& wrong : {Json(0), Json(-1.5), Json("2"), Json(1e300)}) {
+      bad[key] = wrong;
+      check_refused(folder, llama(), {{"rope_scaling", bad}}, key);
+    }
+  }
+  check_refused(folder, llama(), {{"rope_scaling", "llama3"}}, "rope_scaling");
+}
+
+TEST_CASE("a config.json that is missing or no object is one clear error") {
+  TempFolder folder;
+  CHECK(refusal([&] { ModelConfig::load(folder.path().string()); }).find("config.json") != std::string::npos);
+  CHECK(refusal([&] { ModelConfig::load(folder / "no folder"); }) != "");
+  for (const char* text : {"", "[]", "null", "{", "{\"model_type\": \"llama\", \"model_type\": \"llama\"}", "{\"model_type\": 1}"}) {
+    overwrite(folder / "config.json", text);
+    CHECK(refusal([&] { ModelConfig::load(folder.path().string()); }).find("config.json") != std::string::npos);
+  }
+}
+
+TEST_CASE("the tensors of a model are those of its family") {
+  TempFolder folder;
+  const auto specs = weight_specs(load(folder, llama()));
+  CHECK(specs.size() == 1 + 2 * 9 + 1);
+  CHECK(specs[0].name == "model.embed_tokens.weight");
+  const auto find = [](const std::vector<WeightSpec>& all, const std::string& name) {
+    for (const WeightSpec& s : all)
+      if (s.name == name) return std::vector{s.rows, s.cols, std::int64_t{s.vector}};
+    return std::vector<std::int64_t>{};
+  };
+  CHECK(find(specs, "model.layers.1.self_attn.q_proj.weight") == std::vector<std::int64_t>{16, 8, 0});
+  CHECK(find(specs, "model.layers.0.self_attn.k_proj.weight") == std::vector<std::int64_t>{8, 8, 0});
+  CHECK(find(specs, "model.layers.0.self_attn.o_proj.weight") == std::vector<std::int64_t>{8, 16, 0});
+  CHECK(find(specs, "model.layers.0.mlp.down_proj.weight") == std::vector<std::int64_t>{8, 6, 0});
+  CHECK(find(specs, "model.norm.weight") == std::vector<std::int64_t>{1, 8, 1});
+  CHECK(find(specs, "lm_head.weight").empty());
+  Json json = qwen2();
+  json["tie_word_embeddings"] = false;
+  const auto biased = weight_specs(load(folder, json));
+  CHECK(biased.size() == 1 + 2 * 12 + 2);
+  CHECK(find(biased, "model.layers.1.self_attn.v_proj.bias") == std::vector<std::int64_t>{1, 8, 1});
+  CHECK(find(biased, "lm_head.weight") == std::vector<std::int64_t>{10, 8, 0});
+}
+
+TEST_CASE("weights are read by name, and a missing, extra or misshapen tensor is named") {
+  TempFolder folder;
+  const ModelConfig config = load(folder, llama());
+  const std::string path = folder / "model.safetensors", dir = folder.path().string();
+  const auto open = [&] { return WeightFiles::open(dir, config); };
+  CHECK(refusal(open).find("model.safetensors") != std::string::npos);
+  const Weights good(config);
+  good.write(path);
+  const WeightFiles files = open();
+  for (const WeightSpec& spec : weight_specs(config)) {
+    std::vector<float> out(static_cast<std::size_t>(spec.rows * spec.cols));
+    files.read(spec, out.data(), DType::f32);
+    CHECK(out == good.values.at(spec.name));
+  }
+  CHECK(files.header_text() == SafetensorsFile::open(path).header_text());
+
+  const auto refused = [&](const std::string& name, const std::function<void(Weights&)>& change) {
+    Weights bad = good;
+    change(bad);
+    bad.write(path);
+    CAPTURE(name);
+    CHECK(refusal(open).find(name) != std::string::npos);
+  };
+  const std::string norm = "model.norm.weight", q = "model.layers.1.self_attn.q_proj.weight";
+  refused(norm, [&](Weights& w) { w.remove(norm); });
+  refused("model.embed_tokens.weight", [&](Weights& w) { w.remove("model.embed_tokens.weight"); });
+  refused(norm, [&](Weights& w) { w.add(norm, {1, 8}); });
+  refused(q, [&](Weights& w) { w.add(q, {8, 16}); });
+  refused(q, [&](Weights& w) { w.add(q, {128}); });
+  refused("model.layers.2.mlp.up_proj.weight", [&](Weights& w) { w.add("model.layers.2.mlp.up_proj.weight", {6, 8}); });
+  refused("model.layers.0.self_attn.q_proj.bias", [&](Weights& w) { w.add("model.layers.0.self_attn.q_proj.bias", {16}); });
+  refused("other", [&](Weights& w) { w.add("other", {1}); });
+  refused("rotary_emb.inv_freq", [&](Weights& w) { w.add("rotary_emb.inv_freq", {1}); });
+  refused("lm_head.weight", [&](Weights& w) { w.add("lm_head.weight", {10, 8}); });
+  Weights accepted = good;
+  accepted.add("lm_head.weight", {10, 8});
+  accepted.values["lm_head.weight"] = accepted.values["model.embed_tokens.weight"];
+  accepted.add("model.layers.0.self_attn.rotary_emb.inv_freq", {4});
+  accepted.write(path);
+  CHECK(refusal(open) == "");
+  accepted.values["lm_head.weight"][79] += 1;
+  accepted.write(path);
+  CHECK(refusal(open).find("lm_head.weight") != std::string::npos);
+
+  ModelConfig untied = config;
+  untied.tied = false;
+  good.write(path);
+  CHECK(refusal([&] { WeightFiles::open(dir, untied); }).find("lm_head.weight") != std::string::npos);
+}
+
+TEST_CASE("weights of a type that is no floating number, or that are not finite, are refused by name") {
+  TempFolder folder;
+  const ModelConfig config = load(folder, llama());
+  const std::string path = folder / "model.safetensors";
+  Weights weights(config);
+  std::vector<TensorOut> out;
+  for (const auto& [name, data] : weights.values)
+    out.push_back({name, name == "model.norm.weight" ? "I32" : "F32", weights.shapes.at(name), data.data()});
+  write_safetensors(path, out);
+  CHECK(refusal([&] { WeightFiles::open(folder.path().string(), config); }).find("model.norm.weight") != std::string::npos);
+
+  const WeightSpec norm{"model.norm.weight", 1, 8, true};
+  std::vector<double> room(8);
+  for (float bad : {std::nanf(""), std::numeric_limits<float>::infinity(), 3.4e38f}) {
+    weights.values[norm.name][7] = bad;
+    weights.write(path);
+    const WeightFiles files = WeightFiles::open(folder.path().string(), config);
+    for (DType type : {DType::f32, DType::f64, DType::bf16}) {
+      const bool fits = bad == 3.4e38f && type != DType::bf16;
+      CHECK((refusal([&] { files.read(norm, room.data(), type); }).find(norm.name) == std::string::npos) == fits);
+    }
+  }
+}
+
+TEST_CASE("shards are read as their index says and nothing else is") {
+  TempFolder folder;
+  const ModelConfig config = load(folder, llama());
+  const std::string dir = folder.path().string(), index = folder / "model.safetensors.index.json";
+  const Weights weights(config);
+  const auto second = [](const std::string& name) { return name.find("layers.1") != std::string::npos; };
+  const auto first = [&](const std::string& name) { return !second(name); };
+  const auto write_all = [&] {
+    weights.write(folder / "a.safetensors", first);
+    weights.write(folder / "b.safetensors", second);
+  };
+  Json map;
+  for (const auto& [name, data] : weights.values) map[name] = second(name) ? "b.safetensors" : "a.safetensors";
+  const auto open = [&](const Json& weight_map) {
+    overwrite(index, Json{{"metadata", {{"total_size", 1}}}, {"weight_map", weight_map}}.dump());
+    return refusal([&] { WeightFiles::open(dir, config); });
+  };
+  write_all();
+  overwrite(folder / "c.safetensors", "not read");
+  CHECK(open(map) == "");
+  const WeightFiles files = WeightFiles::open(dir, config);
+  std::vector<float> out(16 * 8);
+  files.read({"model.layers.1.self_attn.q_proj.weight", 16, 8}, out.data(), DType::f32);
+  CHECK(out == weights.values.at("model.layers.1.self_attn.q_proj.weight"));
+
+  const std::string norm = "model.norm.weight";
+  const auto with = [&](const Json& value) {
+    Json changed = map;
+    changed[norm] = value;
+    return open(changed);
+  };
+  for (const char* name :
+       {"../a.safetensors", "/a.safetensors", "", ".", "..", "x/a.safetensors", "b.safetensors", "c.safetensors", "missing.safetensors"}) {
+    CAPTURE(name);
+    CHECK(with(name) != "");
+  }
+  CHECK(with(7).find(norm) != std::string::npos);
+  Json less = map;
+  less.erase(norm);
+  CHECK(open(less).find(norm) != std::string::npos);
+  Json more = map;
+  more["model.other"] = "a.safetensors";
+  CHECK(open(more).find("model.other") != std::string::npos);
+  CHECK(open(Json::object()) != "");
+  CHECK(open(7) != "");
+  for (const char* text : {"", "[]", "{}", "{\"weight_map\": null}"}) {
+    overwrite(index, text);
+    CHECK(refusal([&] { WeightFiles::open(dir, config); }) != "");
+  }
+  // A tensor in both shards.
+  weights.write(folder / "b.safetensors", [&](const std::string& name) { return second(name) || name == norm; });
+  CHECK(open(map).find(norm) != std::string::npos);
+  write_all();
+  CHECK(open(map) == "");
+  // model.safetensors comes before any index.
+  overwrite(index, "broken");
+  weights.write(folder / "model.safetensors");
+  CHECK(refusal([&] { WeightFiles::open(dir, config); }) == "");
+  fs::remove(folder / "model.safetensors");
+  fs::create_symlink("gone", folder / "model.safetensors");
+  CHECK(open(map).find("model.safetensors") != std::string::npos);
+}
+
+TEST_CASE("the real weights of stories260k fit their configuration in every type") {
+  const std::string dir = shared_data("data/models/stories260k");
+  if (dir.empty()) SKIP("no shared data");
+  const ModelConfig config = ModelConfig::load(dir);
+  const WeightFiles files = WeightFiles::open(dir, config);
+  for (const WeightSpec& spec : weight_specs(config)) {
+    const auto n = static_cast<std::size_t>(spec.rows * spec.cols);
+    std::vector<float> single(n);
+    std::vector<double> wide(n);
+    std::vector<bf16> brain(n);
+    files.read(spec, single.data(), DType::f32);
+    files.read(spec, wide.data(), DType::f64);
+    files.read(spec, brain.data(), DType::bf16);
+    for (std::size_t i = 0; i < n; ++i)
+      if (wide[i] != single[i] || std::fabs(to_float(brain[i]) - single[i]) > std::fabs(single[i]) * 0x1p-8f)
+        FAIL(spec.name << " element " << i);
+  }
+}

@@ -1,0 +1,455 @@
+#include <sys/resource.h>
+
+#include <catch2/catch_approx.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <cmath>
+#include <numbers>
+
+#include "engine/files/json.h"
+#include "models/flops.h"
+#include "models/footprint.h"
+#include "models/validation.h"
+#include "tests/model/train_rig.h"
+
+using namespace kava;
+using Catch::Approx;
+namespace fs = std::filesystem;
+
+namespace {
+
+const std::string kAdapter = "model.adapter=" + kGolden + "adapters/llama";
+
+std::vector<double> values_after(TinyRun& run, int64_t steps) {
+  Trainer trainer(*run.model, run.samples, {});
+  for (int64_t i = 0; i < steps; ++i) trainer.step();
+  std::vector<double> all;
+  for (const Parameter& p : run.model->parameters.all())
+    for (double x : run.model->parameters.get(p.value)) all.push_back(x);
+  return all;
+}
+
+std::vector<Json> lines_of(const fs::path& file) {
+  std::vector<Json> lines;
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) lines.push_back(Json::parse(line));
+  return lines;
+}
+
+// A sample of given lengths; ids do not matter to its cost.
+Sample of_lengths(std::size_t question, std::size_t trace, std::size_t answer) {
+  return {std::vector<int32_t>(question, 1), std::vector<int32_t>(trace, 1), std::vector<int32_t>(answer, 1), 3, 0};
+}
+
+ModelConfig llama_1b() {
+  ModelConfig m;
+  m.family = "llama", m.layers = 16, m.hidden = 2048, m.heads = 32, m.kv_heads = 8, m.head_dim = 64, m.mlp = 8192, m.vocab = 128256;
+  m.tied = true;
+  return m;
+}
+
+}  // namespace
+
+TEST_CASE("the learning rate warms up from zero and then follows its schedule") {
+  RunConfig::Train t;
+  t.lr = 1, t.warmup = 0.03, t.schedule = Schedule::cosine;
+  // N = 100: W = 3
+  CHECK(learning_rate(t, 0, 100) == 0);
+  CHECK(learning_rate(t, 1, 100) == Approx(1.0 / 3));
+  CHECK(learning_rate(t, 2, 100) == Approx(2.0 / 3));
+  CHECK(learning_rate(t, 3, 100) == 1);
+  CHECK(learning_rate(t, 99, 100) == Approx((1 + std::cos(std::numbers::pi * 96 / 97)) / 2));
+  t.schedule = Schedule::linear;
+  CHECK(learning_rate(t, 2, 100) == Approx(2.0 / 3));
+  CHECK(learning_rate(t, 3, 100) == 1);
+  CHECK(learning_rate(t, 52, 100) == Approx(48.0 / 97));
+  t.schedule = Schedule::constant;
+  CHECK(learning_rate(t, 1, 100) == Approx(1.0 / 3));
+  CHECK(learning_rate(t, 99, 100) == 1);
+  t.warmup = 0;
+  CHECK(learning_rate(t, 0, 100) == 1);
+  t.warmup = 1;
+  CHECK(learning_rate(t, 99, 100) == Approx(0.99));
+  t.warmup = 0.03;  // N = 10: W = ceil(0.3) = 1
+  CHECK(learning_rate(t, 0, 10) == 0);
+  CHECK(learning_rate(t, 1, 10) == 1);
+}
+
+TEST_CASE("a run takes epochs of whole batches and a partial one, or max_steps") {
+  RunConfig::Train t;
+  t.epochs = 3, t.batch = 2;
+  CHECK(total_steps(t, 5) == 9);
+  CHECK(total_steps(t, 1) == 3);
+  t.max_steps = 4;
+  CHECK(total_steps(t, 5) == 4);
+
+  TinyRun run({"train.epochs=2"});
+  Trainer trainer(*run.model, run.samples, {});
+  std::vector<int64_t> sizes, epochs, seen;
+  for (int i = 0; i < 6; ++i) {
+    const StepReport r = trainer.step();
+    sizes.push_back(r.batch_samples), epochs.push_back(r.epoch), seen.push_back(r.samples);
+  }
+  CHECK(sizes == std::vector<int64_t>{2, 2, 1, 2, 2, 1});
+  CHECK(epochs == std::vector<int64_t>{0, 0, 0, 1, 1, 1});
+  CHECK(seen == std::vector<int64_t>{2, 4, 5, 7, 9, 10});
+  CHECK(trainer.state().finished());
+}
+
+TEST_CASE("an epoch trains on every sample once, in an order of its own") {
+  // With lr = 0 the student's loss of an epoch's batches of one is the multiset of the samples' losses.
+  TinyRun run({"train.epochs=2", "train.batch=1", "train.lr=0", "lora.dropout=0"});
+  Trainer trainer(*run.model, run.samples, {});
+  std::vector<double> first, second;
+  for (int i = 0; i < 5; ++i) first.push_back(trainer.step().losses.student_ce);
+  for (int i = 0; i < 5; ++i) second.push_back(trainer.step().losses.student_ce);
+  CHECK(first != second);
+  std::ranges::sort(first), std::ranges::sort(second);
+  CHECK(first == second);
+  CHECK(std::ranges::adjacent_find(first) == first.end());
+}
+
+TEST_CASE("the loss falls in every method, with LoRA and with all weights") {
+  for (const char* method : {"kava", "pccot", "codi", "full_cot", "no_cot"})
+    for (const char* trainable : {"lora", "all"}) {
+      INFO(method << " " << trainable);
+      TinyRun run({std::string("method=") + method, std::string("train.trainable=") + trainable, "train.batch=5", "train.max_steps=60",
+                   "lora.dropout=0", "latent.count=3", "lora.rank=8"});
+      Trainer trainer(*run.model, run.samples, {});
+      const double before = trainer.step().loss;
+      double after = before;
+      while (!trainer.state().finished()) after = trainer.step().loss;
+      CHECK(after < 0.8 * before);
+    }
+}
+
+TEST_CASE("training gives the same bytes with one thread and with two") {
+  for (const char* dtype : {"model.dtype=f32", "model.dtype=bf16", "model.dtype=f64"}) {
+    INFO(dtype);
+    TinyRun one({dtype, kAdapter, "train.epochs=3"}, 1), two({dtype, kAdapter, "train.epochs=3"}, 2),
+        again({dtype, kAdapter, "train.epochs=3"}, 1);
+    const std::vector<double> a = values_after(one, 6);
+    CHECK(a == values_after(two, 6));
+    CHECK(a == values_after(again, 6));
+    TinyRun other({dtype, kAdapter, "train.epochs=3", "seed=43"});
+    CHECK(a != values_after(other, 6));
+  }
+}
+
+TEST_CASE("a batch cut into forwards has the losses and gradients of the whole, with the same dropout") {
+  // Without the division by a forward's own std every term is a plain mean.
+  const std::vector<std::string> base = {"model.dtype=f64", kAdapter, "train.batch=5", "lora.dropout=0.3", "kv.std=none", "codi.std=none"};
+  auto with = [&](const std::string& set) {
+    std::vector<std::string> sets = base;
+    sets.push_back(set);
+    return sets;
+  };
+  TinyRun whole(base), cut(with("train.micro_batch=2")), dry(with("lora.dropout=0"));
+  StepReport reports[3];
+  std::vector<double> gradients[3];
+  int i = 0;
+  for (TinyRun* run : {&whole, &cut, &dry}) {
+    reports[i] = Trainer(*run->model, run->samples, {}).step();
+    for (const Parameter& p : run->model->parameters.all())
+      for (double x : run->model->parameters.get(p.grad)) gradients[i].push_back(x);
+    ++i;
+  }
+  CHECK(reports[1].losses.student_ce == Approx(reports[0].losses.student_ce).epsilon(1e-12));
+  CHECK(reports[1].losses.teacher_ce == Approx(reports[0].losses.teacher_ce).epsilon(1e-12));
+  CHECK(reports[1].losses.kv == Approx(reports[0].losses.kv).epsilon(1e-12));
+  CHECK(reports[1].losses.codi == Approx(reports[0].losses.codi).epsilon(1e-12));
+  CHECK(reports[1].grad_norm == Approx(reports[0].grad_norm).epsilon(1e-10));
+  double worst = 0;
+  for (std::size_t j = 0; j < gradients[0].size(); ++j) worst = std::max(worst, std::abs(gradients[0][j] - gradients[1][j]));
+  CHECK(worst < 1e-11 * reports[0].grad_norm);
+  CHECK(std::abs(reports[2].loss - reports[0].loss) > 1e-4);  // dropout matters
+}
+
+TEST_CASE("steps without a finite loss change nothing and end the run after ten in a row") {
+  TempFolder folder;
+  TinyRun run({"train.max_steps=40", "train.checkpoint_every=1"});
+  std::vector<double> rows(3 * 16, std::nan(""));
+  run.model->parameters.set("new_tokens.weight", rows);
+  run.model->parameters.refresh();
+  const std::vector<double> before = run.model->parameters.get(run.model->parameters.value());
+  Trainer trainer(*run.model, run.samples, {});
+  CHECK(!trainer.step().updated);
+  CHECK(trainer.state().skipped_in_row == 1);
+  CHECK(trainer.state().updates == 0);
+  const std::vector<double> after = run.model->parameters.get(run.model->parameters.value());
+  CHECK(std::equal(before.begin(), before.end(), after.begin(),
+                   [](double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }));
+  // A checkpoint of it would be worthless, and is refused.
+  RunFolder out(folder.path() / "run");
+  out.open(run.config, {});
+  try {
+    trainer.run(out, {});
+    FAIL("a checkpoint was written");
+  } catch (const Error& e) {
+    CHECK(e.code() == Exit::numeric);
+    CHECK(std::string(e.what()).find("new_tokens.weight") != std::string::npos);
+  }
+  CHECK(!fs::exists(folder.path() / "run" / "checkpoints"));
+}
+
+TEST_CASE("ten skipped steps in a row are a numeric failure") {
+  TempFolder folder;
+  TinyRun run({"train.max_steps=40", "train.checkpoint_every=1000"});
+  run.model->parameters.set("new_tokens.weight", std::vector<double>(3 * 16, std::nan("")));
+  run.model->parameters.refresh();
+  Trainer trainer(*run.model, run.samples, {});
+  RunFolder out(folder.path() / "run");
+  out.open(run.config, {});
+  CHECK_THROWS_AS(trainer.run(out, {}), Error);
+  CHECK(trainer.state().step == 10);
+  const std::vector<Json> lines = lines_of(folder.path() / "run" / "metrics.jsonl");
+  REQUIRE(lines.size() == 10);
+  CHECK(lines[9]["loss"].is_null());
+}
+
+TEST_CASE("state and optimiser of a checkpoint read back to the same bytes") {
+  TempFolder folder;
+  for (const char* dtype : {"model.dtype=f64", "model.dtype=bf16"}) {
+    TinyRun run({dtype, "train.epochs=4"});
+    Trainer trainer(*run.model, run.samples, {});
+    for (int i = 0; i < 5; ++i) trainer.step();
+    TrainingState state = trainer.state();
+    state.best = Best{3, 0.4}, state.data = {{"a", "b"}}, state.base = "digest", state.validated_step = 3;
+    save_training_state(folder.path(), *run.model, state);
+    const TrainingState back = load_training_state(folder.path());
+    CHECK(back.step == 5);
+    CHECK(back.epoch == 1);
+    CHECK(back.cursor == 4);
+    CHECK(back.samples == 9);
+    CHECK(back.updates == 5);
+    CHECK(back.total_steps == 12);
+    CHECK(back.best->step == 3);
+    CHECK(back.best->score == 0.4);
+    CHECK(back.data == state.data);
+    CHECK(back.base == "digest");
+    CHECK(back.validated_step == 3);
+    TinyRun other({dtype, "train.epochs=4"});
+    load_optimizer(*other.model, folder.path());
+    const ParameterStore &a = run.model->parameters, &b = other.model->parameters;
+    CHECK(a.get(a.value()) == b.get(b.value()));
+    CHECK(a.get(a.m()) == b.get(b.m()));
+    CHECK(a.get(a.v()) == b.get(b.v()));
+    // The steps that follow are those of the run that went on.
+    Trainer resumed(*other.model, other.samples, back);
+    for (int i = 0; i < 4; ++i) trainer.step(), resumed.step();
+    CHECK(a.get(a.value()) == b.get(b.value()));
+    TinyRun wider({dtype, "lora.rank=3"});
+    CHECK_THROWS_AS(load_optimizer(*wider.model, folder.path()), Error);
+  }
+}
+
+TEST_CASE("metrics.jsonl has one object a logged step with exactly its keys, and the batch's losses") {
+  TempFolder folder;
+  TinyRun run({"train.max_steps=7", "train.log_every=3"});
+  Trainer trainer(*run.model, run.samples, {});
+  RunFolder out(folder.path());
+  out.open(run.config, {});
+  std::vector<StepReport> reports;
+  TrainingHooks hooks;
+  hooks.matrix_rate = 1e9;
+  hooks.on_step = [&](const StepReport& r, const Speed&) { reports.push_back(r); };
+  CHECK(trainer.run(out, hooks));
+  const std::vector<Json> lines = lines_of(folder.path() / "metrics.jsonl");
+  REQUIRE(lines.size() == 3);
+  CHECK(lines[0]["step"] == 3);
+  CHECK(lines[1]["step"] == 6);
+  CHECK(lines[2]["step"] == 7);  // the last one always
+  for (const Json& line : lines) {
+    std::vector<std::string> keys;
+    for (const auto& [key, value] : line.items()) keys.push_back(key);
+    CHECK(keys == std::vector<std::string>{"codi", "epoch", "grad_norm", "kv", "loss", "lr", "mfu", "samples", "samples_per_s", "seconds",
+                                           "step", "student_ce", "teacher_ce", "tokens_per_s"});
+    const StepReport& r = reports[line["step"].get<std::size_t>() - 1];
+    CHECK(line["loss"] == r.loss);
+    CHECK(r.loss == Approx(r.losses.student_ce + r.losses.teacher_ce + r.losses.kv + 10 * r.losses.codi));
+    CHECK(line["samples_per_s"].get<double>() > 0);
+    CHECK(line["mfu"].get<double>() > 0);
+  }
+}
+
+TEST_CASE("the best checkpoint is the first of the highest score and outlives newer ones") {
+  TempFolder folder;
+  TinyRun run({"train.max_steps=6", "train.valid_every=1", "train.checkpoint_every=100", "train.keep_checkpoints=1"});
+  Trainer trainer(*run.model, run.samples, {});
+  RunFolder out(folder.path());
+  out.open(run.config, {});
+  const double scores[] = {0.1, 0.5, 0.2, 0.5, 0.3, 0.4};
+  int at = 0;
+  TrainingHooks hooks;
+  hooks.validate = [&](Arena&) { return std::optional(Validation{scores[at++], {{"strict", 0.5}}}); };
+  CHECK(trainer.run(out, hooks));
+  CHECK(at == 6);
+  CHECK(linked_step(folder.path(), "best") == 2);
+  CHECK(linked_step(folder.path(), "last") == 6);
+  CHECK(verify_checkpoint(folder.path() / "best").step == 2);
+  CHECK(verify_checkpoint(folder.path() / "last").step == 6);
+  CHECK(std::distance(fs::directory_iterator(folder.path() / "checkpoints"), fs::directory_iterator()) == 2);
+  const std::vector<Json> lines = lines_of(folder.path() / "metrics.jsonl");
+  CHECK(lines.size() == 12);
+  CHECK(lines[1]["valid"]["step"] == 1);
+}
+
+TEST_CASE("a stop between steps leaves a checkpoint from which the run goes on, and a stopped validation is made up for") {
+  TempFolder folder;
+  TinyRun run({"train.max_steps=4", "train.valid_every=2", "train.checkpoint_every=100"});
+  bool stop = false;
+  int validations = 0;
+  TrainingHooks hooks;
+  hooks.stop = [&] { return stop; };
+  hooks.validate = [&](Arena&) {
+    ++validations;
+    stop = true;
+    return std::optional<Validation>();
+  };
+  {
+    Trainer trainer(*run.model, run.samples, {});
+    RunFolder out(folder.path());
+    out.open(run.config, {});
+    CHECK(!trainer.run(out, hooks));
+    CHECK(trainer.state().step == 2);
+  }
+  stop = false;
+  hooks.validate = [&](Arena&) { return ++validations, std::optional(Validation{0.5, {}}); };
+  const TrainingState state = load_training_state(folder.path() / "checkpoints" / "step_2");
+  CHECK(state.validated_step == -1);
+  Trainer trainer(*run.model, run.samples, state);
+  RunFolder out(folder.path());
+  out.open(run.config, state);
+  CHECK(trainer.run(out, hooks));
+  CHECK(validations == 3);
+  CHECK(lines_of(folder.path() / "metrics.jsonl").size() == 6);
+  CHECK(linked_step(folder.path(), "best") == 2);
+}
+
+TEST_CASE("metrics.jsonl is cut back to what the checkpoint knows") {
+  TempFolder folder;
+  TinyRun run;
+  overwrite(folder / "metrics.jsonl",
+            "{\"step\":1}\n{\"step\":2}\n{\"valid\":{\"step\":2}}\n{\"step\":3}\n{\"valid\":{\"step\":3}}\n{\"ste");
+  TrainingState state;
+  state.step = 2;
+  { RunFolder(folder.path()).open(run.config, state); }
+  CHECK(lines_of(folder.path() / "metrics.jsonl").size() == 2);
+  overwrite(folder / "metrics.jsonl", "{\"step\":1}\n{\"step\":2}\n{\"valid\":{\"step\":2}}\n{\"step\":3}\n");
+  state.validated_step = 2;
+  { RunFolder(folder.path()).open(run.config, state); }
+  CHECK(lines_of(folder.path() / "metrics.jsonl").size() == 3);
+  overwrite(folder / "metrics.jsonl", "nonsense\n{\"step\":2}\n");
+  RunFolder out(folder.path());
+  CHECK_THROWS_AS(out.open(run.config, state), Error);
+}
+
+TEST_CASE("a run folder belongs to one process at a time") {
+  TempFolder folder;
+  RunFolder out(folder.path() / "run");
+  CHECK_THROWS_AS(RunFolder(folder.path() / "run"), Error);
+}
+
+TEST_CASE("validation reports exact match by decoding, teacher-forced accuracy and passes") {
+  for (const char* method : {"kava", "full_cot", "no_cot"}) {
+    INFO(method);
+    TinyRun run({std::string("method=") + method, "train.trainable=all", "train.batch=5", "train.max_steps=400", "train.lr=0.02",
+                 "lora.dropout=0", "latent.count=3", "data.valid=" + kGolden + "data/rows.jsonl"});
+    const Validator validator(run.text, run.config);
+    CHECK(validator.rows() == 5);
+    Arena arena(*run.ops);
+    const Validation before = *validator.run(*run.model, arena, {});
+    CHECK(before.score == 0);
+    Trainer trainer(*run.model, run.samples, {});
+    while (!trainer.state().finished()) trainer.step();
+    const Validation after = *validator.run(*run.model, arena, {});
+    // Five rows learnt by heart: what teacher forcing gives is then also what decoding gives.
+    CHECK(after.values.at("forced") == 1);
+    CHECK(after.values.at("strict") == 1);
+    CHECK(after.score == 1);
+    // Pass T and the prompt are one, where there are latents.
+    CHECK(after.values.at("passes") == Approx(after.values.at("passes_merged") + has_latents(run.config.method)));
+    CHECK(!validator.run(*run.model, arena, [] { return true; }));
+  }
+}
+
+TEST_CASE("validation judges the model without dropout") {
+  Validation found[2];
+  int i = 0;
+  for (const char* dropout : {"lora.dropout=0", "lora.dropout=0.5"}) {
+    TinyRun run({kAdapter, dropout, "data.valid=" + kGolden + "data/rows.jsonl"});
+    Arena arena(*run.ops);
+    found[i++] = *Validator(run.text, run.config).run(*run.model, arena, {});
+  }
+  CHECK(found[0].values == found[1].values);
+}
+
+TEST_CASE("the minimum FLOPs of a step agree with the published arithmetic") {
+  // 1B, LoRA of rank 128 on q,k,v,o, M = 24, T = 3: question 46, trace 13, prompt + answer + EOS 6. By hand, per row and layer:
+  RunConfig config;
+  const ModelConfig m = llama_1b();
+  const std::vector<Sample> one = {of_lengths(46, 13, 6)};
+  const double flops = minimum_flops(config, m, one);
+  CHECK(flops == Approx(665e9).epsilon(0.02));  // at the mean lengths 45.6 / 12.6 / 6.3
+  const std::vector<Sample> two = {one[0], one[0]};
+  CHECK(minimum_flops(config, m, two) == Approx(2 * flops).epsilon(1e-12));
+  RunConfig plain = config;
+  plain.step.prefix_sharing = plain.step.prune_latents = false;
+  CHECK(minimum_flops(plain, m, one) == flops);
+
+  // no_cot with all weights trained: n rows of one causal sequence, everything by hand.
+  RunConfig all;
+  all.method = Method::no_cot, all.train.trainable = Trainable::all;
+  const double n = 52, C = 2048, kv = 2 * C * 512, q = C * C, rest = C * C + 3 * C * 8192,
+               live = 7;  // live: the last question row and 6 answer rows
+  const double inner = n * 6 * (q + kv + rest) + 14 * C * n * (n + 1) / 2;
+  const double last = n * 6 * kv + live * 6 * (q + rest) + 14 * C * (n * (n + 1) / 2 - 45.0 * 46 / 2);
+  CHECK(minimum_flops(all, m, one) == Approx(15 * inner + last + 6 * 6 * 128256 * C).epsilon(1e-9));
+  CHECK(token_count(Method::kava, one) == 65);
+  CHECK(token_count(Method::no_cot, one) == 52);
+}
+
+TEST_CASE("memory is planned from the run's largest forward and the remedy names what fits") {
+  TinyRun run({"train.batch=4"});
+  const std::unique_ptr<Ops> null = make_null_ops();
+  Model planned(*null, run.config, run.text.shape, Values::none);
+  const std::vector<Sample> four = largest_forward(run.config, run.samples, 4), one = largest_forward(run.config, run.samples, 1);
+  CHECK(four.size() == 4);
+  REQUIRE(one.size() == 1);
+  for (const Sample& s : run.samples) CHECK(token_count(Method::kava, std::span(&s, 1)) <= token_count(Method::kava, one));
+  const int64_t large = step_bytes(planned, four), small = step_bytes(planned, one);
+  CHECK(large > 2 * small);
+  // The real step takes what was planned, but for the temporaries of the ops.
+  Arena arena(*run.ops);
+  run_step(*run.model, arena, four, batch_totals(run.config, four), {});
+  CHECK(arena.peak_bytes() >= large);
+  CHECK(arena.peak_bytes() < large + (int64_t{1} << 20));
+
+  const int64_t base = model_bytes(run.config, run.text.shape) + (int64_t{192} << 20);
+  require_memory(run.config, run.text.shape, run.samples, base + large);
+  auto refusal = [&](int64_t available) -> std::string {
+    try {
+      require_memory(run.config, run.text.shape, run.samples, available);
+    } catch (const Error& e) {
+      CHECK(e.code() == Exit::preflight);
+      return e.what();
+    }
+    return "";
+  };
+  const int64_t two = step_bytes(planned, largest_forward(run.config, run.samples, 2));
+  CHECK(refusal(base + two).find("train.micro_batch = 2,") != std::string::npos);
+  CHECK(refusal(base + small).find("train.micro_batch = 1,") != std::string::npos);
+  CHECK(refusal(base).find("not even one sample") != std::string::npos);
+  CHECK(refusal(1000).find("the model and its optimiser") != std::string::npos);
+}
+
+TEST_CASE("a forward that is far too large is refused without laying it out") {
+  // Its key lists alone would take some 3 GB.
+  TinyRun run({"train.batch=4", "data.max_tokens=10000", "latent.count=4096", "latent.iterations=4096", "step.prune_latents=false"});
+  rusage before = {}, after = {};
+  REQUIRE(getrusage(RUSAGE_SELF, &before) == 0);
+  CHECK_THROWS_WITH(require_memory(run.config, run.text.shape, run.samples, int64_t{1} << 30),
+                    Catch::Matchers::ContainsSubstring("not even one sample"));
+  REQUIRE(getrusage(RUSAGE_SELF, &after) == 0);
+  CHECK(after.ru_maxrss - before.ru_maxrss < 256 << 10);  // KiB
+}

@@ -1,0 +1,285 @@
+// What the tests of the waist share: tensors with guard zones around them, one op run in every storage type and thread count, and central
+// differences.
+#pragma once
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "engine/device/ops.h"
+
+namespace kava::test {
+
+struct Matrix {
+  int64_t rows = 0, cols = 0;
+  std::vector<double> at;
+  Matrix() = default;
+  Matrix(int64_t r, int64_t c, double value = 0) : rows(r), cols(c), at(static_cast<std::size_t>(r * c), value) {}
+  double& operator()(int64_t r, int64_t c) { return at[static_cast<std::size_t>(r * cols + c)]; }
+  double operator()(int64_t r, int64_t c) const { return at[static_cast<std::size_t>(r * cols + c)]; }
+};
+
+inline Matrix row_of(const std::vector<int>& values) {
+  Matrix m(1, static_cast<int64_t>(values.size()));
+  m.at.assign(values.begin(), values.end());
+  return m;
+}
+
+class Random {
+ public:
+  explicit Random(unsigned seed) : engine_(seed) {}
+  Matrix normal(int64_t rows, int64_t cols, double scale = 1, double mean = 0) {
+    Matrix m(rows, cols);
+    for (double& v : m.at) v = mean + scale * normal_(engine_);
+    return m;
+  }
+  Matrix whole(int64_t rows, int64_t cols, int least, int most) {
+    Matrix m(rows, cols);
+    for (double& v : m.at) v = std::uniform_int_distribution<int>(least, most)(engine_);
+    return m;
+  }
+
+ private:
+  std::mt19937 engine_;
+  std::normal_distribution<double> normal_;
+};
+
+inline Ops& cpu(int threads) {
+  static std::map<int, std::unique_ptr<Ops>> all;
+  auto& ops = all[threads];
+  if (!ops) ops = make_cpu_ops(threads);
+  return *ops;
+}
+
+enum class Kind { storage, sum, i32, f64 };
+
+/// Tensors of one run of an op. Each lies in memory of its own, rows apart by `gap` elements, surrounded by bytes that must not change.
+class Rig {
+ public:
+  /// round_to: the type that storage and sum values are rounded to (storage itself, but for the f64 algorithm with rounded tensors).
+  Rig(int threads, DType storage, DType round_to, int64_t gap)
+      : ops(cpu(threads)), arena(ops), storage_(storage), round_to_(round_to), gap_(gap) {}
+
+  DType type(Kind k) const {
+    return k == Kind::i32 ? DType::i32 : k == Kind::f64 ? DType::f64 : k == Kind::sum ? sum_type(storage_) : storage_;
+  }
+  Tensor in(const Matrix& m, Kind kind = Kind::storage) {
+    Tensor t = place(m.rows, m.cols, kind, 0x5A);
+    for (int64_t r = 0; r < m.rows; ++r)
+      for (int64_t c = 0; c < m.cols; ++c) put(t, kind, r, c, m(r, c));
+    slots_.back().before = slots_.back().memory;
+    return t;
+  }
+  Tensor in_out(const Matrix& m, Kind kind = Kind::storage) {
+    Tensor t = in(m, kind);
+    mark_written(t);
+    return t;
+  }
+  /// Filled with NaN (i32: with a number that is no index).
+  Tensor out(int64_t rows, int64_t cols, Kind kind = Kind::storage) {
+    Tensor t = place(rows, cols, kind, kind == Kind::i32 ? 0x77 : 0xFF);
+    mark_written(t);
+    return t;
+  }
+  /// Without gaps, for ops that need it.
+  Rig& packed() { return next_gap_ = 0, *this; }
+
+  /// Whether this is the f64 algorithm with rounded tensors; round() then rounds a tensor that the op stores on its way.
+  bool emulates() const { return storage_ != round_to_; }
+  void round(const Tensor& t) const {
+    if (!emulates()) return;
+    const Matrix m = read(t);
+    for (int64_t r = 0; r < t.rows; ++r) std::copy_n(m.at.begin() + r * t.cols, t.cols, t.row<double>(r));
+  }
+
+  Matrix read(const Tensor& t) const {
+    Matrix m(t.rows, t.cols);
+    const Kind kind = kind_of(t);
+    for (int64_t r = 0; r < t.rows; ++r)
+      for (int64_t c = 0; c < t.cols; ++c) m(r, c) = rounded(get(t, r, c), kind);
+    return m;
+  }
+  /// All bytes of outputs, for bitwise comparison.
+  std::vector<unsigned char> bytes() const {
+    std::vector<unsigned char> all;
+    for (const Slot& s : slots_) all.insert(all.end(), s.memory.begin(), s.memory.end());
+    return all;
+  }
+  /// Nothing but the elements of outputs changed.
+  bool guards_hold() const {
+    for (const Slot& s : slots_) {
+      if (s.memory == s.before) continue;
+      for (std::size_t i = 0; i < s.memory.size(); ++i)
+        if (s.memory[i] != s.before[i] && (s.written.empty() || !s.written[i])) return false;
+    }
+    return true;
+  }
+
+  Ops& ops;
+  Arena arena;
+
+ private:
+  struct Slot {
+    std::vector<unsigned char> memory, before;
+    std::vector<char> written;  // empty: nothing may change
+    Kind kind;
+    Tensor tensor;
+  };
+  static constexpr std::size_t kGuard = 72;
+
+  Tensor place(int64_t rows, int64_t cols, Kind kind, unsigned char inside) {
+    const DType t = type(kind);
+    const int64_t gap = next_gap_ >= 0 ? next_gap_ : gap_, stride = cols + gap, size = size_of(t);
+    next_gap_ = -1;
+    Slot s;
+    s.kind = kind;
+    s.memory.assign(kGuard * 2 + static_cast<std::size_t>(std::max<int64_t>(rows * stride, 1) * size), 0xC3);
+    slots_.push_back(std::move(s));
+    Slot& placed = slots_.back();
+    placed.tensor = {placed.memory.data() + kGuard, t, rows, cols, stride};
+    for (int64_t r = 0; r < rows; ++r)
+      std::memset(placed.memory.data() + kGuard + r * stride * size, inside, static_cast<std::size_t>(cols * size));
+    placed.before = placed.memory;
+    return placed.tensor;
+  }
+  void mark_written(const Tensor& t) {
+    Slot& s = slots_.back();
+    s.written.assign(s.memory.size(), 0);
+    for (int64_t r = 0; r < t.rows; ++r)
+      for (int64_t i = 0; i < t.cols * size_of(t.dtype); ++i)
+        s.written[kGuard + static_cast<std::size_t>(r * t.stride * size_of(t.dtype) + i)] = 1;
+    s.before = s.memory;
+  }
+  Kind kind_of(const Tensor& t) const {
+    for (const Slot& s : slots_)
+      if (s.tensor.data == t.data) return s.kind;
+    return Kind::f64;
+  }
+  double rounded(double v, Kind kind) const {
+    if (kind == Kind::i32 || kind == Kind::f64 || round_to_ == DType::f64) return v;
+    if (kind == Kind::sum || round_to_ == DType::f32) return static_cast<float>(v);
+    return to_float(to_bf16(static_cast<float>(v)));
+  }
+  void put(const Tensor& t, Kind kind, int64_t r, int64_t c, double v) {
+    switch (t.dtype) {
+      case DType::f32:
+        t.row<float>(r)[c] = static_cast<float>(v);
+        break;
+      case DType::bf16:
+        t.row<bf16>(r)[c] = to_bf16(static_cast<float>(v));
+        break;
+      case DType::f64:
+        t.row<double>(r)[c] = rounded(v, kind);
+        break;
+      case DType::i32:
+        t.row<int32_t>(r)[c] = static_cast<int32_t>(v);
+        break;
+    }
+  }
+  static double get(const Tensor& t, int64_t r, int64_t c) {
+    switch (t.dtype) {
+      case DType::f32:
+        return t.row<float>(r)[c];
+      case DType::bf16:
+        return to_float(t.row<bf16>(r)[c]);
+      case DType::f64:
+        return t.row<double>(r)[c];
+      default:
+        return t.row<int32_t>(r)[c];
+    }
+  }
+
+  std::deque<Slot> slots_;
+  DType storage_, round_to_;
+  int64_t gap_, next_gap_ = -1;
+};
+
+using Matrices = std::vector<Matrix>;
+/// Places its inputs in the rig, calls the op and returns the outputs.
+using OpCall = std::function<std::vector<Tensor>(Rig&, const Matrices&)>;
+
+inline Matrices read_all(const Rig& rig, const std::vector<Tensor>& outputs) {
+  Matrices m;
+  for (const Tensor& t : outputs) m.push_back(rig.read(t));
+  return m;
+}
+
+inline Matrices run_f64(const OpCall& op, const Matrices& in) {
+  Rig rig(1, DType::f64, DType::f64, 0);
+  return read_all(rig, op(rig, in));
+}
+
+/// Mean square of y - x over the mean square of x.
+inline double normalised_error(const Matrix& y, const Matrix& x) {
+  double error = 0, square = 0;
+  for (std::size_t i = 0; i < x.at.size(); ++i) error += (y.at[i] - x.at[i]) * (y.at[i] - x.at[i]), square += x.at[i] * x.at[i];
+  return square > 0 ? error / square : error;
+}
+
+/// Runs the op in f64, f32 and bf16 with 1, 2 and 3 threads, twice, with gaps between rows and without: guards hold, no output is NaN, the
+/// bytes are equal, and the error against f64 is at most twice that of the f64 algorithm with rounded tensors, plus a floor of 1e-12
+/// (relative RMS 1e-6: sums in f32).
+inline void check_op(const char* name, const Matrices& in, const OpCall& op) {
+  const Matrices exact = run_f64(op, in);
+  for (DType storage : {DType::f64, DType::f32, DType::bf16}) {
+    Rig rounded_rig(1, DType::f64, storage, 0);
+    const Matrices rounded = read_all(rounded_rig, op(rounded_rig, in));
+    for (int64_t gap : {0, 3}) {
+      std::vector<unsigned char> first;
+      for (int threads : {1, 2, 3, 1}) {
+        INFO(name << " in " << name_of(storage) << ", " << threads << " threads, gap " << gap);
+        Rig rig(threads, storage, storage, gap);
+        const Matrices got = read_all(rig, op(rig, in));
+        REQUIRE(rig.guards_hold());
+        if (first.empty()) first = rig.bytes();
+        REQUIRE(rig.bytes() == first);
+        for (std::size_t i = 0; i < got.size(); ++i) {
+          const double error = normalised_error(got[i], exact[i]), allowed = normalised_error(rounded[i], exact[i]);
+          INFO("output " << i << " [" << got[i].rows << ", " << got[i].cols << "]: error " << error << ", of rounded tensors " << allowed);
+          REQUIRE(error <= 2 * allowed + (storage == DType::f64 ? 1e-28 : 1e-12));  // also refuses NaN
+        }
+      }
+    }
+  }
+}
+
+/// Compares gradients[i] = d(sum of weights . outputs of `forward`)/d(in[which[i]]) with central differences of fourth order in f64.
+inline void check_gradient(const char* name, const Matrices& in, const std::function<double(const Matrices&)>& forward,
+                           const std::vector<std::size_t>& which, const Matrices& gradients, double tolerance = 1e-8) {
+  REQUIRE(which.size() == gradients.size());
+  for (std::size_t i = 0; i < which.size(); ++i) {
+    const Matrix& gradient = gradients[i];
+    REQUIRE(gradient.at.size() == in[which[i]].at.size());
+    double largest = 0;
+    for (double g : gradient.at) largest = std::max(largest, std::fabs(g));
+    INFO(name << ", input " << which[i] << ", largest gradient " << largest);
+    if (!gradient.at.empty()) REQUIRE(largest > 0);
+    const std::size_t stride = std::max<std::size_t>(1, gradient.at.size() / 61);
+    for (std::size_t e = 0; e < gradient.at.size(); e += stride) {
+      auto at = [&](double shift) {
+        Matrices moved = in;
+        moved[which[i]].at[e] += shift;
+        return forward(moved);
+      };
+      const double h = 1e-3;
+      const double slope = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h);
+      INFO("element " << e << ": " << gradient.at[e] << ", by differences " << slope);
+      REQUIRE(std::fabs(gradient.at[e] - slope) <= tolerance * std::max(1.0, largest));
+    }
+  }
+}
+
+inline double weighted(const Matrices& outputs, const Matrices& weights) {
+  double total = 0;
+  for (std::size_t i = 0; i < weights.size(); ++i)
+    for (std::size_t e = 0; e < weights[i].at.size(); ++e) total += outputs[i].at[e] * weights[i].at[e];
+  return total;
+}
+
+}  // namespace kava::test

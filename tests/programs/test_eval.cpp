@@ -1,0 +1,473 @@
+// Evaluation: rows of ids on the golden models, rows of text on a tiny run made here, and the programs' contract.
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_floating_point.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <cmath>
+#include <set>
+#include <sstream>
+
+#include "engine/files/checkpoint.h"
+#include "models/adapter.h"
+#include "models/evaluate.h"
+#include "models/latent_tokens.h"
+#include "models/open_model.h"
+#include "models/weights.h"
+#include "tests/programs/programs.h"
+#include "tools/compare.h"
+
+namespace {
+
+using namespace kava;
+namespace fs = std::filesystem;
+using Catch::Matchers::ContainsSubstring;
+using Catch::Matchers::WithinAbs;
+
+struct Finished {
+  int code;
+  std::string output;  // stdout, then stderr
+};
+
+Finished run(const std::string& command) {
+  const Ended e = run_command(command);
+  return {e.code, e.out + e.err};
+}
+
+// A byte-level tokenizer of single printable characters; ids 0.. are '!', '"', ...; 94 is the space, 95 the end.
+std::string tokenizer_json() {
+  Json vocab = Json::object();
+  for (int c = 33; c < 127; ++c) vocab[std::string(1, static_cast<char>(c))] = c - 33;
+  vocab["\u0120"] = 94;
+  const Json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
+  return Json{{"version", "1.0"},
+              {"truncation", nullptr},
+              {"padding", nullptr},
+              {"added_tokens",
+               {{{"id", 95},
+                 {"content", "<end>"},
+                 {"special", true},
+                 {"single_word", false},
+                 {"lstrip", false},
+                 {"rstrip", false},
+                 {"normalized", false}}}},
+              {"normalizer", nullptr},
+              {"pre_tokenizer", byte_level},
+              {"post_processor", nullptr},
+              {"decoder", byte_level},
+              {"model",
+               {{"type", "BPE"},
+                {"dropout", nullptr},
+                {"unk_token", nullptr},
+                {"continuing_subword_prefix", nullptr},
+                {"end_of_word_suffix", nullptr},
+                {"fuse_unk", false},
+                {"byte_fallback", false},
+                {"vocab", vocab},
+                {"merges", Json::array()}}}}
+      .dump();
+}
+
+// A run of method kava on a random tiny base: config.toml, one checkpoint linked as best, and the final adapter.
+struct TinyRun {
+  TinyRun() {
+    const fs::path base = folder.path() / "base";
+    fs::create_directories(base);
+    overwrite(base / "config.json", Json{{"model_type", "llama"},
+                                         {"architectures", {"LlamaForCausalLM"}},
+                                         {"hidden_size", 16},
+                                         {"intermediate_size", 24},
+                                         {"num_hidden_layers", 2},
+                                         {"num_attention_heads", 4},
+                                         {"num_key_value_heads", 2},
+                                         {"vocab_size", 97},
+                                         {"max_position_embeddings", 512},
+                                         {"rms_norm_eps", 1e-5},
+                                         {"rope_theta", 10000.0},
+                                         {"hidden_act", "silu"},
+                                         {"tie_word_embeddings", false},
+                                         {"torch_dtype", "float32"}}
+                                        .dump());
+    overwrite(base / "tokenizer.json", tokenizer_json());
+    overwrite(base / "tokenizer_config.json", R"({"eos_token": "<end>"})");
+    config.model.path = base.string(), config.model.init = Init::random, config.model.dtype = StorageType::f32;
+    config.data.train = {{(folder.path() / "train.txt").string(), std::nullopt}};
+    config.lora.rank = 2, config.lora.dropout = 0;
+    config.latent.count = 4, config.latent.iterations = 2;
+    fs::create_directories(dir);
+    overwrite(dir / "config.toml", to_toml(config));
+    const auto ops = make_cpu_ops(1);
+    Model model(*ops, config, ModelConfig::load(base.string()));
+    save_adapter(model, (dir / "adapter").string());
+    save_adapter(model, (begin_checkpoint(dir, 3) / "adapter").string());
+    commit_checkpoint(dir, 3, config_hash(config));
+    set_link(dir, "best", 3);
+  }
+  std::string write(const std::string& name, const std::string& text) const {
+    overwrite(folder.path() / name, text);
+    return folder / name;
+  }
+  TempFolder folder;
+  fs::path dir = folder.path() / "run";
+  RunConfig config;
+};
+
+// A model of a run, ready.
+struct Ready {
+  explicit Ready(const fs::path& path)
+      : opened(open_model(path.string())), ops(make_cpu_ops(2)), model(load_model(*ops, opened)), arena(*ops) {}
+  EvalResult evaluate(const RowFile& file, const EvalOptions& options = {}) {
+    return kava::evaluate(*model, arena, opened.text, file, options);
+  }
+  OpenedModel opened;
+  std::unique_ptr<Ops> ops;
+  std::unique_ptr<Model> model;
+  Arena arena;
+};
+
+const char* const kQuestions = "What is 2+2?||<<2+2=4>>#### 4\nTom has 3 hats.||#### 3\nA||#### 12\nHow many?||#### 7\n";
+
+int64_t correct(const EvalResult& r, Scorer scorer) {
+  for (std::size_t s = 0; s < r.scorers.size(); ++s)
+    if (r.scorers[s] == scorer) return r.correct(s);
+  return -1;
+}
+
+}  // namespace
+
+TEST_CASE("rows of ids are judged by equal ids, the end of sequence left out") {
+  const RunConfig config = load_config(KAVA_SOURCE_DIR "/tests/golden/cases/kava_defaults.toml");
+  const TextModel text = open_text_model(config.model.path);
+  const auto ops = make_cpu_ops(2);
+  Model model(*ops, config, text.shape);
+  load_adapter(model, config.model.adapter);
+  Arena arena(*ops);
+  RowFile file = read_rows(config.data.train[0].path);
+  EvalOptions options;
+  options.max_new_tokens = 3;
+  const EvalResult first = evaluate(model, arena, text, file, options);
+  REQUIRE(first.records.size() == file.rows.size());
+  REQUIRE(first.scorers == std::vector<Scorer>{Scorer::strict, Scorer::raw});
+  for (std::size_t i = 0; i < file.rows.size(); ++i) {
+    Row& row = file.rows[i];
+    row.answer_ids.resize(static_cast<std::size_t>(*row.prompt));
+    std::istringstream ids(first.records[i].output);
+    for (int32_t id; ids >> id;) row.answer_ids.push_back(id);
+    if (text.eos) row.answer_ids.push_back(*text.eos);
+  }
+  CHECK(correct(evaluate(model, arena, text, file, options), Scorer::strict) == first.count());
+  file.rows[1].answer_ids[static_cast<std::size_t>(*file.rows[1].prompt)] ^= 1;
+  const EvalResult changed = evaluate(model, arena, text, file, options);
+  CHECK(correct(changed, Scorer::strict) == first.count() - 1);
+  CHECK_FALSE(changed.records[1].correct[0]);
+  options.limit = 2;
+  CHECK(evaluate(model, arena, text, file, options).count() == 2);
+}
+
+TEST_CASE("rows of text are judged by every scorer, and an answer without a number is wrong") {
+  TinyRun tiny;
+  Ready ready(tiny.dir);
+  RowFile file = read_rows(tiny.write("rows.txt", kQuestions));
+  const EvalResult first = ready.evaluate(file);
+  REQUIRE(first.scorers == std::vector<Scorer>{Scorer::strict, Scorer::raw, Scorer::codi});
+  REQUIRE(first.max_new_tokens == 10);
+  for (std::size_t i = 0; i < file.rows.size(); ++i) {
+    INFO(first.records[i].output);
+    file.rows[i].answer = first.records[i].output;
+  }
+  const EvalResult again = ready.evaluate(file);
+  CHECK(correct(again, Scorer::strict) == 4);
+  CHECK(correct(again, Scorer::raw) == 4);
+  int64_t with_digits = 0;
+  for (const EvalRecord& r : again.records) with_digits += r.output.find_first_of("0123456789") != std::string::npos;
+  CHECK(with_digits < 4);
+  CHECK(correct(again, Scorer::codi) == with_digits);
+  CHECK(again.accuracy(0) == 1.0);
+  file.rows[2].answer += "x";
+  CHECK(correct(ready.evaluate(file), Scorer::raw) == 3);
+}
+
+TEST_CASE("a written chain that reaches the limit is wrong and counted") {
+  TinyRun tiny;
+  tiny.config.data.answer_prompt = "";  // the whole text is the answer
+  overwrite(tiny.dir / "config.toml", to_toml(tiny.config));
+  Ready ready(tiny.dir);
+  RowFile file = read_rows(tiny.write("rows.txt", kQuestions));
+  EvalOptions options;
+  options.method = Method::full_cot, options.max_new_tokens = 6;
+  const EvalResult first = ready.evaluate(file, options);
+  REQUIRE(first.limit_hits() > 0);
+  for (std::size_t i = 0; i < file.rows.size(); ++i) file.rows[i].answer = first.records[i].output;
+  const EvalResult again = ready.evaluate(file, options);
+  CHECK(again.scorers.back() == Scorer::gsm8k);
+  CHECK(correct(again, Scorer::raw) == again.count() - again.limit_hits());
+  for (const EvalRecord& r : again.records) CHECK(r.correct[0] != r.hit_limit);
+  options.method = Method::no_cot;
+  const EvalResult direct = ready.evaluate(file, options);
+  CHECK(direct.passes() >= 1);
+  CHECK(direct.passes() <= 6);
+}
+
+TEST_CASE("what is written of an evaluation does not depend on the batch") {
+  TinyRun tiny;
+  Ready ready(tiny.dir);
+  const RowFile file = read_rows(tiny.write("rows.txt", kQuestions));
+  EvalOptions options;
+  const std::string all = to_json(ready.evaluate(file, options)).dump();
+  for (int64_t batch : {1, 3}) {
+    options.batch = batch;
+    CHECK(to_json(ready.evaluate(file, options)).dump() == all);
+  }
+}
+
+TEST_CASE("GSM-Hard is also judged with its relative rule, SVAMP like other text") {
+  TinyRun tiny;
+  Ready ready(tiny.dir);
+  const EvalResult hard = ready.evaluate(read_rows(tiny.write("hard.jsonl", R"({"input": "Q?", "code": "", "target": 9300000000000.5})")));
+  CHECK(hard.scorers == std::vector<Scorer>{Scorer::strict, Scorer::raw, Scorer::codi, Scorer::gsm_hard});
+  CHECK(hard.records[0].gold == "9300000000000.5");
+  const EvalResult svamp = ready.evaluate(read_rows(tiny.write(
+      "svamp.json", R"([{"ID": "1", "Body": "Dan has 3.", "Question": "How many?", "Answer": 3.0, "Equation": "", "Type": ""}])")));
+  CHECK(svamp.records[0].question == "Dan has 3. How many?");
+  CHECK(svamp.records[0].gold == "3");
+}
+
+TEST_CASE("a question that is too long is not run and counts as wrong") {
+  TinyRun tiny;
+  Ready ready(tiny.dir);
+  const EvalResult r = ready.evaluate(read_rows(tiny.write("long.txt", std::string(5000, 'a') + "||#### 1\nshort||#### 1\n")));
+  CHECK(r.too_long() == 1);
+  CHECK(r.count() == 2);
+  CHECK(r.records[0].output.empty());
+  CHECK_FALSE(r.records[0].correct[0]);
+  CHECK(r.passes() >= 4);
+}
+
+TEST_CASE("a run gives its best checkpoint while that verifies, else its adapter") {
+  TinyRun tiny;
+  CHECK(open_model(tiny.dir.string()).weights == "checkpoints/step_3 (best)");
+  CHECK(open_model((tiny.dir / "best").string()).weights == "checkpoints/step_3");
+  CHECK(open_model((tiny.dir / "checkpoints/step_3").string()).config == tiny.config);
+  overwrite(tiny.dir / "checkpoints/step_3/adapter/adapter_config.json", "{}");
+  const OpenedModel other = open_model(tiny.dir.string());
+  CHECK(other.weights == "adapter");
+  CHECK_THAT(other.note, ContainsSubstring("passed over"));
+  CHECK_THROWS_AS(open_model((tiny.dir / "checkpoints/step_3").string()), Error);
+  fs::remove_all(tiny.dir / "adapter");
+  CHECK_THROWS_AS(open_model(tiny.dir.string()), Error);
+}
+
+TEST_CASE("methods that the weights cannot do are refused by name") {
+  TinyRun tiny;
+  OpenedModel run = open_model(tiny.dir.string());
+  CHECK_NOTHROW(require_method(run, Method::full_cot));
+  CHECK_NOTHROW(require_method(run, Method::codi));
+  CHECK_THROWS_AS(require_method(run, Method::icot), Error);
+  run.config.method = Method::no_cot;
+  CHECK_THROWS_AS(require_method(run, Method::kava), Error);
+  CHECK_NOTHROW(require_method(run, Method::full_cot));
+  run.run_dir.clear(), run.config.method = Method::full_cot;
+  CHECK_THROWS_AS(require_method(run, Method::no_cot), Error);
+}
+
+TEST_CASE("the token nearest to a token's own value row is that token") {
+  TinyRun tiny;
+  Ready ready(tiny.dir);
+  Model& m = *ready.model;
+  std::vector<float> values;
+  for (int32_t id : {5, 40, 96}) {
+    ArenaScope scope(ready.arena);
+    const int64_t C = m.shape.hidden, width = m.shape.kv_heads * m.shape.head_dim;
+    std::vector<float> row(static_cast<std::size_t>(C)), norm(row.size()), w(static_cast<std::size_t>(width * C));
+    m.ops.download(row.data(), m.embedding.row_range(id, id + 1));
+    m.ops.download(norm.data(), m.layers[0].norm1);
+    m.ops.download(w.data(), m.layers[0].v.map.w);
+    double square = 0;
+    for (float x : row) square += double(x) * x;
+    const double rstd = 1 / std::sqrt(square / static_cast<double>(C) + m.shape.norm_eps);
+    for (int64_t o = 0; o < width; ++o) {
+      double sum = 0;
+      for (int64_t c = 0; c < C; ++c)
+        sum += double(row[static_cast<std::size_t>(c)]) * rstd * norm[static_cast<std::size_t>(c)] * w[static_cast<std::size_t>(o * C + c)];
+      values.push_back(static_cast<float>(sum));
+    }
+  }
+  const std::vector<NearestToken> nearest = nearest_tokens(m, ready.arena, values, 97);
+  REQUIRE(nearest.size() == 3);
+  CHECK(nearest[0].id == 5);
+  CHECK(nearest[1].id == 40);
+  CHECK(nearest[2].id == 96);
+  for (const NearestToken& n : nearest) CHECK(n.distance < 1e-4);
+  CHECK(nearest_tokens(m, ready.arena, values, 96)[2].id != 96);
+}
+
+TEST_CASE("the exact McNemar test gives the binomial tails") {
+  CHECK(mcnemar_p(0, 0) == 1);
+  CHECK(mcnemar_p(5, 5) == 1);
+  CHECK_THAT(mcnemar_p(1, 9), WithinAbs(22.0 / 1024, 1e-12));
+  CHECK_THAT(mcnemar_p(9, 1), WithinAbs(22.0 / 1024, 1e-12));
+  CHECK_THAT(mcnemar_p(0, 3), WithinAbs(0.25, 1e-12));
+}
+
+TEST_CASE("kava_eval writes its results, also into the run, and compares them") {
+  TinyRun tiny;
+  const std::string data = tiny.write("rows.txt", kQuestions), out = tiny.folder / "a.json", other = tiny.folder / "b.json";
+  const std::string dir = tiny.dir.string();
+  const Finished done = run("kava_eval " + dir + " --data " + data + " --out " + out);
+  INFO(done.output);
+  REQUIRE(done.code == 0);
+  CHECK_THAT(done.output, ContainsSubstring("checkpoints/step_3 (best)"));
+  const Json result = read_json(out).at("results").at(0);
+  CHECK(result.at("questions") == 4);
+  CHECK(result.at("records").size() == 4);
+  CHECK(read_json((tiny.dir / "eval/rows.json").string()).at("results").at(0).at("records") == result.at("records"));
+  REQUIRE(run("kava_eval " + dir + " --data " + data + " --method no_cot --limit 3 --out " + other).code == 0);
+  CHECK(fs::exists(tiny.dir / "eval/rows.no_cot.json"));
+  const Finished compared = run("kava_eval compare " + out + " " + other);
+  CHECK(compared.code == 0);
+  CHECK_THAT(compared.output, ContainsSubstring("3 questions (1 more"));
+  CHECK_THAT(compared.output, ContainsSubstring("McNemar"));
+  tiny.write("others.txt", "Another?||#### 4\nB||#### 3\nC||#### 1\nD||#### 1\n");
+  REQUIRE(run("kava_eval " + dir + " --data " + (tiny.folder / "others.txt") + " --out " + other).code == 0);
+  CHECK(run("kava_eval compare " + out + " " + other).code == 4);
+  CHECK(run("kava_eval compare " + out + " " + data).code == 4);
+}
+
+TEST_CASE("kava_eval refuses what it cannot do before the work") {
+  TinyRun tiny;
+  const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string();
+  const std::pair<std::string, int> refused[] = {{" --data " + data + " --out /nowhere/at/all.json", 3},
+                                                 {" --data " + data + " --out " + dir, 3},
+                                                 {" --data " + data + " --limit 0", 2},
+                                                 {" --data " + data + " --batch 0", 2},
+                                                 {" --data " + data + " --max-new-tokens 0", 2},
+                                                 {" --data " + data + " --threads 0", 2},
+                                                 {" --data " + data + " --method nothing", 2},
+                                                 {" --data " + data + " --method coconut", 2},
+                                                 {" --data " + data + " --dtype f16", 2},
+                                                 {" --data " + data + " --device tpu", 2},
+                                                 {" --data " + data + " --threads ''", 2},
+                                                 {" --data " + data + " --method ''", 2},
+                                                 {" --data " + data + " --out ''", 2},
+                                                 {" --data ''", 4},
+                                                 {"", 2},
+                                                 {" --data /nowhere.txt", 4}};
+  for (const auto& [arguments, code] : refused) {
+    const Finished f = run("kava_eval " + dir + arguments);
+    CAPTURE(arguments, f.output);
+    CHECK(f.code == code);
+    CHECK(f.output.starts_with("error: "));
+    CHECK(std::count(f.output.begin(), f.output.end(), '\n') == 1);
+  }
+  CHECK(run("kava_eval /nowhere --data " + data).code == 4);
+  CHECK(run("kava_eval '' --data " + data).code == 2);
+  CHECK(run("kava_eval " + dir + " --data " + data + " --out " + (tiny.folder / "a.json") + " 2>&1 > /dev/full").code == 7);
+  CHECK_FALSE(fs::exists(tiny.folder / "a.json"));
+  CHECK(run("kava_eval " + tiny.folder.path().string() + " --data " + data).code == 4);
+  CHECK_FALSE(fs::exists(tiny.dir / "eval"));
+}
+
+TEST_CASE("a name that is not UTF-8 is escaped in what kava_eval writes") {
+  TinyRun tiny;
+  const std::string data = tiny.write("\xff.txt", kQuestions), out = tiny.folder / "a.json";
+  REQUIRE(run("kava_eval " + tiny.dir.string() + " --data " + data + " --out " + out).code == 0);
+  CHECK(read_json(out).at("results").at(0).at("data").get<std::string>().ends_with("\\xff.txt"));
+}
+
+TEST_CASE("weights that no memory holds are refused before they are read, and weights of another shape before that") {
+  TinyRun tiny;
+  const fs::path base = tiny.folder.path() / "base";
+  Json config = read_json((base / "config.json").string());
+  config["vocab_size"] = (int64_t{1} << 31) - 1, config["hidden_size"] = 128, config["tie_word_embeddings"] = true;
+  overwrite(base / "config.json", config.dump());
+  Json header = Json::object();
+  uint64_t bytes = 0;
+  for (const WeightSpec& w : weight_specs(ModelConfig::load(base.string()))) {
+    const uint64_t size = static_cast<uint64_t>(w.rows * w.cols * 2);
+    header[w.name] = {
+        {"dtype", "BF16"}, {"shape", w.vector ? Json{w.cols} : Json{w.rows, w.cols}}, {"data_offsets", {bytes, bytes + size}}};
+    bytes += size;
+  }
+  const std::string text = header.dump(), file = (base / "model.safetensors").string();
+  const uint64_t length = text.size();
+  overwrite(file, std::string(reinterpret_cast<const char*>(&length), 8) + text);
+  fs::resize_file(file, 8 + length + bytes);  // a hole: nothing on the disk
+  const std::string ask = "kava_generate " + base.string() + " A --dtype f64";
+  const Finished huge = run(ask);
+  CHECK(huge.code == 3);
+  CHECK(huge.output.starts_with("error: memory: the weights take "));
+  config["hidden_size"] = 64;
+  overwrite(base / "config.json", config.dump());
+  const Finished other = run(ask);
+  CHECK(other.code == 4);
+  CHECK_THAT(other.output, ContainsSubstring("config.json asks for"));
+}
+
+TEST_CASE("memory that runs out anywhere is exit 3") {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  SKIP("a sanitizer's own memory does not fit into a limited address space");
+#else
+  TinyRun tiny;
+  std::set<int> codes;
+  for (int kilobytes = 110'000; kilobytes <= 400'000; kilobytes += kilobytes / 20) {
+    const Finished f = run(fmt::format("kava_inspect --version > /dev/null; ulimit -v {}; " KAVA_BIN_DIR "/kava_generate {} A --threads 1",
+                                       kilobytes, tiny.dir.string()));
+    CAPTURE(kilobytes, f.output);
+    CHECK((f.code == 0 || (f.code == 3 && f.output.starts_with("error: memory: "))));
+    codes.insert(f.code);
+  }
+  CHECK(codes == std::set<int>{0, 3});
+#endif
+}
+
+TEST_CASE("kava_generate answers a question, a file and lines of standard input alike") {
+  TinyRun tiny;
+  const std::string dir = tiny.dir.string(), file = tiny.write("questions.txt", "\xEF\xBB\xBFWhat is 2+2?\r\n\nHow many?\n");
+  const Finished one = run("kava_generate " + dir + " 'What is 2+2?' 2>/dev/null"), all = run("kava_generate " + dir + " --file " + file);
+  CHECK(one.code == 0);
+  CHECK(all.code == 0);
+  CHECK(std::count(all.output.begin(), all.output.end(), '\n') == 2);
+  CHECK(all.output.starts_with(one.output));
+  CHECK(run("kava_generate " + dir + " 2>/dev/null < " + tiny.write("typed.txt", "What is 2+2?\n/quit\nHow many?\n")).output == one.output);
+  const Finished latents = run("kava_generate " + dir + " 'What is 2+2?' --latents 2>/dev/null");
+  CHECK(latents.output.ends_with(one.output));
+  CHECK(std::count(latents.output.begin(), latents.output.end(), '\n') == 6);
+  CHECK(run("kava_generate " + dir + " < " + file).output == all.output);
+  CHECK(run("kava_generate " + dir + " < " + file + " 2>&1 > /dev/full").output.starts_with("error: standard output: "));
+  CHECK(run("kava_generate " + dir + " 'A' --file " + file).code == 2);
+  CHECK(run("kava_generate " + dir + " ' '").code == 2);
+  CHECK(run("kava_generate '' A").output.starts_with("error: MODEL: is empty; "));
+  CHECK_THAT(run("kava_generate " + dir + " --file " + tiny.write("long.txt", "A\n" + std::string(2 << 20, 'a'))).output,
+             ContainsSubstring("long.txt:2"));
+  CHECK(run("kava_generate " + dir + " < " + dir).output.starts_with("error: standard input: could not read; "));
+  CHECK(run("kava_generate " + dir + " 'A' --latents --method no_cot").code == 2);
+  CHECK(run("kava_generate " + dir + " --file " + tiny.write("broken.txt", "fine\n\xff\n")).code == 4);
+  CHECK_THAT(run("kava_generate " + dir + " --file " + (tiny.folder / "broken.txt")).output, ContainsSubstring("broken.txt:2"));
+  CHECK(run("kava_generate " + dir + " --file " + tiny.write("empty.txt", "\n \n")).code == 4);
+}
+
+TEST_CASE("kava_inspect tokens encodes lines and decodes them back") {
+  TinyRun tiny;
+  const std::string base = (tiny.folder.path() / "base").string();
+  auto tokens = [&](const std::string& options, const std::string& input) {
+    return run("kava_inspect tokens " + base + options + " < " + tiny.write("input.txt", input));
+  };
+  CHECK(tokens("", "!\"<end>\n\n# #").output == "0 1 95\n\n2 94 2\n");
+  CHECK(tokens(" --json", "\"!\\u0020!\"\n").output == "0 94 0\n");
+  CHECK(tokens(" --decode", "0 1 95\n\n2  94 2\n").output == "!\"<end>\n\n# #\n");
+  CHECK(tokens(" --decode --json", "0 1\n").output == "\"!\\\"\"\n");
+  CHECK(run("kava_inspect tokens " + tiny.dir.string() + " < " + tiny.write("input.txt", "!\n")).output == "0\n");
+  const std::pair<std::string, std::string> broken[] = {
+      {"", "!\n\xff\n"},        {" --json", "\"!\"\n!\n"}, {" --json", "\"!\"\n4\n"},        {" --decode", "0\n1 x\n"},
+      {" --decode", "0\n96\n"}, {" --decode", "0\n-1\n"},  {" --decode", "0\n99999999999\n"}};
+  for (const auto& [options, input] : broken) {
+    const Finished f = tokens(options, input);
+    CAPTURE(options, input, f.output);
+    CHECK(f.code == 4);
+    CHECK_THAT(f.output, ContainsSubstring("error: stdin:2: "));
+  }
+  CHECK(run("kava_inspect tokens " + base + " > /dev/full < " + tiny.write("input.txt", "!\n")).code == 7);
+  CHECK(run("kava_inspect tokens " + base + " < " + base).code == 4);
+  CHECK(run("kava_inspect tokens " + base + " < /dev/zero").output.starts_with("error: standard input: a line is longer"));
+  CHECK(
+      run("kava_inspect --version > /dev/null; yes | timeout 60 " KAVA_BIN_DIR "/kava_inspect tokens " + base + " 2>&1 > /dev/full").code ==
+      7);
+}

@@ -1,0 +1,95 @@
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+
+#include "engine/files/checkpoint.h"
+#include "engine/files/safetensors.h"
+#include "tests/programs/programs.h"
+
+using namespace kava;
+namespace fs = std::filesystem;
+
+namespace {
+
+Ended inspect(const std::string& arguments) { return run_command("kava_inspect " + arguments); }
+
+void make_adapter(const fs::path& folder, std::int64_t rank = 2, const std::string& targets = "[\"q_proj\"]") {
+  fs::create_directories(folder);
+  const std::vector<float> zeros(64);
+  overwrite(folder / "adapter_config.json",
+            fmt::format("{{\"peft_type\":\"LORA\",\"r\":{},\"lora_alpha\":4,\"target_modules\":{}}}", rank, targets));
+  const std::string name = "base_model.model.model.layers.0.self_attn.q_proj.lora_";
+  write_safetensors((folder / "adapter_model.safetensors").string(),
+                    {{name + "A.weight", "F32", {2, 8}, zeros.data()}, {name + "B.weight", "F32", {4, 2}, zeros.data()}});
+  write_safetensors((folder / "kava.safetensors").string(), {{"new_tokens.weight", "F32", {3, 8}, zeros.data()}});
+}
+
+}  // namespace
+
+TEST_CASE("kava_inspect file lists tensors and counts what is not finite") {
+  TempFolder folder;
+  const float values[] = {1, NAN, -INFINITY, INFINITY, 2};
+  const std::uint16_t half[] = {0x7c00, 0x7c01, 0x7bff};
+  write_safetensors(folder / "a.safetensors", {{"x", "F32", {5}, values}, {"y", "F16", {1, 3}, half}});
+  const Ended run = inspect("file '" + folder / "a.safetensors" + "'");
+  CHECK(run.code == 0);
+  CHECK(run.err.empty());
+  CHECK(run.out.find("x  F32  [5]  nan 1 inf 2\n") != std::string::npos);
+  CHECK(run.out.find("y  F16  [1, 3]  nan 1 inf 1\n") != std::string::npos);
+  CHECK(run.out.ends_with("2 tensors, 8 elements, 26 bytes, nan 2, inf 3\nok\n"));
+}
+
+TEST_CASE("kava_inspect file verifies adapters and checkpoints") {
+  TempFolder folder;
+  make_adapter(folder / "good");
+  CHECK(inspect("file '" + folder / "good" + "'").code == 0);
+  make_adapter(folder / "rank", 3);
+  CHECK(inspect("file '" + folder / "rank" + "'").code == 4);
+  make_adapter(folder / "targets", 2, "[\"q_proj\",\"v_proj\"]");
+  CHECK(inspect("file '" + folder / "targets" + "'").code == 4);
+  make_adapter(folder / "rows");
+  const std::vector<float> zeros(64);
+  write_safetensors(folder / "rows/kava.safetensors", {{"new_tokens.weight", "F32", {4, 8}, zeros.data()}});
+  CHECK(inspect("file '" + folder / "rows" + "'").code == 4);
+
+  const fs::path part = begin_checkpoint(folder.path(), 7);
+  make_adapter(part / "adapter");
+  write_safetensors((part / "optimizer.safetensors").string(), {{"m", "F32", {2}, zeros.data()}});
+  overwrite(part / "state.json", "{}");
+  const fs::path checkpoint = commit_checkpoint(folder.path(), 7, "abc");
+  const Ended run = inspect("file '" + checkpoint.string() + "'");
+  CHECK(run.code == 0);
+  CHECK(run.out.find("checkpoint of step 7, configuration abc, 5 files verified") != std::string::npos);
+  overwrite(checkpoint / "state.json", "[]");
+  const Ended broken = inspect("file '" + checkpoint.string() + "'");
+  CHECK(broken.code == 4);
+  CHECK(broken.err.find("state.json: has another SHA-256") != std::string::npos);
+}
+
+TEST_CASE("what kava_inspect cannot do is one error line with its exit code") {
+  TempFolder folder;
+  overwrite(folder / "short", "abc");
+  const auto one_line = [](const Ended& run, int code) {
+    CHECK(run.code == code);
+    CHECK(run.err.starts_with("error: "));
+    CHECK(std::count(run.err.begin(), run.err.end(), '\n') == 1);
+  };
+  one_line(inspect("file '" + folder / "short" + "'"), 4);
+  one_line(inspect("file '" + folder / "missing" + "'"), 4);
+  one_line(inspect("file '" + folder.path().string() + "'"), 4);
+  one_line(inspect("file"), 2);
+  one_line(inspect(""), 2);
+  one_line(inspect("doctor"), 2);
+  one_line(inspect("file --no-such-option x"), 2);
+  one_line(inspect("--version >/dev/full"), 7);
+  const std::string step = "step '" KAVA_SOURCE_DIR "/tests/golden/cases/kava_defaults.toml' --threads 1 --out ",
+                    out = folder / "step.safetensors";
+  one_line(inspect(step + "''"), 2);
+  one_line(inspect(step + "'" + folder.path().string() + "'"), 3);
+  one_line(inspect(step + "'" + folder / "short" + "/x'"), 3);
+  one_line(inspect(step + "/dev/full"), 7);
+  one_line(inspect(step + "'" + out + "' >/dev/full"), 7);
+  CHECK(!fs::exists(out));
+  CHECK(inspect("--help").out.find("Example:") != std::string::npos);
+  CHECK(inspect("--version").out.starts_with("kava_inspect "));
+}

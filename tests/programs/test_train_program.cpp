@@ -1,0 +1,511 @@
+// kava_train as a program: kills, signals, refusals.
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <chrono>
+#include <csignal>
+#include <thread>
+
+#include "engine/files/json.h"
+#include "engine/files/safetensors.h"
+#include "tests/model/train_rig.h"
+#include "tests/programs/programs.h"
+
+using namespace kava;
+namespace fs = std::filesystem;
+
+namespace {
+
+// A kava_train that runs beside the test; its code is -signal where it was killed.
+class Running {
+ public:
+  struct Limits {
+    rlim_t file_bytes = RLIM_INFINITY, address_space = RLIM_INFINITY;
+    const char* out_to = nullptr;
+    std::string working_folder;
+  };
+
+  explicit Running(std::vector<std::string> arguments) : Running(std::move(arguments), Limits()) {}
+  Running(std::vector<std::string> arguments, Limits limits) {
+    arguments.insert(arguments.begin(), KAVA_BIN_DIR "/kava_train");
+    std::vector<char*> argv;
+    for (std::string& a : arguments) argv.push_back(a.data());
+    argv.push_back(nullptr);
+    const std::string out = limits.out_to ? limits.out_to : folder_ / "out", err = folder_ / "err";
+    child_ = ::fork();
+    REQUIRE(child_ >= 0);
+    if (child_ > 0) return;
+    ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT, 0600), 1);
+    ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT, 0600), 2);
+    const rlimit file = {limits.file_bytes, limits.file_bytes}, space = {limits.address_space, limits.address_space};
+    ::setrlimit(RLIMIT_FSIZE, &file);
+    ::setrlimit(RLIMIT_AS, &space);
+    if (!limits.working_folder.empty() && ::chdir(limits.working_folder.c_str()) != 0) ::_exit(126);
+    ::execv(argv[0], argv.data());
+    ::_exit(127);
+  }
+  Running(const Running&) = delete;
+  ~Running() {
+    if (child_ > 0) ::kill(child_, SIGKILL), ::waitpid(child_, nullptr, 0);
+  }
+
+  void send(int signal) const { ::kill(child_, signal); }
+
+  Ended wait() {
+    int status = 0;
+    ::waitpid(std::exchange(child_, 0), &status, 0);
+    auto text = [&](const char* name) { return fs::exists(folder_ / name) ? read_file(folder_ / name, 1 << 24) : ""; };
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), text("out"), text("err")};
+  }
+
+  // Whether the file gets that many lines before the child ends (or a minute is over).
+  bool reaches(const fs::path& file, std::size_t lines) const {
+    for (int i = 0; i < 60000; ++i) {
+      std::ifstream in(file);
+      if (static_cast<std::size_t>(std::count(std::istreambuf_iterator<char>(in), {}, '\n')) >= lines) return true;
+      siginfo_t info = {};
+      if (::waitid(P_PID, static_cast<id_t>(child_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == child_) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return false;
+  }
+
+ private:
+  TempFolder folder_;
+  pid_t child_ = 0;
+};
+
+Ended train(std::vector<std::string> arguments) { return Running(std::move(arguments)).wait(); }
+
+void check_refusal(const Ended& run, int code, const std::string& about) {
+  INFO(run.err);
+  CHECK(run.code == code);
+  CHECK(run.err.starts_with("error: "));
+  CHECK(std::count(run.err.begin(), run.err.end(), '\n') == 1);
+  CHECK(run.err.find(about) != std::string::npos);
+  CHECK(run.err.find("kava::") == std::string::npos);
+}
+
+// metrics.jsonl without its times.
+std::vector<Json> timeless(const fs::path& run) {
+  std::vector<Json> lines;
+  std::ifstream in(run / "metrics.jsonl");
+  for (std::string line; std::getline(in, line);) {
+    lines.push_back(Json::parse(line));
+    for (const char* key : {"samples_per_s", "tokens_per_s", "mfu", "seconds"}) lines.back().erase(key);
+  }
+  return lines;
+}
+
+std::string bytes(const fs::path& file) { return read_file(file.string(), 1 << 26); }
+
+void check_same_run(const fs::path& a, const fs::path& b) {
+  for (const char* name : {"adapter/adapter_model.safetensors", "adapter/kava.safetensors", "last/optimizer.safetensors",
+                           "best/optimizer.safetensors", "config.toml"}) {
+    INFO(name);
+    CHECK(bytes(a / name) == bytes(b / name));
+  }
+  CHECK(timeless(a) == timeless(b));
+}
+
+}  // namespace
+
+TEST_CASE("a run killed at any moment and resumed has the bytes of one that was not") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml";
+  for (const char* dtype : {"f32", "f64", "bf16"}) {
+    overwrite(config, tiny_toml("[kv]\nprojection = true\n"));
+    auto arguments = [&](const std::string& out, std::vector<std::string> more = {}) {
+      std::vector<std::string> a = {config,
+                                    "--threads",
+                                    "1",
+                                    "--set",
+                                    std::string("model.dtype=") + dtype,
+                                    "--set",
+                                    "train.max_steps=40",
+                                    "--set",
+                                    "train.checkpoint_every=3",
+                                    "--set",
+                                    "train.valid_every=7",
+                                    "--set",
+                                    "data.valid=" + kGolden + "data/rows.jsonl",
+                                    "--out",
+                                    out};
+      a.insert(a.end(), more.begin(), more.end());
+      return a;
+    };
+    const std::string whole = folder / (std::string("whole_") + dtype), cut = folder / (std::string("cut_") + dtype);
+    REQUIRE(train(arguments(whole)).code == 0);
+    bool resume = false;
+    int kills = 0;
+    for (std::size_t lines : {8, 17, 24, 40}) {
+      Running run(arguments(cut, resume ? std::vector<std::string>{"--resume"} : std::vector<std::string>{}));
+      if (run.reaches(fs::path(cut) / "metrics.jsonl", lines)) run.send(SIGKILL);
+      kills += run.wait().code == -SIGKILL;
+      resume = true;
+    }
+    CHECK(kills >= 2);
+    const Ended last = train(arguments(cut, {"--resume"}));
+    INFO(last.err);
+    REQUIRE(last.code == 0);
+    check_same_run(whole, cut);
+    // The optimiser's tensors are in the type of the sums, so that nothing is rounded on the way.
+    const SafetensorsFile file = SafetensorsFile::open(cut + "/last/optimizer.safetensors");
+    CHECK(file.tensors()[0].dtype == (std::string(dtype) == "f64" ? "F64" : "F32"));
+    CHECK(file.find("m.new_tokens.weight"));
+    CHECK(file.find("v.kv_projection.0.k.weight"));
+  }
+}
+
+TEST_CASE("SIGTERM and SIGINT write a checkpoint and give 75, and the run goes on to the same bytes") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml";
+  overwrite(config, tiny_toml());
+  const std::vector<std::string> base = {
+      config,  "--threads",          "1",    "--set", "train.max_steps=4000", "--set", "train.checkpoint_every=2000",
+      "--set", "train.log_every=10", "--out"};
+  auto arguments = [&](const std::string& out, bool resume) {
+    std::vector<std::string> a = base;
+    a.push_back(out);
+    if (resume) a.push_back("--resume");
+    return a;
+  };
+  const std::string whole = folder / "whole", cut = folder / "cut";
+  REQUIRE(train(arguments(whole, false)).code == 0);
+  bool resume = false;
+  for (int signal : {SIGTERM, SIGINT}) {
+    Running run(arguments(cut, resume));
+    REQUIRE(run.reaches(cut + "/metrics.jsonl", resume ? 200 : 20));
+    run.send(signal);
+    const Ended ended = run.wait();
+    INFO(ended.err);
+    CHECK(ended.code == 75);
+    CHECK(ended.out.find("stopped at step") != std::string::npos);
+    resume = true;
+  }
+  REQUIRE(train(arguments(cut, true)).code == 0);
+  // Logged losses, not only the end: nothing was repeated or left out.
+  check_same_run(whole, cut);
+}
+
+TEST_CASE("a resumed run refuses another configuration but for the keys that the arithmetic does not depend on") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml", out = folder / "run";
+  overwrite(config, tiny_toml());
+  REQUIRE(train({config, "--set", "train.max_steps=4", "--out", out}).code == 0);
+  CHECK(fs::exists(out + "/adapter/adapter_model.safetensors"));
+  check_refusal(train({config, "--set", "train.max_steps=4", "--out", out}), 2, "holds a run");
+  check_refusal(train({config, "--set", "train.max_steps=5", "--out", out, "--resume"}), 2, "train.max_steps: 4 -> 5");
+  const Ended again = train({config, "--set", "train.max_steps=4", "--out", out, "--resume"});
+  CHECK(again.code == 0);
+  CHECK(again.out.find("is finished") != std::string::npos);
+  const std::vector<std::string> others = {"train.log_every=2", "train.valid_every=3", "train.checkpoint_every=2",
+                                           "train.keep_checkpoints=5"};
+  std::vector<std::string> arguments = {config, "--set", "train.max_steps=4", "--out", out, "--resume", "--threads", "2"};
+  for (const std::string& set : others) arguments.push_back("--set"), arguments.push_back(set);
+  CHECK(train(arguments).code == 0);
+  CHECK(load_config(out + "/config.toml").train.log_every == 2);
+}
+
+TEST_CASE("the end of a run is made up for where it was cut short after its last checkpoint") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml", out = folder / "run";
+  overwrite(config, tiny_toml());
+  REQUIRE(train({config, "--set", "train.max_steps=4", "--out", out}).code == 0);
+  const std::string weights = bytes(out + "/adapter/adapter_model.safetensors");
+  fs::remove_all(out + "/adapter");
+  fs::remove(out + "/last");
+  REQUIRE(train({config, "--set", "train.max_steps=4", "--out", out, "--resume"}).code == 0);
+  CHECK(bytes(out + "/adapter/adapter_model.safetensors") == weights);
+  CHECK(fs::exists(out + "/last/manifest.json"));
+}
+
+TEST_CASE("a broken checkpoint is passed over by name, and without a whole one there is nothing to resume") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml", out = folder / "run";
+  overwrite(config, tiny_toml());
+  const std::vector<std::string> arguments = {config, "--set", "train.max_steps=6", "--set", "train.checkpoint_every=2", "--out", out};
+  REQUIRE(train(arguments).code == 0);
+  const std::string before = bytes(out + "/adapter/adapter_model.safetensors");
+  overwrite(out + "/checkpoints/step_6/optimizer.safetensors", "broken");
+  std::vector<std::string> resume = arguments;
+  resume.push_back("--resume");
+  const Ended run = train(resume);
+  CHECK(run.code == 0);
+  CHECK(run.out.find("step_6/optimizer.safetensors") != std::string::npos);
+  CHECK(run.out.find("from step 4") != std::string::npos);
+  CHECK(bytes(out + "/adapter/adapter_model.safetensors") == before);
+  for (const char* step : {"step_4", "step_6"}) fs::remove(fs::path(out) / "checkpoints" / step / "state.json");
+  check_refusal(train(resume), 4, "no valid checkpoint");
+  fs::remove_all(out);
+  check_refusal(train(resume), 4, "no valid checkpoint");
+  CHECK(!fs::exists(out));
+}
+
+TEST_CASE("a changed data file or model is refused on resume") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml", out = folder / "run", data = folder / "rows.jsonl", model = folder / "model";
+  fs::copy(kGolden + "data/rows.jsonl", data);
+  fs::copy(kGolden + "models/llama", model);
+  overwrite(config, tiny_toml());
+  auto arguments = [&](bool resume) {
+    std::vector<std::string> a = {config,
+                                  "--set",
+                                  "train.max_steps=4000",
+                                  "--set",
+                                  "train.checkpoint_every=10",
+                                  "--set",
+                                  "data.train=[\"" + data + "\"]",
+                                  "--set",
+                                  "model.path=" + model,
+                                  "--out",
+                                  out};
+    if (resume) a.push_back("--resume");
+    return a;
+  };
+  Running run(arguments(false));
+  REQUIRE(run.reaches(out + "/metrics.jsonl", 30));
+  run.send(SIGTERM);
+  REQUIRE(run.wait().code == 75);
+  const std::string rows = bytes(data), shape = bytes(model + "/config.json");
+  overwrite(data, rows + rows.substr(0, rows.find('\n') + 1));
+  check_refusal(train(arguments(true)), 4, "has changed since the run began");
+  overwrite(data, rows);
+  overwrite(model + "/config.json", shape + "\n");
+  check_refusal(train(arguments(true)), 4, "has changed since the run began");
+}
+
+TEST_CASE("a full disk is exit 7 and leaves the last checkpoint whole") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml", out = folder / "run";
+  overwrite(config, tiny_toml());
+  // The limit lets the small files of the first checkpoints pass and stops metrics.jsonl as it grows.
+  Running::Limits limits;
+  limits.file_bytes = 64 << 10;
+  const Ended run = Running({config, "--set", "train.max_steps=4000", "--set", "train.checkpoint_every=20", "--out", out}, limits).wait();
+  check_refusal(run, 7, "metrics.jsonl");
+  const std::optional<Checkpoint> last = newest_valid_checkpoint(out);
+  REQUIRE(last);
+  CHECK(last->manifest.step >= 20);
+  for (const auto& entry : fs::directory_iterator(out + "/checkpoints")) CHECK(!entry.path().string().ends_with(".part"));
+  for (const Json& line : timeless(out)) CHECK(line.contains("step"));  // no half line
+  // A checkpoint that does not fit leaves nothing of itself.
+  limits.file_bytes = 4 << 10;
+  const std::string small = folder / "small";
+  const Ended second = Running({config, "--set", "train.max_steps=4", "--out", small}, limits).wait();
+  check_refusal(second, 7, "could not write");
+  CHECK(!newest_valid_checkpoint(small));
+  CHECK(fs::is_empty(small + "/checkpoints"));
+}
+
+TEST_CASE("standard output that goes away does not end a run") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml", out = folder / "run";
+  overwrite(config, tiny_toml());
+  Running::Limits limits;
+  limits.out_to = "/dev/full";
+  const Ended run = Running({config, "--set", "train.max_steps=4", "--out", out}, limits).wait();
+  check_refusal(run, 7, "standard output");
+  CHECK(newest_valid_checkpoint(out)->manifest.step == 4);
+  CHECK(fs::exists(out + "/adapter/kava.safetensors"));
+}
+
+TEST_CASE("a learning rate that breaks the run is exit 5") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml";
+  overwrite(config, tiny_toml());
+  const Ended run = train(
+      {config, "--set", "train.lr=1e30", "--set", "train.max_steps=100", "--set", "train.checkpoint_every=1000", "--out", folder / "run"});
+  check_refusal(run, 5, "10 steps in a row");
+  CHECK(run.out.find("no update made") != std::string::npos);
+}
+
+TEST_CASE("what cannot be run is refused in one line with its exit code") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml", out = folder / "run", file = folder / "file";
+  overwrite(config, tiny_toml());
+  overwrite(file, "not a row");
+  check_refusal(train({}), 2, "CONFIG");
+  check_refusal(train({config, "--nonsense"}), 2, "--nonsense");
+  check_refusal(train({config, "--profile"}), 2, "--profile: is not built yet");
+  check_refusal(train({config, "--check-ops"}), 2, "--check-ops: is not built yet");
+  check_refusal(train({folder / "missing.toml"}), 2, "missing.toml");
+  check_refusal(train({config, "--set", "train.lrr=1"}), 2, "train.lr");
+  check_refusal(train({config, "--set", "lora.targets=[]", "--out", out}), 2, "lora.targets");
+  check_refusal(train({config, "--set", "model.path=", "--out", out}), 2, "model.path");
+  check_refusal(train({config, "--threads", "0", "--out", out}), 2, "--threads");
+  check_refusal(train({config, "--threads", "", "--out", out}), 2, "--threads");
+  check_refusal(train({config, "--out", ""}), 2, "--out");
+  check_refusal(train({""}), 2, "\"\": no such file");
+  check_refusal(train({config, "--device", "tpu", "--out", out}), 2, "--device");
+  check_refusal(train({config, "--device", "cuda", "--out", out}), 3, "--device");
+  check_refusal(train({config, "--out", file}), 3, "is no folder");
+  check_refusal(train({config, "--out", file + "/below"}), 3, "is no folder");
+  check_refusal(train({config, "--out", "/proc/kava"}), 3, "--out");
+  check_refusal(train({config, "--set", "model.path=" + folder / "none", "--out", out}), 4, "none");
+  check_refusal(train({config, "--set", "data.train=[\"" + folder / "none" + "\"]", "--out", out}), 4, "none");
+  check_refusal(train({config, "--set", "data.valid=" + folder / "none", "--out", out}), 4, "none");
+  check_refusal(train({config, "--set", "data.train=[\"" + file + "\"]", "--out", out}), 4, "file:1");
+  check_refusal(train({config, "--set", "data.max_tokens=3", "--out", out}), 4, "no row is left");
+  check_refusal(train({config, "--set", "model.adapter=" + kGolden + "adapters/llama_seven", "--out", out}), 4, "target_modules");
+  fs::copy(kGolden + "models/llama", folder / "model");
+  Json shape = read_json(folder / "model/config.json");
+  shape["vocab_size"] = (int64_t{1} << 31) - 1;
+  overwrite(folder / "model/config.json", shape.dump());
+  check_refusal(train({config, "--set", "model.path=" + folder / "model", "--out", out}), 4, "config.json asks for");
+  CHECK(!fs::exists(out));
+}
+
+// Total and trainable parameters of one group of --plan.
+std::pair<long, long> planned(const Ended& run, const std::string& group) {
+  const auto at = run.out.find("\n  " + group + " ");
+  REQUIRE(at != std::string::npos);
+  long total = -1, trainable = -1;
+  std::sscanf(run.out.c_str() + at + 3 + group.size(), "%ld %ld", &total, &trainable);
+  return {total, trainable};
+}
+
+TEST_CASE("a plan (--plan) counts parameters from config.json alone") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml", model = folder / "model";
+  fs::create_directory(model);
+  fs::copy(kGolden + "models/llama/config.json", model + "/config.json");
+  overwrite(config, tiny_toml("[kv]\nprojection = true\n"));
+  const Ended run = train({config, "--plan", "--set", "model.path=" + model, "--set", "data.train=[\"absent.txt\"]"});
+  CHECK(run.code == 0);
+  CHECK(run.err.empty());
+  auto counts = [&](const std::string& group) { return planned(run, group); };
+  // 2 layers, C 16, 4/2 heads of 6, F 24, V 61, tied; LoRA of rank 2 on q, k, v, o.
+  CHECK(counts("embedding") == std::pair(61L * 16, 0L));
+  CHECK(counts("attention") == std::pair(2L * (16 * 24 + 2 * 16 * 12 + 24 * 16), 0L));
+  CHECK(counts("mlp") == std::pair(2L * 3 * 16 * 24, 0L));
+  CHECK(counts("norms") == std::pair(5L * 16, 0L));
+  CHECK(counts("lora") == std::pair(2L * 2 * ((16 + 24) + 2 * (16 + 12) + (24 + 16)), 2L * 2 * ((16 + 24) + 2 * (16 + 12) + (24 + 16))));
+  CHECK(counts("new tokens") == std::pair(48L, 48L));
+  CHECK(counts("latent projection") == std::pair(2L * (256 + 16) + 32, 2L * (256 + 16) + 32));
+  CHECK(counts("kv projection") == std::pair(2L * 2 * 36, 2L * 2 * 36));
+  const auto [total, trainable] = counts("all");
+  CHECK(total == 61 * 16 + 2304 + 2304 + 80 + 544 + 48 + 576 + 144);
+  CHECK(trainable == 544 + 48 + 576 + 144);
+  CHECK(!fs::exists("runs/c"));
+}
+
+TEST_CASE("a plan (--plan) gives the published sizes of the six rows of Table 6") {
+  const std::string llama = shared_data("data/tokenizers/llama-3.2-1b-instruct"),
+                    qwen = shared_data("data/tokenizers/qwen2.5-0.5b-instruct");
+  if (llama.empty() || qwen.empty()) SKIP("the shared tokenizers are not there");
+  TempFolder folder;
+  // The 3B shape: that of the 1B's config.json with other sizes, and the 1B's tokenizer.
+  const std::string big = folder / "3b";
+  fs::create_directory(big);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
+    fs::copy(fs::path(llama) / name, fs::path(big) / name);
+  Json shape = read_json(llama + "/config.json");
+  shape["num_hidden_layers"] = 28, shape["hidden_size"] = 3072, shape["num_attention_heads"] = 24, shape["head_dim"] = 128;
+  overwrite(big + "/config.json", shape.dump());
+  struct Row {
+    const char* config;
+    std::string model;
+    long base, lora, others;  // others: new tokens and projection
+  };
+  const Row rows[] = {
+      {"llama1b_aug", llama, 1235814400, 27262976, 6144 + 8396800}, {"llama1b_nl", llama, 1235814400, 27262976, 6144 + 8396800},
+      {"qwen05b_aug", qwen, 494032768, 17301504, 2688 + 1609216},   {"qwen05b_nl", qwen, 494032768, 17301504, 2688 + 1609216},
+      {"llama3b_aug", big, 3212749824, 73400320, 9216 + 18886656},  {"llama3b_nl", big, 3212749824, 73400320, 9216}};
+  for (const Row& row : rows) {
+    const Ended run =
+        train({std::string(KAVA_SOURCE_DIR) + "/configs/" + row.config + ".toml", "--plan", "--set", "model.path=" + row.model});
+    INFO(row.config << run.err);
+    CHECK(run.code == 0);
+    CHECK(planned(run, "lora") == std::pair(row.lora, row.lora));
+    CHECK(planned(run, "all") == std::pair(row.base + row.lora + row.others, row.lora + row.others));
+  }
+}
+
+TEST_CASE("without --out a run goes to runs/ and the configuration's name") {
+  TempFolder folder;
+  overwrite(folder / "first.try.toml", tiny_toml());
+  Running::Limits limits;
+  limits.working_folder = folder.path().string();
+  const Ended run = Running({"first.try.toml", "--set", "train.max_steps=1"}, limits).wait();
+  INFO(run.err);
+  CHECK(run.code == 0);
+  CHECK(fs::exists(folder / "runs/first.try/last/state.json"));
+}
+
+TEST_CASE("a forward that does not fit the memory is refused with one that does") {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  SKIP("a sanitizer's own memory does not fit into a limited address space");
+#endif
+  TempFolder folder;
+  // Long rows, so that the step is large beside the program.
+  std::string row = "{\"question\":[1", rows;
+  for (int i = 0; i < 300; ++i) row += ",5";
+  row += "],\"trace\":[2,3],\"answer\":[7,8,9,2],\"prompt\":3}\n";
+  for (int i = 0; i < 256; ++i) rows += row;
+  overwrite(folder / "rows.jsonl", rows);
+  overwrite(folder / "c.toml", tiny_toml());
+  const std::vector<std::string> base = {folder / "c.toml",
+                                         "--threads",
+                                         "1",
+                                         "--set",
+                                         "train.batch=256",
+                                         "--set",
+                                         "model.dtype=f64",
+                                         "--set",
+                                         "data.train=[\"" + folder / "rows.jsonl" + "\"]",
+                                         "--set",
+                                         "train.max_steps=1",
+                                         "--out",
+                                         folder / "run"};
+  Running::Limits limits;
+  limits.address_space = rlim_t{480} << 20;
+  const Ended refused = Running(base, limits).wait();
+  check_refusal(refused, 3, "train.micro_batch: a forward of 256 samples");
+  CHECK(!fs::exists(folder / "run"));
+  const std::string words = "set train.micro_batch = ";
+  const auto at = refused.err.find(words);
+  REQUIRE(at != std::string::npos);
+  std::vector<std::string> smaller = base;
+  smaller.push_back("--set");
+  smaller.push_back("train.micro_batch=" + std::to_string(std::stoi(refused.err.substr(at + words.size()))));
+  const Ended fits = Running(smaller, limits).wait();
+  INFO(fits.err);
+  CHECK(fits.code == 0);
+}
+
+TEST_CASE("two hundred KaVa steps run on a real small model and its loss falls") {
+  const std::string model = shared_data("data/models/stories260k");
+  if (model.empty()) SKIP("the shared data is absent");
+  TempFolder folder;
+  const Json golden = read_json(model + "/golden.json");
+  const std::vector<int32_t> ids = golden["ids"].get<std::vector<int32_t>>();
+  // Rows cut out of the model's own story: question, trace of 0 to 12 ids, answer after a prompt of two.
+  std::string rows;
+  for (std::size_t i = 0; i < 32; ++i) {
+    auto piece = [&](std::size_t from, std::size_t n) { return std::vector<int32_t>(ids.begin() + from, ids.begin() + from + n); };
+    std::vector<int32_t> answer = piece(i + 30, 4);
+    answer.push_back(2);
+    rows += Json{{"question", piece(i, 12)}, {"trace", piece(i + 12, i % 13)}, {"answer", answer}, {"prompt", 2}}.dump() + "\n";
+  }
+  overwrite(folder / "rows.jsonl", rows);
+  overwrite(folder / "stories.toml", "[model]\npath = \"" + model +
+                                         "\"\n[data]\ntrain = [\"rows.jsonl\"]\nvalid = \"rows.jsonl\"\n[train]\nbatch = 4\n"
+                                         "max_steps = 200\nlr = 3e-3\nvalid_every = 100\n[lora]\nrank = 8\n[latent]\ncount = 6\n");
+  const Ended run = train({folder / "stories.toml", "--out", folder / "run"});
+  INFO(run.err);
+  REQUIRE(run.code == 0);
+  const std::vector<Json> lines = timeless(folder / "run");
+  REQUIRE(lines.size() == 202);
+  for (const Json& line : lines) {
+    if (line.contains("valid")) continue;
+    for (const char* term : {"student_ce", "teacher_ce", "kv", "codi"}) CHECK(line[term].get<double>() > 0);
+  }
+  const Json &valid = lines.back()["valid"], &last = lines[lines.size() - 2];
+  CHECK(valid["step"] == 200);
+  CHECK(last["loss"].get<double>() < 0.7 * lines[0]["loss"].get<double>());
+  CHECK(valid["passes"].get<double>() >= 5);  // 1 + T + 1 and more for what is generated
+}
