@@ -1,6 +1,7 @@
 #include "engine/memory.h"
 
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -51,18 +52,24 @@ int64_t left_in_groups() {
   return least;
 }
 
-int64_t left_of_address_space() {
+}  // namespace
+
+int64_t address_space_left() {
   rlimit limit = {};
   if (::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return kUnknown;
   const int64_t used = number_in("/proc/self/status", "VmSize", 1024).value_or(0);
   return std::max<int64_t>(0, static_cast<int64_t>(limit.rlim_cur) - used);
 }
 
-}  // namespace
-
-int64_t available_memory() {
+int64_t available_physical_memory() {
   const int64_t machine = number_in("/proc/meminfo", "MemAvailable", 1024).value_or(kUnknown);
-  return std::max<int64_t>(0, std::min({machine, left_in_groups(), left_of_address_space()}));
+  return std::max<int64_t>(0, std::min(machine, left_in_groups()));
 }
+
+int64_t available_memory() { return std::min(available_physical_memory(), address_space_left()); }
+
+int64_t machine_memory() { return sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE); }
+
+int64_t resident_memory() { return number_in("/proc/self/status", "VmRSS", 1024).value_or(0); }
 
 }  // namespace kava

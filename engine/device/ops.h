@@ -71,6 +71,14 @@ class Ops {
   // ---- memory
   virtual void* allocate(int64_t bytes) = 0;
   virtual void release(void* data, int64_t bytes) = 0;
+  /// Addresses for one arena, as many as the device could ever fill, with no memory behind them.
+  virtual AddressRange reserve() = 0;
+  /// Puts memory behind `bytes` bytes of a range from `data` on; its parts are committed in order, without gaps.
+  virtual void commit(void* data, int64_t bytes) = 0;
+  /// Gives a range back, with the memory of its first `committed` bytes.
+  virtual void unreserve(const AddressRange& range, int64_t committed) = 0;
+  /// Told of committed memory that it holds a tensor from now on, or nothing: a backend may report what touches it in between.
+  virtual void in_use(void* data, int64_t bytes, bool used) {}
   /// Contiguous tensors and host memory of the same type.
   virtual void upload(const Tensor& y, const void* host) = 0;
   virtual void download(void* host, const Tensor& x) = 0;

@@ -13,6 +13,10 @@ class TimedOps final : public Ops {
   std::string name() const override { return ops_.name(); }
   void* allocate(int64_t bytes) override { return ops_.allocate(bytes); }
   void release(void* data, int64_t bytes) override { ops_.release(data, bytes); }
+  AddressRange reserve() override { return ops_.reserve(); }
+  void commit(void* data, int64_t bytes) override { ops_.commit(data, bytes); }
+  void unreserve(const AddressRange& range, int64_t committed) override { ops_.unreserve(range, committed); }
+  void in_use(void* data, int64_t bytes, bool used) override { ops_.in_use(data, bytes, used); }
   void upload(const Tensor& y, const void* host) override {
     timed("upload", [&] { ops_.upload(y, host); });
   }

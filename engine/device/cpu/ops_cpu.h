@@ -15,6 +15,10 @@ class CpuOps final : public Ops {
 
   void* allocate(int64_t bytes) override;
   void release(void* data, int64_t bytes) override;
+  AddressRange reserve() override;
+  void commit(void* data, int64_t bytes) override;
+  void unreserve(const AddressRange& range, int64_t committed) override;
+  void in_use(void* data, int64_t bytes, bool used) override;
   void upload(const Tensor& y, const void* host) override;
   void download(void* host, const Tensor& x) override;
 
@@ -65,8 +69,13 @@ class CpuOps final : public Ops {
              const AdamwOptions& options) override;
 
  private:
+  /// Counts memory given out, and refuses what the machine will not have when it is touched.
+  void account(int64_t bytes);
+
   Threads threads_;
   Matmul matmul_;
+  int64_t held_ = 0;       // bytes given out
+  int64_t unchecked_ = 0;  // of them, since the machine was last asked
 };
 
 /// Rows that one task of a row-wise loop takes.

@@ -1,8 +1,5 @@
-// cpu backend: memory, and the ops that move or add rows.
-#include <sys/mman.h>
-
+// cpu backend: the ops that move or add rows.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 #include "engine/device/cpu/ops_cpu.h"
@@ -11,9 +8,6 @@
 namespace kava {
 
 namespace {
-constexpr std::size_t kCacheLine = 64;
-// From this size on memory is aligned to large pages and the kernel is asked for them: a step touches gigabytes once each.
-constexpr std::size_t kLargePage = std::size_t{2} << 20;
 // Columns that one task of a scatter takes: it owns them in every row, so that rows that meet are added in order.
 constexpr int64_t kColBlock = 128;
 
@@ -47,21 +41,6 @@ void dispatch_two(const Tensor& y, const Tensor& x, F f) {
 }  // namespace
 
 std::unique_ptr<Ops> make_cpu_ops(int threads) { return std::make_unique<CpuOps>(threads); }
-
-void* CpuOps::allocate(int64_t bytes) {
-  KAVA_CHECK(bytes >= 0, "{} bytes", bytes);
-  std::size_t size = std::max<std::size_t>(static_cast<std::size_t>(bytes), 1);
-  const bool large = size >= 2 * kLargePage;
-  void* data = nullptr;
-  if (posix_memalign(&data, large ? kLargePage : kCacheLine, size) != 0)
-    throw Error(Exit::preflight, "memory", fmt::format("not enough for {} bytes", bytes),
-                "use a smaller train.micro_batch or a smaller model");
-  // Advice only: where the kernel declines, small pages do.
-  if (large) (void)madvise(data, size, MADV_HUGEPAGE);
-  return data;
-}
-
-void CpuOps::release(void* data, int64_t) { std::free(data); }
 
 void CpuOps::upload(const Tensor& y, const void* host) {
   KAVA_CHECK(y.contiguous(), "upload to a tensor with gaps");
