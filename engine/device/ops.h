@@ -1,4 +1,4 @@
-// The waist of the engine: everything a model may ask of a device. The backend is cpu (ops_cpu*.cpp, the readable specification and the
+// The waist of the engine: everything a model may ask of a device. The backend is cpu (cpu/ops_*.cpp, the readable specification and the
 // oracle of the tests); NullOps does nothing, so that a real step run on it tells the memory it needs; TimedOps (ops_timed.h) measures.
 //
 // Conventions. Outputs come first, then inputs, then scalars. "storage" is the model's type (bf16, f32, f64); "sum" is f32, or f64 for f64.

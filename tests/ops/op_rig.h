@@ -282,4 +282,18 @@ inline double weighted(const Matrices& outputs, const Matrices& weights) {
   return total;
 }
 
+/// Shapes that fill no block, one, and more than one.
+struct Size {
+  int64_t rows, cols;
+};
+inline const Size kSizes[] = {{1, 1}, {1, 7}, {3, 16}, {33, 19}, {70, 64}, {65, 130}};
+
+inline void require_close(const Matrix& got, const Matrix& want, double tolerance = 1e-12) {
+  REQUIRE(got.at.size() == want.at.size());
+  for (std::size_t i = 0; i < got.at.size(); ++i) {
+    INFO("element " << i << ": " << got.at[i] << " for " << want.at[i]);
+    REQUIRE(std::fabs(got.at[i] - want.at[i]) <= tolerance * std::max(1.0, std::fabs(want.at[i])));
+  }
+}
+
 }  // namespace kava::test

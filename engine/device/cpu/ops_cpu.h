@@ -1,4 +1,4 @@
-// The cpu backend: plain loops over rows, and matrix products by oneDNN. Its definitions stand in ops_cpu_*.cpp by family.
+// The cpu backend: plain loops over rows, and matrix products by oneDNN. Its definitions stand in ops_*.cpp, by the op.
 #pragma once
 #include <bit>
 

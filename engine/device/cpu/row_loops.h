@@ -1,4 +1,4 @@
-// The loops over columns that ops_cpu*.cpp are made of, written so that the compiler turns them into vector code without reordering sums
+// The loops over columns that ops_*.cpp are made of, written so that the compiler turns them into vector code without reordering sums
 // behind our back.
 #pragma once
 #include <memory>
@@ -18,6 +18,20 @@ inline Sum<T> load(const T* x, int64_t i) {
 template <class T, class S>
 inline void store(T* y, int64_t i, S value) {
   y[i] = rounded<T>(static_cast<Sum<T>>(value));
+}
+
+inline void check_rows(const Tensor& x, int64_t rows, int64_t cols) {
+  KAVA_CHECK(x.rows == rows && x.cols == cols, "[{}, {}] where [{}, {}] is needed", x.rows, x.cols, rows, cols);
+}
+
+/// f.operator()<T, G>() for storage T and a gradient in storage or sum type.
+template <class F>
+void dispatch_gradient(const Tensor& x, const Tensor& dy, F f) {
+  dispatch(x.dtype, [&]<class T>() {
+    if (dy.dtype == x.dtype) f.template operator()<T, T>();
+    else if constexpr (std::is_same_v<T, bf16>) f.template operator()<T, Sum<T>>();
+    else KAVA_CHECK(false, "a gradient in {} of {}", name_of(dy.dtype), name_of(x.dtype));
+  });
 }
 
 /// f(i) for every column. Rows that f reads and writes are the same row or do not overlap.

@@ -1,0 +1,84 @@
+// cpu backend: activations. A block of kRowBlock rows is a task.
+#include <cmath>
+
+#include "engine/device/cpu/ops_cpu.h"
+#include "engine/device/cpu/row_loops.h"
+
+namespace kava {
+
+namespace {
+template <class S>
+S sigmoid(S x) {
+  return S(1) / (S(1) + fast_exp(-x));
+}
+
+// Distribution function and density of the standard normal.
+template <class S>
+S normal_cdf(S x) {
+  return S(0.5) * (S(1) + std::erf(x * S(0.70710678118654752440)));
+}
+template <class S>
+S normal_density(S x) {
+  return S(0.39894228040143267794) * std::exp(S(-0.5) * x * x);
+}
+}  // namespace
+
+void CpuOps::swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) {
+  check_rows(gate, y.rows, y.cols);
+  check_rows(up, y.rows, y.cols);
+  KAVA_CHECK(gate.dtype == y.dtype && up.dtype == y.dtype, "swiglu of {} and {}", name_of(gate.dtype), name_of(up.dtype));
+  dispatch(y.dtype, [&]<class T>() {
+    threads_.blocks(y.rows, kRowBlock, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n)
+        each(y.cols, [out = y.row<T>(n), g = gate.row<T>(n), u = up.row<T>(n)](int64_t c) {
+          store(out, c, load(g, c) * sigmoid(load(g, c)) * load(u, c));
+        });
+    });
+  });
+}
+
+void CpuOps::swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) {
+  for (const Tensor& t : {dgate, dup, gate, up}) {
+    check_rows(t, dy.rows, dy.cols);
+    KAVA_CHECK(t.dtype == dy.dtype, "swiglu of {} and {}", name_of(t.dtype), name_of(dy.dtype));
+  }
+  dispatch(dy.dtype, [&]<class T>() {
+    threads_.blocks(dy.rows, kRowBlock, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n)
+        each(dy.cols, [dg = dgate.row<T>(n), du = dup.row<T>(n), d = dy.row<T>(n), g = gate.row<T>(n), u = up.row<T>(n)](int64_t c) {
+          using S = Sum<T>;
+          S x = load(g, c), dout = load(d, c), s = sigmoid(x), dsilu = dout * load(u, c);
+          store(dg, c, dsilu * s * (S(1) + x * (S(1) - s)));
+          store(du, c, dout * x * s);
+        });
+    });
+  });
+}
+
+void CpuOps::gelu_fwd(const Tensor& y, const Tensor& x) {
+  check_rows(x, y.rows, y.cols);
+  KAVA_CHECK(x.dtype == y.dtype, "gelu of {} in {}", name_of(x.dtype), name_of(y.dtype));
+  dispatch(y.dtype, [&]<class T>() {
+    threads_.blocks(y.rows, kRowBlock, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n)
+        each(y.cols, [out = y.row<T>(n), in = x.row<T>(n)](int64_t c) { store(out, c, load(in, c) * normal_cdf(load(in, c))); });
+    });
+  });
+}
+
+void CpuOps::gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x) {
+  check_rows(dx, x.rows, x.cols);
+  check_rows(dy, x.rows, x.cols);
+  KAVA_CHECK(dx.dtype == x.dtype, "dx in {}, x in {}", name_of(dx.dtype), name_of(x.dtype));
+  dispatch_gradient(x, dy, [&]<class T, class G>() {
+    threads_.blocks(x.rows, kRowBlock, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n)
+        each(x.cols, [out = dx.row<T>(n), dout = dy.row<G>(n), in = x.row<T>(n)](int64_t c) {
+          Sum<T> value = load(in, c);
+          store(out, c, load(dout, c) * (normal_cdf(value) + value * normal_density(value)));
+        });
+    });
+  });
+}
+
+}  // namespace kava

@@ -1,0 +1,76 @@
+// cpu backend: the head's product with its cross-entropy, some rows at a time.
+#include <algorithm>
+#include <cmath>
+
+#include "engine/device/cpu/ops_cpu.h"
+
+namespace kava {
+
+namespace {
+
+// Statistics of one row of logits.
+template <class S>
+struct RowStats {
+  S most;
+  double sum;  // of exp(logit - most)
+  int64_t best;
+};
+
+template <class S>
+RowStats<S> row_stats(const S* z, int64_t n) {
+  constexpr int kLanes = 32;
+  S most[kLanes];
+  std::fill(most, most + kLanes, z[0]);
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes)
+    for (int i = 0; i < kLanes; ++i) most[i] = z[j + i] > most[i] ? z[j + i] : most[i];
+  for (; j < n; ++j) most[0] = std::max(most[0], z[j]);
+  RowStats<S> s{*std::max_element(most, most + kLanes), 0, 0};
+  while (z[s.best] != s.most && s.best + 1 < n) ++s.best;
+  S sums[kLanes] = {};
+  for (j = 0; j + kLanes <= n; j += kLanes)
+    for (int i = 0; i < kLanes; ++i) sums[i] += fast_exp(z[j + i] - s.most);
+  for (; j < n; ++j) sums[0] += fast_exp(z[j] - s.most);
+  for (S v : sums) s.sum += v;
+  return s;
+}
+
+constexpr int64_t kHeadBytes = int64_t{96} << 20;  // of logits at a time
+
+}  // namespace
+
+void CpuOps::head_cross_entropy(Arena& arena, const Tensor& nll, const Tensor& dh, const Tensor& dw, const Tensor& logits,
+                                const Tensor& best, const Tensor& h, const Tensor& w, const Tensor& targets, double weight) {
+  const int64_t V = w.rows, n = h.rows;
+  const DType type = h.dtype, sum = sum_type(type);
+  const int64_t chunk = std::clamp<int64_t>(kHeadBytes / (V * size_of(sum)) / 64 * 64, 64, 4096);
+  for (int64_t first = 0; first < n; first += chunk) {
+    ArenaScope scope(arena);
+    const int64_t last = std::min(n, first + chunk);
+    const Tensor hc = h.row_range(first, last);
+    const Tensor z = logits ? logits.row_range(first, last) : arena.alloc(sum, hc.rows, V);
+    matmul_.run(z, hc, false, w, true);
+    const bool backward = dh || dw;
+    const Tensor dz = backward ? arena.alloc(type, hc.rows, V) : Tensor{};
+    dispatch(type, [&]<class T>() {
+      using S = Sum<T>;
+      threads_.blocks(hc.rows, 1, [&](int64_t r, int64_t) {
+        const S* row = z.row<S>(r);
+        const RowStats<S> s = row_stats(row, V);
+        const int64_t target = targets ? targets.row<int32_t>(0)[first + r] : 0;
+        KAVA_CHECK(0 <= target && target < V, "target {} of {}", target, V);
+        if (best) best.row<int32_t>(0)[first + r] = static_cast<int32_t>(s.best);
+        if (nll) *nll.row<S>(first + r) = static_cast<S>(std::log(s.sum) + static_cast<double>(s.most) - static_cast<double>(row[target]));
+        if (!backward) return;
+        T* d = dz.row<T>(r);
+        const S scale = static_cast<S>(weight / s.sum), w1 = static_cast<S>(weight);
+        for (int64_t j = 0; j < V; ++j) d[j] = rounded<T>(fast_exp(row[j] - s.most) * scale);
+        d[target] = rounded<T>(fast_exp(row[target] - s.most) * scale - w1);
+      });
+    });
+    if (dh) matmul_.run(dh.row_range(first, last), dz, false, w, false);
+    if (dw) matmul_.run(dw, dz, true, hc, false, Matmul::Store::add);
+  }
+}
+
+}  // namespace kava

@@ -1,0 +1,72 @@
+#include "tests/ops/op_rig.h"
+
+using namespace kava;
+using namespace kava::test;
+
+namespace {
+std::vector<Tensor> swiglu_fwd(Rig& rig, const Matrices& in) {
+  Tensor g = rig.in(in[0]), u = rig.in(in[1]), y = rig.out(in[0].rows, in[0].cols);
+  rig.ops.swiglu_fwd(y, g, u);
+  return {y};
+}
+
+std::vector<Tensor> swiglu_bwd(Rig& rig, const Matrices& in) {
+  Tensor g = rig.in(in[0]), u = rig.in(in[1]), dy = rig.in(in[2]);
+  Tensor dg = rig.out(in[0].rows, in[0].cols), du = rig.out(in[0].rows, in[0].cols);
+  rig.ops.swiglu_bwd(dg, du, dy, g, u);
+  return {dg, du};
+}
+
+std::vector<Tensor> gelu_fwd(Rig& rig, const Matrices& in) {
+  Tensor x = rig.in(in[0]), y = rig.out(in[0].rows, in[0].cols);
+  rig.ops.gelu_fwd(y, x);
+  return {y};
+}
+
+std::vector<Tensor> gelu_bwd(Rig& rig, const Matrices& in) {
+  Tensor x = rig.in(in[0]), dy = rig.in(in[1]), dx = rig.out(in[0].rows, in[0].cols);
+  rig.ops.gelu_bwd(dx, dy, x);
+  return {dx};
+}
+}  // namespace
+
+TEST_CASE("swiglu and gelu have the values of their formulas and the gradients of central differences") {
+  Random random(4);
+  for (auto [n, c] : kSizes) {
+    const Matrices in = {random.normal(n, c, 2), random.normal(n, c), random.normal(n, c)};
+    check_op("swiglu_fwd", in, swiglu_fwd);
+    check_op("swiglu_bwd", in, swiglu_bwd);
+    check_op("gelu_fwd", in, gelu_fwd);
+    check_op("gelu_bwd", {in[0], in[2]}, gelu_bwd);
+    Matrix silu = in[0], gelu = in[0];
+    for (std::size_t i = 0; i < silu.at.size(); ++i) silu.at[i] = in[0].at[i] / (1 + std::exp(-in[0].at[i])) * in[1].at[i];
+    for (double& v : gelu.at) v = v * 0.5 * std::erfc(-v / std::sqrt(2.0));
+    require_close(run_f64(swiglu_fwd, in)[0], silu);
+    require_close(run_f64(gelu_fwd, in)[0], gelu);
+    check_gradient(
+        "swiglu", in, [&](const Matrices& m) { return weighted(run_f64(swiglu_fwd, m), {in[2]}); }, {0, 1}, run_f64(swiglu_bwd, in));
+    check_gradient(
+        "gelu", in, [&](const Matrices& m) { return weighted(run_f64(gelu_fwd, m), {in[2]}); }, {0}, run_f64(gelu_bwd, {in[0], in[2]}));
+  }
+}
+
+TEST_CASE("swiglu of gates far from zero is finite, and NaN goes through") {
+  for (DType type : {DType::f32, DType::bf16, DType::f64}) {
+    Rig rig(1, type, type, 0);
+    Matrix gate(1, 40), up(1, 40, 2);
+    for (int64_t i = 0; i < 40; ++i) gate(0, i) = i % 2 ? 200 + 300 * double(i) : -200 - 300 * double(i);
+    gate(0, 17) = std::nan("");
+    Tensor g = rig.in(gate), u = rig.in(up), y = rig.out(1, 40), dg = rig.out(1, 40), du = rig.out(1, 40);
+    rig.ops.swiglu_fwd(y, g, u);
+    rig.ops.swiglu_bwd(dg, du, u, g, u);
+    const Matrix out = rig.read(y), dgate = rig.read(dg), dup = rig.read(du), in = rig.read(g);
+    for (int64_t i = 0; i < 40; ++i) {
+      if (i == 17) {
+        REQUIRE((std::isnan(out(0, i)) && std::isnan(dgate(0, i)) && std::isnan(dup(0, i))));
+        continue;
+      }
+      REQUIRE(std::fabs(out(0, i) - (i % 2 ? 2 * in(0, i) : 0)) <= 1e-6 * std::fabs(in(0, i)));
+      REQUIRE(std::fabs(dgate(0, i) - (i % 2 ? 4 : 0)) < 1e-6);
+    }
+  }
+}

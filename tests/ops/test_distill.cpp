@@ -1,0 +1,117 @@
+#include <cmath>
+#include <numeric>
+
+#include "tests/ops/op_rig.h"
+
+using namespace kava;
+using namespace kava::test;
+
+namespace {
+OpCall moments_call(const std::vector<int>& valid) {
+  return [=](Rig& rig, const Matrices& m) {
+    Tensor x = rig.in(m[0]), v = rig.in(row_of(valid), Kind::i32), out = rig.out(1, 3, Kind::sum), inverse = rig.out(1, 1, Kind::sum);
+    rig.ops.moments(out, x, v);
+    rig.ops.inverse_std(inverse, out);
+    return std::vector<Tensor>{out, inverse};
+  };
+}
+
+// in: x, target, loss before; outputs: loss, dx
+OpCall distill_call(const std::vector<int>& valid, Distance kind, double inverse, double factor, double weight) {
+  return [=](Rig& rig, const Matrices& m) {
+    Tensor x = rig.in(m[0]), target = rig.in(m[1]), v = rig.in(row_of(valid), Kind::i32), loss = rig.in_out(m[2], Kind::sum);
+    Tensor dx = rig.out(m[0].rows, m[0].cols, Kind::sum), inv = inverse > 0 ? rig.in(Matrix(1, 1, inverse), Kind::sum) : Tensor{};
+    rig.ops.distill(loss, dx, x, target, v, inv, kind, factor, weight);
+    return std::vector<Tensor>{loss, dx};
+  };
+}
+
+double naive_distance(Distance kind, double d) {
+  d = std::fabs(d);
+  return kind == Distance::mse ? d * d : kind == Distance::l1 ? d : d < 1 ? 0.5 * d * d : d - 0.5;
+}
+}  // namespace
+
+TEST_CASE("moments and inverse_std are those of the valid rows, also far from zero") {
+  Random random(36);
+  const std::vector<int> valid = {3, 0, 7, 1};
+  const Matrices in = {random.normal(28, 19, 2, 50)};
+  check_op("moments", in, moments_call(valid));
+  const Matrices out = run_f64(moments_call(valid), in);
+  std::vector<double> x;
+  for (int64_t g = 0; g < 4; ++g)
+    for (int64_t r = 0; r < valid[std::size_t(g)]; ++r)
+      for (int64_t c = 0; c < 19; ++c) x.push_back(in[0](g * 7 + r, c));
+  const double n = double(x.size()), mean = std::accumulate(x.begin(), x.end(), 0.0) / n;
+  double squares = 0;
+  for (double v : x) squares += (v - mean) * (v - mean);
+  REQUIRE(out[0](0, 0) == n);
+  REQUIRE(std::fabs(out[0](0, 1) - mean) < 1e-12);
+  REQUIRE(std::fabs(out[0](0, 2) / squares - 1) < 1e-12);
+  REQUIRE(std::fabs(out[1](0, 0) * std::sqrt(squares / (n - 1)) - 1) < 1e-12);
+
+  // f32 numbers whose spread is far below their mean.
+  Rig rig(2, DType::f32, DType::f32, 0);
+  Matrix far(4, 64);
+  for (std::size_t i = 0; i < far.at.size(); ++i) far.at[i] = 10000 + double(i % 4) / 64;
+  const Matrices got = read_all(rig, moments_call({4})(rig, {far}));
+  REQUIRE(std::fabs(got[0](0, 2) / (256 * 1.25 / 4096) - 1) < 1e-5);
+}
+
+TEST_CASE("inverse_std pools rows of moments, and is 0 where the spread is zero or undefined") {
+  Random random(37);
+  const Matrix x = random.normal(24, 9, 1, 3);
+  Rig rig(1, DType::f64, DType::f64, 0);
+  Tensor tx = rig.in(x), three = rig.out(3, 3, Kind::sum), one = rig.out(1, 3, Kind::sum), full = rig.in(row_of({8}), Kind::i32);
+  Tensor whole = rig.in(row_of({24}), Kind::i32), pooled = rig.out(1, 1), direct = rig.out(1, 1);
+  for (int64_t l = 0; l < 3; ++l) rig.ops.moments(three.row_range(l, l + 1), tx.row_range(8 * l, 8 * l + 8), full);
+  rig.ops.moments(one, tx, whole);
+  rig.ops.inverse_std(pooled, three);
+  rig.ops.inverse_std(direct, one);
+  REQUIRE(std::fabs(rig.read(pooled)(0, 0) / rig.read(direct)(0, 0) - 1) < 1e-13);
+  for (const auto& [m, valid] :
+       {std::pair{Matrix(4, 5, 0.1), std::vector<int>{2, 2}}, {random.normal(2, 1), {1, 0}}, {random.normal(2, 3), {0, 0}}})
+    for (DType type : {DType::f64, DType::f32, DType::bf16}) {
+      Rig flat(2, type, type, 0);
+      REQUIRE(read_all(flat, moments_call(valid)(flat, {m}))[1](0, 0) == 0);
+    }
+}
+
+TEST_CASE("distill adds its loss, sets the gradient of valid rows and zeroes the others") {
+  Random random(38);
+  const std::vector<int> valid = {3, 0, 5};
+  for (Distance kind : {Distance::smooth_l1, Distance::mse, Distance::l1})
+    for (double inverse : {0.0, 0.7}) {
+      const Matrices in = {random.normal(15, 19, 1.5), random.normal(15, 19), Matrix(1, 1, 2.5)};
+      const double s = 0.3 * (inverse > 0 ? inverse : 1);
+      const OpCall call = distill_call(valid, kind, inverse, 0.3, 2);
+      check_op("distill", in, call);
+      const Matrices out = run_f64(call, in);
+      double want = 2.5;
+      for (int64_t r = 0; r < 15; ++r)
+        for (int64_t c = 0; c < 19; ++c) {
+          if (r % 5 < valid[std::size_t(r / 5)]) want += s * naive_distance(kind, in[0](r, c) - in[1](r, c));
+          else REQUIRE(out[1](r, c) == 0);
+        }
+      REQUIRE(std::fabs(out[0](0, 0) - want) < 1e-11);
+      // Near a kink the difference quotient of fourth order is good to some 1e-3; so the kinks are kept away from.
+      Matrices smooth = in;
+      for (std::size_t i = 0; i < smooth[0].at.size(); ++i) {
+        const double d = std::fabs(smooth[0].at[i] - smooth[1].at[i]);
+        if (d < 0.01 || std::fabs(d - 1) < 0.01) smooth[0].at[i] += 0.03;
+      }
+      check_gradient("distill", smooth, [&](const Matrices& m) { return 2 * run_f64(call, m)[0](0, 0); }, {0}, {run_f64(call, smooth)[1]});
+    }
+  // Equal rows: no loss, no gradient; a spread of zero: nothing.
+  const Matrices same = {Matrix(2, 3, 1), Matrix(2, 3, 1), Matrix(1, 1)};
+  for (Distance kind : {Distance::smooth_l1, Distance::mse, Distance::l1})
+    for (const Matrix& m : run_f64(distill_call({2}, kind, 0, 1, 1), same))
+      for (double v : m.at) REQUIRE(v == 0);
+  Rig rig(1, DType::f32, DType::f32, 0);
+  Tensor x = rig.in(Matrix(2, 3, 4)), y = rig.in(Matrix(2, 3, 1)), v = rig.in(row_of({2}), Kind::i32), loss = rig.in_out(Matrix(1, 1, 0.5));
+  Tensor zero = rig.in(Matrix(1, 1)), dx = rig.out(2, 3), bad = rig.in(row_of({3}), Kind::i32);
+  rig.ops.distill(loss, dx, x, y, v, zero, Distance::mse, 1, 1);
+  REQUIRE(rig.read(loss)(0, 0) == 0.5);
+  REQUIRE(rig.read(dx).at == std::vector<double>(6, 0.0));
+  REQUIRE_THROWS_AS(rig.ops.distill(loss, dx, x, y, bad, zero, Distance::mse, 1, 1), Error);
+}

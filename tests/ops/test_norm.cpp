@@ -1,0 +1,130 @@
+#include "tests/ops/op_rig.h"
+
+using namespace kava;
+using namespace kava::test;
+
+namespace {
+OpCall rms_norm_fwd(bool add) {
+  return [add](Rig& rig, const Matrices& in) {
+    const Matrix& a = in[0];
+    Tensor ta = rig.in(a), tb = add ? rig.in(in[1]) : Tensor{}, w = rig.in(in[2]);
+    Tensor y = rig.out(a.rows, a.cols), rstd = rig.out(a.rows, 1, Kind::sum), sum = add ? rig.out(a.rows, a.cols) : Tensor{};
+    if (add && rig.emulates()) {
+      rig.ops.copy(sum, ta);
+      rig.ops.add(sum, tb);
+      rig.round(sum);
+      rig.ops.add_rms_norm_fwd(y, {}, rstd, sum, {}, w, 1e-5);
+    } else {
+      rig.ops.add_rms_norm_fwd(y, sum, rstd, ta, tb, w, 1e-5);
+    }
+    return add ? std::vector<Tensor>{y, rstd, sum} : std::vector<Tensor>{y, rstd};
+  };
+}
+
+// in: x, w, dy, dx before, dw before
+OpCall rms_norm_bwd(Kind dy_kind) {
+  return [dy_kind](Rig& rig, const Matrices& in) {
+    const Matrix& x = in[0];
+    Tensor tx = rig.in(x), w = rig.in(in[1]), dy = rig.in(in[2], dy_kind), dx = rig.in_out(in[3]), dw = rig.in_out(in[4], Kind::sum);
+    Tensor y = rig.out(x.rows, x.cols), rstd = rig.out(x.rows, 1, Kind::sum);
+    rig.ops.add_rms_norm_fwd(y, {}, rstd, tx, {}, w, 1e-5);
+    rig.round(rstd);
+    rig.ops.rms_norm_bwd(dx, dw, dy, tx, rstd, w);
+    return std::vector<Tensor>{dx, dw};
+  };
+}
+
+// in: x, w, b
+std::vector<Tensor> layer_norm_fwd(Rig& rig, const Matrices& in) {
+  const int64_t n = in[0].rows, c = in[0].cols;
+  Tensor x = rig.in(in[0]), w = rig.in(in[1]), b = rig.in(in[2]);
+  Tensor y = rig.out(n, c), mean = rig.out(n, 1, Kind::sum), rstd = rig.out(n, 1, Kind::sum);
+  rig.ops.layer_norm_fwd(y, mean, rstd, x, w, b, 1e-5);
+  return {y, mean, rstd};
+}
+
+// in: x, w, b, dy, dw before, db before
+std::vector<Tensor> layer_norm_bwd(Rig& rig, const Matrices& in) {
+  const int64_t n = in[0].rows, c = in[0].cols;
+  Tensor x = rig.in(in[0]), w = rig.in(in[1]), b = rig.in(in[2]), dy = rig.in(in[3]);
+  Tensor dw = rig.in_out(in[4], Kind::sum), db = rig.in_out(in[5], Kind::sum);
+  Tensor y = rig.out(n, c), mean = rig.out(n, 1, Kind::sum), rstd = rig.out(n, 1, Kind::sum), dx = rig.out(n, c);
+  rig.ops.layer_norm_fwd(y, mean, rstd, x, w, b, 1e-5);
+  rig.ops.layer_norm_bwd(dx, dw, db, dy, x, mean, rstd, w);
+  return {dx, dw, db};
+}
+}  // namespace
+
+TEST_CASE("add_rms_norm adds, normalises each row and has the gradient of central differences") {
+  Random random(1);
+  for (auto [n, c] : kSizes) {
+    const Matrices in = {random.normal(n, c), random.normal(n, c), random.normal(1, c, 0.3, 1)};
+    check_op("add_rms_norm_fwd", in, rms_norm_fwd(true));
+    check_op("rms_norm_fwd", in, rms_norm_fwd(false));
+    const Matrices out = run_f64(rms_norm_fwd(true), in);
+    Matrix want(n, c);
+    for (int64_t r = 0; r < n; ++r) {
+      double square = 0;
+      for (int64_t j = 0; j < c; ++j) square += std::pow(in[0](r, j) + in[1](r, j), 2);
+      for (int64_t j = 0; j < c; ++j) want(r, j) = (in[0](r, j) + in[1](r, j)) / std::sqrt(square / double(c) + 1e-5) * in[2](0, j);
+    }
+    require_close(out[0], want);
+
+    if (c == 1) continue;  // the gradient of one column is zero up to eps: nothing but rounding is left
+    const Matrices back = {in[0], in[2], random.normal(n, c), random.normal(n, c), random.normal(1, c)};
+    check_op("rms_norm_bwd", back, rms_norm_bwd(Kind::storage));
+    check_op("rms_norm_bwd, dy in the sum type", back, rms_norm_bwd(Kind::sum));
+    Matrices zero = back;
+    zero[3] = Matrix(n, c), zero[4] = Matrix(1, c);
+    const Matrices gradient = run_f64(rms_norm_bwd(Kind::storage), zero), added = run_f64(rms_norm_bwd(Kind::storage), back);
+    auto loss = [&](const Matrices& moved) { return weighted(run_f64(rms_norm_fwd(false), {moved[0], {}, moved[1]}), {back[2]}); };
+    check_gradient("rms_norm", zero, loss, {0, 1}, gradient);
+    for (std::size_t i = 0; i < 2; ++i) {
+      Matrix total = gradient[i];
+      for (std::size_t e = 0; e < total.at.size(); ++e) total.at[e] += back[3 + i].at[e];
+      require_close(added[i], total);
+    }
+  }
+}
+
+TEST_CASE("add_rms_norm may add into its own input") {
+  Random random(2);
+  const Matrix a = random.normal(5, 40), b = random.normal(5, 40), w = random.normal(1, 40);
+  const Matrices apart = run_f64(rms_norm_fwd(true), {a, b, w});
+  Rig rig(2, DType::f64, DType::f64, 1);
+  Tensor ta = rig.in_out(a), tb = rig.in(b), tw = rig.in(w), y = rig.out(5, 40);
+  rig.ops.add_rms_norm_fwd(y, ta, {}, ta, tb, tw, 1e-5);
+  REQUIRE(rig.guards_hold());
+  REQUIRE(rig.read(y).at == apart[0].at);
+  REQUIRE(rig.read(ta).at == apart[2].at);
+}
+
+TEST_CASE("layer_norm normalises each row and has the gradient of central differences") {
+  Random random(5);
+  for (auto [n, c] : kSizes) {
+    if (c == 1) continue;
+    const Matrices in = {random.normal(n, c, 1, 0.5), random.normal(1, c, 0.3, 1), random.normal(1, c)};
+    check_op("layer_norm_fwd", in, layer_norm_fwd);
+    Matrix want(n, c);
+    for (int64_t r = 0; r < n; ++r) {
+      double mean = 0, square = 0;
+      for (int64_t j = 0; j < c; ++j) mean += in[0](r, j) / double(c);
+      for (int64_t j = 0; j < c; ++j) square += std::pow(in[0](r, j) - mean, 2) / double(c);
+      for (int64_t j = 0; j < c; ++j) want(r, j) = (in[0](r, j) - mean) / std::sqrt(square + 1e-5) * in[1](0, j) + in[2](0, j);
+    }
+    require_close(run_f64(layer_norm_fwd, in)[0], want, 1e-11);
+    const Matrices back = {in[0], in[1], in[2], random.normal(n, c), Matrix(1, c), Matrix(1, c)};
+    check_op("layer_norm_bwd", back, layer_norm_bwd);
+    auto loss = [&](const Matrices& m) { return weighted(run_f64(layer_norm_fwd, {m[0], m[1], m[2]}), {back[3]}); };
+    const Matrices gradient = run_f64(layer_norm_bwd, back);
+    check_gradient("layer_norm", back, loss, {0, 1, 2}, gradient, 1e-7);
+    Matrices twice = back;
+    twice[4] = gradient[1], twice[5] = gradient[2];
+    const Matrices added = run_f64(layer_norm_bwd, twice);
+    for (std::size_t i : {1u, 2u}) {
+      Matrix doubled = gradient[i];
+      for (double& v : doubled.at) v *= 2;
+      require_close(added[i], doubled);
+    }
+  }
+}

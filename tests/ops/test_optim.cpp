@@ -1,0 +1,73 @@
+#include <cmath>
+
+#include "tests/ops/op_rig.h"
+
+using namespace kava;
+using namespace kava::test;
+
+namespace {
+// in: value, m, v, grad; outputs: value, m, v, half
+OpCall adamw_call(double grad_square, const AdamwOptions& o) {
+  return [=](Rig& rig, const Matrices& m) {
+    Tensor value = rig.packed().in_out(m[0], Kind::sum), first = rig.packed().in_out(m[1], Kind::sum),
+           second = rig.packed().in_out(m[2], Kind::sum);
+    Tensor grad = rig.packed().in(m[3], Kind::sum), half = rig.packed().in_out(Matrix(m[0].rows, m[0].cols, 7));
+    rig.ops.adamw(value, first, second, half, grad, rig.in(Matrix(1, 1, grad_square), Kind::f64), o);
+    return std::vector<Tensor>{value, first, second, half};
+  };
+}
+}  // namespace
+
+TEST_CASE("sum_squares sums in f64 in a fixed order") {
+  Random random(39);
+  for (int64_t n : {1, 100, 40001}) {
+    const Matrices in = {random.normal(1, n)};
+    check_op("sum_squares", in, [](Rig& rig, const Matrices& m) {
+      Tensor x = rig.packed().in(m[0]), out = rig.out(1, 1, Kind::f64);
+      rig.ops.sum_squares(out, x);
+      double want = 0;
+      for (double v : rig.read(x).at) want += v * v;
+      REQUIRE(std::fabs(rig.read(out)(0, 0) / want - 1) < 1e-13);
+      return std::vector<Tensor>{out};
+    });
+  }
+}
+
+TEST_CASE("adamw follows the scalar formula over many steps, with and without clipping and decay") {
+  Random random(40);
+  for (double clip : {0.0, 0.5, 1e9})
+    for (double decay : {0.0, 0.1}) {
+      Matrices state = {random.normal(3, 19), Matrix(3, 19), Matrix(3, 19), {}};
+      std::vector<double> value = state[0].at, first(57), second(57);
+      for (int64_t step = 1; step <= 20; ++step) {
+        state[3] = random.normal(3, 19);
+        double square = 0;
+        for (double g : state[3].at) square += g * g;
+        const AdamwOptions o{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = decay, .clip = clip, .step = step};
+        check_op("adamw", state, adamw_call(square, o));
+        const Matrices out = run_f64(adamw_call(square, o), state);
+        const double scale = clip > 0 ? std::min(1.0, clip / (std::sqrt(square) + 1e-6)) : 1;
+        for (std::size_t i = 0; i < value.size(); ++i) {
+          const double g = state[3].at[i] * scale;
+          value[i] *= 1 - o.lr * decay;
+          first[i] += (g - first[i]) * (1 - 0.9);
+          second[i] = second[i] * 0.999 + (1 - 0.999) * g * g;
+          value[i] -= o.lr / (1 - std::pow(0.9, step)) * first[i] / (std::sqrt(second[i]) / std::sqrt(1 - std::pow(0.999, step)) + 1e-8);
+          REQUIRE(std::fabs(out[0].at[i] - value[i]) < 1e-13);
+          REQUIRE(out[3].at[i] == out[0].at[i]);
+        }
+        for (std::size_t i : {0u, 1u, 2u}) state[i] = out[i];
+      }
+    }
+}
+
+TEST_CASE("adamw changes nothing where the gradient is not finite") {
+  Random random(41);
+  const Matrices in = {random.normal(1, 40), random.normal(1, 40), Matrix(1, 40, 1), random.normal(1, 40)};
+  for (double square : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+    const Matrices out =
+        run_f64(adamw_call(square, {.lr = 1, .beta1 = 0.9, .beta2 = 0.9, .eps = 1e-8, .weight_decay = 1, .clip = 1, .step = 1}), in);
+    for (std::size_t i : {0u, 1u, 2u}) REQUIRE(out[i].at == in[i].at);
+    REQUIRE(out[3].at == std::vector<double>(40, 7.0));
+  }
+}
