@@ -11,6 +11,7 @@
 #include "models/footprint.h"
 #include "models/run_folder.h"
 #include "models/text.h"
+#include "models/traces.h"
 #include "models/trainer.h"
 #include "models/validation.h"
 #include "tools/plan.h"
@@ -72,6 +73,8 @@ RunData read_data(const TextModel& text, const RunConfig& config) {
   {
     const std::vector<RowFile> files = read_train_files(config);
     data.train = read_samples(text, config, files, &data.dropped);
+    if (!data.train.empty())
+      if (const std::string note = require_traces(config, files, data.train); !note.empty()) fmt::print(stderr, "{}\n", note);
     for (const RowFile& f : files) data.digests.push_back({f.path, f.sha256});
   }
   if (data.train.empty())
