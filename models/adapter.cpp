@@ -150,10 +150,39 @@ FileTensors collect(const Model& model, Belongs belongs) {
 
 std::string path_in(const std::string& folder, const char* name) { return (fs::path(folder) / name).string(); }
 
-void copy_base_files(const Model& model, const std::string& folder) {
-  for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}) {
-    const std::string from = path_in(model.config.model.path, name);
-    if (is_there(from)) write_file(path_in(folder, name), read_file(from, std::size_t{256} << 20));
+// What a written model folder takes from the base as it is, by names in it.
+std::vector<std::string> copied_files(const fs::path& base) {
+  std::vector<std::string> names;
+  for (const char* name : {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                           "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.json", "chat_template.jinja"})
+    if (is_there(base / name)) names.push_back(name);
+  std::error_code failed;
+  const std::string templates = "additional_chat_templates";
+  for (fs::directory_iterator entry(base / templates, failed), end; !failed && entry != end; entry.increment(failed))
+    if (entry->path().extension() == ".jinja") names.push_back(templates + "/" + entry->path().filename().string());
+  return names;
+}
+
+// The base's config.json for weights in F32: transformers loads them in the type that it names, as "dtype" in version 5 and as
+// "torch_dtype" in version 4.
+std::string config_of_written(const fs::path& base) {
+  Json config = read_json((base / "config.json").string());
+  config["dtype"] = config["torch_dtype"] = "float32";
+  return config.dump(2) + "\n";
+}
+
+void make_folder(const fs::path& folder) {
+  std::error_code failed;
+  fs::create_directories(folder, failed);
+  if (failed) throw Error(Exit::write, folder.string(), "could not make the folder: " + failed.message(), "choose another --out");
+}
+
+void write_base_files(const Model& model, const fs::path& folder) {
+  const fs::path base = model.config.model.path;
+  write_file((folder / "config.json").string(), config_of_written(base));
+  for (const std::string& name : copied_files(base)) {
+    make_folder((folder / name).parent_path());
+    write_file((folder / name).string(), read_file((base / name).string(), std::size_t{256} << 20));
   }
 }
 
@@ -184,11 +213,9 @@ void load_adapter(Model& model, const std::string& folder) {
 }
 
 void save_adapter(const Model& model, const std::string& folder) {
-  std::error_code failed;
-  fs::create_directories(folder, failed);
-  if (failed) throw Error(Exit::write, folder, "could not make the folder: " + failed.message(), "choose another --out");
+  make_folder(folder);
   if (model.config.train.trainable == Trainable::all) {
-    copy_base_files(model, folder);
+    write_base_files(model, folder);
     FileTensors weights = collect(model, [](const std::string& name) { return !is_kava_tensor(name); });
     write_safetensors(path_in(folder, "model.safetensors"), weights.tensors);
   } else {

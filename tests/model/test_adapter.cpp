@@ -5,6 +5,7 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <filesystem>
 
+#include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "engine/files/safetensors.h"
 #include "models/adapter.h"
@@ -270,6 +271,29 @@ TEST_CASE("an adapter of other trainables is refused") {
   CHECK_THAT(refusal({"latent.projection=false"}, kava), ContainsSubstring("latent_projection."));
   CHECK_THAT(refusal({"model.path=../models/llama_scaled", "train.trainable=all"}, all), ContainsSubstring("model.safetensors"));
   CHECK(refusal({"method=pccot"}, kava).empty());
+}
+
+TEST_CASE("a folder of all weights says the type of its weights and has every tokenizer file of the base") {
+  TempFolder folder;
+  const fs::path base = folder.path() / "base", written = folder.path() / "written";
+  fs::copy(fs::path(KAVA_SOURCE_DIR) / "tests/golden/models/llama", base);
+  Json config = read_json((base / "config.json").string(), 1 << 20);
+  config["dtype"] = config["torch_dtype"] = "bfloat16";
+  overwrite((base / "config.json").string(), config.dump());
+  const char* copied[] = {"generation_config.json",
+                          "added_tokens.json",
+                          "vocab.json",
+                          "merges.txt",
+                          "chat_template.jinja",
+                          "additional_chat_templates/tool.jinja"};
+  fs::create_directory(base / "additional_chat_templates");
+  for (const char* name : copied) overwrite((base / name).string(), std::string("text of ") + name);
+  save_adapter(*StepRig({"train.trainable=all", "model.path=" + base.string()}).model, written.string());
+  for (const char* name : copied) CHECK(read_file((written / name).string(), 100) == std::string("text of ") + name);
+  config["dtype"] = config["torch_dtype"] = "float32";
+  CHECK(read_json((written / "config.json").string(), 1 << 20) == config);
+  const SafetensorsFile weights = SafetensorsFile::open((written / "model.safetensors").string());
+  for (const TensorInfo& t : weights.tensors()) CHECK(t.dtype == "F32");
 }
 
 TEST_CASE("a folder of all weights whose config.json describes another function is refused") {
