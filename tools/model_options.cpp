@@ -24,7 +24,8 @@ ChosenModel choose_model(const ModelOptions& options) {
   const auto dtype = choice_option<StorageType>("--dtype", options.dtype);
   ChosenModel chosen{make_ops(options.device), open_model(options.model, dtype), method};
   require_method(chosen.opened, method);
-  if (!chosen.opened.note.empty()) fmt::print(stderr, "{}\n", chosen.opened.note);
+  for (const std::string& note : {chosen.opened.note, chosen.opened.text.note})
+    if (!note.empty()) fmt::print(stderr, "{}\n", note);
   return chosen;
 }
 
