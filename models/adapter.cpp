@@ -6,6 +6,7 @@
 #include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "engine/files/safetensors.h"
+#include "models/peft_config.h"
 
 namespace kava {
 
@@ -45,64 +46,6 @@ void load_file(Model& model, const std::string& path, Belongs belongs) {
   for (const TensorInfo& t : file.tensors())
     if (!model.parameters.find(t.name) || !belongs(t.name))
       mismatch(path, fmt::format("tensor {} is not part of this run's trainables", escaped(t.name)));
-}
-
-void check_number(const Json& json, const std::string& path, const char* key, double wanted, const char* config_key) {
-  auto it = json.find(key);
-  if (it == json.end() || !it->is_number()) mismatch(path, fmt::format("{} is missing or no number", key));
-  if (it->get<double>() != wanted) mismatch(path, fmt::format("{} = {} contradicts {} = {}", key, escaped(it->dump()), config_key, wanted));
-}
-
-void check_adapter_config(const RunConfig& config, const std::string& path) {
-  const Json json = read_json(path, std::size_t{1} << 20);
-  if (!json.is_object()) mismatch(path, "not a JSON object");
-  if (json.value("peft_type", Json()) != "LORA") mismatch(path, "peft_type is not \"LORA\"");
-  check_number(json, path, "r", static_cast<double>(config.lora.rank), "lora.rank");
-  check_number(json, path, "lora_alpha", config.lora.alpha, "lora.alpha");
-  auto targets = json.find("target_modules");
-  std::set<std::string> found, wanted(config.lora.targets.begin(), config.lora.targets.end());
-  if (targets == json.end() || !targets->is_array()) mismatch(path, "target_modules is missing or no list");
-  for (const Json& t : *targets) {
-    if (!t.is_string()) mismatch(path, "target_modules holds something that is no string");
-    found.insert(t.get<std::string>());
-  }
-  if (found != wanted)
-    mismatch(path, fmt::format("target_modules = {} contradicts lora.targets = {}", escaped(targets->dump(), 200),
-                               escaped(Json(wanted).dump(), 200)));
-  auto off = [](const Json& v) {
-    return v.is_null() || v == false || v == "" || v == "none" || ((v.is_array() || v.is_object()) && v.empty());
-  };
-  for (const char* key : {"use_rslora",
-                          "use_dora",
-                          "rank_pattern",
-                          "alpha_pattern",
-                          "layers_to_transform",
-                          "layers_pattern",
-                          "modules_to_save",
-                          "fan_in_fan_out",
-                          "trainable_token_indices",
-                          "layer_replication",
-                          "bias",
-                          "lora_bias",
-                          "exclude_modules",
-                          "use_qalora",
-                          "target_parameters",
-                          "megatron_config",
-                          "corda_config",
-                          "eva_config",
-                          "alora_invocation_tokens",
-                          "use_bdlora",
-                          "arrow_config",
-                          "kasa_config",
-                          "velora_config",
-                          "monteclora_config",
-                          "lora_ga_config"})
-    if (auto it = json.find(key); it != json.end() && !off(*it))
-      mismatch(path, fmt::format("{} = {} is not supported", key, escaped(it->dump())));
-  // The other ways to begin (pissa, olora, ...) take their start from the base's weights, which PEFT does again when it loads the adapter.
-  const Json start = json.value("init_lora_weights", Json(true));
-  if (!start.is_boolean() && !start.is_null() && start != "gaussian" && start != "orthogonal" && start != "eva")
-    mismatch(path, fmt::format("init_lora_weights = {} is not supported", escaped(start.dump())));
 }
 
 Json adapter_config(const Model& model) {
@@ -203,7 +146,7 @@ void load_adapter(Model& model, const std::string& folder) {
         shape.heads != model.shape.heads || shape.kv_heads != model.shape.kv_heads || shape.tied != model.shape.tied)
       mismatch(shape.source, "describes another model than " + model.shape.source);
   } else {
-    check_adapter_config(model.config, path_in(folder, "adapter_config.json"));
+    check_peft_config(model.config, model.shape.layers, path_in(folder, "adapter_config.json"));
     load_file(model, path_in(folder, "adapter_model.safetensors"), is_lora_tensor);
   }
   const std::string extra = path_in(folder, "kava.safetensors");

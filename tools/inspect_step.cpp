@@ -84,6 +84,7 @@ int inspect_step(const StepCommand& command) {
   const std::unique_ptr<Ops> ops = make_ops(command.device);
   require_writable("--out", command.out);
   const TextModel text = open_text_model(config.model.path);
+  text.shape.require_for_training();
   if (!text.note.empty()) fmt::print(stderr, "{}\n", text.note);
   int64_t dropped = 0;
   const std::vector<RowFile> files = read_train_files(config);

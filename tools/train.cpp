@@ -109,6 +109,7 @@ class Run {
       require_usable(out_);
     }
     text_ = open_text_model(config_.model.path);
+    text_.shape.require_for_training();
     if (!text_.note.empty()) fmt::print(stderr, "{}\n", text_.note);
     data_ = read_data(text_, config_);
     if (from) require_same_data(state.data, data_.digests);

@@ -5,6 +5,7 @@
 * Tokenizer folders of tokenizer_folders.py: equal ids and BOS, or refused with the exit code of bad data where the case says so.
 * Bases whose config.json names another type than F32, trained with train.trainable = "all": the written folder has every tokenizer file of
   the base, transformers loads it in the type of its weights, and its logits are those of kava.
+* Models in forms that transformers reads without writing them (FORMS): equal logits.
 
 Ends with 1 on a difference, with 4 (skipped) where a package or a program is missing.
 """
@@ -93,11 +94,68 @@ def base_files():
             "additional_chat_templates/tool.jinja": "{{ tools }}"}
 
 
-def check_written(binaries, root, family, keys):
-    """Trains a tiny base that config.json says to be of another type; what is wrong with the written folder, or nothing."""
+def compare_logits(binaries, root, folder):
+    """Logits of the first rows of root/run.toml by both; what is wrong, or nothing."""
     import safetensors.numpy
     import torch
 
+    ended = run(binaries / "kava_inspect", "step", root / "run.toml", "--set", "model.init=pretrained", "--set", f"model.path={folder}",
+                "--out", root / "step.safetensors", "--threads", 1)
+    if ended.returncode:
+        return ended.stderr
+    step = safetensors.numpy.load_file(root / "step.safetensors")
+    options = {} if int(transformers.__version__.split(".")[0]) >= 5 else {"torch_dtype": "auto"}
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), attn_implementation="eager", **options).eval()
+    if model.dtype != torch.float32:
+        return f"transformers loads {model.dtype}"
+    rows = []
+    for sample in range(4):
+        question, trace, answer = (step[f"ids.{part}"][slice(*step[f"ids.{part}_offsets"][sample:sample + 2])].tolist()
+                                   for part in ("question", "trace", "answer"))
+        with torch.no_grad():
+            logits = model(torch.tensor([question + trace + answer])).logits[0]
+        rows.append(logits[len(question) - 1:-1])
+    expected = torch.cat(rows)
+    error = ((torch.tensor(step["logits.teacher"]) - expected).norm() / expected.norm()).item()
+    # Sums of at most 24 products in another order, in 2 layers.
+    return None if error < 1e-5 else f"logits differ by {error:.1e} (relative RMS)"
+
+
+def headless(name):
+    return name.removeprefix("model.")
+
+
+def head_alone(name):
+    return "lm_head.weight" if name == "model.embed_tokens.weight" else name
+
+
+# Folders in other forms than those that transformers writes: family, changes of config.json, another name for each tensor.
+FORMS = {
+    "swish": ("llama", {"hidden_act": "swish"}, str),
+    "linear positions by 1": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 1.0}}, str),
+    "saved without its head": ("llama", {"architectures": ["LlamaModel"]}, headless),
+    "the architecture without a head": ("llama", {"architectures": ["LlamaModel"]}, str),
+    "the tied head alone": ("llama", {}, head_alone),
+    "a Qwen2 saved without its head": ("qwen2", {"architectures": ["Qwen2Model"]}, headless),
+    "a window in which no layer slides": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}, str),
+}
+
+
+def check_form(binaries, root, family, changes, renamed):
+    """A tiny model in another form; what is wrong, or nothing."""
+    import safetensors.numpy
+
+    source = GOLDEN / "models" / family
+    write(root / "base", {"config.json": json.loads((source / "config.json").read_text()) | changes})
+    tensors = safetensors.numpy.load_file(source / "model.safetensors")
+    safetensors.numpy.save_file({renamed(name): t for name, t in tensors.items()}, root / "base" / "model.safetensors", {"format": "pt"})
+    write(root, {"run.toml": f'method = "full_cot"\n[model]\npath = "base"\ndtype = "f32"\n[data]\ntrain = ["{GOLDEN}/data/rows.jsonl"]\n'
+                             '[train]\nbatch = 4\n[lora]\ndropout = 0.0\n'})
+    return compare_logits(binaries, root, root / "base")
+
+
+def check_written(binaries, root, family, keys):
+    """Trains a tiny base that config.json says to be of another type; what is wrong with the written folder, or nothing."""
     config = json.loads((GOLDEN / "models" / family / "config.json").read_text())
     config |= {"vocab_size": 280, "eos_token_id": 261, "bos_token_id": 260}
     config.pop("torch_dtype", None)
@@ -114,26 +172,7 @@ def check_written(binaries, root, family, keys):
     for name, content in files.items():
         if not (written / name).exists() or (written / name).read_bytes() != (root / "base" / name).read_bytes():
             return f"{name} was not copied"
-    ended = run(binaries / "kava_inspect", "step", root / "run.toml", "--set", "model.init=pretrained", "--set", f"model.path={written}",
-                "--out", root / "step.safetensors", "--threads", 1)
-    if ended.returncode:
-        return ended.stderr
-    step = safetensors.numpy.load_file(root / "step.safetensors")
-    options = {} if int(transformers.__version__.split(".")[0]) >= 5 else {"torch_dtype": "auto"}
-    model = transformers.AutoModelForCausalLM.from_pretrained(str(written), attn_implementation="eager", **options).eval()
-    if model.dtype != torch.float32:
-        return f"transformers loads {model.dtype}"
-    rows = []
-    for sample in range(4):
-        question, trace, answer = (step[f"ids.{part}"][slice(*step[f"ids.{part}_offsets"][sample:sample + 2])].tolist()
-                                   for part in ("question", "trace", "answer"))
-        with torch.no_grad():
-            logits = model(torch.tensor([question + trace + answer])).logits[0]
-        rows.append(logits[len(question) - 1:-1])
-    expected = torch.cat(rows)
-    error = ((torch.tensor(step["logits.teacher"]) - expected).norm() / expected.norm()).item()
-    # Sums of at most 24 products in another order, in 2 layers.
-    return None if error < 1e-5 else f"logits differ by {error:.1e} (relative RMS)"
+    return compare_logits(binaries, root, written)
 
 
 def main():
@@ -159,6 +198,12 @@ def main():
             checked, failed = checked + 1, failed + bool(wrong)
             if wrong:
                 print(f"folder written from {family} with {keys}: {wrong}")
+        for name, form in FORMS.items():
+            with tempfile.TemporaryDirectory() as root:
+                wrong = check_form(binaries, pathlib.Path(root), *form)
+            checked, failed = checked + 1, failed + bool(wrong)
+            if wrong:
+                print(f"{name}: {wrong}")
     print(f"{checked} checks with transformers {transformers.__version__}, {failed} failed")
     return 1 if failed else 0
 
