@@ -139,9 +139,9 @@ class Bench {
   void measure_matrix_rate() {
     ArenaScope scope(arena_);
     const Tensor x = tensor(DType::bf16, 4096, 2048), w = tensor(DType::bf16, 2048, 2048), y = arena_.alloc(DType::bf16, 4096, 2048);
-    const std::array linear{Linear{w, {}, {}, {}, 0}};
+    const LinearGroup linear = LinearGroup::plain(w);
     for (int i = 0; i < 3; ++i) {
-      const double seconds = time_of([&] { ops_.linear_group_fwd(arena_, std::array{y}, {}, x, linear, {}); });
+      const double seconds = time_of([&] { ops_.linear_group_fwd(arena_, y, x, linear); });
       matrix_rate_ = std::max(matrix_rate_, 2.0 * 4096 * 2048 * 2048 / seconds / 1e9);
     }
   }
@@ -179,33 +179,34 @@ class Bench {
     ArenaScope scope(arena_);
     const DType t = DType::bf16;
     const int64_t R = 128;
-    const Tensor x = tensor(t, kRows, C), q = arena_.alloc(t, kRows, C), k = arena_.alloc(t, kRows, K * D),
-                 v = arena_.alloc(t, kRows, K * D);
-    const Tensor xa = arena_.alloc(t, kRows, 3 * R), dxa = arena_.alloc(t, kRows, 3 * R), dx = arena_.alloc(t, kRows, C);
-    std::vector<Linear> group;
-    std::vector<LinearGrad> grads;
+    const int64_t outs = C + 2 * K * D, ranks = 3 * R;
+    const Tensor xx = tensor(t, kRows, C + ranks), qkv = arena_.alloc(t, kRows, outs), dxa = arena_.alloc(t, kRows, ranks),
+                 dx = arena_.alloc(t, kRows, C);
+    LinearGroup group{tensor(t, outs, C + ranks, 0.04), {}, tensor(t, ranks, C, 0.04), {}, C};
+    LinearGroupGrad grad{.da = tensor(DType::f32, ranks, C)};
     for (int64_t out : {C, K * D, K * D}) {
-      group.push_back({tensor(t, out, C, 0.04), {}, tensor(t, R, C, 0.04), tensor(t, out, R, 0.04), 0.25});
-      grads.push_back({{}, {}, tensor(DType::f32, R, C), tensor(DType::f32, out, R)});
+      const int64_t begin = group.parts.empty() ? 0 : group.parts.back().out_begin + group.parts.back().outs;
+      group.parts.push_back({begin, out, R * static_cast<int64_t>(group.parts.size()), R, 0.25, tensor(t, out, R, 0.04)});
+      grad.db.push_back(tensor(DType::f32, out, R));
     }
+    ops_.linear_prepare(group);
     std::vector<int32_t> keys;
     for (int32_t i = 0; i < kRows; ++i) keys.push_back(i / 96), keys.push_back(i % 96);
     Dropout dropout{0.1, 42, 0, 0, upload_indices(ops_, arena_, keys).reshape(kRows, 2)};
-    const std::array outputs{q, k, v};
-    const double base = 2.0 * kRows * C * (C + 2 * K * D), lora = 2.0 * kRows * R * (3 * C + C + 2 * K * D);
-    record("linear_group_fwd qkv, LoRA 128", base + lora, true, [&] { ops_.linear_group_fwd(arena_, outputs, xa, x, group, dropout); });
+    const double base = 2.0 * kRows * C * static_cast<double>(outs), lora = 2.0 * kRows * R * static_cast<double>(3 * C + outs);
+    record("linear_group_fwd qkv, LoRA 128", base + lora, true, [&] {
+      ops_.lora_fwd(arena_, xx, group, dropout);
+      ops_.linear_group_fwd(arena_, qkv, xx, group);
+    });
     record("linear_group_bwd_input qkv, LoRA 128", base + lora, true,
-           [&] { ops_.linear_group_bwd_input(arena_, dx, dxa, outputs, group, dropout); });
+           [&] { ops_.linear_group_bwd_input(arena_, dx, dxa, qkv, group, dropout); });
     record("linear_group_bwd_params qkv, LoRA 128", lora, true,
-           [&] { ops_.linear_group_bwd_params(arena_, grads, outputs, dxa, x, xa, group, dropout); });
-    const Tensor gate = arena_.alloc(t, kRows, F), up = arena_.alloc(t, kRows, F);
-    const std::array mlp{Linear{tensor(t, F, C, 0.04), {}, {}, {}, 0}, Linear{tensor(t, F, C, 0.04), {}, {}, {}, 0}};
-    record("linear_group_fwd gate, up", 4.0 * kRows * C * F, true, [&] {
-      ops_.linear_group_fwd(arena_, std::array{gate, up}, {}, x, mlp, {});
-    });
-    record("linear_group_bwd_input gate, up", 4.0 * kRows * C * F, true, [&] {
-      ops_.linear_group_bwd_input(arena_, dx, {}, std::array{gate, up}, mlp, {});
-    });
+           [&] { ops_.linear_group_bwd_params(arena_, grad, qkv, dxa, xx, group, dropout); });
+    const Tensor gate_up = arena_.alloc(t, kRows, 2 * F), x = tensor(t, kRows, C);
+    const LinearGroup mlp = LinearGroup::plain(tensor(t, 2 * F, C, 0.04));
+    record("linear_group_fwd gate, up", 4.0 * kRows * C * F, true, [&] { ops_.linear_group_fwd(arena_, gate_up, x, mlp); });
+    record("linear_group_bwd_input gate, up", 4.0 * kRows * C * F, true,
+           [&] { ops_.linear_group_bwd_input(arena_, dx, {}, gate_up, mlp, {}); });
   }
 
   // Samples of 70 queries on themselves, as the first pass has them.

@@ -149,7 +149,8 @@ class Batch {
     }
     p.live_segments = p.segments;
     next_row_ += n;
-    const DevicePass d = upload_pass(ops_, arena_, p);
+    DevicePass d = upload_pass(ops_, arena_, p);
+    d.reads = Reads::streamed;  // a row a sample, however many samples there are
     ops_.embed_fwd(transformer_.inputs(d), model_.embedding, model_.new_tokens, d.ids);
     transformer_.forward(d);
     take(best(transformer_.hidden(d)));

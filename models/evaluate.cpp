@@ -72,11 +72,11 @@ class Evaluation {
  public:
   Evaluation(Model& model, Arena& arena, const TextModel& text, const RowFile& file, const EvalOptions& options)
       : model_(model), arena_(arena), text_(text), file_(file), options_(options), config_(decoding_config(model.config, options.method)) {
-    result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(config_.method, longest_gold());
     if (options.limit > 0 && options.limit < static_cast<int64_t>(file_.rows.size()))
       file_.rows.resize(static_cast<std::size_t>(options.limit));
     result_.method = config_.method;
     result_.format = file.format;
+    result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(config_.method);
     result_.scorers = scorers_for(config_.method, file.format, text.tokenizer.has_value());
   }
 
@@ -102,19 +102,6 @@ class Evaluation {
   }
 
  private:
-  // Tokens of a gold answer and EOS.
-  int64_t gold_tokens(const Row& row) const {
-    if (!row.is_ids) return text_.tokenizer ? static_cast<int64_t>(text_.tokenizer->encode(row.answer).size()) + 1 : 0;
-    const auto answer = static_cast<int64_t>(row.answer_ids.size()) - row.prompt.value_or(0);
-    return answer + (text_.eos && row.answer_ids.back() == *text_.eos ? 0 : 1);
-  }
-
-  int64_t longest_gold() const {
-    int64_t longest = 0;
-    for (const Row& row : file_.rows) longest = std::max(longest, gold_tokens(row));
-    return longest;
-  }
-
   // Of every row: none is dropped here.
   std::vector<Sample> all_samples() const {
     SampleOptions o = sample_options(config_, text_.eos.value_or(-1), text_.shape.vocab);
@@ -141,7 +128,6 @@ class Evaluation {
     EvalRecord& r = result_.records[i];
     const Row& row = file_.rows[i];
     r.passes = decoded.passes, r.passes_merged = decoded.passes_merged, r.hit_limit = decoded.hit_limit;
-    r.gold_over = gold_tokens(row) > result_.max_new_tokens;
     r.correct.assign(result_.scorers.size(), false);
     const bool lost = r.too_long || (r.hit_limit && config_.method == Method::full_cot);
     if (row.is_ids) return judge_ids(r, sample, decoded.ids, lost);
@@ -207,14 +193,7 @@ int64_t EvalResult::too_long() const {
   return count_of(*this, [](const EvalRecord& r) { return r.too_long; });
 }
 
-int64_t EvalResult::golds_over() const {
-  return count_of(*this, [](const EvalRecord& r) { return r.gold_over; });
-}
-
-int64_t default_new_tokens(Method method, int64_t longest_gold) {
-  if (method == Method::full_cot) return 256;
-  return longest_gold == 0 ? 32 : std::clamp<int64_t>(longest_gold, 10, kLongestPrompt);
-}
+int64_t default_new_tokens(Method method) { return method == Method::full_cot ? 256 : 10; }
 
 EvalResult evaluate(Model& model, Arena& arena, const TextModel& text, const RowFile& file, const EvalOptions& options) {
   return Evaluation(model, arena, text, file, options).run();
@@ -238,10 +217,17 @@ Json to_json(const EvalResult& result) {
                        {"hit_limit", r.hit_limit},
                        {"too_long", r.too_long}});
   }
-  return {{"method", name_of(result.method)}, {"format", name_of(result.format)},        {"max_new_tokens", result.max_new_tokens},
-          {"questions", result.count()},      {"accuracy", std::move(accuracy)},         {"correct", std::move(correct)},
-          {"passes", result.passes()},        {"passes_merged", result.passes_merged()}, {"limit_hits", result.limit_hits()},
-          {"too_long", result.too_long()},    {"golds_over_limit", result.golds_over()}, {"records", std::move(records)}};
+  return {{"method", name_of(result.method)},
+          {"format", name_of(result.format)},
+          {"max_new_tokens", result.max_new_tokens},
+          {"questions", result.count()},
+          {"accuracy", std::move(accuracy)},
+          {"correct", std::move(correct)},
+          {"passes", result.passes()},
+          {"passes_merged", result.passes_merged()},
+          {"limit_hits", result.limit_hits()},
+          {"too_long", result.too_long()},
+          {"records", std::move(records)}};
 }
 
 }  // namespace kava

@@ -205,9 +205,9 @@ class Step {
       unrotate(k.student[0], latent_positions);
       for (int i = 0; i < 2; ++i) {
         k.projected[i] = k.student[i];
-        if (const TrainedLinear* map = kv_map(l, i)) {
+        if (const TrainedGroup* map = kv_map(l, i)) {
           k.projected[i] = arena_.alloc(type_, n, KD_);
-          ops_.linear_group_fwd(arena_, std::array{by_head(k.projected[i])}, {}, by_head(k.student[i]), std::array{map->map}, {});
+          ops_.linear_group_fwd(arena_, by_head(k.projected[i]), by_head(k.student[i]), map->map);
         }
         ops_.moments(moments[i].row_range(static_cast<int64_t>(l), static_cast<int64_t>(l) + 1), k.target[i], valid);
       }
@@ -234,7 +234,7 @@ class Step {
     return t;
   }
 
-  const TrainedLinear* kv_map(std::size_t l, int i) const {
+  const TrainedGroup* kv_map(std::size_t l, int i) const {
     if (model_.kv_projection.empty()) return nullptr;
     return i == 0 ? &model_.kv_projection[l].k : &model_.kv_projection[l].v;
   }
@@ -291,12 +291,11 @@ class Step {
     ops_.distill(loss, d, k.projected[i], k.target[i], valid, inverse, config_.kv.loss, factor, config_.kv.weight);
     if (!options_.backward) return;
     Tensor dstudent = d;
-    if (const TrainedLinear* map = kv_map(l, i)) {
+    if (const TrainedGroup* map = kv_map(l, i)) {
       const Tensor dy = arena_.alloc(type_, n, KD_), dx = arena_.alloc(type_, n, KD_);
       ops_.copy(dy, d);
-      ops_.linear_group_bwd_input(arena_, by_head(dx), {}, std::array{by_head(dy)}, std::array{map->map}, {});
-      ops_.linear_group_bwd_params(arena_, std::array{map->grad}, std::array{by_head(dy)}, {}, by_head(k.student[i]), {},
-                                   std::array{map->map}, {});
+      ops_.linear_group_bwd_input(arena_, by_head(dx), {}, by_head(dy), map->map, {});
+      ops_.linear_group_bwd_params(arena_, map->grad, by_head(dy), {}, by_head(k.student[i]), map->map, {});
       ops_.copy(dstudent, dx);
     }
     if (i == 0 && config_.kv.keys == Keys::pre_rope)
@@ -420,8 +419,8 @@ class Step {
         const Tensor x = arena_.alloc(type_, B_ * M_, KD_), y = arena_.alloc(type_, B_ * M_, KD_);
         ops_.gather_rows(x, i == 0 ? s.k : s.v, rows);
         if (i == 0) unrotate(x, positions);
-        const TrainedLinear* map = kv_map(l, i);
-        if (map) ops_.linear_group_fwd(arena_, std::array{by_head(y)}, {}, by_head(x), std::array{map->map}, {});
+        const TrainedGroup* map = kv_map(l, i);
+        if (map) ops_.linear_group_fwd(arena_, by_head(y), by_head(x), map->map);
         matched.push_back(map ? y : x);
       }
       dump_by_layer(i == 0 ? "latent.k" : "latent.v", matched);

@@ -1,7 +1,6 @@
 #include "models/latent_tokens.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -20,15 +19,16 @@ std::vector<float> value_rows(Model& model, Arena& arena, int64_t first, int64_t
   Ops& ops = model.ops;
   const LayerWeights& w = model.layers[0];
   const DType t = model.storage;
-  const int64_t C = model.shape.hidden, width = w.v.map.w.rows;
+  const LinearGroup map = w.qkv.map.part_range(2, 3);
+  const int64_t C = model.shape.hidden, width = map.outs();
   std::vector<int32_t> ids(static_cast<std::size_t>(count));
   std::iota(ids.begin(), ids.end(), static_cast<int32_t>(first));
-  const Tensor x = arena.alloc(t, count, C), normed = arena.alloc(t, count, C), rstd = arena.alloc(sum_type(t), count, 1);
+  const Tensor x = arena.alloc(t, count, C), normed = arena.alloc(t, count, map.joined.cols), rstd = arena.alloc(sum_type(t), count, 1);
   const Tensor v = arena.alloc(t, count, width), host = arena.alloc(DType::f32, count, width);
-  const Tensor xa = w.v.map.lora_a ? arena.alloc(t, count, w.v.map.lora_a.rows) : Tensor{};
   ops.embed_fwd(x, model.embedding, {}, upload_indices(ops, arena, ids));
-  ops.add_rms_norm_fwd(normed, {}, rstd, x, {}, w.norm1, model.shape.norm_eps);
-  ops.linear_group_fwd(arena, std::array{v}, xa, normed, std::array{w.v.map}, {});
+  ops.add_rms_norm_fwd(normed.col_range(0, C), {}, rstd, x, {}, w.norm1, model.shape.norm_eps);
+  if (map.a) ops.lora_fwd(arena, normed, map, {});
+  ops.linear_group_fwd(arena, v, normed, map);
   ops.copy(host, v);
   std::vector<float> out(static_cast<std::size_t>(count * width));
   ops.download(out.data(), host);
@@ -38,7 +38,7 @@ std::vector<float> value_rows(Model& model, Arena& arena, int64_t first, int64_t
 }  // namespace
 
 std::vector<NearestToken> nearest_tokens(Model& model, Arena& arena, std::span<const float> values, int64_t tokens) {
-  const auto width = static_cast<std::size_t>(model.layers[0].v.map.w.rows);
+  const auto width = static_cast<std::size_t>(model.shape.kv_heads * model.shape.head_dim);
   std::vector<NearestToken> nearest(values.size() / width, {0, std::numeric_limits<double>::infinity()});
   for (int64_t first = 0; first < tokens; first += kChunk) {
     const int64_t count = std::min(kChunk, tokens - first);

@@ -15,6 +15,26 @@ namespace {
 
 std::string layer_prefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
 
+std::string lora_path(int64_t layer, std::size_t map) { return "base_model.model." + layer_prefix(layer) + kLinearNames[map].path; }
+
+struct MapShape {
+  int64_t out, in;
+};
+using MapShapes = std::array<MapShape, 7>;  // in the order of kLinearNames
+
+MapShapes map_shapes(const ModelConfig& m) {
+  const int64_t C = m.hidden, F = m.mlp, q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
+  return {{{q, C}, {kv, C}, {kv, C}, {C, q}, {F, C}, {F, C}, {C, F}}};
+}
+
+// Whether a weight or bias of the base is that of a map behind the first of its group.
+bool follows_in_group(const std::string& name) {
+  for (const GroupName& group : kGroups)
+    for (std::size_t j = group.first + 1; j < group.last; ++j)
+      if (name.find(std::string(kLinearNames[j].path) + ".") != std::string::npos) return true;
+  return false;
+}
+
 // Numbers drawn for the start of one tensor: a stream of its own per name, so that adding a tensor changes no other.
 class Stream {
  public:
@@ -73,6 +93,11 @@ Tensor named_tensor(const ParameterStore& trained, const std::vector<std::pair<s
   return it == frozen.end() ? Tensor{} : it->second;
 }
 
+// The tensor of which these are the rows (or, of vectors, the columns): first lies at its begin, and the others follow without a gap.
+Tensor packed(const Tensor& first, int64_t rows, int64_t cols, int64_t stride) {
+  return first ? Tensor{first.data, first.dtype, rows, cols, stride} : Tensor{};
+}
+
 }  // namespace
 
 DType storage_of(StorageType t) { return t == StorageType::bf16 ? DType::bf16 : t == StorageType::f32 ? DType::f32 : DType::f64; }
@@ -82,17 +107,20 @@ std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelC
   std::vector<TrainableSpec> specs;
   const int64_t C = shape.hidden, D = shape.head_dim;
   if (config.train.trainable == Trainable::all) {
-    for (const WeightSpec& w : weight_specs(shape)) specs.push_back({w.name, w.rows, w.cols, w.vector, !w.vector, Start::base});
+    for (const WeightSpec& w : weight_specs(shape))
+      specs.push_back({w.name, w.rows, w.cols, w.vector, !w.vector, Start::base, follows_in_group(w.name)});
   } else {
     auto targeted = [&](const char* name) { return std::ranges::find(config.lora.targets, name) != config.lora.targets.end(); };
-    const int64_t q = shape.heads * D, kv = shape.kv_heads * D, F = shape.mlp, r = config.lora.rank;
-    const int64_t out[7] = {q, kv, kv, C, F, F, C}, in[7] = {C, C, C, q, C, C, F};
+    const MapShapes maps = map_shapes(shape);
+    const int64_t r = config.lora.rank;
     for (int64_t l = 0; l < shape.layers; ++l)
-      for (int j = 0; j < 7; ++j) {
-        if (!targeted(kLinearNames[j].short_name)) continue;
-        const std::string name = "base_model.model." + layer_prefix(l) + kLinearNames[j].path;
-        specs.push_back({name + ".lora_A.weight", r, in[j], false, true, Start::lora_a});
-        specs.push_back({name + ".lora_B.weight", out[j], r, false, true, Start::zero});
+      for (const GroupName& group : kGroups) {
+        std::vector<std::size_t> targets;
+        for (std::size_t j = group.first; j < group.last; ++j)
+          if (targeted(kLinearNames[j].short_name)) targets.push_back(j);
+        for (std::size_t j : targets)
+          specs.push_back({lora_path(l, j) + ".lora_A.weight", r, maps[j].in, false, true, Start::lora_a, j != targets[0]});
+        for (std::size_t j : targets) specs.push_back({lora_path(l, j) + ".lora_B.weight", maps[j].out, r, false, true, Start::zero});
       }
   }
   if (!has_latents(config.method)) return specs;
@@ -121,11 +149,15 @@ Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s, Values values)
     base_digest = sha256(read_file(shape.source, std::size_t{64} << 20) + files->header_text());
   }
   const std::vector<TrainableSpec> specs = trainable_specs(config, shape);
-  for (const TrainableSpec& t : specs) parameters.add(t.name, t.rows, t.cols, t.vector, t.decay);
+  for (const TrainableSpec& t : specs) parameters.add(t.name, t.rows, t.cols, t.vector, t.decay, t.joined);
   parameters.allocate();
+  if (config.train.trainable != Trainable::all) allocate_groups();
   for (const WeightSpec& w : weight_specs(shape)) {
     const Parameter* trained = parameters.find(w.name);
-    const Tensor to = trained ? trained->value : frozen_.emplace_back(w.name, allocate(storage, w.rows, w.cols)).second;
+    const auto packed = std::ranges::find(frozen_, w.name, &std::pair<std::string, Tensor>::first);
+    const Tensor to = trained                   ? trained->value
+                      : packed != frozen_.end() ? packed->second
+                                                : frozen_.emplace_back(w.name, allocate(storage, w.rows, w.cols)).second;
     if (values == Values::set) read_value(w, files ? &*files : nullptr, to);
   }
   parameters.refresh();
@@ -153,17 +185,63 @@ void Model::read_value(const WeightSpec& spec, const WeightFiles* files, const T
   ops.upload(to, host.data());
 }
 
-TrainedLinear Model::bind_linear(const std::string& path, const std::string& lora_path, bool bias) {
+// The packed tensors of frozen maps; each map's own rows get their values by its name.
+void Model::allocate_groups() {
+  const MapShapes maps = map_shapes(shape);
+  for (int64_t l = 0; l < shape.layers; ++l)
+    for (const GroupName& group : kGroups) {
+      int64_t outs = 0, ranks = 0;
+      for (std::size_t j = group.first; j < group.last; ++j) {
+        outs += maps[j].out;
+        if (const Parameter* a = parameters.find(lora_path(l, j) + ".lora_A.weight")) ranks += a->rows;
+      }
+      const int64_t in = maps[group.first].in;
+      const std::string prefix = layer_prefix(l);
+      const Tensor joined = allocate(storage, outs, in + ranks);
+      const bool biased = shape.qkv_bias && group.first == 0;
+      const Tensor bias = biased ? allocate(storage, 1, outs) : Tensor{};
+      for (std::size_t j = group.first, at = 0; j < group.last; ++j) {
+        const auto begin = static_cast<int64_t>(at), end = begin + maps[j].out;
+        frozen_.emplace_back(prefix + kLinearNames[j].path + ".weight", joined.row_range(begin, end).col_range(0, in));
+        if (bias) frozen_.emplace_back(prefix + kLinearNames[j].path + ".bias", bias.col_range(begin, end));
+        at = static_cast<std::size_t>(end);
+      }
+    }
+}
+
+TrainedGroup Model::bind_group(const std::string& prefix, const GroupName& group) {
   auto tensor = [&](const std::string& name, Tensor& grad) { return named_tensor(parameters, frozen_, name, grad); };
-  TrainedLinear l;
-  l.map.w = tensor(path + ".weight", l.grad.dw);
-  if (bias) l.map.bias = tensor(path + ".bias", l.grad.dbias);
-  if (!lora_path.empty()) {
-    l.map.lora_a = tensor(lora_path + ".lora_A.weight", l.grad.dlora_a);
-    l.map.lora_b = tensor(lora_path + ".lora_B.weight", l.grad.dlora_b);
-    if (l.map.lora_a) l.map.scale = config.lora.alpha / static_cast<double>(config.lora.rank);
+  TrainedGroup g;
+  int64_t outs = 0, ranks = 0;
+  Tensor w, a, bias, dw, da, dbias;  // of the first map that has one
+  for (std::size_t j = group.first; j < group.last; ++j) {
+    const std::string path = prefix + kLinearNames[j].path, lora = "base_model.model." + path;
+    Tensor grad_w, grad_bias, grad_a, grad_b;
+    const Tensor own = tensor(path + ".weight", grad_w), own_bias = tensor(path + ".bias", grad_bias),
+                 own_a = tensor(lora + ".lora_A.weight", grad_a);
+    LinearPart p{.out_begin = outs, .outs = own.rows, .rank_begin = ranks, .rank = own_a.rows};
+    p.b = tensor(lora + ".lora_B.weight", grad_b);
+    if (p.rank > 0) p.scale = config.lora.alpha / static_cast<double>(config.lora.rank);
+    if (!w) w = own, dw = grad_w, bias = own_bias, dbias = grad_bias;
+    if (!a) a = own_a, da = grad_a;
+    g.map.parts.push_back(p);
+    g.grad.db.push_back(grad_b);
+    outs += p.outs, ranks += p.rank;
   }
-  return l;
+  const int64_t in = g.map.in = w.cols;
+  g.map.joined = packed(w, outs, in + ranks, w.stride), g.map.bias = packed(bias, 1, outs, outs), g.map.a = packed(a, ranks, in, in);
+  g.grad.dw = packed(dw, outs, in, in), g.grad.dbias = packed(dbias, 1, outs, outs), g.grad.da = packed(da, ranks, in, in);
+  parameters.prepare(g.map);
+  return g;
+}
+
+TrainedGroup Model::bind_plain(const std::string& path, bool bias) {
+  TrainedGroup g;
+  Tensor b;
+  const Tensor w = named_tensor(parameters, frozen_, path + ".weight", g.grad.dw);
+  if (bias) b = named_tensor(parameters, frozen_, path + ".bias", g.grad.dbias);
+  g.map = LinearGroup::plain(w, b);
+  return g;
 }
 
 void Model::bind() {
@@ -178,17 +256,14 @@ void Model::bind() {
     const std::string prefix = layer_prefix(l);
     w.norm1 = tensor(prefix + "input_layernorm.weight", w.dnorm1);
     w.norm2 = tensor(prefix + "post_attention_layernorm.weight", w.dnorm2);
-    TrainedLinear* maps[7] = {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down};
-    for (int j = 0; j < 7; ++j) {
-      const std::string path = prefix + kLinearNames[j].path;
-      *maps[j] = bind_linear(path, "base_model.model." + path, shape.qkv_bias && j < 3);
-    }
+    TrainedGroup* groups[4] = {&w.qkv, &w.o, &w.gate_up, &w.down};
+    for (std::size_t j = 0; j < 4; ++j) *groups[j] = bind_group(prefix, kGroups[j]);
     layers.push_back(std::move(w));
   }
   if (parameters.find("latent_projection.linear1.weight")) {
     LatentProjection p;
-    p.linear1 = bind_linear("latent_projection.linear1", "", true);
-    p.linear2 = bind_linear("latent_projection.linear2", "", true);
+    p.linear1 = bind_plain("latent_projection.linear1", true);
+    p.linear2 = bind_plain("latent_projection.linear2", true);
     p.norm_w = tensor("latent_projection.norm.weight", p.dnorm_w);
     p.norm_b = tensor("latent_projection.norm.bias", p.dnorm_b);
     projection = p;
@@ -196,7 +271,7 @@ void Model::bind() {
   if (parameters.find("kv_projection.0.k.weight"))
     for (int64_t l = 0; l < shape.layers; ++l)
       kv_projection.push_back(
-          {bind_linear(fmt::format("kv_projection.{}.k", l), "", false), bind_linear(fmt::format("kv_projection.{}.v", l), "", false)});
+          {bind_plain(fmt::format("kv_projection.{}.k", l), false), bind_plain(fmt::format("kv_projection.{}.v", l), false)});
 }
 
 void Model::set_starts(const std::vector<TrainableSpec>& specs) {

@@ -15,25 +15,29 @@ namespace kava {
 /// The type that a model.dtype names.
 DType storage_of(StorageType t);
 
-/// A linear map with the gradients of its trainable parts.
-struct TrainedLinear {
-  Linear map;
-  LinearGrad grad;
+/// Linear maps of one input with the gradients of their trainable parts.
+struct TrainedGroup {
+  LinearGroup map;
+  LinearGroupGrad grad;
+
+  TrainedGroup part_range(std::size_t begin, std::size_t end) const {
+    return {map.part_range(begin, end), grad.part_range(map, begin, end)};
+  }
 };
 
 struct LayerWeights {
   Tensor norm1, norm2, dnorm1, dnorm2;  // [1, C]
-  TrainedLinear q, k, v, o, gate, up, down;
+  TrainedGroup qkv, o, gate_up, down;
 };
 
 /// prj of docs/method.md section 3: Linear, GELU, Linear, LayerNorm.
 struct LatentProjection {
-  TrainedLinear linear1, linear2;
+  TrainedGroup linear1, linear2;
   Tensor norm_w, norm_b, dnorm_w, dnorm_b;
 };
 
 struct KvProjection {
-  TrainedLinear k, v;  // [D, D]
+  TrainedGroup k, v;  // [D, D]
 };
 
 /// A trainable tensor by its name in the adapter (or checkpoint), and how it starts.
@@ -43,11 +47,13 @@ struct TrainableSpec {
   int64_t rows = 0, cols = 0;
   bool vector = false, decay = true;
   Start start = Start::zero;
+  bool joined = false;  // lies without a gap behind the one of the same kind before it: rows of one packed tensor
 };
 /// All trainables of a run, in the order of its files; needs no weights.
 std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelConfig& shape);
 
-/// The seven linear maps of a layer by their Hugging Face names ("self_attn.q_proj" ...), in this order.
+/// The seven linear maps of a layer by their Hugging Face names ("self_attn.q_proj" ...), in this order; the maps of a group are
+/// neighbours.
 struct LinearName {
   const char* path;  // within the layer
   const char* short_name;
@@ -55,6 +61,12 @@ struct LinearName {
 inline constexpr LinearName kLinearNames[7] = {
     {"self_attn.q_proj", "q_proj"}, {"self_attn.k_proj", "k_proj"}, {"self_attn.v_proj", "v_proj"}, {"self_attn.o_proj", "o_proj"},
     {"mlp.gate_proj", "gate_proj"}, {"mlp.up_proj", "up_proj"},     {"mlp.down_proj", "down_proj"}};
+
+/// Which of the seven maps share an input: first .. last - 1.
+struct GroupName {
+  std::size_t first, last;
+};
+inline constexpr GroupName kGroups[4] = {{0, 3}, {3, 4}, {4, 6}, {6, 7}};
 
 /// Whether a model gets its values: without them nothing is read or drawn, which is enough to plan a step on NullOps.
 enum class Values { set, none };
@@ -88,8 +100,10 @@ class Model {
   Tensor allocate(DType dtype, int64_t rows, int64_t cols);
   void read_value(const WeightSpec& spec, const WeightFiles* files, const Tensor& to);
   void set_starts(const std::vector<TrainableSpec>& specs);
+  void allocate_groups();
   void bind();
-  TrainedLinear bind_linear(const std::string& path, const std::string& lora_path, bool bias);
+  TrainedGroup bind_group(const std::string& prefix, const GroupName& group);
+  TrainedGroup bind_plain(const std::string& path, bool bias);
 
   std::vector<std::pair<void*, int64_t>> owned_;
   std::vector<std::pair<std::string, Tensor>> frozen_;

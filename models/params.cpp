@@ -9,16 +9,17 @@ namespace kava {
 
 namespace {
 constexpr int64_t kAlign = 16;  // elements: a parameter starts on a 64-byte boundary in f32
-}
+int64_t aligned(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
+}  // namespace
 
 ParameterStore::~ParameterStore() {
   for (auto [data, bytes] : owned_) ops_.release(data, bytes);
 }
 
-void ParameterStore::add(std::string name, int64_t rows, int64_t cols, bool vector, bool decay) {
+void ParameterStore::add(std::string name, int64_t rows, int64_t cols, bool vector, bool decay, bool joined) {
   KAVA_CHECK(index_.emplace(name, parameters_.size()).second, "parameter {} is there twice", name);
   Parameter p;
-  p.name = std::move(name), p.rows = rows, p.cols = cols, p.vector = vector, p.decay = decay;
+  p.name = std::move(name), p.rows = rows, p.cols = cols, p.vector = vector, p.decay = decay, p.joined = joined;
   parameters_.push_back(std::move(p));
 }
 
@@ -34,9 +35,11 @@ void ParameterStore::allocate() {
   for (bool decay : {true, false}) {
     for (Parameter& p : parameters_) {
       if (p.decay != decay) continue;
+      if (!p.joined) size_ = aligned(size_);
       p.offset = size_;
-      size_ += (p.rows * p.cols + kAlign - 1) / kAlign * kAlign;
+      size_ += p.rows * p.cols;
     }
+    size_ = aligned(size_);
     if (decay) decayed_ = size_;
   }
   const DType sum = sum_type(storage_);
@@ -81,6 +84,12 @@ std::vector<double> ParameterStore::get(const Tensor& x) const { return to_host(
 
 void ParameterStore::refresh() {
   if (half_ && size_ > 0) ops_.copy(half_, value_);
+  prepare_groups();
+}
+
+void ParameterStore::prepare_groups() {
+  for (const LinearGroup& group : groups_)
+    if (group.ranks() > 0) ops_.linear_prepare(group);
 }
 
 void ParameterStore::zero_grad() {
@@ -105,6 +114,7 @@ double ParameterStore::update(AdamwOptions options) {
     if (!decay) o.weight_decay = 0;
     ops_.adamw(cut(value_), cut(m_), cut(v_), cut(half_), cut(grad_), square_, o);
   }
+  prepare_groups();
   return norm;
 }
 

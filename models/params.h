@@ -14,6 +14,7 @@ struct Parameter {
   int64_t rows = 0, cols = 0;
   bool vector = false;  // one-dimensional in files; rows = 1
   bool decay = false;   // weight decay applies
+  bool joined = false;  // lies without a gap behind the one of the same decay before it
   Tensor value;         // sum type
   Tensor grad;          // sum type
   Tensor compute;       // what the products read: value itself, or its copy in storage type for bf16
@@ -30,7 +31,7 @@ class ParameterStore {
   ParameterStore& operator=(const ParameterStore&) = delete;
 
   /// Before allocate(). Names are unique.
-  void add(std::string name, int64_t rows, int64_t cols, bool vector, bool decay);
+  void add(std::string name, int64_t rows, int64_t cols, bool vector, bool decay, bool joined = false);
   /// Lays the parameters out, the decayed ones first, and zeroes all buffers.
   void allocate();
 
@@ -42,8 +43,10 @@ class ParameterStore {
   /// Host values of `value`, rounded to it; refreshes nothing: call refresh() after the last.
   void set(const std::string& name, const std::vector<double>& host);
   std::vector<double> get(const Tensor& x) const;
-  /// compute = value rounded to the storage type.
+  /// compute = value rounded to the storage type, and what the groups hold of it is written anew.
   void refresh();
+  /// A group that reads parameters: it is prepared by every refresh and update.
+  void prepare(const LinearGroup& group) { groups_.push_back(group); }
   void zero_grad();
 
   const Tensor& grad() const { return grad_; }
@@ -60,11 +63,13 @@ class ParameterStore {
 
  private:
   Tensor allocate_flat(DType dtype);
+  void prepare_groups();
 
   Ops& ops_;
   DType storage_;
   std::vector<Parameter> parameters_;
   std::map<std::string, std::size_t> index_;
+  std::vector<LinearGroup> groups_;
   int64_t size_ = 0, decayed_ = 0;
   Tensor value_, grad_, m_, v_, half_, square_;
   std::vector<std::pair<void*, int64_t>> owned_;

@@ -1,6 +1,5 @@
 #include "models/transformer.h"
 
-#include <array>
 #include <cmath>
 
 namespace kava {
@@ -25,16 +24,8 @@ Segments upload_segments(Ops& ops, Arena& arena, const SegmentList& s) {
   return d;
 }
 
-bool any(const LinearGrad& g) { return g.dw || g.dbias || g.dlora_a || g.dlora_b; }
-
-bool has_lora(const TrainedLinear& l) { return static_cast<bool>(l.map.lora_a); }
-
-int64_t rank(std::initializer_list<const TrainedLinear*> maps) {
-  int64_t r = 0;
-  for (const TrainedLinear* l : maps)
-    if (has_lora(*l)) r += l->map.lora_a.rows;
-  return r;
-}
+// The activation in front of LoRA's columns.
+Tensor x_of(const Tensor& xx, const TrainedGroup& group) { return xx.col_range(0, group.map.in); }
 
 // Places of a layer whose input LoRA drops from.
 enum Place : int64_t { kNormed1, kAttention, kNormed2, kAct, kPlaces };
@@ -82,28 +73,25 @@ void Transformer::allocate(int64_t rows, int64_t live_rows, int64_t pass_rows) {
     const LayerWeights& w = model_.layers[l];
     LayerState& s = layers_[l];
     if (!keep && l > 0) s = layers_[0];
-    s.k = arena_.alloc(t, rows, KD), s.v = arena_.alloc(t, rows, KD);
-    const bool shared = !keep && l > 0 && !last(l);
-    if (shared) continue;
     const int64_t n = last(l) ? own_live : own;
-    s.residual1 = keep && l == 0 ? inputs_ : arena_.alloc(t, own, C);
-    s.normed1 = arena_.alloc(t, own, C), s.rstd1 = arena_.alloc(sum, own, 1);
-    s.q = arena_.alloc(t, n, HD);
-    s.attention = arena_.alloc(t, n, HD), s.lse = arena_.alloc(sum, n, m.heads);
-    s.residual2 = arena_.alloc(t, n, C);
-    s.normed2 = arena_.alloc(t, n, C), s.rstd2 = arena_.alloc(sum, n, 1);
-    s.gate = arena_.alloc(t, n, F), s.up = arena_.alloc(t, n, F), s.act = arena_.alloc(t, n, F);
-    auto xa = [&](int64_t width, int64_t r) { return width > 0 ? arena_.alloc(t, r, width) : Tensor{}; };
-    if (last(l)) {
-      s.normed1_live = arena_.alloc(t, n, C), s.residual1_live = arena_.alloc(t, n, C);
-      s.xa_qkv = xa(rank({&w.k, &w.v}), own);
-      s.xa_q = xa(rank({&w.q}), n);
+    const bool shared = !keep && l > 0 && !last(l);
+    if (keep && !last(l)) {
+      s.qkv = arena_.alloc(t, rows, HD + 2 * KD);
+      s.q = s.qkv.col_range(0, HD);
     } else {
-      s.xa_qkv = xa(rank({&w.q, &w.k, &w.v}), own);
+      s.qkv = arena_.alloc(t, rows, 2 * KD);
+      if (!shared) s.q = arena_.alloc(t, n, HD);
     }
-    s.xa_o = xa(rank({&w.o}), n);
-    s.xa_gate_up = xa(rank({&w.gate, &w.up}), n);
-    s.xa_down = xa(rank({&w.down}), n);
+    s.k = s.qkv.col_range(s.qkv.cols - 2 * KD, s.qkv.cols - KD), s.v = s.qkv.col_range(s.qkv.cols - KD, s.qkv.cols);
+    if (shared) continue;
+    auto input_of = [&](const TrainedGroup& group, int64_t r) { return arena_.alloc(t, r, group.map.joined.cols); };
+    s.residual1 = keep && l == 0 ? inputs_ : arena_.alloc(t, own, C);
+    s.normed1 = input_of(w.qkv, own), s.rstd1 = arena_.alloc(sum, own, 1);
+    s.attention = input_of(w.o, n), s.lse = arena_.alloc(sum, n, m.heads);
+    s.residual2 = arena_.alloc(t, n, C);
+    s.normed2 = input_of(w.gate_up, n), s.rstd2 = arena_.alloc(sum, n, 1);
+    s.gate_up = arena_.alloc(t, n, 2 * F), s.act = input_of(w.down, n);
+    if (last(l)) s.normed1_live = input_of(w.qkv, n), s.residual1_live = arena_.alloc(t, n, C);
   }
   mlp_ = arena_.alloc(t, pass_rows, C);
   attended_ = arena_.alloc(t, pass_rows, C);
@@ -143,66 +131,61 @@ Dropout Transformer::dropout(int64_t layer, int64_t place, const Tensor& row_key
   return d;
 }
 
-void Transformer::apply(std::span<const Tensor> y, const Tensor& xa, const Tensor& x, std::initializer_list<const TrainedLinear*> maps,
-                        const Dropout& d) {
-  std::vector<Linear> linears;
-  for (const TrainedLinear* m : maps) linears.push_back(m->map);
-  ops_.linear_group_fwd(arena_, y, xa, x, linears, d);
+// xx holds x, and gets xa.
+void Transformer::apply(const Tensor& y, const Tensor& xx, const TrainedGroup& group, const Dropout& d, Reads reads) {
+  if (group.map.a) ops_.lora_fwd(arena_, xx, group.map, d, reads);
+  ops_.linear_group_fwd(arena_, y, xx, group.map, reads);
 }
 
 // Backward of one group: to its input (where dx is wanted) and to its trainable parts.
-void Transformer::pull_back(const Tensor& dx, std::span<const Tensor> dy, const Tensor& x, const Tensor& xa,
-                            std::initializer_list<const TrainedLinear*> maps, const Dropout& d) {
+void Transformer::pull_back(const Tensor& dx, const Tensor& dy, const Tensor& xx, const TrainedGroup& group, const Dropout& d) {
   ArenaScope scope(arena_);
-  std::vector<Linear> linears;
-  std::vector<LinearGrad> grads;
-  bool trains = false;
-  for (const TrainedLinear* m : maps) {
-    linears.push_back(m->map);
-    grads.push_back(m->grad);
-    trains = trains || any(m->grad);
+  const Tensor dxa = group.map.a ? arena_.alloc(xx.dtype, xx.rows, group.map.ranks()) : Tensor{};
+  if (dx || dxa) ops_.linear_group_bwd_input(arena_, dx, dxa, dy, group.map, d);
+  if (group.grad.any()) ops_.linear_group_bwd_params(arena_, group.grad, dy, dxa, xx, group.map, d);
+}
+
+// q, k and v. One product where all rows go on; else k and v of all rows, then q of those that do, from the same xa.
+void Transformer::project(const DevicePass& p, std::size_t l) {
+  const LayerWeights& w = model_.layers[l];
+  LayerState& s = layers_[l];
+  const Tensor xx = rows_of(s.normed1, p.begin, p.end), y = s.qkv.row_range(p.begin, p.end);
+  const Dropout d = dropout(static_cast<int64_t>(l), kNormed1, p.row_keys);
+  if (use_ == Use::train && !last(l)) return apply(y, xx, w.qkv, d, p.reads);
+  apply(y, xx, w.qkv.part_range(1, 3), d, p.reads);
+  Tensor queries = xx;
+  if (last(l)) {
+    queries = kept_rows(s.normed1_live, p, l);
+    ops_.gather_rows(queries, xx, p.live);
   }
-  const Tensor dxa = xa ? arena_.alloc(xa.dtype, xa.rows, xa.cols) : Tensor{};
-  if (dx || dxa) ops_.linear_group_bwd_input(arena_, dx, dxa, dy, linears, d);
-  if (trains) ops_.linear_group_bwd_params(arena_, grads, dy, dxa, x, xa, linears, d);
+  ops_.linear_group_fwd(arena_, kept_rows(s.q, p, l), queries, w.qkv.map.part_range(0, 1), p.reads);
 }
 
 void Transformer::attention_block(const DevicePass& p, std::size_t l) {
   const LayerWeights& w = model_.layers[l];
   LayerState& s = layers_[l];
   const ModelConfig& m = model_.shape;
-  const int64_t layer = static_cast<int64_t>(l);
-  const Tensor x = rows_of(s.normed1, p.begin, p.end), k = s.k.row_range(p.begin, p.end), v = s.v.row_range(p.begin, p.end);
-  const Tensor q = kept_rows(s.q, p, l), o = kept_rows(s.attention, p, l), lse = kept_rows(s.lse, p, l);
-  const Tensor& positions = last(l) ? p.live_positions : p.positions;
-  const Tensor& row_keys = last(l) ? p.live_row_keys : p.row_keys;
+  const Tensor k = s.k.row_range(p.begin, p.end), q = kept_rows(s.q, p, l), lse = kept_rows(s.lse, p, l);
+  const Tensor attention = kept_rows(s.attention, p, l), o = x_of(attention, w.o);
   const Segments& segments = last(l) ? p.live_segments : p.segments;
-  const Tensor xa = rows_of(s.xa_qkv, p.begin, p.end);
-  if (last(l)) {
-    const Tensor x_live = kept_rows(s.normed1_live, p, l);
-    apply(std::array{k, v}, xa, x, {&w.k, &w.v}, dropout(layer, kNormed1, p.row_keys));
-    ops_.gather_rows(x_live, x, p.live);
-    apply(std::array{q}, kept_rows(s.xa_q, p, l), x_live, {&w.q}, dropout(layer, kNormed1, row_keys));
-  } else {
-    apply(std::array{q, k, v}, xa, x, {&w.q, &w.k, &w.v}, dropout(layer, kNormed1, p.row_keys));
-  }
-  ops_.rope(q, positions, model_.cosine, model_.sine, m.head_dim, false);
+  project(p, l);
+  ops_.rope(q, last(l) ? p.live_positions : p.positions, model_.cosine, model_.sine, m.head_dim, false);
   ops_.rope(k, p.positions, model_.cosine, model_.sine, m.head_dim, false);
   const double scale = 1 / std::sqrt(static_cast<double>(m.head_dim));
   ops_.attention_fwd(arena_, o, lse, q, s.k, s.v, segments, m.heads, m.kv_heads, scale);
-  apply(std::array{attended_.row_range(0, q.rows)}, kept_rows(s.xa_o, p, l), o, {&w.o}, dropout(layer, kAttention, row_keys));
+  apply(attended_.row_range(0, q.rows), attention, w.o,
+        dropout(static_cast<int64_t>(l), kAttention, last(l) ? p.live_row_keys : p.row_keys), p.reads);
 }
 
 void Transformer::mlp_block(const DevicePass& p, std::size_t l) {
   const LayerWeights& w = model_.layers[l];
   LayerState& s = layers_[l];
-  const int64_t layer = static_cast<int64_t>(l);
+  const int64_t layer = static_cast<int64_t>(l), F = model_.shape.mlp;
   const Tensor& row_keys = last(l) ? p.live_row_keys : p.row_keys;
-  const Tensor gate = kept_rows(s.gate, p, l), up = kept_rows(s.up, p, l), act = kept_rows(s.act, p, l);
-  apply(std::array{gate, up}, kept_rows(s.xa_gate_up, p, l), kept_rows(s.normed2, p, l), {&w.gate, &w.up},
-        dropout(layer, kNormed2, row_keys));
-  ops_.swiglu_fwd(act, gate, up);
-  apply(std::array{mlp_.row_range(0, act.rows)}, kept_rows(s.xa_down, p, l), act, {&w.down}, dropout(layer, kAct, row_keys));
+  const Tensor gate_up = kept_rows(s.gate_up, p, l), act = kept_rows(s.act, p, l);
+  apply(gate_up, kept_rows(s.normed2, p, l), w.gate_up, dropout(layer, kNormed2, row_keys), p.reads);
+  ops_.swiglu_fwd(x_of(act, w.down), gate_up.col_range(0, F), gate_up.col_range(F, 2 * F));
+  apply(mlp_.row_range(0, act.rows), act, w.down, dropout(layer, kAct, row_keys), p.reads);
 }
 
 void Transformer::forward(const DevicePass& p) {
@@ -210,7 +193,8 @@ void Transformer::forward(const DevicePass& p) {
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     LayerState& s = layers_[l];
     const LayerWeights& w = model_.layers[l];
-    const Tensor residual1 = l == 0 ? inputs(p) : rows_of(s.residual1, p.begin, p.end), normed1 = rows_of(s.normed1, p.begin, p.end);
+    const Tensor residual1 = l == 0 ? inputs(p) : rows_of(s.residual1, p.begin, p.end),
+                 normed1 = x_of(rows_of(s.normed1, p.begin, p.end), w.qkv);
     const Tensor rstd1 = rows_of(s.rstd1, p.begin, p.end);
     if (l == 0) {
       ops_.add_rms_norm_fwd(normed1, {}, rstd1, residual1, {}, w.norm1, eps);
@@ -224,7 +208,7 @@ void Transformer::forward(const DevicePass& p) {
       residual = kept_rows(s.residual1_live, p, l);
       ops_.gather_rows(residual, residual1, p.live);
     }
-    ops_.add_rms_norm_fwd(kept_rows(s.normed2, p, l), kept_rows(s.residual2, p, l), kept_rows(s.rstd2, p, l), residual,
+    ops_.add_rms_norm_fwd(x_of(kept_rows(s.normed2, p, l), w.gate_up), kept_rows(s.residual2, p, l), kept_rows(s.rstd2, p, l), residual,
                           attended_.row_range(0, residual.rows), w.norm2, eps);
     mlp_block(p, l);
   }
@@ -242,14 +226,14 @@ void Transformer::mlp_block_backward(const DevicePass& p, std::size_t l, const T
   LayerState& s = layers_[l];
   const int64_t layer = static_cast<int64_t>(l), n = dresidual.rows;
   const Tensor& row_keys = last(l) ? p.live_row_keys : p.row_keys;
-  const Tensor gate = kept_rows(s.gate, p, l), up = kept_rows(s.up, p, l), act = kept_rows(s.act, p, l);
-  const Tensor dact = arena_.alloc(act.dtype, n, act.cols), dgate = arena_.alloc(act.dtype, n, act.cols),
-               dup = arena_.alloc(act.dtype, n, act.cols);
-  pull_back(dact, std::array{dresidual}, act, kept_rows(s.xa_down, p, l), {&w.down}, dropout(layer, kAct, row_keys));
-  ops_.swiglu_bwd(dgate, dup, dact, gate, up);
-  const Tensor dnormed = arena_.alloc(act.dtype, n, model_.shape.hidden);
-  pull_back(dnormed, std::array{dgate, dup}, kept_rows(s.normed2, p, l), kept_rows(s.xa_gate_up, p, l), {&w.gate, &w.up},
-            dropout(layer, kNormed2, row_keys));
+  const DType t = model_.storage;
+  const int64_t F = model_.shape.mlp;
+  const Tensor gate_up = kept_rows(s.gate_up, p, l);
+  const Tensor dact = arena_.alloc(t, n, F), dgate_up = arena_.alloc(t, n, 2 * F);
+  pull_back(dact, dresidual, kept_rows(s.act, p, l), w.down, dropout(layer, kAct, row_keys));
+  ops_.swiglu_bwd(dgate_up.col_range(0, F), dgate_up.col_range(F, 2 * F), dact, gate_up.col_range(0, F), gate_up.col_range(F, 2 * F));
+  const Tensor dnormed = arena_.alloc(t, n, model_.shape.hidden);
+  pull_back(dnormed, dgate_up, kept_rows(s.normed2, p, l), w.gate_up, dropout(layer, kNormed2, row_keys));
   ops_.rms_norm_bwd(dresidual, w.dnorm2, dnormed, kept_rows(s.residual2, p, l), kept_rows(s.rstd2, p, l), w.norm2);
 }
 
@@ -261,35 +245,36 @@ Tensor Transformer::attention_block_backward(const DevicePass& p, std::size_t l,
   const DType t = model_.storage;
   const int64_t layer = static_cast<int64_t>(l), C = m.hidden;
   const Tensor& row_keys = last(l) ? p.live_row_keys : p.row_keys;
-  const Tensor q = kept_rows(s.q, p, l), o = kept_rows(s.attention, p, l);
+  const Tensor q = kept_rows(s.q, p, l), attention = kept_rows(s.attention, p, l);
+  const int64_t HD = q.cols, KD = s.k.cols;
   // In the last layer the gradient spreads from the live rows to all rows.
   const Tensor dinput = last(l) ? arena_.alloc(t, p.rows(), C) : dresidual;
   ArenaScope scope(arena_);
-  const Tensor dout = arena_.alloc(t, q.rows, q.cols), dq = arena_.alloc(t, q.rows, q.cols);
-  pull_back(dout, std::array{dresidual}, o, kept_rows(s.xa_o, p, l), {&w.o}, dropout(layer, kAttention, row_keys));
+  const Tensor dout = arena_.alloc(t, q.rows, HD), dqkv = arena_.alloc(t, p.rows(), last(l) ? 2 * KD : HD + 2 * KD),
+               dq = last(l) ? arena_.alloc(t, q.rows, HD) : dqkv.col_range(0, HD);
+  pull_back(dout, dresidual, attention, w.o, dropout(layer, kAttention, row_keys));
   const double scale = 1 / std::sqrt(static_cast<double>(m.head_dim));
-  ops_.attention_bwd(arena_, dq, s.dk, s.dv, dout, o, kept_rows(s.lse, p, l), q, s.k, s.v, last(l) ? p.live_segments : p.segments, m.heads,
-                     m.kv_heads, scale);
+  ops_.attention_bwd(arena_, dq, s.dk, s.dv, dout, x_of(attention, w.o), kept_rows(s.lse, p, l), q, s.k, s.v,
+                     last(l) ? p.live_segments : p.segments, m.heads, m.kv_heads, scale);
   // The gradients of this pass's keys and values are complete: later passes have added theirs.
   ops_.rope(dq, last(l) ? p.live_positions : p.positions, model_.cosine, model_.sine, m.head_dim, true);
   const Tensor dk_sum = s.dk.row_range(p.begin, p.end), dv_sum = s.dv.row_range(p.begin, p.end);
   ops_.rope(dk_sum, p.positions, model_.cosine, model_.sine, m.head_dim, true);
-  const Tensor dk = arena_.alloc(t, p.rows(), dk_sum.cols), dv = arena_.alloc(t, p.rows(), dk_sum.cols);
-  ops_.copy(dk, dk_sum);
-  ops_.copy(dv, dv_sum);
+  ops_.copy(dqkv.col_range(dqkv.cols - 2 * KD, dqkv.cols - KD), dk_sum);
+  ops_.copy(dqkv.col_range(dqkv.cols - KD, dqkv.cols), dv_sum);
   const bool wanted = l > 0 || wants_inputs();
   const Tensor dnormed = wanted ? arena_.alloc(t, p.rows(), C) : Tensor{};
-  const Tensor x = rows_of(s.normed1, p.begin, p.end), xa = rows_of(s.xa_qkv, p.begin, p.end);
+  const Tensor xx = rows_of(s.normed1, p.begin, p.end);
+  const Dropout d = dropout(layer, kNormed1, p.row_keys);
   if (last(l)) {
     const Tensor dnormed_live = wanted ? arena_.alloc(t, q.rows, C) : Tensor{};
-    pull_back(dnormed, std::array{dk, dv}, x, xa, {&w.k, &w.v}, dropout(layer, kNormed1, p.row_keys));
-    pull_back(dnormed_live, std::array{dq}, kept_rows(s.normed1_live, p, l), kept_rows(s.xa_q, p, l), {&w.q},
-              dropout(layer, kNormed1, row_keys));
+    pull_back(dnormed, dqkv, xx, w.qkv.part_range(1, 3), d);
+    pull_back(dnormed_live, dq, kept_rows(s.normed1_live, p, l), w.qkv.part_range(0, 1), dropout(layer, kNormed1, row_keys));
     if (wanted) ops_.scatter_add_rows(dnormed, dnormed_live, p.live);
     ops_.fill(dinput, 0);
     ops_.scatter_add_rows(dinput, dresidual, p.live);
   } else {
-    pull_back(dnormed, std::array{dq, dk, dv}, x, xa, {&w.q, &w.k, &w.v}, dropout(layer, kNormed1, p.row_keys));
+    pull_back(dnormed, dqkv, xx, w.qkv, d);
   }
   if (wanted) ops_.rms_norm_bwd(dinput, w.dnorm1, dnormed, rows_of(s.residual1, p.begin, p.end), rows_of(s.rstd1, p.begin, p.end), w.norm1);
   return dinput;

@@ -15,6 +15,7 @@ struct DevicePass {
   int64_t begin = 0, end = 0, live_begin = 0, live_end = 0, fed = 0;
   Tensor ids, positions, row_keys, live, live_positions, live_row_keys;
   Segments segments, live_segments;
+  Reads reads = Reads::tiled;
   int64_t rows() const { return end - begin; }
   int64_t live_rows() const { return live_end - live_begin; }
 };
@@ -24,11 +25,13 @@ Tensor upload_indices(Ops& ops, Arena& arena, std::span<const int32_t> host);
 DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& pass);
 
 /// Step tensors of one layer: [rows, width], or [live rows, width] for what follows K and V in the last layer. rstd, lse, dk, dv in sum
-/// type.
+/// type. The inputs of linear maps have room for LoRA's xa behind them: normed1, attention, normed2 and act are all columns of such a
+/// buffer, x | xa.
 struct LayerState {
-  Tensor residual1, normed1, rstd1, q, k, v, dk, dv, xa_qkv, attention, lse, xa_o;
-  Tensor residual2, normed2, rstd2, xa_gate_up, gate, up, act, xa_down;
-  Tensor normed1_live, residual1_live, xa_q;  // last layer only
+  Tensor residual1, normed1, rstd1, qkv, dk, dv, attention, lse;
+  Tensor q, k, v;  // columns of qkv; where q has other rows than k and v (last layer, decoding), of two buffers
+  Tensor residual2, normed2, rstd2, gate_up, act;
+  Tensor normed1_live, residual1_live;  // last layer only
 };
 
 /// Gradients of residuals after a block that come from outside, added when backward gets there: rows of one pass, counted from its begin.
@@ -66,10 +69,9 @@ class Transformer {
  private:
   Tensor rows_of(const Tensor& t, int64_t begin, int64_t end) const;
   Dropout dropout(int64_t layer, int64_t place, const Tensor& row_keys) const;
-  void apply(std::span<const Tensor> y, const Tensor& xa, const Tensor& x, std::initializer_list<const TrainedLinear*> maps,
-             const Dropout& d);
-  void pull_back(const Tensor& dx, std::span<const Tensor> dy, const Tensor& x, const Tensor& xa,
-                 std::initializer_list<const TrainedLinear*> maps, const Dropout& d);
+  void apply(const Tensor& y, const Tensor& xx, const TrainedGroup& group, const Dropout& d, Reads reads);
+  void pull_back(const Tensor& dx, const Tensor& dy, const Tensor& xx, const TrainedGroup& group, const Dropout& d);
+  void project(const DevicePass& pass, std::size_t l);
   void attention_block(const DevicePass& pass, std::size_t l);
   void mlp_block(const DevicePass& pass, std::size_t l);
   void mlp_block_backward(const DevicePass& pass, std::size_t l, const Tensor& dresidual);

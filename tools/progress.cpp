@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdio>
 
 namespace kava {
@@ -34,16 +33,15 @@ double measure_matrix_rate(Ops& ops, DType storage) {
   const int64_t n = storage == DType::f64 ? 128 : 1536;
   Arena arena(ops);
   const Tensor x = arena.alloc(storage, n, n), y = arena.alloc(storage, n, n);
-  Linear map;
-  map.w = arena.alloc(storage, n, n);
+  const LinearGroup map = LinearGroup::plain(arena.alloc(storage, n, n));
   ops.fill(x, 0.5);
-  ops.fill(map.w, 0.25);
+  ops.fill(map.w(), 0.25);
   const double flops = 2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n);
   double best = 0;
   const Clock::time_point start = Clock::now();
   for (int i = 0; i < 2 || seconds_between(start, Clock::now()) < 0.3; ++i) {
     const Clock::time_point begin = Clock::now();
-    ops.linear_group_fwd(arena, std::array{y}, {}, x, std::array{map}, {});
+    ops.linear_group_fwd(arena, y, x, map);
     best = std::max(best, flops / std::max(seconds_between(begin, Clock::now()), 1e-9));
   }
   return best;

@@ -11,7 +11,6 @@
 #include "models/footprint.h"
 #include "models/run_folder.h"
 #include "models/text.h"
-#include "models/traces.h"
 #include "models/trainer.h"
 #include "models/validation.h"
 #include "tools/plan.h"
@@ -73,8 +72,6 @@ RunData read_data(const TextModel& text, const RunConfig& config) {
   {
     const std::vector<RowFile> files = read_train_files(config);
     data.train = read_samples(text, config, files, &data.dropped);
-    if (!data.train.empty())
-      if (const std::string note = require_traces(config, files, data.train); !note.empty()) fmt::print(stderr, "{}\n", note);
     for (const RowFile& f : files) data.digests.push_back({f.path, f.sha256});
   }
   if (data.train.empty())
@@ -109,8 +106,6 @@ class Run {
       require_usable(out_);
     }
     text_ = open_text_model(config_.model.path);
-    text_.shape.require_for_training();
-    if (!text_.note.empty()) fmt::print(stderr, "{}\n", text_.note);
     data_ = read_data(text_, config_);
     if (from) require_same_data(state.data, data_.digests);
     state.data = data_.digests;

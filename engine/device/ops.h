@@ -3,7 +3,8 @@
 //
 // Conventions. Outputs come first, then inputs, then scalars. "storage" is the model's type (bf16, f32, f64); "sum" is f32, or f64 for f64.
 // An empty tensor stands for "not wanted" or "not there". Index tensors are i32 with one row. Ops that need room take it from the arena and
-// give it back. Every reduction has a fixed order: the same inputs give the same bytes, whatever the number of threads.
+// give it back. Every reduction has a fixed order: the same inputs give the same bytes, whatever the number of threads. What is summed from
+// several products or terms is summed in the sum type and rounded to storage once.
 #pragma once
 #include <memory>
 #include <span>
@@ -11,6 +12,7 @@
 
 #include "engine/choice.h"
 #include "engine/device/arena.h"
+#include "engine/device/linear_group.h"
 #include "engine/device/tensor.h"
 
 namespace kava {
@@ -24,17 +26,6 @@ struct Segments {
   int64_t count = 0, groups = 0, most_keys = 0, most_queries = 0;     // most_*: of one segment
 };
 
-/// One linear map y = x W^T + bias + scale * (drop(x) A^T) B^T. W [out, in], bias [1, out], A [R, in], B [out, R], all in storage type;
-/// bias, and A with B, may be empty.
-struct Linear {
-  Tensor w, bias, lora_a, lora_b;
-  double scale = 0;
-};
-/// Gradients that are added to, in sum type; empty where the tensor is frozen or not there.
-struct LinearGrad {
-  Tensor dw, dbias, dlora_a, dlora_b;
-};
-
 /// Dropout on the input of LoRA: element (n, c) is kept, and divided by 1 - p, when a 16-bit number drawn for (seed, step, site,
 /// row_keys[n] = (sample in the optimiser batch, row within the sample), c) is at least p * 2^16.
 struct Dropout {
@@ -42,6 +33,13 @@ struct Dropout {
   uint64_t seed = 0;
   uint32_t step = 0, site = 0;
   Tensor row_keys = {};  // i32 [rows, 2]
+};
+
+/// How a product of activations with weights runs. The two round differently, so the caller chooses by what its rows are, never by how
+/// many they are; within each, a row's bytes depend on that row and on the weights alone.
+enum class Reads {
+  tiled,     // for many rows: at the rate of the multipliers
+  streamed,  // for few: each weight is read once, at the rate of memory
 };
 
 struct RkvOptions {
@@ -79,7 +77,7 @@ class Ops {
   virtual void unreserve(const AddressRange& range, int64_t committed) = 0;
   /// Told of committed memory that it holds a tensor from now on, or nothing: a backend may report what touches it in between.
   virtual void in_use(void* data, int64_t bytes, bool used) {}
-  /// Contiguous tensors and host memory of the same type.
+  /// Host memory is contiguous and of the tensor's type.
   virtual void upload(const Tensor& y, const void* host) = 0;
   virtual void download(void* host, const Tensor& x) = 0;
 
@@ -107,15 +105,20 @@ class Ops {
   /// dx += gradient through y = x * rstd * w; dw += . dx [n, C] storage, dy [n, C] storage or sum, dw [1, C] sum or empty
   virtual void rms_norm_bwd(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd, const Tensor& w) = 0;
 
-  /// y[j] = linears[j](x); xa [n, sum of R] = the products drop(x) A^T side by side, kept for backward (empty without LoRA)
-  virtual void linear_group_fwd(Arena& arena, std::span<const Tensor> y, const Tensor& xa, const Tensor& x, std::span<const Linear> linears,
-                                const Dropout& dropout) = 0;
-  /// dxa = scale * dy B side by side; dx = sum_j dy[j] W_j + drop'(dxa A).  dx may be empty; dxa empty without LoRA
-  virtual void linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, std::span<const Tensor> dy,
-                                      std::span<const Linear> linears, const Dropout& dropout) = 0;
-  /// dA += dxa^T drop(x), dB += scale * dy^T xa, dW += dy^T x, dbias += column sums of dy, for the gradients that are there
-  virtual void linear_group_bwd_params(Arena& arena, std::span<const LinearGrad> grads, std::span<const Tensor> dy, const Tensor& dxa,
-                                       const Tensor& x, const Tensor& xa, std::span<const Linear> linears, const Dropout& dropout) = 0;
+  /// The rank columns of joined = scale * b in the rows of each part, zero elsewhere. Called after every change of a b.
+  virtual void linear_prepare(const LinearGroup& group) = 0;
+  /// xa = drop(x) A^T. xx [n, in + ranks] = [x | xa] side by side: reads x, writes xa
+  virtual void lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& group, const Dropout& dropout, Reads reads = Reads::tiled) = 0;
+  /// y = xx [W | s B]^T + bias, y [n, outs]
+  virtual void linear_group_fwd(Arena& arena, const Tensor& y, const Tensor& xx, const LinearGroup& group, Reads reads = Reads::tiled) = 0;
+  /// [dx | dxa] = dy [W | s B]; dx += drop'(dxa A).  dx [n, in] and dxa [n, ranks] are set; dx may be empty; dxa empty without LoRA
+  virtual void linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& group,
+                                      const Dropout& dropout) = 0;
+  /// dA += dxa^T drop(x) in the rows of the group's parts, db += scale * dy^T xa, dW += dy^T x, dbias += column sums of dy, for the
+  /// gradients that are there. The rows are summed in pieces of fixed length from the first row on, so a sum over several passes is the
+  /// sum over each of them, added in the order of the calls.
+  virtual void linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
+                                       const LinearGroup& group, const Dropout& dropout) = 0;
 
   /// Rotary embedding in place: with half = D/2, the pair (x[d], x[d+half]) of every head turns by the angle of the row's position.
   /// x [n, heads*D] storage or sum; positions i32 [1, n]; cosine, sine [positions, half] in sum type. inverse turns back (also the
@@ -146,7 +149,7 @@ class Ops {
   // ---- objective
   /// Cross-entropy of head(h) = h W^T on targets i32 [1, n]: nll [n, 1] sum; dh [n, C] sum = weight * (softmax - onehot) W;
   /// dw [V, C] sum += . h [n, C], w [V, C] storage. logits [n, V] sum, best (argmax, lowest index on ties) i32 [1, n]; each of nll, dh, dw,
-  /// logits and best may be empty.
+  /// logits and best may be empty. Reads::streamed where best alone is wanted, else tiled.
   virtual void head_cross_entropy(Arena& arena, const Tensor& nll, const Tensor& dh, const Tensor& dw, const Tensor& logits,
                                   const Tensor& best, const Tensor& h, const Tensor& w, const Tensor& targets, double weight) = 0;
 

@@ -36,11 +36,12 @@ class NullOps final : public Ops {
   void embed_bwd(const Tensor&, const Tensor&, const Tensor&, const Tensor&) override {}
   void add_rms_norm_fwd(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, double) override {}
   void rms_norm_bwd(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) override {}
-  void linear_group_fwd(Arena&, std::span<const Tensor>, const Tensor&, const Tensor&, std::span<const Linear>, const Dropout&) override {}
-  void linear_group_bwd_input(Arena&, const Tensor&, const Tensor&, std::span<const Tensor>, std::span<const Linear>,
-                              const Dropout&) override {}
-  void linear_group_bwd_params(Arena&, std::span<const LinearGrad>, std::span<const Tensor>, const Tensor&, const Tensor&, const Tensor&,
-                               std::span<const Linear>, const Dropout&) override {}
+  void linear_prepare(const LinearGroup&) override {}
+  void lora_fwd(Arena&, const Tensor&, const LinearGroup&, const Dropout&, Reads) override {}
+  void linear_group_fwd(Arena&, const Tensor&, const Tensor&, const LinearGroup&, Reads) override {}
+  void linear_group_bwd_input(Arena&, const Tensor&, const Tensor&, const Tensor&, const LinearGroup&, const Dropout&) override {}
+  void linear_group_bwd_params(Arena&, const LinearGroupGrad&, const Tensor&, const Tensor&, const Tensor&, const LinearGroup&,
+                               const Dropout&) override {}
   void rope(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, bool) override {}
   void attention_fwd(Arena&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Segments&, int64_t, int64_t,
                      double) override {}

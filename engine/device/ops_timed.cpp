@@ -51,17 +51,22 @@ class TimedOps final : public Ops {
   void rms_norm_bwd(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd, const Tensor& w) override {
     timed("rms_norm_bwd", [&] { ops_.rms_norm_bwd(dx, dw, dy, x, rstd, w); });
   }
-  void linear_group_fwd(Arena& arena, std::span<const Tensor> y, const Tensor& xa, const Tensor& x, std::span<const Linear> linears,
-                        const Dropout& dropout) override {
-    timed("linear_group_fwd", [&] { ops_.linear_group_fwd(arena, y, xa, x, linears, dropout); });
+  void linear_prepare(const LinearGroup& group) override {
+    timed("linear_prepare", [&] { ops_.linear_prepare(group); });
   }
-  void linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, std::span<const Tensor> dy,
-                              std::span<const Linear> linears, const Dropout& dropout) override {
-    timed("linear_group_bwd_input", [&] { ops_.linear_group_bwd_input(arena, dx, dxa, dy, linears, dropout); });
+  void lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& group, const Dropout& dropout, Reads reads) override {
+    timed("lora_fwd", [&] { ops_.lora_fwd(arena, xx, group, dropout, reads); });
   }
-  void linear_group_bwd_params(Arena& arena, std::span<const LinearGrad> grads, std::span<const Tensor> dy, const Tensor& dxa,
-                               const Tensor& x, const Tensor& xa, std::span<const Linear> linears, const Dropout& dropout) override {
-    timed("linear_group_bwd_params", [&] { ops_.linear_group_bwd_params(arena, grads, dy, dxa, x, xa, linears, dropout); });
+  void linear_group_fwd(Arena& arena, const Tensor& y, const Tensor& xx, const LinearGroup& group, Reads reads) override {
+    timed("linear_group_fwd", [&] { ops_.linear_group_fwd(arena, y, xx, group, reads); });
+  }
+  void linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& group,
+                              const Dropout& dropout) override {
+    timed("linear_group_bwd_input", [&] { ops_.linear_group_bwd_input(arena, dx, dxa, dy, group, dropout); });
+  }
+  void linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
+                               const LinearGroup& group, const Dropout& dropout) override {
+    timed("linear_group_bwd_params", [&] { ops_.linear_group_bwd_params(arena, grad, dy, dxa, xx, group, dropout); });
   }
   void rope(const Tensor& x, const Tensor& positions, const Tensor& cosine, const Tensor& sine, int64_t head_dim, bool inverse) override {
     timed("rope", [&] { ops_.rope(x, positions, cosine, sine, head_dim, inverse); });

@@ -4,6 +4,7 @@
 
 #include "kernels/dropout.h"
 #include "tests/kernels/kernel_rig.h"
+#include "tests/ops/group_rig.h"
 
 using namespace kava;
 using namespace kava::test;
@@ -205,7 +206,6 @@ struct MapGroup {
   double scale = 0.7;
 };
 
-constexpr std::size_t kParts = 5;  // of a map in the inputs, after x: W, bias, A, B, dy
 constexpr uint64_t kSeed = 0x300000009;
 constexpr uint32_t kStep = 3, kSite = 5;
 std::pair<int, int> row_key(int64_t n) { return {static_cast<int>(n / 7), static_cast<int>(n % 7)}; }
@@ -268,7 +268,8 @@ Matrices linear_reference(const MapGroup& g, const Matrices& m) {
   Matrices of_maps;
   int64_t first = 0;
   for (std::size_t j = 0; j < g.outs.size(); ++j) {
-    const Matrix &w = m[1 + kParts * j], &bias = m[2 + kParts * j], &a = m[3 + kParts * j], &b = m[4 + kParts * j], &dy = m[5 + kParts * j];
+    const Matrix &w = m[1 + kMapParts * j], &bias = m[2 + kMapParts * j], &a = m[3 + kMapParts * j], &b = m[4 + kMapParts * j],
+                 &dy = m[5 + kMapParts * j];
     Matrix xa_j(g.rows, g.ranks[j]), dxa_j = xa_j, y(g.rows, g.outs[j]);
     product(xa_j, 1, xd, false, a, true);
     product(dxa_j, g.scale, dy, false, b, false);
@@ -306,35 +307,38 @@ Matrices linear_cpu(const MapGroup& g, const Matrices& m) {
   Matrix keys(g.rows, 2);
   for (int64_t n = 0; n < g.rows; ++n) keys(n, 0) = row_key(n).first, keys(n, 1) = row_key(n).second;
   const Dropout dropout{.p = g.p, .seed = kSeed, .step = kStep, .site = kSite, .row_keys = rig.packed().in(keys, Kind::i32)};
-  const Tensor x = rig.in(m[0]);
-  Tensor dx, xa, dxa;
-  if (!g.frozen) dx = rig.out(g.rows, g.in);
-  if (total_rank(g) > 0) xa = rig.out(g.rows, total_rank(g)), dxa = rig.out(g.rows, total_rank(g));
-  std::vector<Tensor> y, dy, out = {xa, dxa};
-  if (dx) out.push_back(dx);
-  std::vector<Linear> linears;
-  std::vector<LinearGrad> grads;
-  auto gradient = [&](const Matrix& of) { return rig.in_out(before_matrix(of.rows, of.cols), Kind::sum); };
+  Matrices placed = m;
+  for (std::size_t j = 0; j < g.outs.size() && !g.bias; ++j) placed[2 + kMapParts * j] = Matrix(1, 0);
+  const PlacedGroup t = place_group(rig, placed, g.ranks, g.scale);
+  const int64_t ranks = total_rank(g), outs = t.map.outs();
+  const Tensor y = rig.out(g.rows, outs), dxa = ranks > 0 ? rig.out(g.rows, ranks) : Tensor{};
+  const Tensor dx = g.frozen ? Tensor{} : rig.out(g.rows, g.in);
+  // Each map's gradients have their own numbers before, as they have for the kernels.
+  Matrices dw, dbias, da;
+  LinearGroupGrad grad;
   for (std::size_t j = 0; j < g.outs.size(); ++j) {
-    const Matrix* part = &m[1 + kParts * j];
-    Linear l{.w = rig.in(part[0]), .bias = {}, .lora_a = {}, .lora_b = {}, .scale = g.scale};
-    LinearGrad grad{.dw = {}, .dbias = {}, .dlora_a = {}, .dlora_b = {}};
-    if (g.bias) l.bias = rig.in(part[1]);
-    if (!g.frozen) grad.dw = gradient(part[0]);
-    if (!g.frozen && g.bias) grad.dbias = gradient(part[1]);
-    if (g.ranks[j] > 0)
-      l.lora_a = rig.in(part[2]), l.lora_b = rig.in(part[3]), grad.dlora_a = gradient(part[2]), grad.dlora_b = gradient(part[3]);
-    linears.push_back(l);
-    grads.push_back(grad);
-    dy.push_back(rig.in(part[4]));
-    y.push_back(rig.out(g.rows, g.outs[j]));
-    for (const Tensor& t : {y.back(), grad.dlora_a, grad.dlora_b}) out.push_back(t);
-    if (grad.dw) out.push_back(grad.dw);
-    if (grad.dbias) out.push_back(grad.dbias);
+    dw.push_back(before_matrix(g.outs[j], g.in)), dbias.push_back(before_matrix(1, g.outs[j])),
+        da.push_back(before_matrix(g.ranks[j], g.in));
+    grad.db.push_back(g.ranks[j] > 0 ? rig.in_out(before_matrix(g.outs[j], g.ranks[j]), Kind::sum) : Tensor{});
   }
-  rig.ops.linear_group_fwd(rig.arena, y, xa, x, linears, dropout);
-  rig.ops.linear_group_bwd_input(rig.arena, dx, dxa, dy, linears, dropout);
-  rig.ops.linear_group_bwd_params(rig.arena, grads, dy, dxa, x, xa, linears, dropout);
+  if (!g.frozen) grad.dw = rig.in_out(stacked(dw), Kind::sum);
+  if (!g.frozen && g.bias) grad.dbias = rig.in_out(beside(dbias), Kind::sum);
+  if (ranks > 0) grad.da = rig.in_out(stacked(da), Kind::sum);
+  if (ranks > 0) rig.ops.lora_fwd(rig.arena, t.xx, t.map, dropout);
+  rig.ops.linear_group_fwd(rig.arena, y, t.xx, t.map);
+  rig.ops.linear_group_bwd_input(rig.arena, dx, dxa, t.dy, t.map, dropout);
+  rig.ops.linear_group_bwd_params(rig.arena, grad, t.dy, dxa, t.xx, t.map, dropout);
+  std::vector<Tensor> out = {ranks > 0 ? t.xx.col_range(g.in, t.xx.cols) : Tensor{}, dxa};
+  if (dx) out.push_back(dx);
+  for (std::size_t j = 0; j < g.outs.size(); ++j) {
+    const LinearPart& p = t.map.parts[j];
+    const int64_t begin = p.out_begin, end = begin + p.outs;
+    out.push_back(y.col_range(begin, end));
+    out.push_back(p.rank > 0 ? grad.da.row_range(p.rank_begin, p.rank_begin + p.rank) : Tensor{});
+    out.push_back(grad.db[j]);
+    if (grad.dw) out.push_back(grad.dw.row_range(begin, end));
+    if (grad.dbias) out.push_back(grad.dbias.col_range(begin, end));
+  }
   return read_all(rig, out);
 }
 
@@ -355,7 +359,7 @@ Matrices linear_kernels(const MapGroup& g, const Matrices& m, Device& device) {
   std::vector<LinearMapGrad> grads;
   auto gradient = [&](const Matrix& of) { return of.at.empty() ? Rows<float>{} : device.in_out<float>(before_matrix(of.rows, of.cols)); };
   for (std::size_t j = 0; j < g.outs.size(); ++j) {
-    const Matrix* part = &m[1 + kParts * j];
+    const Matrix* part = &m[1 + kMapParts * j];
     LinearMap<T> map{device.in<T>(part[0]),      {}, {}, nullptr, static_cast<int>(g.outs[j]), static_cast<int>(g.ranks[j]),
                      static_cast<float>(g.scale)};
     if (g.ranks[j] > 0) map.lora_a = device.in<T>(part[2]), map.lora_b = device.in<T>(part[3]);

@@ -157,8 +157,10 @@ class Rig {
     s.before = s.memory;
   }
   Kind kind_of(const Tensor& t) const {
-    for (const Slot& s : slots_)
-      if (s.tensor.data == t.data) return s.kind;
+    for (const Slot& s : slots_) {
+      const auto* data = static_cast<const unsigned char*>(t.data);
+      if (data >= s.memory.data() && data < s.memory.data() + s.memory.size()) return s.kind;
+    }
     return Kind::f64;
   }
   double rounded(double v, Kind kind) const {

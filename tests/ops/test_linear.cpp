@@ -1,11 +1,9 @@
-#include "tests/ops/op_rig.h"
+#include "tests/ops/group_rig.h"
 
 using namespace kava;
 using namespace kava::test;
 
 namespace {
-constexpr int kParts = 5;  // matrices per linear map in the inputs: W, bias, A, B, dy
-
 struct MapGroup {
   int64_t rows, in;
   std::vector<int64_t> outs, ranks;
@@ -26,43 +24,38 @@ Matrices inputs_of(const MapGroup& g, Random& random) {
   return m;
 }
 
-struct Placed {
-  Tensor x, xa;
-  std::vector<Linear> linears;
-  std::vector<Tensor> y, dy;
+struct Placed : PlacedGroup {
+  Tensor y, xa;
   Dropout dropout;
 };
 
 Placed place(Rig& rig, const MapGroup& g, const Matrices& m) {
-  Placed t;
-  t.x = rig.in(m[0]);
-  int64_t ranks = 0;
-  for (std::size_t j = 0; j < g.outs.size(); ++j) {
-    const Matrix* part = &m[1 + kParts * j];
-    Linear l{.w = rig.in(part[0]), .bias = {}, .lora_a = {}, .lora_b = {}, .scale = g.scale};
-    if (g.bias) l.bias = rig.in(part[1]);
-    if (g.ranks[j] > 0) l.lora_a = rig.in(part[2]), l.lora_b = rig.in(part[3]);
-    t.linears.push_back(l);
-    t.y.push_back(rig.out(m[0].rows, g.outs[j]));
-    t.dy.push_back(rig.in(part[4]));
-    ranks += g.ranks[j];
-  }
-  if (ranks > 0) t.xa = rig.out(m[0].rows, ranks);
+  Placed t{place_group(rig, m, g.ranks, g.scale), {}, {}, {}};
+  t.y = rig.out(m[0].rows, t.map.outs());
+  if (t.map.a) t.xa = t.xx.col_range(g.in, t.xx.cols);
   Matrix keys(m[0].rows, 2);
   for (int64_t n = 0; n < m[0].rows; ++n) keys(n, 0) = double(n / 7), keys(n, 1) = double(n % 7);
   t.dropout = {.p = g.p, .seed = 9, .step = 3, .site = 5, .row_keys = rig.packed().in(keys, Kind::i32)};
   return t;
 }
 
-OpCall linear_fwd(const MapGroup& g) {
-  return [g](Rig& rig, const Matrices& m) {
-    Placed t = place(rig, g, m);
-    if (rig.emulates() && t.xa) {  // xa is stored before it is used
-      rig.ops.linear_group_fwd(rig.arena, t.y, t.xa, t.x, t.linears, t.dropout);
-      rig.round(t.xa);
-    }
-    rig.ops.linear_group_fwd(rig.arena, t.y, t.xa, t.x, t.linears, t.dropout);
-    std::vector<Tensor> out = t.y;
+// xa and, of the f64 algorithm with rounded tensors, what it is stored as.
+void run_lora(Rig& rig, const Placed& t, Reads reads = Reads::tiled) {
+  if (!t.map.a) return;
+  rig.ops.lora_fwd(rig.arena, t.xx, t.map, t.dropout, reads);
+  rig.round(t.xa);
+}
+
+Tensor columns(const Tensor& t, const LinearPart& p) { return t.col_range(p.out_begin, p.out_begin + p.outs); }
+
+// Outputs: y of each map, then xa.
+OpCall linear_fwd(const MapGroup& g, Reads reads = Reads::tiled) {
+  return [g, reads](Rig& rig, const Matrices& m) {
+    const Placed t = place(rig, g, m);
+    run_lora(rig, t, reads);
+    rig.ops.linear_group_fwd(rig.arena, t.y, t.xx, t.map, reads);
+    std::vector<Tensor> out;
+    for (const LinearPart& p : t.map.parts) out.push_back(columns(t.y, p));
     if (t.xa) out.push_back(t.xa);
     return out;
   };
@@ -71,21 +64,25 @@ OpCall linear_fwd(const MapGroup& g) {
 // Outputs: dx, then dW, dbias, dA, dB of each map where they exist. All gradients of parameters start from zero.
 OpCall linear_bwd(const MapGroup& g) {
   return [g](Rig& rig, const Matrices& m) {
-    Placed t = place(rig, g, m);
-    Tensor dx = rig.out(m[0].rows, g.in), dxa = t.xa ? rig.out(m[0].rows, t.xa.cols) : Tensor{};
-    std::vector<LinearGrad> grads(g.outs.size());
-    std::vector<Tensor> out = {dx};
-    auto zero = [&](int64_t rows, int64_t cols) { return out.emplace_back(rig.in_out(Matrix(rows, cols), Kind::sum)); };
-    for (std::size_t j = 0; j < grads.size(); ++j) {
-      grads[j].dw = zero(g.outs[j], g.in);
-      if (g.bias) grads[j].dbias = zero(1, g.outs[j]);
-      if (g.ranks[j] > 0) grads[j].dlora_a = zero(g.ranks[j], g.in), grads[j].dlora_b = zero(g.outs[j], g.ranks[j]);
-    }
-    rig.ops.linear_group_fwd(rig.arena, t.y, t.xa, t.x, t.linears, t.dropout);
-    if (t.xa) rig.round(t.xa);
-    rig.ops.linear_group_bwd_input(rig.arena, dx, dxa, t.dy, t.linears, t.dropout);
+    const Placed t = place(rig, g, m);
+    const int64_t ranks = t.map.ranks();
+    const Tensor dx = rig.out(m[0].rows, g.in), dxa = t.map.a ? rig.out(m[0].rows, ranks) : Tensor{};
+    auto zero = [&](int64_t rows, int64_t cols) { return rig.in_out(Matrix(rows, cols), Kind::sum); };
+    LinearGroupGrad grad{.dw = zero(t.map.outs(), g.in)};
+    if (g.bias) grad.dbias = zero(1, t.map.outs());
+    if (t.map.a) grad.da = zero(ranks, g.in);
+    for (const LinearPart& p : t.map.parts) grad.db.push_back(p.rank > 0 ? zero(p.outs, p.rank) : Tensor{});
+    run_lora(rig, t);
+    rig.ops.linear_group_bwd_input(rig.arena, dx, dxa, t.dy, t.map, t.dropout);
     if (dxa) rig.round(dxa);
-    rig.ops.linear_group_bwd_params(rig.arena, grads, t.dy, dxa, t.x, t.xa, t.linears, t.dropout);
+    rig.ops.linear_group_bwd_params(rig.arena, grad, t.dy, dxa, t.xx, t.map, t.dropout);
+    std::vector<Tensor> out = {dx};
+    for (std::size_t j = 0; j < g.outs.size(); ++j) {
+      const LinearPart& p = t.map.parts[j];
+      out.push_back(grad.dw.row_range(p.out_begin, p.out_begin + p.outs));
+      if (g.bias) out.push_back(columns(grad.dbias, p));
+      if (p.rank > 0) out.push_back(grad.da.row_range(p.rank_begin, p.rank_begin + p.rank)), out.push_back(grad.db[j]);
+    }
     return out;
   };
 }
@@ -104,9 +101,9 @@ TEST_CASE("linear_group computes its formula") {
   Random random(21);
   for (MapGroup g : kGroups) {
     g.p = 0, g.scale = 0.7;
-    const Matrices m = inputs_of(g, random), out = run_f64(linear_fwd(g), m);
+    const Matrices m = inputs_of(g, random), out = run_f64(linear_fwd(g), m), streamed = run_f64(linear_fwd(g, Reads::streamed), m);
     for (std::size_t j = 0; j < g.outs.size(); ++j) {
-      const Matrix *part = &m[1 + kParts * j], &y = out[j];
+      const Matrix* part = &m[1 + kMapParts * j];
       for (int64_t n = 0; n < g.rows; ++n)
         for (int64_t o = 0; o < g.outs[j]; ++o) {
           double want = g.bias ? part[1](0, o) : 0;
@@ -115,7 +112,7 @@ TEST_CASE("linear_group computes its formula") {
             for (int64_t r = 0; r < g.ranks[j]; ++r) weight += g.scale * part[3](o, r) * part[2](r, c);
             want += m[0](n, c) * weight;
           }
-          REQUIRE(std::fabs(y(n, o) - want) < 1e-11);
+          for (const Matrices* y : {&out, &streamed}) REQUIRE(std::fabs((*y)[j](n, o) - want) < 1e-11);
         }
     }
   }
@@ -127,11 +124,12 @@ TEST_CASE("linear_group is as exact as its storage and has the gradients of cent
     INFO("rows " << g.rows << ", in " << g.in << ", maps " << g.outs.size() << ", dropout " << g.p);
     const Matrices m = inputs_of(g, random);
     check_op("linear_group_fwd", m, linear_fwd(g));
+    check_op("linear_group_fwd, streamed", m, linear_fwd(g, Reads::streamed));
     check_op("linear_group_bwd", m, linear_bwd(g));
     std::vector<std::size_t> which = {0};
     Matrices weights;
     for (std::size_t j = 0; j < g.outs.size(); ++j) {
-      const std::size_t at = 1 + kParts * j;
+      const std::size_t at = 1 + kMapParts * j;
       which.push_back(at);
       if (g.bias) which.push_back(at + 1);
       if (g.ranks[j] > 0) which.push_back(at + 2), which.push_back(at + 3);
@@ -147,21 +145,60 @@ TEST_CASE("a row of linear_group has the same bytes whatever rows stand beside i
   Random random(23);
   const MapGroup g{600, 96, {80, 33}, {4, 0}, true, 0.2};
   const Matrices m = inputs_of(g, random);
-  for (DType type : {DType::f32, DType::bf16, DType::f64}) {
-    auto rows = [&](int64_t n) {
+  for (const auto& [type, reads] : {std::pair{DType::f32, Reads::tiled},
+                                    {DType::bf16, Reads::tiled},
+                                    {DType::f64, Reads::tiled},
+                                    {DType::f32, Reads::streamed},
+                                    {DType::bf16, Reads::streamed},
+                                    {DType::f64, Reads::streamed}}) {
+    auto rows = [&, type = type, reads = reads](int64_t n) {
       Matrices some = m;
-      for (Matrix* x : {&some[0], &some[kParts], &some[2 * kParts]}) x->rows = n, x->at.resize(std::size_t(n * x->cols));
+      for (Matrix* x : {&some[0], &some[kMapParts], &some[2 * kMapParts]}) x->rows = n, x->at.resize(std::size_t(n * x->cols));
       Rig rig(2, type, type, 0);
-      Matrices out = read_all(rig, linear_fwd(g)(rig, some));
+      Matrices out = read_all(rig, linear_fwd(g, reads)(rig, some));
       for (Matrix& y : out) y.at.resize(std::size_t(y.cols));
       return out;
     };
     const Matrices all = rows(600);
-    for (int64_t n : {1, 2, 31, 256, 257, 300}) {
-      INFO(name_of(type) << ", " << n << " rows");
+    for (int64_t n : {1, 2, 5, 6, 7, 31, 192, 193, 256, 257, 300}) {
+      INFO(name_of(type) << (reads == Reads::tiled ? ", tiled, " : ", streamed, ") << n << " rows");
       const Matrices some = rows(n);
       for (std::size_t j = 0; j < all.size(); ++j) REQUIRE(some[j].at == all[j].at);
     }
+  }
+}
+
+TEST_CASE("a range of a group's parts gives the bytes of those parts, and of A's and B's gradients only its own") {
+  Random random(28);
+  const MapGroup g{300, 72, {40, 17, 24}, {3, 5, 2}, true, 0.2};
+  const Matrices m = inputs_of(g, random);
+  for (DType type : {DType::f32, DType::bf16, DType::f64}) {
+    INFO(name_of(type));
+    Rig rig(2, type, type, 0);
+    const Placed t = place(rig, g, m);
+    run_lora(rig, t);
+    const Tensor some = rig.out(g.rows, g.outs[1] + g.outs[2]);
+    rig.ops.linear_group_fwd(rig.arena, t.y, t.xx, t.map);
+    rig.ops.linear_group_fwd(rig.arena, some, t.xx, t.map.part_range(1, 3));
+    REQUIRE(rig.read(some).at == rig.read(t.y.col_range(g.outs[0], t.y.cols)).at);
+
+    const Tensor dxa = rig.out(g.rows, 10), part_dxa = rig.out(g.rows, 10), dx = rig.out(g.rows, g.in);
+    LinearGroupGrad grad{.da = rig.in_out(Matrix(10, g.in), Kind::sum)}, part{.da = rig.in_out(Matrix(10, g.in), Kind::sum)};
+    for (std::size_t j = 0; j < 3; ++j)
+      for (LinearGroupGrad* x : {&grad, &part}) x->db.push_back(rig.in_out(Matrix(g.outs[j], g.ranks[j]), Kind::sum));
+    const LinearGroup range = t.map.part_range(1, 3);
+    const Tensor dy = t.dy.col_range(g.outs[0], t.dy.cols);
+    rig.ops.linear_group_bwd_input(rig.arena, dx, dxa, t.dy, t.map, t.dropout);
+    rig.ops.linear_group_bwd_params(rig.arena, grad, t.dy, dxa, t.xx, t.map, t.dropout);
+    rig.ops.linear_group_bwd_input(rig.arena, {}, part_dxa, dy, range, t.dropout);
+    rig.ops.linear_group_bwd_params(rig.arena, part.part_range(t.map, 1, 3), dy, part_dxa, t.xx, range, t.dropout);
+    REQUIRE(rig.guards_hold());
+    for (double v : rig.read(part_dxa.col_range(0, 3)).at) REQUIRE(v == 0);
+    REQUIRE(rig.read(part_dxa.col_range(3, 10)).at == rig.read(dxa.col_range(3, 10)).at);
+    for (double v : rig.read(part.da.row_range(0, 3)).at) REQUIRE(v == 0);
+    REQUIRE(rig.read(part.da.row_range(3, 10)).at == rig.read(grad.da.row_range(3, 10)).at);
+    for (double v : rig.read(part.db[0]).at) REQUIRE(v == 0);
+    for (std::size_t j : {1u, 2u}) REQUIRE(rig.read(part.db[j]).at == rig.read(grad.db[j]).at);
   }
 }
 
@@ -173,11 +210,11 @@ TEST_CASE("dropout keeps its share of elements, by the row's keys, site, step an
   // With x all ones and A the identity, xa is the mask.
   auto mask = [&](const Matrix& keys, uint64_t seed, uint32_t step, uint32_t site) {
     Rig rig(2, DType::f32, DType::f32, 0);
-    Linear l{.w = rig.in(Matrix(1, c)), .bias = {}, .lora_a = rig.in(identity), .lora_b = rig.in(Matrix(1, c)), .scale = 1};
-    Tensor x = rig.in(Matrix(keys.rows, c, 1)), xa = rig.out(keys.rows, c), y = rig.out(keys.rows, 1);
+    const PlacedGroup t =
+        place_group(rig, {Matrix(keys.rows, c, 1), Matrix(1, c), Matrix(1, 0), identity, Matrix(1, c), Matrix(keys.rows, 1)}, {c}, 1);
     const Dropout d{.p = p, .seed = seed, .step = step, .site = site, .row_keys = rig.in(keys, Kind::i32)};
-    rig.ops.linear_group_fwd(rig.arena, std::span(&y, 1), xa, x, std::span(&l, 1), d);
-    return rig.read(xa);
+    rig.ops.lora_fwd(rig.arena, t.xx, t.map, d);
+    return rig.read(t.xx.col_range(c, 2 * c));
   };
   Matrix keys(n, 2);
   for (int64_t i = 0; i < n; ++i) keys(i, 0) = double(i / 8), keys(i, 1) = double(i % 8);
@@ -206,17 +243,17 @@ TEST_CASE("what dropout keeps is divided by 1 - p in the type of the sums") {
   Rig rig(1, DType::f64, DType::f64, 0);
   const int64_t c = 64;
   const double p = 0.1;
-  Linear l{.w = rig.in(Matrix(1, c)), .bias = {}, .lora_a = rig.in(Matrix(1, c, 1)), .lora_b = rig.in(Matrix(1, 1, 1)), .scale = 1};
-  const Tensor x = rig.in(Matrix(1, c, 1)), xa = rig.out(1, 1), dx = rig.out(1, c), dxa = rig.out(1, 1), dy = rig.in(Matrix(1, 1, 1));
-  Tensor y = rig.out(1, 1);
+  const PlacedGroup t =
+      place_group(rig, {Matrix(1, c, 1), Matrix(1, c), Matrix(1, 0), Matrix(1, c, 1), Matrix(1, 1, 1), Matrix(1, 1, 1)}, {1}, 1);
+  const Tensor dx = rig.out(1, c), dxa = rig.out(1, 1);
   const Dropout d{.p = p, .seed = 1, .step = 1, .site = 1, .row_keys = rig.in(Matrix(1, 2), Kind::i32)};
-  rig.ops.linear_group_fwd(rig.arena, std::span(&y, 1), xa, x, std::span(&l, 1), d);
-  rig.ops.linear_group_bwd_input(rig.arena, dx, dxa, std::span(&dy, 1), std::span(&l, 1), d);
+  rig.ops.lora_fwd(rig.arena, t.xx, t.map, d);
+  rig.ops.linear_group_bwd_input(rig.arena, dx, dxa, t.dy, t.map, d);
   double kept = 0;
   for (double v : rig.read(dx).at) {
     REQUIRE((v == 0 || v == 1 / (1 - p)));
     kept += v;
   }
   REQUIRE(kept > 0);
-  REQUIRE(std::fabs(rig.read(xa)(0, 0) - kept) < 1e-13);
+  REQUIRE(std::fabs(rig.read(t.xx)(0, c) - kept) < 1e-13);
 }

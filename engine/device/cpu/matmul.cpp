@@ -1,6 +1,7 @@
 #include "engine/device/cpu/matmul.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <vector>
@@ -9,6 +10,7 @@
 
 #include <dnnl.hpp>
 #include <new>
+#include <unordered_map>
 #endif
 
 namespace kava {
@@ -16,7 +18,7 @@ namespace kava {
 namespace {
 
 constexpr int64_t kTileRows = 256;
-constexpr int64_t kTileCols = 256;
+constexpr int64_t kTileCols = Matmul::kTileCols;
 // Rows of a last tile are filled up with zeros to a multiple of this, so that few shapes exist and a row's result does not depend on them.
 constexpr int64_t kRowUnit = 32;
 // A sum over step rows (weight gradients) is cut into pieces of this length.
@@ -32,12 +34,25 @@ struct Operand {
   }
 };
 
+// Where the operands of one tile lie.
+struct Tile {
+  void* c;
+  int64_t ldc;
+  DType c_type;
+  const void* a;
+  int64_t lda;
+  const void* b;
+  int64_t ldb;
+  DType type;
+  const void* bias = nullptr;
+};
+
 #ifdef KAVA_ONEDNN
 
 struct Shape {
   int64_t m, n, k, lda, ldb, ldc;
   DType type, c_type;
-  bool ta, tb, add;
+  bool ta, tb, add, bias;
   auto operator<=>(const Shape&) const = default;
 };
 
@@ -53,7 +68,7 @@ void require_room_for_code() {
 
 struct Product {
   dnnl::matmul primitive;
-  dnnl::memory a, b, c;
+  dnnl::memory a, b, c, bias;
 };
 
 // Primitives and their memory handles belong to a thread: oneDNN's scratchpads do.
@@ -76,22 +91,28 @@ struct ThreadProducts {
       sum.append_sum(1.f);
       attr.set_post_ops(sum);
     }
-    dnnl::matmul::primitive_desc pd(dnnl::matmul::desc(a, b, c), attr, engine);
-    return products
-        .emplace(s, Product{dnnl::matmul(pd), dnnl::memory(a, engine, nullptr), dnnl::memory(b, engine, nullptr),
-                            dnnl::memory(c, engine, nullptr)})
-        .first->second;
+    dnnl::memory::desc bias;
+    if (s.bias) bias = dnnl::memory::desc({1, s.n}, dnnl_type(s.type), dims{s.n, 1});
+    const auto desc = s.bias ? dnnl::matmul::desc(a, b, bias, c) : dnnl::matmul::desc(a, b, c);
+    dnnl::matmul::primitive_desc pd(desc, attr, engine);
+    auto handle = [&](const dnnl::memory::desc& d) { return dnnl::memory(d, engine, nullptr); };
+    Product product{dnnl::matmul(pd), handle(a), handle(b), handle(c), s.bias ? handle(bias) : dnnl::memory()};
+    return products.emplace(s, std::move(product)).first->second;
   }
 };
 
-void tile_product(void* c, int64_t ldc, DType c_type, const void* a, int64_t lda, bool ta, const void* b, int64_t ldb, bool tb, DType type,
-                  int64_t m, int64_t n, int64_t k, bool add) {
+void tile_product(const Tile& t, bool ta, bool tb, int64_t m, int64_t n, int64_t k, bool add) {
   thread_local ThreadProducts products;
-  Product& p = products.find({m, n, k, lda, ldb, ldc, type, c_type, ta, tb, add});
-  p.a.set_data_handle(const_cast<void*>(a));
-  p.b.set_data_handle(const_cast<void*>(b));
-  p.c.set_data_handle(c);
-  p.primitive.execute(products.stream, {{DNNL_ARG_SRC, p.a}, {DNNL_ARG_WEIGHTS, p.b}, {DNNL_ARG_DST, p.c}});
+  Product& p = products.find({m, n, k, t.lda, t.ldb, t.ldc, t.type, t.c_type, ta, tb, add, t.bias != nullptr});
+  p.a.set_data_handle(const_cast<void*>(t.a));
+  p.b.set_data_handle(const_cast<void*>(t.b));
+  p.c.set_data_handle(t.c);
+  std::unordered_map<int, dnnl::memory> arguments{{DNNL_ARG_SRC, p.a}, {DNNL_ARG_WEIGHTS, p.b}, {DNNL_ARG_DST, p.c}};
+  if (t.bias) {
+    p.bias.set_data_handle(const_cast<void*>(t.bias));
+    arguments.emplace(DNNL_ARG_BIAS, p.bias);
+  }
+  p.primitive.execute(products.stream, arguments);
 }
 
 constexpr bool has_onednn(DType t) { return t != DType::f64; }
@@ -108,16 +129,16 @@ bool has_bf16() {
 
 #else
 
-void tile_product(void*, int64_t, DType, const void*, int64_t, bool, const void*, int64_t, bool, DType, int64_t, int64_t, int64_t, bool) {}
+void tile_product(const Tile&, bool, bool, int64_t, int64_t, int64_t, bool) {}
 constexpr bool has_onednn(DType) { return false; }
 bool has_bf16() { return true; }
 
 #endif
 
-// The plain product of one tile: sums over k in order, in the sum type.
+// The plain product of a tile whose first element is (row, col): sums over k in order, in the sum type.
 template <class T, class O>
-void plain_tile(O* c, int64_t ldc, const Operand& a, const Operand& b, int64_t row, int64_t col, int64_t m, int64_t n, int64_t k,
-                bool add) {
+void plain_tile(O* c, int64_t ldc, const Operand& a, const Operand& b, const T* bias, int64_t row, int64_t col, int64_t m, int64_t n,
+                int64_t k, bool add) {
   const DType t = DTypeOf<T>::value;
   std::vector<Sum<T>> sums(static_cast<std::size_t>(n));
   for (int64_t i = 0; i < m; ++i) {
@@ -128,23 +149,26 @@ void plain_tile(O* c, int64_t ldc, const Operand& a, const Operand& b, int64_t r
       const int64_t step = b.transposed ? b.stride : 1;
       for (int64_t j = 0; j < n; ++j) sums[static_cast<std::size_t>(j)] += x * to_float(y[j * step]);
     }
-    O* out = c + (row + i) * ldc + col;
+    O* out = c + i * ldc;
     for (int64_t j = 0; j < n; ++j) {
       Sum<T> s = sums[static_cast<std::size_t>(j)];
+      if (bias) s += to_float(bias[col + j]);
       if (add) s += to_float(out[j]);
       out[j] = rounded<O>(s);
     }
   }
 }
 
-void plain_product(Threads& threads, const Tensor& c, const Operand& a, const Operand& b, DType type, int64_t k, bool add) {
+void plain_product(Threads& threads, const Tensor& c, const Operand& a, const Operand& b, DType type, int64_t k, const Tensor& bias,
+                   bool add) {
   const int64_t row_tiles = (c.rows + kRowUnit - 1) / kRowUnit, col_tiles = (c.cols + kTileCols - 1) / kTileCols;
   threads.run(row_tiles * col_tiles, [&](int64_t task) {
     const int64_t row = task / col_tiles * kRowUnit, col = task % col_tiles * kTileCols;
     const int64_t m = std::min(kRowUnit, c.rows - row), n = std::min(kTileCols, c.cols - col);
     dispatch(type, [&]<class T>() {
-      if (c.dtype == type) plain_tile<T>(static_cast<T*>(c.data), c.stride, a, b, row, col, m, n, k, add);
-      else plain_tile<T>(static_cast<Sum<T>*>(c.data), c.stride, a, b, row, col, m, n, k, add);
+      const T* added = static_cast<const T*>(bias.data);
+      if (c.dtype == type) plain_tile<T>(c.row<T>(row) + col, c.stride, a, b, added, row, col, m, n, k, add);
+      else plain_tile<T>(c.row<Sum<T>>(row) + col, c.stride, a, b, added, row, col, m, n, k, add);
     });
   });
 }
@@ -170,18 +194,18 @@ std::vector<float> widened(const Tensor& x) {
 }
 Tensor view(std::vector<float>& x, int64_t rows, int64_t cols) { return {x.data(), DType::f32, rows, cols, cols}; }
 
-struct Tile {
+struct Area {
   int64_t row, rows, col, cols;
   char* of(const Tensor& c) const { return static_cast<char*>(c.data) + (row * c.stride + col) * size_of(c.dtype); }
 };
 
-std::vector<Tile> tiles_of(int64_t m, int64_t n) {
+std::vector<Area> areas_of(int64_t m, int64_t n, int64_t tile_rows = kTileRows) {
   const int64_t pieces = (n + kTileCols - 1) / kTileCols;
   const int64_t width = std::min(n, round_up((n + pieces - 1) / pieces, 64));
-  std::vector<Tile> tiles;
-  for (int64_t row = 0; row < m; row += kTileRows)
-    for (int64_t col = 0; col < n; col += width) tiles.push_back({row, std::min(kTileRows, m - row), col, std::min(width, n - col)});
-  return tiles;
+  std::vector<Area> areas;
+  for (int64_t row = 0; row < m; row += tile_rows)
+    for (int64_t col = 0; col < n; col += width) areas.push_back({row, std::min(tile_rows, m - row), col, std::min(width, n - col)});
+  return areas;
 }
 
 // c (+)= a^T b, a sum over rows of the step: pieces of fixed length, the last one filled with zeros.
@@ -192,47 +216,82 @@ void sum_product(Threads& threads, const Tensor& c, const Tensor& a, const Tenso
   const Operand oa{a.data, a.stride, true}, ob{b.data, b.stride, false};
   std::vector<char> a_rest, b_rest;
   if (rest != rest_rows) a_rest = padded_rows(a, whole, k, rest_rows), b_rest = padded_rows(b, whole, k, rest_rows);
-  const std::vector<Tile> tiles = tiles_of(c.rows, c.cols);
-  threads.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
-    const Tile& t = tiles[static_cast<std::size_t>(task)];
+  const std::vector<Area> areas = areas_of(c.rows, c.cols);
+  threads.run(static_cast<int64_t>(areas.size()), [&](int64_t task) {
+    const Area& t = areas[static_cast<std::size_t>(task)];
     bool sum = add;
     for (int64_t l = 0; l < whole; l += kSumPiece, sum = true)
-      tile_product(t.of(c), c.stride, c.dtype, oa.at(type, t.row, l), a.stride, true, ob.at(type, l, t.col), b.stride, false, type, t.rows,
-                   t.cols, kSumPiece, sum);
+      tile_product({t.of(c), c.stride, c.dtype, oa.at(type, t.row, l), a.stride, ob.at(type, l, t.col), b.stride, type}, true, false,
+                   t.rows, t.cols, kSumPiece, sum);
     if (rest == 0) return;
     const Operand ra = a_rest.empty() ? Operand{oa.at(type, 0, whole), a.stride, true} : Operand{a_rest.data(), a.cols, true};
     const Operand rb = b_rest.empty() ? Operand{ob.at(type, whole, 0), b.stride, false} : Operand{b_rest.data(), b.cols, false};
-    tile_product(t.of(c), c.stride, c.dtype, ra.at(type, t.row, 0), ra.stride, true, rb.at(type, 0, t.col), rb.stride, false, type, t.rows,
-                 t.cols, rest_rows, sum);
+    tile_product({t.of(c), c.stride, c.dtype, ra.at(type, t.row, 0), ra.stride, rb.at(type, 0, t.col), rb.stride, type}, true, false,
+                 t.rows, t.cols, rest_rows, sum);
   });
 }
 
-// c (+)= a op(b); the last tile of rows is filled with zeros to a multiple of kRowUnit.
-void row_product(Threads& threads, const Tensor& c, const Tensor& a, const Tensor& b, bool transpose_b, bool add) {
-  const DType type = a.dtype;
-  const int64_t m = c.rows, n = c.cols, k = a.cols, c_size = size_of(c.dtype);
-  const int64_t tail = m % kTileRows, tail_begin = m - tail, tail_rows = round_up(tail, kRowUnit);
-  const Operand oa{a.data, a.stride, false}, ob{b.data, b.stride, transpose_b};
-  std::vector<char> a_tail, c_tail;
-  if (tail != tail_rows) {
-    a_tail = padded_rows(a, tail_begin, m, tail_rows);
-    c_tail = add ? padded_rows(c, tail_begin, m, tail_rows) : std::vector<char>(static_cast<std::size_t>(tail_rows * n * c_size));
+// The rows of an operand by tiles: the last one is filled with zero rows to a multiple of kRowUnit.
+class TileRows {
+ public:
+  explicit TileRows(const Tensor& a) : a_(a), tail_begin_(a.rows - a.rows % kTileRows), tail_rows_(round_up(a.rows % kTileRows, kRowUnit)) {
+    if (a.rows - tail_begin_ != tail_rows_) tail_ = padded_rows(a, tail_begin_, a.rows, tail_rows_);
   }
-  const std::vector<Tile> tiles = tiles_of(m, n);
-  threads.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
-    const Tile& t = tiles[static_cast<std::size_t>(task)];
-    const void* b_tile = ob.at(type, 0, t.col);
-    if (t.rows == kTileRows || a_tail.empty()) {
-      tile_product(t.of(c), c.stride, c.dtype, oa.at(type, t.row, 0), a.stride, false, b_tile, b.stride, transpose_b, type, t.rows, t.cols,
-                   k, add);
-      return;
-    }
-    char* out = c_tail.data() + t.col * c_size;
-    tile_product(out, n, c.dtype, a_tail.data(), k, false, b_tile, b.stride, transpose_b, type, tail_rows, t.cols, k, add);
-    for (int64_t r = 0; r < t.rows; ++r)
-      std::memcpy(t.of(c) + r * c.stride * c_size, out + r * n * c_size, static_cast<std::size_t>(t.cols * c_size));
+  bool padded(int64_t row) const { return !tail_.empty() && row >= tail_begin_; }
+  int64_t rows(const Area& t) const { return padded(t.row) ? tail_rows_ : t.rows; }
+  const void* at(int64_t row) const {
+    return padded(row) ? tail_.data() : static_cast<const char*>(a_.data) + row * a_.stride * size_of(a_.dtype);
+  }
+  int64_t stride(int64_t row) const { return padded(row) ? a_.cols : a_.stride; }
+
+ private:
+  const Tensor& a_;
+  int64_t tail_begin_, tail_rows_;
+  std::vector<char> tail_;
+};
+
+// c (+)= a op(b) + bias, each with the last tile of its rows filled up.
+void row_products(Threads& threads, std::span<const Matmul::Product> products, bool add) {
+  struct Task {
+    std::size_t product;
+    Area area;
+  };
+  std::vector<Task> tasks;
+  std::vector<TileRows> rows;
+  std::vector<std::vector<char>> c_tails(products.size());  // what padded tiles are written to
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    const Tensor &a = products[i].a, &c = products[i].c;
+    for (const Area& t : areas_of(c.rows, c.cols)) tasks.push_back({i, t});
+    rows.emplace_back(a);
+    if (c.rows == 0 || !rows[i].padded(c.rows - 1)) continue;
+    const int64_t begin = c.rows - c.rows % kTileRows, padded = round_up(c.rows - begin, kRowUnit);
+    c_tails[i] =
+        add ? padded_rows(c, begin, c.rows, padded) : std::vector<char>(static_cast<std::size_t>(padded * c.cols * size_of(c.dtype)));
+  }
+  threads.run(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
+    const auto& [i, t] = tasks[static_cast<std::size_t>(task)];
+    const Matmul::Product& p = products[i];
+    const DType type = p.a.dtype;
+    const int64_t n = p.c.cols, c_size = size_of(p.c.dtype);
+    const bool padded = rows[i].padded(t.row);
+    Tile tile{t.of(p.c),
+              p.c.stride,
+              p.c.dtype,
+              rows[i].at(t.row),
+              rows[i].stride(t.row),
+              Operand{p.b.data, p.b.stride, p.transpose_b}.at(type, 0, t.col),
+              p.b.stride,
+              type};
+    if (p.bias) tile.bias = static_cast<const char*>(p.bias.data) + t.col * size_of(type);
+    if (padded) tile.c = c_tails[i].data() + t.col * c_size, tile.ldc = n;
+    tile_product(tile, false, p.transpose_b, rows[i].rows(t), t.cols, p.a.cols, add);
+    for (int64_t r = 0; padded && r < t.rows; ++r)
+      std::memcpy(t.of(p.c) + r * p.c.stride * c_size, static_cast<char*>(tile.c) + r * n * c_size,
+                  static_cast<std::size_t>(t.cols * c_size));
   });
 }
+
+bool multiplies_in_f32(DType type) { return has_onednn(type) && type == DType::bf16 && !has_bf16(); }
 
 }  // namespace
 
@@ -247,8 +306,8 @@ void Matmul::run(const Tensor& c, const Tensor& a, bool transpose_a, const Tenso
   KAVA_CHECK(!add || c.dtype == sum_type(type), "sums are added in {}", name_of(sum_type(type)));
   if (m == 0 || n == 0) return;
   if (!has_onednn(type) || k == 0)
-    return plain_product(threads_, c, {a.data, a.stride, transpose_a}, {b.data, b.stride, transpose_b}, type, k, add);
-  if (type == DType::bf16 && !has_bf16()) {
+    return plain_product(threads_, c, {a.data, a.stride, transpose_a}, {b.data, b.stride, transpose_b}, type, k, {}, add);
+  if (multiplies_in_f32(type)) {
     std::vector<float> wide_a = widened(a), wide_b = widened(b), wide_c;
     Tensor sum = c;
     if (c.dtype == DType::bf16) wide_c.resize(static_cast<std::size_t>(c.count())), sum = view(wide_c, c.rows, c.cols);
@@ -260,7 +319,74 @@ void Matmul::run(const Tensor& c, const Tensor& a, bool transpose_a, const Tenso
 
   KAVA_CHECK(!transpose_a || !transpose_b, "both operands transposed");
   if (transpose_a) sum_product(threads_, c, a, b, add);
-  else row_product(threads_, c, a, b, transpose_b, add);
+  else row_products(threads_, std::array{Product{c, a, b, transpose_b}}, add);
+}
+
+void Matmul::run_all(std::span<const Product> products) {
+  for (const Product& p : products) {
+    const DType type = p.a.dtype;
+    const int64_t n = p.transpose_b ? p.b.rows : p.b.cols, k = p.transpose_b ? p.b.cols : p.b.rows;
+    KAVA_CHECK(p.c.rows == p.a.rows && p.c.cols == n && p.a.cols == k && k > 0 && p.c.rows == products[0].c.rows,
+               "[{}, {}] = [{}, {}] [{}, {}]", p.c.rows, p.c.cols, p.a.rows, p.a.cols, k, n);
+    KAVA_CHECK(p.b.dtype == type && type == products[0].a.dtype && (p.c.dtype == type || p.c.dtype == sum_type(type)) &&
+                   (!p.bias || (p.bias.dtype == type && p.bias.cols == n)),
+               "{} = {} {}", name_of(p.c.dtype), name_of(type), name_of(p.b.dtype));
+  }
+  if (products.empty() || products[0].c.rows == 0) return;
+  const DType type = products[0].a.dtype;
+  if (has_onednn(type) && !multiplies_in_f32(type)) return row_products(threads_, products, false);
+  for (const Product& p : products) {
+    const Operand b{p.b.data, p.b.stride, p.transpose_b};
+    if (!has_onednn(type)) {
+      plain_product(threads_, p.c, {p.a.data, p.a.stride, false}, b, type, p.a.cols, p.bias, false);
+      continue;
+    }
+    std::vector<float> wide(static_cast<std::size_t>(p.c.count()));
+    const Tensor sum = view(wide, p.c.rows, p.c.cols);
+    run(sum, p.a, false, p.b, p.transpose_b);
+    for (int64_t r = 0; r < p.c.rows; ++r)
+      for (int64_t j = 0; j < p.c.cols; ++j) {
+        const float s = sum.row<float>(r)[j] + (p.bias ? to_float(p.bias.row<bf16>(0)[j]) : 0);
+        if (p.c.dtype == DType::bf16) p.c.row<bf16>(r)[j] = to_bf16(s);
+        else p.c.row<float>(r)[j] = s;
+      }
+  }
+}
+
+void Matmul::sum_tiles(const Term& x, const Term& y, bool apart, const std::function<void(const SumTile&)>& finish) {
+  const DType type = x.a.dtype, sum = sum_type(type);
+  const int64_t m = x.a.rows, n = x.b.cols;
+  KAVA_CHECK(x.a.cols == x.b.rows && y.a.cols == y.b.rows && y.a.rows == m && y.b.cols == n && x.a.cols > 0 && y.a.cols > 0,
+             "[{}, {}] [{}, {}] + [{}, {}] [{}, {}]", m, x.a.cols, x.b.rows, n, y.a.rows, y.a.cols, y.b.rows, y.b.cols);
+  KAVA_CHECK(x.b.dtype == type && y.a.dtype == type && y.b.dtype == type, "operands of several types");
+  if (multiplies_in_f32(type)) {
+    std::vector<float> xa = widened(x.a), xb = widened(x.b), ya = widened(y.a), yb = widened(y.b);
+    return sum_tiles({view(xa, m, x.a.cols), view(xb, x.b.rows, n)}, {view(ya, m, y.a.cols), view(yb, y.b.rows, n)}, apart, finish);
+  }
+  const bool plain = !has_onednn(type);
+  const std::vector<Area> areas = areas_of(m, n, plain ? kRowUnit : kTileRows);
+  const TileRows x_rows(x.a), y_rows(y.a);
+  threads_.run(static_cast<int64_t>(areas.size()), [&](int64_t task) {
+    thread_local std::vector<char> scratch;
+    const Area& t = areas[static_cast<std::size_t>(task)];
+    const int64_t bytes = kTileCols * size_of(sum) * (plain ? kRowUnit : kTileRows);
+    scratch.resize(static_cast<std::size_t>(2 * bytes));
+    void *first = scratch.data(), *second = apart ? scratch.data() + bytes : first;
+    auto product = [&](void* c, const Term& term, const TileRows& rows, bool add) {
+      const Operand b{term.b.data, term.b.stride, false};
+      if (plain)
+        dispatch(type, [&]<class T>() {
+          plain_tile<T>(static_cast<Sum<T>*>(c), kTileCols, {term.a.data, term.a.stride, false}, b, static_cast<const T*>(nullptr), t.row,
+                        t.col, t.rows, t.cols, term.a.cols, add);
+        });
+      else
+        tile_product({c, kTileCols, sum, rows.at(t.row), rows.stride(t.row), b.at(type, 0, t.col), term.b.stride, type}, false, false,
+                     rows.rows(t), t.cols, term.a.cols, add);
+    };
+    product(first, x, x_rows, false);
+    product(second, y, y_rows, !apart);
+    finish({t.row, t.rows, t.col, t.cols, first, apart ? second : nullptr});
+  });
 }
 
 }  // namespace kava

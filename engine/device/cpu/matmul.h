@@ -1,6 +1,9 @@
 // Matrix products of the cpu backend: C = A B (+ C), cut into tiles whose shape depends on the shapes of the operands alone, each run by
 // one thread. By oneDNN where it has the type, else by a plain loop.
 #pragma once
+#include <functional>
+#include <span>
+
 #include "engine/device/cpu/threads.h"
 #include "engine/device/tensor.h"
 
@@ -14,6 +17,27 @@ class Matmul {
   /// c [m, n] = op(a) [m, k] op(b) [k, n]; op transposes. a and b of one type; c of that type or of its sum type (add: sum type only).
   /// Row i of c depends on row i of op(a) and on b alone, bit for bit, whatever m is.
   void run(const Tensor& c, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, Store store = Store::set);
+
+  /// c = a op(b) + bias; bias [1, n] of a's type, or empty, is added before c is rounded.
+  struct Product {
+    Tensor c, a, b;
+    bool transpose_b;
+    Tensor bias = {};
+  };
+  /// Products of one type and of as many rows each, whose tiles are handed out together. Rows are as independent as those of run().
+  void run_all(std::span<const Product> products);
+
+  /// A tile of a sum of two products, in the sum type, rows kTileCols apart. second: the other product, where it is kept apart.
+  struct SumTile {
+    int64_t row, rows, col, cols;
+    const void *sum, *second;
+  };
+  static constexpr int64_t kTileCols = 256;
+  struct Term {
+    Tensor a, b;  // [m, k], [k, n]
+  };
+  /// finish() for every tile of x.a x.b + y.a y.b. Rows are as independent as those of run().
+  void sum_tiles(const Term& x, const Term& y, bool apart, const std::function<void(const SumTile&)>& finish);
 
  private:
   Threads& threads_;

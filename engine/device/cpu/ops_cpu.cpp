@@ -7,13 +7,17 @@ namespace kava {
 std::unique_ptr<Ops> make_cpu_ops(int threads) { return std::make_unique<CpuOps>(threads); }
 
 void CpuOps::upload(const Tensor& y, const void* host) {
-  KAVA_CHECK(y.contiguous(), "upload to a tensor with gaps");
-  if (y.count() > 0) std::memcpy(y.data, host, static_cast<std::size_t>(y.count() * size_of(y.dtype)));
+  const int64_t width = y.cols * size_of(y.dtype);
+  for (int64_t r = 0; width > 0 && r < y.rows; ++r)
+    std::memcpy(static_cast<char*>(y.data) + r * y.stride * size_of(y.dtype), static_cast<const char*>(host) + r * width,
+                static_cast<std::size_t>(width));
 }
 
 void CpuOps::download(void* host, const Tensor& x) {
-  KAVA_CHECK(x.contiguous(), "download of a tensor with gaps");
-  if (x.count() > 0) std::memcpy(host, x.data, static_cast<std::size_t>(x.count() * size_of(x.dtype)));
+  const int64_t width = x.cols * size_of(x.dtype);
+  for (int64_t r = 0; width > 0 && r < x.rows; ++r)
+    std::memcpy(static_cast<char*>(host) + r * width, static_cast<const char*>(x.data) + r * x.stride * size_of(x.dtype),
+                static_cast<std::size_t>(width));
 }
 
 }  // namespace kava

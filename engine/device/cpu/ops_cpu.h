@@ -33,12 +33,13 @@ class CpuOps final : public Ops {
   void add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& rstd, const Tensor& a, const Tensor& b, const Tensor& w,
                         double eps) override;
   void rms_norm_bwd(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd, const Tensor& w) override;
-  void linear_group_fwd(Arena& arena, std::span<const Tensor> y, const Tensor& xa, const Tensor& x, std::span<const Linear> linears,
-                        const Dropout& dropout) override;
-  void linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, std::span<const Tensor> dy,
-                              std::span<const Linear> linears, const Dropout& dropout) override;
-  void linear_group_bwd_params(Arena& arena, std::span<const LinearGrad> grads, std::span<const Tensor> dy, const Tensor& dxa,
-                               const Tensor& x, const Tensor& xa, std::span<const Linear> linears, const Dropout& dropout) override;
+  void linear_prepare(const LinearGroup& group) override;
+  void lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& group, const Dropout& dropout, Reads reads) override;
+  void linear_group_fwd(Arena& arena, const Tensor& y, const Tensor& xx, const LinearGroup& group, Reads reads) override;
+  void linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& group,
+                              const Dropout& dropout) override;
+  void linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
+                               const LinearGroup& group, const Dropout& dropout) override;
   void rope(const Tensor& x, const Tensor& positions, const Tensor& cosine, const Tensor& sine, int64_t head_dim, bool inverse) override;
   void attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                      const Segments& segments, int64_t heads, int64_t kv_heads, double scale) override;
@@ -69,6 +70,7 @@ class CpuOps final : public Ops {
              const AdamwOptions& options) override;
 
  private:
+  void best_of_head(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w);
   /// Counts memory given out, and refuses what the machine will not have when it is touched.
   void account(int64_t bytes);
 

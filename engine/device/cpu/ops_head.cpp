@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "engine/device/cpu/ops_cpu.h"
+#include "engine/device/cpu/streamed.h"
 
 namespace kava {
 
@@ -16,19 +17,30 @@ struct RowStats {
   int64_t best;
 };
 
+constexpr int kLanes = 32;
+
+// The first of the largest elements; the first of all where none is larger.
 template <class S>
-RowStats<S> row_stats(const S* z, int64_t n) {
-  constexpr int kLanes = 32;
+int64_t best_of(const S* z, int64_t n) {
   S most[kLanes];
   std::fill(most, most + kLanes, z[0]);
   int64_t j = 0;
   for (; j + kLanes <= n; j += kLanes)
     for (int i = 0; i < kLanes; ++i) most[i] = z[j + i] > most[i] ? z[j + i] : most[i];
   for (; j < n; ++j) most[0] = std::max(most[0], z[j]);
-  RowStats<S> s{*std::max_element(most, most + kLanes), 0, 0};
-  while (z[s.best] != s.most && s.best + 1 < n) ++s.best;
+  const S largest = *std::max_element(most, most + kLanes);
+  int64_t best = 0;
+  while (z[best] != largest && best + 1 < n) ++best;
+  return best;
+}
+
+template <class S>
+RowStats<S> row_stats(const S* z, int64_t n) {
+  const int64_t best = best_of(z, n);
+  RowStats<S> s{z[best], 0, best};
   S sums[kLanes] = {};
-  for (j = 0; j + kLanes <= n; j += kLanes)
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes)
     for (int i = 0; i < kLanes; ++i) sums[i] += fast_exp(z[j + i] - s.most);
   for (; j < n; ++j) sums[0] += fast_exp(z[j] - s.most);
   for (S v : sums) s.sum += v;
@@ -39,8 +51,23 @@ constexpr int64_t kHeadBytes = int64_t{96} << 20;  // of logits at a time
 
 }  // namespace
 
+void CpuOps::best_of_head(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w) {
+  const int64_t V = w.rows, chunk = std::clamp<int64_t>(kHeadBytes / (V * size_of(sum_type(h.dtype))), 1, 4096);
+  for (int64_t first = 0; first < h.rows; first += chunk) {
+    ArenaScope scope(arena);
+    const Tensor hc = h.row_range(first, std::min(h.rows, first + chunk));
+    const Matmul::Product z{arena.alloc(sum_type(h.dtype), hc.rows, V), hc, w, true};
+    streamed_products(threads_, std::span(&z, 1));
+    dispatch(h.dtype, [&]<class T>() {
+      threads_.blocks(hc.rows, 1,
+                      [&](int64_t r, int64_t) { best.row<int32_t>(0)[first + r] = static_cast<int32_t>(best_of(z.c.row<Sum<T>>(r), V)); });
+    });
+  }
+}
+
 void CpuOps::head_cross_entropy(Arena& arena, const Tensor& nll, const Tensor& dh, const Tensor& dw, const Tensor& logits,
                                 const Tensor& best, const Tensor& h, const Tensor& w, const Tensor& targets, double weight) {
+  if (!nll && !dh && !dw && !logits) return best_of_head(arena, best, h, w);
   const int64_t V = w.rows, n = h.rows;
   const DType type = h.dtype, sum = sum_type(type);
   const int64_t chunk = std::clamp<int64_t>(kHeadBytes / (V * size_of(sum)) / 64 * 64, 64, 4096);
