@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
+#include <utility>
 
 #include "engine/error.h"
 #include "engine/files/files.h"
@@ -31,25 +33,41 @@ std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
   throw Error(Exit::write, shown(path), fmt::format("could not write: {}", std::strerror(error)), "free some space or check the disk");
 }
 
-// The lines of metrics.jsonl that a run at `state` has written, and nothing of a line that a kill cut short.
+// The step of a line of metrics.jsonl, and whether it is a validation's; nothing for a broken line.
+std::optional<std::pair<int64_t, bool>> step_of(const std::string& line) {
+  const Json json = Json::parse(line, nullptr, false);
+  if (!json.is_object()) return std::nullopt;
+  const bool valid = json.contains("valid");
+  const Json& object = valid ? json["valid"] : json;
+  if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer()) return std::nullopt;
+  return std::pair(object["step"].get<int64_t>(), valid);
+}
+
+// The lines of metrics.jsonl that a run at `state` has written. What follows them may be broken in any way: it was not yet safe on the disk
+// when the run ended.
 std::string known_lines(const fs::path& path, const TrainingState& state) {
   std::error_code ignored;
-  if (!fs::exists(path, ignored)) return "";
+  if (state.step == 0 || !fs::exists(path, ignored)) return "";
   const std::string text = read_file(path.string(), kMostMetrics);
-  std::string kept;
+  std::string kept, broken;
   int64_t number = 0;
   for (std::size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
-    const std::string line = text.substr(begin, end - begin), where = fmt::format("{}:{}", shown(path), ++number);
-    const Json json = parse_json(line, where);
-    const bool valid = json.is_object() && json.contains("valid");
-    const Json object = valid ? json["valid"] : json;
-    if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer())
-      throw Error(Exit::data, where, "is no object with a step", "remove the line");
-    const int64_t step = object["step"].get<int64_t>();
-    if (step < state.step || (step == state.step && (!valid || state.validated_step == step))) kept += line + "\n";
+    const std::string line = text.substr(begin, end - begin);
+    const auto found = step_of(line);
+    ++number;
+    if (!found) {
+      if (broken.empty()) broken = fmt::format("{}:{}", shown(path), number);
+      continue;
+    }
+    const auto [step, valid] = *found;
+    if (step > state.step || (step == state.step && valid && state.validated_step != step)) continue;
+    if (!broken.empty()) throw Error(Exit::data, broken, "is no object with a step", "remove the line");
+    kept += line + "\n";
   }
   return kept;
 }
+
+bool is_part(const std::string& name) { return name.ends_with(".part"); }
 
 bool same_file(const fs::path& path, const ManifestFile& file) {
   std::error_code failed;
@@ -72,11 +90,21 @@ void copy_durably(const fs::path& from, const fs::path& to) {
 
 }  // namespace
 
-bool holds_run(const fs::path& path) {
-  std::error_code ignored;
-  for (const char* name : {"config.toml", "metrics.jsonl", "checkpoints"})
-    if (fs::exists(path / name, ignored)) return true;
-  return false;
+FolderState state_of(const fs::path& path) {
+  std::error_code failed;
+  for (const char* name : {"last", "best", "adapter"})
+    if (is_there(path / name)) return FolderState::saved;
+  for (fs::directory_iterator entry(path / "checkpoints", failed); !failed && entry != fs::directory_iterator(); entry.increment(failed))
+    if (entry->path().filename().string().starts_with("step_") && !is_part(entry->path().filename().string())) return FolderState::saved;
+  bool own = false, foreign = false;
+  for (fs::directory_iterator entry(path, failed); !failed && entry != fs::directory_iterator(); entry.increment(failed)) {
+    const std::string name = entry->path().filename().string();
+    const auto& known = {"config.toml", "metrics.jsonl", "progress.json", "checkpoints", "log"};
+    if (std::find(known.begin(), known.end(), name) != known.end()) own = true;
+    else if (!is_part(name)) foreign = true;
+  }
+  if (own) return foreign ? FolderState::foreign : FolderState::never_saved;
+  return foreign || !fs::is_directory(path, failed) ? FolderState::free : FolderState::never_saved;
 }
 
 void require_usable(const fs::path& path) {
@@ -108,7 +136,7 @@ void RunFolder::open(const RunConfig& config, const TrainingState& state) {
   config_ = config;
   const fs::path metrics = path_ / "metrics.jsonl";
   const std::string lines = known_lines(metrics, state);
-  write_file((path_ / "config.toml").string(), to_toml(config));
+  write_file((path_ / "config.toml").string(), to_toml(config, path_.string()));
   write_file(metrics.string(), lines);
   metrics_ = ::open(metrics.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
   if (metrics_ < 0) write_failed(metrics, errno);

@@ -9,8 +9,14 @@
 
 namespace kava {
 
-/// Whether the folder holds (part of) a run.
-bool holds_run(const std::filesystem::path& path);
+/// What a folder is to a run that would begin or go on in it.
+enum class FolderState {
+  free,         // nothing of a run in it, or no such folder
+  never_saved,  // empty or what a run writes, none of it by a checkpoint: the run died before its first one
+  foreign,      // the same, among other files
+  saved         // checkpoints, links to them or a final adapter
+};
+FolderState state_of(const std::filesystem::path& path);
 
 /// Error(code preflight) where a folder could not be made or written at `path`; makes nothing.
 void require_usable(const std::filesystem::path& path);
@@ -25,8 +31,8 @@ class RunFolder {
 
   const std::filesystem::path& path() const { return path_; }
 
-  /// Writes config.toml and opens metrics.jsonl, cut behind the lines that `state` knows of. Error(code write); code data for a line that
-  /// is no JSON object.
+  /// Writes config.toml and opens metrics.jsonl, cut behind the lines that `state` knows of. Error(code write); code data for a
+  /// broken line among them.
   void open(const RunConfig& config, const TrainingState& state);
 
   /// Appends one line to metrics.jsonl; a line that could not be written whole is taken back. Error(code write).

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <numbers>
+#include <tuple>
 
 #include "engine/error.h"
 #include "engine/files/json.h"
@@ -54,10 +55,16 @@ int64_t total_steps(const RunConfig::Train& train, int64_t samples) {
 Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState state)
     : model_(model), arena_(model.ops), options_(model.config.train), samples_(samples), state_(std::move(state)) {
   KAVA_CHECK(!samples.empty(), "nothing to train on");
-  saved_ = state_.total_steps > 0;
   const int64_t n = static_cast<int64_t>(samples.size());
   steps_per_epoch_ = ceil_div(n, options_.batch);
+  const auto length = [&] { return std::tuple(state_.total_steps, state_.max_steps, state_.epochs, state_.micro_batch); };
+  const bool begun = state_.total_steps > 0;
+  const auto before = length();
   state_.total_steps = total_steps(options_, n);
+  state_.max_steps = options_.max_steps, state_.epochs = options_.epochs;
+  state_.micro_batch = options_.micro_batch > 0 ? options_.micro_batch : options_.batch;
+  state_.device = model.ops.name();
+  saved_ = begun && length() == before, extended_ = begun && !saved_;
 }
 
 std::span<const Sample> Trainer::next_batch() {
@@ -123,7 +130,7 @@ void Trainer::validate(RunFolder& folder, const TrainingHooks& hooks) {
   folder.append(nlohmann::ordered_json({{"valid", object}}).dump());
   state_.validated_step = state_.step;
   saved_ = false;
-  if (!state_.best || v->score > state_.best->score) state_.best = Best{state_.step, v->score};
+  if (!state_.best || state_.best->beaten_by(v->score, v->loss)) state_.best = Best{state_.step, v->score, v->loss};
   if (hooks.on_validation) hooks.on_validation(state_.step, *v);
 }
 
@@ -154,6 +161,7 @@ void Trainer::log(RunFolder& folder, const TrainingHooks& hooks, const StepRepor
 }
 
 bool Trainer::run(RunFolder& folder, const TrainingHooks& hooks) {
+  if (extended_) save(folder, hooks);  // a kill before the next checkpoint must not take the extension back
   for (;;) {
     auto stopped = [&] { return hooks.stop && hooks.stop(); };
     if (hooks.validate && due(options_.valid_every) && state_.validated_step != state_.step && !stopped()) validate(folder, hooks);

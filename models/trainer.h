@@ -4,6 +4,7 @@
 // saved after any step and loaded again goes on to the same bytes.
 #pragma once
 #include <functional>
+#include <limits>
 #include <map>
 #include <optional>
 #include <span>
@@ -35,8 +36,9 @@ struct StepReport {
 };
 
 struct Validation {
-  double score = 0;                      // by which the best checkpoint is chosen
-  std::map<std::string, double> values;  // of its object in metrics.jsonl, besides the step
+  double score = 0;                                       // by which the best checkpoint is chosen
+  std::map<std::string, double> values;                   // of its object in metrics.jsonl, besides the step
+  double loss = std::numeric_limits<double>::infinity();  // decides between equal scores
 };
 
 /// Rates over the steps since the last report.
@@ -87,7 +89,8 @@ class Trainer {
   std::vector<int64_t> order_;
   int64_t order_epoch_ = -1;
   std::vector<Sample> batch_;
-  bool saved_ = false;  // whether a checkpoint holds this state
+  bool saved_ = false;     // whether a checkpoint holds this state
+  bool extended_ = false;  // the checkpoint that this began from says another length or partition
   // Since the last logged line.
   double logged_seconds_ = 0, logged_flops_ = 0;
   int64_t logged_samples_ = 0, logged_tokens_ = 0;

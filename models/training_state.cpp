@@ -9,7 +9,7 @@ namespace kava {
 
 namespace {
 
-constexpr int kFormatVersion = 1;
+constexpr int kFormatVersion = 2;
 constexpr const char* kOptimizer = "optimizer.safetensors";
 constexpr const char* kState = "state.json";
 constexpr int64_t kMostSteps = int64_t{1} << 53;
@@ -61,11 +61,17 @@ void save_training_state(const std::filesystem::path& folder, const Model& model
                {"skipped_in_row", state.skipped_in_row},
                {"validated_step", state.validated_step},
                {"seconds", state.seconds},
+               {"max_steps", state.max_steps},
+               {"epochs", state.epochs},
+               {"micro_batch", state.micro_batch},
+               {"device", state.device},
                {"best", nullptr},
                {"data", Json::array()},
-               {"base", state.base}};
-  if (state.best) json["best"] = {{"step", state.best->step}, {"score", state.best->score}};
-  for (const DataDigest& d : state.data) json["data"].push_back({{"path", d.path}, {"sha256", d.sha256}});
+               {"base", state.base},
+               {"model", state.model},
+               {"adapter", state.adapter}};
+  if (state.best) json["best"] = {{"step", state.best->step}, {"score", state.best->score}, {"loss", state.best->loss}};
+  for (const DataDigest& d : state.data) json["data"].push_back({{"key", d.key}, {"sha256", d.sha256}, {"format", d.format}});
   write_file((folder / kState).string(), json.dump(1) + "\n");
 }
 
@@ -73,8 +79,11 @@ TrainingState load_training_state(const std::filesystem::path& folder) {
   const std::string file = (folder / kState).string();
   const Json json = read_json(file, std::size_t{16} << 20);
   const JsonAt root(json, file);
-  if (whole(root.at("format_version"), 0) != kFormatVersion) root.at("format_version").refuse("is not 1", "use another checkpoint");
+  const int64_t version = whole(root.at("format_version"), 0);
+  if (version < 1 || version > kFormatVersion)
+    root.at("format_version").refuse(fmt::format("is none of 1 to {}", kFormatVersion), "use the version of the program that wrote it");
   TrainingState s;
+  s.older = version < 2;
   const std::pair<const char*, int64_t TrainingState::*> counts[] = {{"step", &TrainingState::step},
                                                                      {"total_steps", &TrainingState::total_steps},
                                                                      {"epoch", &TrainingState::epoch},
@@ -86,10 +95,22 @@ TrainingState load_training_state(const std::filesystem::path& folder) {
   s.validated_step = whole(root.at("validated_step"), -1);
   s.seconds = real(root.at("seconds"));
   s.base = root.at("base").string();
-  if (root.has("best")) s.best = {whole(root.at("best").at("step"), 0), real(root.at("best").at("score"))};
+  if (root.has("best")) {
+    const JsonAt best = root.at("best");
+    s.best = {whole(best.at("step"), 0), real(best.at("score"))};
+    if (best.has("loss")) s.best->loss = real(best.at("loss"));
+  }
   const JsonAt data = root.at("data");
-  for (std::size_t i = 0; i < data.array().size(); ++i)
-    s.data.push_back({data.at(i).at("path").string(), data.at(i).at("sha256").string()});
+  for (std::size_t i = 0; i < data.array().size(); ++i) {
+    const JsonAt at = data.at(i);
+    s.data.push_back({s.older ? "" : at.at("key").string(), at.at("sha256").string(), s.older ? "" : at.at("format").string()});
+  }
+  if (s.older) return s;
+  s.max_steps = whole(root.at("max_steps"), -1), s.epochs = whole(root.at("epochs"), -1);
+  s.micro_batch = whole(root.at("micro_batch"), -1);
+  s.device = root.at("device").string();
+  for (const auto& [name, member] : {std::pair("model", &TrainingState::model), std::pair("adapter", &TrainingState::adapter)})
+    for (const auto& [file, digest] : root.at(name).object()) (s.*member)[file] = root.at(name).at(file.c_str()).string();
   return s;
 }
 

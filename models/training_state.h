@@ -1,14 +1,17 @@
 // Where a run stands, and the two files of a checkpoint that hold it beside the adapter (docs/formats.md):
 //   optimizer.safetensors   value.NAME, m.NAME, v.NAME of every trainable, in the type they are computed in, so that a resumed run has the
 //                           bytes of an uninterrupted one (the adapter is f32, and rounds the values of an f64 run)
-//   state.json              the counters below, the best step, the data files' digests
+//   state.json              the counters below, the best step, the digests of what the run reads
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "models/contents.h"
 #include "models/model.h"
 
 namespace kava {
@@ -16,11 +19,11 @@ namespace kava {
 struct Best {
   int64_t step = 0;
   double score = 0;  // share of the validation rows that are right by the strict rule
-};
-
-struct DataDigest {
-  std::string path, sha256;
-  bool operator==(const DataDigest&) const = default;
+  double loss = std::numeric_limits<double>::infinity();
+  /// Whether a validation of this score and loss takes its place: a higher score, or the same and a lower loss.
+  bool beaten_by(double new_score, double new_loss) const {
+    return new_score > score || (new_score == score && (new_loss < loss || (std::isnan(loss) && !std::isnan(new_loss))));
+  }
 };
 
 struct TrainingState {
@@ -34,8 +37,14 @@ struct TrainingState {
   int64_t validated_step = -1;
   double seconds = 0;  // spent on steps
   std::optional<Best> best;
+  // The keys that --extend changes, as the run has them: the batches' partition is the same on any number of devices. -1: not recorded.
+  int64_t max_steps = -1, epochs = -1, micro_batch = -1;
+  std::string device;
   std::vector<DataDigest> data;
-  std::string base;  // digest of the base model's config.json and weight headers
+  std::string base;     // digest of the base model's config.json and weight headers
+  FileDigests model;    // of the base; empty where an older run does not say
+  FileDigests adapter;  // of model.adapter
+  bool older = false;   // by an older version, whose configuration hash covers other keys
   bool finished() const { return step >= total_steps; }
 };
 

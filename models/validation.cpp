@@ -49,7 +49,7 @@ std::optional<Validation> Validator::run(Model& model, Arena& arena, const std::
     return std::nullopt;
   }
   v.values["forced"] = static_cast<double>(losses.forced_correct) / static_cast<double>(all.size());
-  v.values["loss"] = losses.total(model.config);
+  v.loss = v.values["loss"] = losses.total(model.config);
   v.values["student_ce"] = losses.student_ce, v.values["teacher_ce"] = losses.teacher_ce;
   return v;
 }

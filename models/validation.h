@@ -18,7 +18,7 @@ class Validator {
   /// Rows that are decoded; of those, rows left out of the teacher-forced part because they are over data.max_tokens.
   int64_t rows() const { return static_cast<int64_t>(file_.rows.size()); }
   int64_t dropped() const { return dropped_; }
-  DataDigest digest() const { return {file_.path, file_.sha256}; }
+  DataDigest digest() const { return {"data.valid", file_.sha256, name_of(file_.format)}; }
   std::span<const Sample> samples() const { return samples_; }
 
   /// Its score is strict (by equal ids where there is no tokenizer). Values: every scorer's accuracy, "forced" (share of the samples whose

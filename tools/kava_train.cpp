@@ -4,12 +4,15 @@
 
 int main(int argc, char** argv) {
   CLI::App app("Trains a latent-reasoning model from one configuration file", "kava_train");
-  app.footer("Example:\n  kava_train configs/quickstart.toml --set train.lr=1e-3 --out runs/first");
+  app.footer(
+      "Example:\n  kava_train configs/quickstart.toml --set train.lr=1e-3 --out runs/first\n"
+      "  kava_train runs/first --resume");
   kava::TrainCommand command;
-  app.add_option("CONFIG", command.config, "The run's configuration (TOML)")->required();
+  app.add_option("CONFIG", command.config, "The run's configuration (TOML); or the folder of a run, with --resume")->required();
   app.add_option("--set", command.sets, "KEY=VALUE that overrides the configuration; repeatable")->allow_extra_args(false);
   app.add_option("--out", command.out, "Folder of the run (default: runs/ and the name of CONFIG without its ending)");
   app.add_flag("--resume", command.resume, "Go on from the newest checkpoint in the folder");
+  app.add_flag("--extend", command.extend, "Like --resume, and go on with other train.max_steps, train.epochs or train.micro_batch");
   app.add_flag("--plan", command.plan, "Print the numbers of parameters, total and trainable, and end");
   app.add_flag("--profile", command.profile, "Time every operation (not built yet)");
   app.add_flag("--check-ops", command.check_ops, "Compare every operation between two backends (not built yet)");

@@ -2,10 +2,11 @@
 
 #include <fmt/core.h>
 
-#include <cstdio>
+#include <chrono>
 #include <filesystem>
 
 #include "engine/cli.h"
+#include "engine/files/files.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
 #include "models/footprint.h"
@@ -15,49 +16,14 @@
 #include "models/validation.h"
 #include "tools/plan.h"
 #include "tools/progress.h"
+#include "tools/resume.h"
+#include "tools/say.h"
 
 namespace kava {
 
 namespace fs = std::filesystem;
 
 namespace {
-
-void say(const std::string& text) {
-  std::fputs((text + "\n").c_str(), stdout);
-  std::fflush(stdout);
-}
-
-[[noreturn]] void refuse_resume(const fs::path& out, const std::string& what) {
-  throw Error(Exit::data, escaped(out.string(), 4096), what, "start the run without --resume");
-}
-
-// The checkpoint to go on from. A changed configuration is refused before anything is read.
-Checkpoint checkpoint_to_resume(const fs::path& out, const RunConfig& config) {
-  std::error_code ignored;
-  if (!fs::is_directory(out, ignored)) refuse_resume(out, "holds no valid checkpoint to resume: there is no such folder");
-  const std::string told = (out / "config.toml").string();
-  if (fs::exists(told, ignored)) {
-    std::string changes;
-    for (const std::string& line : config_differences(load_config(told), config)) changes += (changes.empty() ? "" : ", ") + line;
-    if (!changes.empty())
-      throw Error(Exit::usage, escaped(told, 4096), "the configuration has changed: " + changes, "restore it, or train into another --out");
-  }
-  std::vector<std::string> skipped;
-  std::optional<Checkpoint> checkpoint = newest_valid_checkpoint(out, &skipped);
-  for (const std::string& line : skipped) say("skipped " + line);
-  if (!checkpoint) refuse_resume(out, "holds no valid checkpoint to resume");
-  if (checkpoint->manifest.config_hash != config_hash(config))
-    throw Error(Exit::usage, escaped(checkpoint->path.string(), 4096), "was written with another configuration",
-                "restore it, or train into another --out");
-  return *checkpoint;
-}
-
-void require_same_data(const std::vector<DataDigest>& before, const std::vector<DataDigest>& now) {
-  for (std::size_t i = 0; i < now.size(); ++i)
-    if (i >= before.size() || before[i].sha256 != now[i].sha256)
-      throw Error(Exit::data, escaped(now[i].path, 4096), "has changed since the run began",
-                  "restore the file, or train into another --out");
-}
 
 // What a run reads before its model.
 struct RunData {
@@ -72,7 +38,7 @@ RunData read_data(const TextModel& text, const RunConfig& config) {
   {
     const std::vector<RowFile> files = read_train_files(config);
     data.train = read_samples(text, config, files, &data.dropped);
-    for (const RowFile& f : files) data.digests.push_back({f.path, f.sha256});
+    for (const RowFile& f : files) data.digests.push_back({"data.train", f.sha256, name_of(f.format)});
   }
   if (data.train.empty())
     throw Error(Exit::data, escaped(config.data.train[0].path, 4096),
@@ -86,32 +52,27 @@ RunData read_data(const TextModel& text, const RunConfig& config) {
 
 class Run {
  public:
-  Run(const TrainCommand& command, RunConfig config, std::unique_ptr<Ops> ops)
-      : command_(command),
-        config_(std::move(config)),
-        ops_(std::move(ops)),
-        out_(command.out ? fs::path(*command.out) : fs::path("runs") / fs::path(command.config).stem()) {}
+  Run(const TrainCommand& command, fs::path out, RunConfig config, std::unique_ptr<Ops> ops)
+      : command_(command), told_(config), config_(std::move(config)), ops_(std::move(ops)), out_(std::move(out)) {}
 
   int run() {
+    const std::optional<Checkpoint> from = checkpoint_to_begin_from(out_, command_.resume);
     TrainingState state;
-    std::optional<Checkpoint> from;
-    if (command_.resume) {
-      from = checkpoint_to_resume(out_, config_);
-      state = load_training_state(from->path);
-      if (state.finished() && (config_.data.valid.empty() || state.validated_step == state.step)) return already_finished(*from, state);
-      say(fmt::format("resuming {} from step {} of {}", escaped(out_.string(), 4096), state.step, state.total_steps));
-    } else {
-      if (holds_run(out_))
-        throw Error(Exit::usage, "--out " + escaped(out_.string(), 4096), "holds a run", "add --resume, or choose another folder");
-      require_usable(out_);
+    std::optional<Continued> before;
+    if (from) {
+      before = go_on(out_, *from, config_, command_.extend);
+      state = before->state, config_ = before->config;
+      if (before->same_length() && state.finished() && (config_.data.valid.empty() || state.validated_step == state.step))
+        return already_finished(*from, *before);
+      require_contents_there(config_);
     }
     text_ = open_text_model(config_.model.path);
     data_ = read_data(text_, config_);
-    if (from) require_same_data(state.data, data_.digests);
-    state.data = data_.digests;
+    if (before) tell_resumption(*before);
     say(parameter_table(config_, text_) + run_summary(config_, data_.train, data_.dropped));
     if (data_.valid) say(fmt::format("validation  {} rows, {} of them over data.max_tokens", data_.valid->rows(), data_.valid->dropped()));
     require_memory(config_, text_.shape, data_.train, available_memory());
+    take_contents(state, from.has_value());
 
     Model model(*ops_, config_, text_.shape);
     if (from) {
@@ -126,25 +87,68 @@ class Run {
   }
 
  private:
+  void tell_resumption(const Continued& before) {
+    const TrainingState& state = before.state;
+    const int64_t steps = total_steps(config_.train, static_cast<int64_t>(data_.train.size()));
+    if (steps < state.step)
+      throw Error(Exit::usage, escaped(out_.string(), 4096), fmt::format("has done {} steps, and is to end after {}", state.step, steps),
+                  "give more train.max_steps or train.epochs");
+    say(fmt::format("resuming {} from step {} of {}", escaped(out_.string(), 4096), state.step, steps));
+    if (steps != state.total_steps)
+      say(fmt::format("extended: {} -> {} steps; from step {} on the learning rate is that of {} steps", state.total_steps, steps,
+                      state.step, steps));
+    else
+      for (const std::string& line : before.length) say("extended: " + line + "; the number of steps stays");
+    for (const std::string& line : before.notes) say(line);
+    if (!state.device.empty() && state.device != ops_->name())
+      say(fmt::format("device      {}, and {} before: the bytes are not those of a run on one of them", ops_->name(), state.device));
+  }
+
+  // What the run reads is, wherever it lies now, what it was at its start.
+  void take_contents(TrainingState& state, bool resumed) {
+    const FileDigests model = model_digests(text_, config_.model.init), adapter = folder_digests(config_.model.adapter);
+    if (resumed) {
+      require_same_data(config_, state.data, data_.digests);
+      if (!state.older) {
+        require_same_files("model.path", config_.model.path, state.model, model, "name it with --set model.path=DIR");
+        // Where the adapter is gone its values are in the checkpoint.
+        if (config_.model.adapter.empty() || !adapter.empty())
+          require_same_files("model.adapter", config_.model.adapter, state.adapter, adapter, "name it with --set model.adapter=DIR");
+      }
+    }
+    state.data = data_.digests, state.model = model;
+    if (!resumed) state.adapter = adapter;
+  }
+
+  bool out_of_time() const {
+    const double hours = std::chrono::duration<double, std::ratio<3600>>(std::chrono::steady_clock::now() - start_).count();
+    return config_.train.max_hours > 0 && stepped_ && hours >= config_.train.max_hours;
+  }
+
   int train(Model& model, TrainingState state) {
     RunFolder folder(out_);
-    folder.open(config_, state);
+    folder.open(told_, state);
     const int64_t first = state.step;
     Trainer trainer(model, data_.train, std::move(state));
     const double rate = trainer.state().finished() ? 0 : measure_matrix_rate(*ops_, model.storage);
     if (rate > 0) say(fmt::format("peak        {:.1f} GFLOP/s in {}, measured", rate * 1e-9, name_of(config_.model.dtype)));
     Progress progress(first, trainer.state().total_steps, config_.train.log_every, rate);
     TrainingHooks hooks;
-    hooks.on_step = [&](const StepReport& r, const Speed& s) { progress.step(r, s); };
+    hooks.on_step = [&](const StepReport& r, const Speed& s) {
+      stepped_ = true;
+      progress.step(r, s);
+    };
     hooks.on_validation = [&](int64_t step, const Validation& v) { progress.validation(step, v); };
     hooks.note = [&](const std::string& text) { progress.note(text); };
-    hooks.stop = stop_requested;
+    hooks.stop = [&] { return stop_requested() || out_of_time(); };
     hooks.matrix_rate = rate;
-    if (data_.valid) hooks.validate = [&](Arena& arena) { return data_.valid->run(model, arena, stop_requested); };
+    if (data_.valid) hooks.validate = [&](Arena& arena) { return data_.valid->run(model, arena, hooks.stop); };
     const bool finished = trainer.run(folder, hooks);
     progress.finish();
+    tell_best(trainer.state());
     if (!finished) {
-      say(fmt::format("stopped at step {} of {}; go on with --resume", trainer.state().step, trainer.state().total_steps));
+      say(fmt::format("stopped at step {} of {}{}; go on with --resume", trainer.state().step, trainer.state().total_steps,
+                      stop_requested() ? "" : " after train.max_hours"));
       return static_cast<int>(Exit::stopped);
     }
     const fs::path last = out_ / "checkpoints" / fmt::format("step_{}", trainer.state().step);
@@ -153,39 +157,75 @@ class Run {
     return 0;
   }
 
-  // The end may have been cut short after its checkpoint.
-  int already_finished(const Checkpoint& last, const TrainingState& state) {
+  static void tell_best(const TrainingState& state) {
+    if (state.best && state.best->score == 0)
+      say(fmt::format("validation  0 % in every one: best is step {}, the one of the lowest loss", state.best->step));
+  }
+
+  // The end may have been cut short after its checkpoint. What the run read need not be there any more.
+  int already_finished(const Checkpoint& last, const Continued& before) {
+    RunConfig config = told_;
+    config.model.path = before.before.model.path, config.model.adapter = before.before.model.adapter;
+    config.data.train = before.before.data.train, config.data.valid = before.before.data.valid;
     RunFolder folder(out_);
-    folder.open(config_, state);
+    folder.open(config, before.state);
     folder.publish_adapter(last);
-    say(fmt::format("{} is finished: {} steps of {}", escaped(out_.string(), 4096), state.step, state.total_steps));
+    say(fmt::format("{} is finished: {} steps of {}", escaped(out_.string(), 4096), before.state.step, before.state.total_steps));
     return 0;
   }
 
   const TrainCommand& command_;
-  const RunConfig config_;
+  const RunConfig told_;  // as given
+  RunConfig config_;      // as run
   const std::unique_ptr<Ops> ops_;
   const fs::path out_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  bool stepped_ = false;
   TextModel text_;
   RunData data_;
 };
 
+// The folder of the run that a command names by itself, in place of a configuration; else nothing.
+std::optional<fs::path> run_named(const TrainCommand& command) {
+  std::error_code ignored;
+  const fs::path path = command.config;
+  if (!fs::is_directory(path, ignored)) {
+    if (command.resume && path.extension() != ".toml" && !fs::exists(path, ignored))
+      throw Error(Exit::data, escaped(command.config, 4096), "holds no valid checkpoint to resume: there is no such folder",
+                  "name a run or a configuration");
+    return std::nullopt;
+  }
+  const std::string where = escaped(command.config, 4096);
+  if (!is_there(path / "config.toml"))
+    throw Error(command.resume ? Exit::data : Exit::usage, where, "is a folder without config.toml",
+                "name the configuration, and this folder with --out");
+  if (!command.resume && !command.plan) throw Error(Exit::usage, where, "is a run", "add --resume to go on with it");
+  if (command.out && !fs::equivalent(*command.out, path, ignored))
+    throw Error(Exit::usage, "--out " + escaped(*command.out, 4096), "is not the run " + where, "leave it out");
+  return path;
+}
+
 }  // namespace
 
-int train(const TrainCommand& command) {
+int train(const TrainCommand& given) {
+  TrainCommand command = given;
+  command.resume = command.resume || command.extend;
   for (const auto& [given, name] : {std::pair(command.profile, "--profile"), std::pair(command.check_ops, "--check-ops")})
     if (given) throw Error(Exit::usage, name, "is not built yet", "leave it out");
   if (command.out && command.out->empty()) throw Error(Exit::usage, "--out", "is empty", "name a folder");
-  const RunConfig config = load_config(command.config, command.sets);
+  const std::optional<fs::path> run = run_named(command);
+  const RunConfig config = run ? load_run_config(command.config, command.sets) : load_config(command.config, command.sets);
   require_for_training(config, command.config);
+  const fs::path out = run ? *run : command.out ? fs::path(*command.out) : fs::path("runs") / fs::path(command.config).stem();
   std::unique_ptr<Ops> ops = make_ops(command.device);
   if (command.plan) {
     say(parameter_table(config, open_text_model(config.model.path)) +
         "not planned yet: memory, the worst batch, FLOPs, steps, disk and time");
     return 0;
   }
+  require_out_is_no_input(out, command.config, config, command.resume);
   catch_signals();
-  return Run(command, config, std::move(ops)).run();
+  return Run(command, out, config, std::move(ops)).run();
 }
 
 }  // namespace kava

@@ -9,14 +9,14 @@
 namespace kava {
 
 struct TrainCommand {
-  std::string config;
+  std::string config;  // a TOML file, or the folder of a run to go on with
   std::optional<std::string> out;
   std::vector<std::string> sets;
-  bool resume = false, plan = false, profile = false, check_ops = false;
+  bool resume = false, extend = false, plan = false, profile = false, check_ops = false;
   DeviceOptions device;
 };
 
-/// Returns the exit code: 0 done, 75 stopped by a signal.
+/// Returns the exit code: 0 done, 75 stopped by a signal or by train.max_hours.
 int train(const TrainCommand& command);
 
 }  // namespace kava

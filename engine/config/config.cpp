@@ -23,6 +23,7 @@
 #include "engine/config/config_schema.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
+#include "engine/files/paths.h"
 
 namespace kava {
 
@@ -40,11 +41,14 @@ constexpr std::size_t kLongestName = 100;
   throw Error(Exit::usage, where, what, remedy);
 }
 
+class Assigner;
+
 // One value given by the file or by --set.
 struct Setting {
   std::string key;
   const toml::node* node;
   std::string where;
+  const Assigner* assigner = nullptr;  // whose folder relative paths start from
 };
 
 const char* type_name(const toml::node& node) {
@@ -217,12 +221,7 @@ class Assigner {
 
   std::string resolved(const Key& key, const std::string& path, const std::string& where) const {
     if (path.find('\0') != std::string::npos) refuse(where, fmt::format("the path in {} holds a NUL character", key.name), "remove it");
-    if (path.empty()) return "";
-    std::string absolute = fs::path(path).is_absolute() ? path : (folder_ / path).string();
-    if (!is_utf8(absolute))
-      refuse(where, fmt::format("the folder that {} is relative to has a name that is not UTF-8", key.name),
-             "rename it, or give an absolute path");
-    return absolute;
+    return path.empty() ? "" : (folder_ / expand_home(path)).string();
   }
 
   void put(const Text& field, const Key& key, const toml::node& node, const std::string& where) const {
@@ -338,13 +337,13 @@ std::vector<Setting> settings_of(const toml::table& root, const std::string& pat
       for (const auto& [leaf, value] : *section) {
         const std::string full = top + "." + std::string(leaf.str());
         if (!assigner.find(full)) assigner.refuse_unknown(full, at(path, leaf.source()));
-        out.push_back({full, &value, at(path, leaf.source())});
+        out.push_back({full, &value, at(path, leaf.source()), &assigner});
       }
     } else {
       if (node.is_table() && !assigner.find(top)) assigner.refuse_unknown_section(top, where);
       // A quoted top-level "train.lr" is not the key train.lr.
       if (top.find('.') != std::string::npos || !assigner.find(top)) assigner.refuse_unknown(top, where);
-      out.push_back({top, &node, where});
+      out.push_back({top, &node, where, &assigner});
     }
   }
   return out;
@@ -381,7 +380,7 @@ Setting setting_of(const std::string& argument, std::deque<toml::table>& values,
     refuse(where, fmt::format("{} is a section", key), fmt::format("set one of its keys, as {}.KEY=VALUE", key));
   if (!assigner.find(key)) assigner.refuse_unknown(key, where);
   values.push_back(parse_value(value));
-  return {key, values.back().get("x"), where};
+  return {key, values.back().get("x"), where, &assigner};
 }
 
 void apply_fixed(RunConfig& config, const Assigner& assigner, const Origins& given) {
@@ -423,25 +422,34 @@ bool has_latents(Method method) { return method == Method::kava || method == Met
 bool runs_teacher(Method method) { return method != Method::no_cot; }
 bool runs_student(Method method) { return method != Method::full_cot; }
 
+RunConfig method_defaults(Method method) {
+  RunConfig config;
+  config.method = method;
+  const Assigner assigner(config, "");
+  for (const Rule& rule : kRules)
+    if (rule.method == method) assigner.assign_text(rule.key, rule.value);
+  apply_fixed(config, assigner, {});
+  return config;
+}
+
 RunConfig load_config(const std::string& path, const std::vector<std::string>& sets) {
   const toml::table root = parse_file(path);
   RunConfig config;
-  const Assigner assigner(config, fs::absolute(path).parent_path());
-  std::vector<Setting> settings = settings_of(root, escaped(path, 4096), assigner);
+  const Assigner from_file(config, fs::absolute(path).parent_path()), from_arguments(config, fs::current_path());
+  std::vector<Setting> settings = settings_of(root, escaped(path, 4096), from_file);
   std::deque<toml::table> values;
-  for (const std::string& argument : sets) settings.push_back(setting_of(argument, values, assigner));
+  for (const std::string& argument : sets) settings.push_back(setting_of(argument, values, from_arguments));
 
   // The method first: its defaults lie below everything that is given.
   for (const Setting& s : settings)
-    if (s.key == "method") assigner.assign(s);
-  for (const Rule& rule : kRules)
-    if (rule.method == config.method && !rule.fixed) assigner.assign_text(rule.key, rule.value);
+    if (s.key == "method") from_file.assign(s);
+  config = method_defaults(config.method);
   Origins given;
   for (const Setting& s : settings) {
-    assigner.assign(s);
+    s.assigner->assign(s);
     given[s.key] = s.where;
   }
-  apply_fixed(config, assigner, given);
+  apply_fixed(config, from_file, given);
   check_together(config, given, escaped(path, 4096));
   return config;
 }
@@ -450,35 +458,6 @@ void require_for_training(const RunConfig& config, const std::string& path) {
   if (config.model.path.empty()) refuse(escaped(path, 4096), "model.path is missing", "name the model's folder, as [model] path = \"...\"");
   if (config.data.train.empty())
     refuse(escaped(path, 4096), "data.train is missing", "name the data files, as [data] train = [\"train.txt\"]");
-}
-
-std::string to_toml(const RunConfig& config) {
-  RunConfig copy = config;
-  std::string out, section;
-  for (const Key& key : keys_of(copy)) {
-    if (key.section() != section) out += fmt::format("\n[{}]\n", section = key.section());
-    out += fmt::format("{} = {}\n", key.leaf(), value_text(key));
-  }
-  return out;
-}
-
-std::string config_hash(const RunConfig& config) {
-  RunConfig copy = config;
-  std::string text;
-  for (const Key& key : keys_of(copy))
-    if (key.arithmetic) text += fmt::format("{} = {}\n", key.name, value_text(key));
-  return sha256(text);
-}
-
-std::vector<std::string> config_differences(const RunConfig& a, const RunConfig& b) {
-  RunConfig before = a, after = b;
-  const auto old_keys = keys_of(before), new_keys = keys_of(after);
-  std::vector<std::string> out;
-  for (std::size_t i = 0; i < old_keys.size(); ++i) {
-    const std::string from = value_text(old_keys[i]), to = value_text(new_keys[i]);
-    if (old_keys[i].arithmetic && from != to) out.push_back(fmt::format("{}: {} -> {}", old_keys[i].name, from, to));
-  }
-  return out;
 }
 
 std::string config_reference() {

@@ -76,6 +76,7 @@ struct RunConfig {
     int64_t checkpoint_every = 0;
     int64_t keep_checkpoints = 2;
     Recompute recompute = Recompute::none;
+    double max_hours = 0.0;
     bool operator==(const Train&) const = default;
   } train;
 
@@ -145,20 +146,32 @@ bool runs_teacher(Method method);
 bool runs_student(Method method);
 
 /// Reads `path` and then the arguments of --set ("a.b=VALUE", in order). Everything wrong is Error(code usage): where is FILE:LINE:COL, or
-/// "--set a.b=VALUE". Methods' defaults and fixed keys are applied. Relative paths become absolute from the folder of `path`.
+/// "--set a.b=VALUE". Methods' defaults and fixed keys are applied. Paths become absolute: those of the file from its folder, those of
+/// --set from the working directory.
 RunConfig load_config(const std::string& path, const std::vector<std::string>& sets = {});
+
+/// The same of RUN/config.toml.
+RunConfig load_run_config(const std::string& run_dir, const std::vector<std::string>& sets = {});
+
+/// The configuration of a method in which nothing is given.
+RunConfig method_defaults(Method method);
 
 /// Error(code usage) naming `path` when model.path or data.train is missing.
 void require_for_training(const RunConfig& config, const std::string& path);
 
-/// The effective configuration as TOML: load_config of it gives an equal RunConfig.
-std::string to_toml(const RunConfig& config);
+/// The effective configuration as TOML: load_config of it gives an equal RunConfig. Paths are relative to `folder`, or absolute without
+/// one. Error(code usage) for a path that is not UTF-8.
+std::string to_toml(const RunConfig& config, const std::string& folder = "");
 
-/// SHA-256 in hex over the keys on which the arithmetic depends: all but log_every, valid_every, checkpoint_every and keep_checkpoints.
+/// What a run that goes on may do with a key: nothing; change it when asked to (--extend); change it; name another place with the same
+/// content.
+enum class OnResume { fixed, extend, free, content };
+
+/// SHA-256 in hex over the method and the fixed keys that differ from its defaults: a new key changes the hash of no older run.
 std::string config_hash(const RunConfig& config);
 
-/// Lines "train.lr: 0.0008 -> 0.001" for those keys that differ; empty when a run of `a` may go on with `b`.
-std::vector<std::string> config_differences(const RunConfig& a, const RunConfig& b);
+/// Lines "train.lr: 0.0008 -> 0.001" for those keys of a kind that differ.
+std::vector<std::string> config_differences(const RunConfig& a, const RunConfig& b, OnResume kind = OnResume::fixed);
 
 /// A Markdown table of every key with its default and its range, from the same schema (docs/configuration.md holds it).
 std::string config_reference();

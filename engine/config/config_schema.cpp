@@ -29,18 +29,18 @@ Visit(Cases...) -> Visit<Cases...>;
 }  // namespace
 
 std::vector<Key> keys_of(RunConfig& c) {
-  constexpr bool kFree = false;
+  constexpr OnResume kContent = OnResume::content, kExtend = OnResume::extend, kFree = OnResume::free;
   return {
       {"method", choice(c.method)},
       {"seed", Whole{&c.seed, 0, std::numeric_limits<int64_t>::max()}},
 
-      {"model.path", Text{&c.model.path, true}},
+      {"model.path", Text{&c.model.path, true}, kContent},
       {"model.init", choice(c.model.init)},
-      {"model.adapter", Text{&c.model.adapter, true}},
+      {"model.adapter", Text{&c.model.adapter, true}, kContent},
       {"model.dtype", choice(c.model.dtype)},
 
-      {"data.train", Files{&c.data.train}},
-      {"data.valid", Text{&c.data.valid, true}},
+      {"data.train", Files{&c.data.train}, kContent},
+      {"data.valid", Text{&c.data.valid, true}, kContent},
       {"data.drop_last_step", Flag{&c.data.drop_last_step}},
       {"data.step_separator", Text{&c.data.step_separator}},
       {"data.answer_prompt", Text{&c.data.answer_prompt}},
@@ -48,10 +48,10 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"data.fraction", Real{&c.data.fraction, {0, 1, true}}},
 
       {"train.trainable", choice(c.train.trainable)},
-      {"train.epochs", Whole{&c.train.epochs, 1, 1'000'000}},
-      {"train.max_steps", Whole{&c.train.max_steps, 0, kManySteps}},
+      {"train.epochs", Whole{&c.train.epochs, 1, 1'000'000}, kExtend},
+      {"train.max_steps", Whole{&c.train.max_steps, 0, kManySteps}, kExtend},
       {"train.batch", Whole{&c.train.batch, 1, 1'048'576}},
-      {"train.micro_batch", Whole{&c.train.micro_batch, 0, 1'048'576}},
+      {"train.micro_batch", Whole{&c.train.micro_batch, 0, 1'048'576}, kExtend},
       {"train.optimizer", choice(c.train.optimizer)},
       {"train.lr", Real{&c.train.lr, {0, 1e30}}},
       {"train.betas", Pair{&c.train.betas, {0, 1, false, true}}},
@@ -64,7 +64,8 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"train.valid_every", Whole{&c.train.valid_every, 0, kManySteps}, kFree},
       {"train.checkpoint_every", Whole{&c.train.checkpoint_every, 0, kManySteps}, kFree},
       {"train.keep_checkpoints", Whole{&c.train.keep_checkpoints, 1, 1'000'000}, kFree},
-      {"train.recompute", choice(c.train.recompute)},
+      {"train.recompute", choice(c.train.recompute), kFree},
+      {"train.max_hours", Real{&c.train.max_hours, {0, 1e6}}, kFree},
 
       {"lora.rank", Whole{&c.lora.rank, 1, 65'536}},
       {"lora.alpha", Real{&c.lora.alpha, kWeight}},

@@ -1,5 +1,5 @@
 // The schema of the configuration: one table of every key with its place in RunConfig and its range. Reading, checking, printing, hashing
-// and the documentation all walk it, so that no key is written twice. Only config.cpp and config_schema.cpp include this.
+// and the documentation all walk it, so that no key is written twice. Only the sources of this folder include this.
 #pragma once
 #include <array>
 #include <functional>
@@ -59,7 +59,7 @@ using Field = std::variant<Whole, Real, Pair, Flag, Text, Choice, Files, Targets
 struct Key {
   std::string name;  // "train.lr"
   Field field;
-  bool arithmetic = true;  // false: a resumed run may change it
+  OnResume on_resume = OnResume::fixed;
   std::string section() const { return name.substr(0, name.find('.') == std::string::npos ? 0 : name.find('.')); }
   std::string leaf() const { return name.substr(name.find('.') + 1); }
 };

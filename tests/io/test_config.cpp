@@ -6,6 +6,7 @@
 
 #include "engine/config/config.h"
 #include "engine/error.h"
+#include "engine/files/files.h"
 #include "tests/folders.h"
 
 using namespace kava;
@@ -236,7 +237,10 @@ TEST_CASE("an override (--set) takes a TOML value, and a string where it is none
   CHECK(load("", {"data.train=[{path=\"/a b\", format=\"ids\"}]"}).data.train[0] == DataFile{"/a b", DataFormat::ids});
   CHECK(load("", {"data.answer_prompt=R\xC3\xA9ponse:"}).data.answer_prompt == "R\xC3\xA9ponse:");
   TempFolder folder;
-  CHECK(load_config(written(folder, ""), {"model.path=../m"}).model.path == (folder.path() / "../m").string());
+  CHECK(load_config(written(folder, ""), {"model.path=../m"}).model.path == (fs::current_path() / "../m").string());
+  const std::string home = std::getenv("HOME") ? std::getenv("HOME") : "~";
+  CHECK(load("", {"model.path=~/m"}).model.path == (fs::path(home) / "m").string());
+  CHECK(load("[model]\npath = '~/m'").model.path == (fs::path(home) / "m").string());
 }
 
 TEST_CASE("an error in --set names the argument") {
@@ -319,15 +323,50 @@ TEST_CASE("text beyond ASCII is free in strings of every kind and in comments") 
   CHECK(prompt("\"\"") == "");
 }
 
-TEST_CASE("the hash and the differences leave out what the arithmetic does not depend on") {
+TEST_CASE("a run's configuration names what it reads from where the run lies") {
+  TempFolder folder;
+  const fs::path root = fs::canonical(folder.path()), run = root / "runs/a run é";
+  fs::create_directories(run);
+  fs::create_directories(root / "disk/data");
+  overwrite(root / "disk/data/rows", "");
+  fs::create_symlink(root / "disk/data", root / "data");
+  fs::create_symlink(root / "disk", root / "runs/~");
+  RunConfig c;
+  c.model.path = (root / "some model/é/").string();
+  c.data.train = {{(root / "data/rows").string(), DataFormat::ids}, {(run / "inside").string(), std::nullopt}};
+  c.data.valid = (root / "runs/~/data/rows").string();
+  overwrite(run / "config.toml", to_toml(c, run.string()));
+  CHECK_THAT(to_toml(c, run.string()), ContainsSubstring("path = \"../../some model/é\"") && ContainsSubstring("\"../../data/rows\"") &&
+                                           ContainsSubstring("\"inside\"") && ContainsSubstring("\"../~/data/rows\""));
+  c.model.path = (root / "some model/é").string();
+  CHECK(load_run_config(run.string()) == c);
+  // From a folder that a link leads to, steps upwards are those of the folder itself; and what lies together moves together.
+  fs::create_directory_symlink(run, root / "link");
+  CHECK(load_run_config((root / "link").string()) == c);
+  CHECK(to_toml(c, (root / "link").string()) == to_toml(c, run.string()));
+  fs::create_directory(root / "moved");
+  fs::rename(root / "runs", root / "moved/runs");
+  CHECK(load_run_config((root / "moved/runs/a run é").string()).model.path == (root / "moved/some model/é").string());
+  c.model.path = "/a\xff";
+  CHECK_THROWS_AS(to_toml(c, run.string()), Error);
+}
+
+TEST_CASE("the hash covers the method and the fixed keys that differ from its defaults, and nothing else") {
   const RunConfig a = load("");
-  const RunConfig b = load("[train]\nlog_every = 2\nvalid_every = 3\ncheckpoint_every = 4\nkeep_checkpoints = 5");
+  const RunConfig b = load(
+      "[model]\npath = 'm'\nadapter = 'a'\n[data]\ntrain = ['t']\nvalid = 'v'\n[train]\nlog_every = 2\nvalid_every = 3\n"
+      "checkpoint_every = 4\nkeep_checkpoints = 5\nmax_hours = 2.5\nmax_steps = 7\nepochs = 3\nmicro_batch = 2");
   CHECK(config_hash(a) == config_hash(b));
-  CHECK(config_hash(a).size() == 64);
+  CHECK(config_hash(a) == sha256("method = kava\n"));
   CHECK(config_differences(a, b).empty());
+  CHECK(config_differences(a, b, OnResume::extend) ==
+        std::vector<std::string>{"train.epochs: 10 -> 3", "train.max_steps: 0 -> 7", "train.micro_batch: 0 -> 2"});
   const RunConfig c = load("[train]\nlr = 1e-3\n[kv]\nstd = 'none'");
-  CHECK(config_hash(a) != config_hash(c));
+  CHECK(config_hash(c) == sha256("kv.std = \"none\"\nmethod = kava\ntrain.lr = 0.001\n"));
   CHECK(config_differences(a, c) == std::vector<std::string>{"train.lr: 0.0008 -> 0.001", "kv.std: \"layer\" -> \"none\""});
+  // A method's own defaults are no difference.
+  for (const char* method : {"full_cot", "no_cot", "codi", "pccot"})
+    CHECK(config_hash(load("", {std::string("method=") + method})) == sha256(std::string("method = ") + method + "\n"));
 }
 
 TEST_CASE("training needs a model and data") {

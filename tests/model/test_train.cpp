@@ -214,7 +214,8 @@ TEST_CASE("state and optimiser of a checkpoint read back to the same bytes") {
     Trainer trainer(*run.model, run.samples, {});
     for (int i = 0; i < 5; ++i) trainer.step();
     TrainingState state = trainer.state();
-    state.best = Best{3, 0.4}, state.data = {{"a", "b"}}, state.base = "digest", state.validated_step = 3;
+    state.best = Best{3, 0.4, 2.5}, state.data = {{"data.train", "b", "ids"}}, state.base = "digest", state.validated_step = 3;
+    state.model = {{"config.json", "c"}}, state.adapter = {{"d", "e"}};
     save_training_state(folder.path(), *run.model, state);
     const TrainingState back = load_training_state(folder.path());
     CHECK(back.step == 5);
@@ -225,7 +226,14 @@ TEST_CASE("state and optimiser of a checkpoint read back to the same bytes") {
     CHECK(back.total_steps == 12);
     CHECK(back.best->step == 3);
     CHECK(back.best->score == 0.4);
+    CHECK(back.best->loss == 2.5);
     CHECK(back.data == state.data);
+    CHECK(back.model == state.model);
+    CHECK(back.adapter == state.adapter);
+    CHECK(back.epochs == 4);
+    CHECK(back.max_steps == 0);
+    CHECK(back.micro_batch == 2);
+    CHECK(back.device == "cpu");
     CHECK(back.base == "digest");
     CHECK(back.validated_step == 3);
     TinyRun other({dtype, "train.epochs=4"});
@@ -272,16 +280,19 @@ TEST_CASE("metrics.jsonl has one object a logged step with exactly its keys, and
   }
 }
 
-TEST_CASE("the best checkpoint is the first of the highest score and outlives newer ones") {
+TEST_CASE("the best checkpoint is that of the highest score, then of the lowest loss, then the first, and outlives newer ones") {
   TempFolder folder;
   TinyRun run({"train.max_steps=6", "train.valid_every=1", "train.checkpoint_every=100", "train.keep_checkpoints=1"});
   Trainer trainer(*run.model, run.samples, {});
   RunFolder out(folder.path());
   out.open(run.config, {});
-  const double scores[] = {0.1, 0.5, 0.2, 0.5, 0.3, 0.4};
+  const double scores[] = {0.5, 0.5, 0.2, 0.5, 0.5, 0.4}, losses[] = {3, 2, 1, 2, 2.5, 0.5};
   int at = 0;
   TrainingHooks hooks;
-  hooks.validate = [&](Arena&) { return std::optional(Validation{scores[at++], {{"strict", 0.5}}}); };
+  hooks.validate = [&](Arena&) {
+    const int i = at++;
+    return std::optional(Validation{scores[i], {{"strict", 0.5}}, losses[i]});
+  };
   CHECK(trainer.run(out, hooks));
   CHECK(at == 6);
   CHECK(linked_step(folder.path(), "best") == 2);
@@ -339,6 +350,13 @@ TEST_CASE("metrics.jsonl is cut back to what the checkpoint knows") {
   state.validated_step = 2;
   { RunFolder(folder.path()).open(run.config, state); }
   CHECK(lines_of(folder.path() / "metrics.jsonl").size() == 3);
+  // Behind that, anything may stand that a lost power supply leaves.
+  overwrite(folder / "metrics.jsonl", std::string("{\"step\":1}\n{\"step\":2}\nno\0nsense\n{\"step\":3}\n", 43));
+  { RunFolder(folder.path()).open(run.config, state); }
+  CHECK(lines_of(folder.path() / "metrics.jsonl").size() == 2);
+  overwrite(folder / "metrics.jsonl", "nonsense\n");
+  { RunFolder(folder.path()).open(run.config, {}); }
+  CHECK(lines_of(folder.path() / "metrics.jsonl").empty());
   overwrite(folder / "metrics.jsonl", "nonsense\n{\"step\":2}\n");
   RunFolder out(folder.path());
   CHECK_THROWS_AS(out.open(run.config, state), Error);

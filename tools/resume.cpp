@@ -1,0 +1,140 @@
+#include "tools/resume.h"
+
+#include <fmt/core.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "engine/error.h"
+#include "engine/files/files.h"
+#include "engine/files/paths.h"
+#include "models/run_folder.h"
+#include "tools/say.h"
+
+namespace kava {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
+
+[[noreturn]] void nothing_to_resume(const fs::path& out, const std::string& what, const std::string& remedy = "choose another --out") {
+  throw Error(Exit::data, shown(out), "holds no valid checkpoint to resume" + what, remedy);
+}
+
+[[noreturn]] void refuse_changes(const fs::path& where, const std::vector<std::string>& changes, const std::string& remedy) {
+  throw Error(Exit::usage, shown(where), fmt::format("the configuration has changed: {}", fmt::join(changes, ", ")), remedy);
+}
+
+// What an older version did not record in its checkpoints.
+void complete(TrainingState& state, const RunConfig& before) {
+  state.max_steps = before.train.max_steps, state.epochs = before.train.epochs;
+  state.micro_batch = before.train.micro_batch > 0 ? before.train.micro_batch : before.train.batch;
+  for (std::size_t i = 0; i < state.data.size(); ++i) {
+    const bool valid = !before.data.valid.empty() && i + 1 == state.data.size();
+    state.data[i].key = valid ? "data.valid" : "data.train";
+  }
+}
+
+bool becomes_longer(const TrainingState& state, const RunConfig::Train& train) {
+  if (train.max_steps > 0) return train.max_steps > state.total_steps;
+  return state.max_steps == 0 && train.epochs > state.epochs;
+}
+
+}  // namespace
+
+std::optional<Checkpoint> checkpoint_to_begin_from(const fs::path& out, bool resume) {
+  std::error_code ignored;
+  if (resume && !fs::is_directory(out, ignored)) nothing_to_resume(out, ": there is no such folder", "start the run without --resume");
+  const FolderState found = state_of(out);
+  if (found == FolderState::saved) {
+    std::vector<std::string> skipped;
+    std::optional<Checkpoint> checkpoint = newest_valid_checkpoint(out, &skipped);
+    if (checkpoint && !resume) throw Error(Exit::usage, "--out " + shown(out), "holds a run", "add --resume, or choose another folder");
+    for (const std::string& line : skipped) say("skipped " + line);
+    if (!checkpoint) nothing_to_resume(out, "");
+    return checkpoint;
+  }
+  if (found == FolderState::foreign && !resume)
+    throw Error(Exit::usage, "--out " + shown(out), "holds a run without a checkpoint, and files that are not its own",
+                "remove them or the run, or choose another folder");
+  if (resume && found != FolderState::never_saved) nothing_to_resume(out, ", and files that are not those of a run");
+  require_usable(out);
+  if (found == FolderState::never_saved && (resume || !fs::is_empty(out, ignored)))
+    say(shown(out) + " never had a checkpoint: beginning at step 0");
+  return std::nullopt;
+}
+
+Continued go_on(const fs::path& out, const Checkpoint& checkpoint, const RunConfig& config, bool extend) {
+  Continued c{load_training_state(checkpoint.path), config, config, {}, {}};
+  const fs::path told = out / "config.toml";
+  const bool is_told = is_there(told);
+  if (is_told) c.before = load_run_config(out.string());
+  if (c.state.older) {
+    if (!is_told)
+      throw Error(Exit::data, shown(out), "was trained by an older version, and its config.toml is not there", "train into another --out");
+    complete(c.state, c.before);
+  }
+  TrainingState& state = c.state;
+  if (state.max_steps != config.train.max_steps)
+    c.length.push_back(fmt::format("train.max_steps: {} -> {}", state.max_steps, config.train.max_steps));
+  if (state.epochs != config.train.epochs) c.length.push_back(fmt::format("train.epochs: {} -> {}", state.epochs, config.train.epochs));
+  std::vector<std::string> parts;
+  int64_t& micro = c.config.train.micro_batch;
+  if (micro == 0) micro = c.before.train.micro_batch == 0 ? state.micro_batch : config.train.batch;
+  if (micro != state.micro_batch) parts.push_back(fmt::format("train.micro_batch: {} -> {}", state.micro_batch, micro));
+
+  std::vector<std::string> extensions = c.length;
+  extensions.insert(extensions.end(), parts.begin(), parts.end());
+  const fs::path where = is_told ? told : checkpoint.path;
+  if (std::vector<std::string> changes = config_differences(c.before, config); !changes.empty()) {
+    changes.insert(changes.end(), extensions.begin(), extensions.end());
+    refuse_changes(where, changes, "restore it, or train into another --out");
+  }
+  if (!state.older && checkpoint.manifest.config_hash != config_hash(config))
+    throw Error(Exit::usage, shown(checkpoint.path), "was written with another configuration", "restore it, or train into another --out");
+  const bool only_longer = parts.empty() && config.train.schedule == Schedule::constant && becomes_longer(state, config.train);
+  if (!extensions.empty() && !extend && !only_longer)
+    refuse_changes(where, extensions, "add --extend to go on with it, restore it, or train into another --out");
+  if (!parts.empty())
+    c.notes.push_back(
+        fmt::format("extended: {}; from step {} on the standard deviations of the distillation losses are those of such parts "
+                    "of a batch",
+                    parts[0], state.step));
+  return c;
+}
+
+void require_contents_there(const RunConfig& config) {
+  auto require = [](const char* key, const std::string& path) {
+    if (std::error_code ignored; !path.empty() && !fs::exists(path, ignored))
+      throw Error(Exit::data, shown(path), "is not there", fmt::format("name it where it lies now with --set {}=...", key));
+  };
+  require("model.path", config.model.path);
+  for (const DataFile& file : config.data.train) require("data.train", file.path);
+  require("data.valid", config.data.valid);
+}
+
+void require_out_is_no_input(const fs::path& out, const std::string& file, const RunConfig& config, bool resume) {
+  const std::string told = (out / "config.toml").string();
+  std::error_code failed;
+  auto refuse = [&](const std::string& path) {
+    throw Error(Exit::usage, "--out " + shown(out), "would write over " + shown(path) + ", which is read", "choose another folder");
+  };
+  // The run's own file may be given as its configuration.
+  if (fs::equivalent(file, told, failed) && !resume && read_file(told, std::size_t{1} << 20) != to_toml(load_run_config(out.string()), out))
+    refuse(file);
+  std::vector<std::string> inputs = {config.data.valid, config.model.path, config.model.adapter};
+  for (const DataFile& data : config.data.train) inputs.push_back(data.path);
+  const fs::path folder = fs::weakly_canonical(out, failed);
+  for (const std::string& input : inputs) {
+    if (input.empty()) continue;
+    const fs::path relative = fs::weakly_canonical(input, failed).lexically_relative(folder);
+    const std::string first = relative.empty() ? ".." : relative.begin()->string();
+    if (first == "." || first == "adapter" || first == "checkpoints" || first == "log") refuse(input);
+    for (const char* name : {"config.toml", "metrics.jsonl", "progress.json"})
+      if (fs::equivalent(input, out / name, failed)) refuse(input);
+  }
+}
+
+}  // namespace kava

@@ -1,0 +1,40 @@
+// How kava_train begins in a folder: anew, or from a checkpoint and with what of the configuration changed.
+#pragma once
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/config/config.h"
+#include "engine/files/checkpoint.h"
+#include "models/training_state.h"
+
+namespace kava {
+
+/// The checkpoint that a run in `out` goes on from; nothing where it begins at step 0. Tells on stdout what it passed over, and that a run
+/// which died before its first checkpoint begins again. Error(code usage) where there is a run and `resume` is not asked for, (code data)
+/// where there is nothing to go on from, (code preflight) where no folder could be made.
+std::optional<Checkpoint> checkpoint_to_begin_from(const std::filesystem::path& out, bool resume);
+
+/// What a run goes on with.
+struct Continued {
+  TrainingState state;
+  RunConfig config;                 // with the partition of the batches that the run was started with
+  RunConfig before;                 // as config.toml says it
+  std::vector<std::string> length;  // what differs of train.max_steps and train.epochs, in words
+  std::vector<std::string> notes;   // what else goes on differently, in words
+
+  bool same_length() const { return length.empty() && notes.empty(); }
+};
+
+/// The checkpoint's state under `config`. Error(code usage) naming what has changed: a fixed key, or without `extend` one that only it may
+/// change. A run with a constant learning rate may become longer without it.
+Continued go_on(const std::filesystem::path& out, const Checkpoint& checkpoint, const RunConfig& config, bool extend);
+
+/// Error(code data) naming a file or folder of the configuration that a run cannot go on without and that is not there.
+void require_contents_there(const RunConfig& config);
+
+/// Error(code usage) where a run in `out` would write over a file that it reads. `file` is that of the configuration.
+void require_out_is_no_input(const std::filesystem::path& out, const std::string& file, const RunConfig& config, bool resume);
+
+}  // namespace kava
