@@ -5,6 +5,8 @@
 #include "engine/files/files.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
+#include "models/contents.h"
+#include "models/training_state.h"
 #include "models/weights.h"
 
 namespace kava {
@@ -31,7 +33,7 @@ void choose_weights(OpenedModel& m) {
     try {
       verify_checkpoint(checkpoint);
       m.adapter = checkpoint / "adapter";
-      m.weights = fmt::format("checkpoints/step_{} (best)", *best);
+      m.weights = fmt::format("checkpoints/step_{} (best)", *best), m.step = *best;
       return;
     } catch (const Error& e) {
       m.note = std::string("the best checkpoint was passed over: ") + e.what();
@@ -45,7 +47,16 @@ void choose_weights(OpenedModel& m) {
   const std::optional<Checkpoint> newest = newest_valid_checkpoint(m.run_dir);
   if (!newest) throw Error(Exit::data, shown(m.run_dir), "the run has no valid checkpoint and no adapter", "train it first");
   m.adapter = newest->path / "adapter";
-  m.weights = fmt::format("checkpoints/step_{} (newest)", newest->manifest.step);
+  m.weights = fmt::format("checkpoints/step_{} (newest)", newest->manifest.step), m.step = newest->manifest.step;
+}
+
+// Of a run whose checkpoint tells what its base held; an adapter folder alone does not.
+void require_same_base(const OpenedModel& m) {
+  const fs::path checkpoint = m.step ? m.adapter.parent_path() : m.run_dir / "last";
+  if (!is_there(checkpoint / "state.json")) return;
+  const TrainingState state = load_training_state(checkpoint);
+  if (!state.model.empty())
+    require_same_files("the base", m.config.model.path, state.model, model_digests(m.text, m.config.model.init), "name it with --base DIR");
 }
 
 // Linux gives memory that it does not have and ends the program when it is used.
@@ -61,7 +72,7 @@ void require_room_for_weights(const RunConfig& config, const ModelConfig& shape)
 
 }  // namespace
 
-OpenedModel open_model(const std::string& given, std::optional<StorageType> dtype) {
+OpenedModel open_model(const std::string& given, std::optional<StorageType> dtype, const std::optional<std::string>& base) {
   std::error_code failed;
   const fs::path path = fs::canonical(given, failed);
   if (failed)
@@ -72,7 +83,7 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
     m.run_dir = path;
     choose_weights(m);
   } else if (is_there(path / "manifest.json")) {
-    verify_checkpoint(path);
+    m.step = verify_checkpoint(path).step;
     m.run_dir = path.parent_path().parent_path();
     if (!is_there(m.run_dir / "config.toml"))
       throw Error(Exit::data, shown(path), "the checkpoint does not lie in its run, whose config.toml names the base",
@@ -85,9 +96,15 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
     throw Error(Exit::data, shown(path), "is no model: it has neither config.json nor config.toml nor manifest.json",
                 "give a Hugging Face folder, a run directory or a checkpoint in one");
   }
-  m.config = m.plain() ? plain_config(path.string()) : load_config((m.run_dir / "config.toml").string());
+  if (m.plain() && base)
+    throw Error(Exit::usage, "--base", "is given for " + shown(path) + ", which is a base itself", "leave it out, or name a run");
+  m.config = m.plain() ? plain_config(path.string()) : load_run_config(m.run_dir.string());
+  if (base) m.config.model.path = fs::absolute(*base).string();
   if (dtype) m.config.model.dtype = *dtype;
+  if (!fs::exists(m.config.model.path, failed))
+    throw Error(Exit::data, shown(m.config.model.path), "the run's base is not there", "name it where it lies now with --base DIR");
   m.text = open_text_model(m.config.model.path);
+  if (!m.plain()) require_same_base(m);
   return m;
 }
 

@@ -16,14 +16,17 @@ struct OpenedModel {
   std::filesystem::path run_dir;  // empty for a plain folder
   std::filesystem::path adapter;  // whose weights are loaded on the base; empty for a plain folder
   std::string weights;            // the same in words: "checkpoints/step_20 (best)", "adapter", "the folder's own"
+  std::optional<int64_t> step;    // of the checkpoint whose weights these are
   std::string note;               // why a better choice was passed over; mostly empty
 
   bool plain() const { return run_dir.empty(); }
 };
 
 /// Reads configurations and the tokenizer, no weights. Of a run its best checkpoint is taken if it verifies, else its adapter folder, else
-/// the newest checkpoint that verifies. dtype in place of the run's. Error(code data) naming what is missing or broken.
-OpenedModel open_model(const std::string& path, std::optional<StorageType> dtype = std::nullopt);
+/// the newest checkpoint that verifies. dtype in place of the run's; `base` is where a run's base lies, if not where config.toml says.
+/// Error(code data) naming what is missing or broken, or the file of the base that is not what the run was trained on.
+OpenedModel open_model(const std::string& path, std::optional<StorageType> dtype = std::nullopt,
+                       const std::optional<std::string>& base = std::nullopt);
 
 /// Error(code usage) where these weights cannot decode by the method: a plain folder does only full_cot, and latents need a run with them.
 void require_method(const OpenedModel& opened, std::optional<Method> method);

@@ -8,6 +8,7 @@
 
 #include "engine/cli.h"
 #include "engine/files/files.h"
+#include "engine/files/paths.h"
 #include "engine/files/safetensors.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
@@ -81,6 +82,9 @@ int inspect_step(const StepCommand& command) {
   require_for_training(config, command.config);
   if (!command.adapter.empty()) config.model.adapter = command.adapter;
   const std::unique_ptr<Ops> ops = make_ops(command.device);
+  std::vector<std::string> inputs = {command.config, config.model.path, config.model.adapter, config.data.valid};
+  for (const DataFile& file : config.data.train) inputs.push_back(file.path);
+  require_no_input("--out", command.out, inputs);
   require_writable("--out", command.out);
   const TextModel text = open_text_model(config.model.path);
   int64_t dropped = 0;

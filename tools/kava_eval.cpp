@@ -7,10 +7,12 @@
 #include <optional>
 
 #include "engine/files/files.h"
+#include "engine/files/paths.h"
 #include "models/evaluate.h"
 #include "tools/command.h"
 #include "tools/compare.h"
 #include "tools/model_options.h"
+#include "tools/results.h"
 
 namespace {
 
@@ -22,6 +24,7 @@ struct EvalCommand {
   std::optional<std::string> out;
   std::vector<std::string> data;
   int64_t limit = 0, batch = kDecodeBatch;
+  bool force = false;
 };
 
 // JSON holds no bytes that are not UTF-8.
@@ -59,32 +62,52 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
       fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, r.too_long(), kLongestPrompt);
 }
 
-Json header(const EvalCommand& command, const OpenedModel& opened, const Model& model) {
-  return {{"program", "kava_eval"},    {"model", json_text(command.model.model)},     {"weights", opened.weights},
-          {"base", model.base_digest}, {"dtype", name_of(opened.config.model.dtype)}, {"device", model.ops.name()}};
+// A document without its results.
+Json header(const EvalCommand& command, const OpenedModel& opened, const Model& model, Method method) {
+  const ModelOptions& m = command.model;
+  auto or_null = [](int64_t given) { return given > 0 ? Json(given) : Json(); };
+  return {{"program", "kava_eval"},
+          {"model", json_text(m.model)},
+          {"weights", opened.weights},
+          {"base", model.base_digest},
+          {"dtype", name_of(opened.config.model.dtype)},
+          {"device", model.ops.name()},
+          {"options",
+           {{"method", name_of(method)},
+            {"limit", or_null(command.limit)},
+            {"batch", command.batch},
+            {"max_new_tokens", or_null(m.max_new_tokens)},
+            {"base", m.base ? Json(json_text(*m.base)) : Json()}}}};
 }
 
-std::string document(Json head, Json results) {
-  head["results"] = std::move(results);
-  return head.dump(1) + "\n";
+Json with_results(Json document, Json results) {
+  document["results"] = std::move(results);
+  return document;
 }
 
-// eval/NAME.json of the run. Another method than the run's has it in its name, and files of one name have their folders'.
-fs::path path_in_run(const OpenedModel& opened, const std::vector<RowFile>& files, std::size_t which, Method method) {
-  const fs::path data = fs::absolute(files[which].path);
-  const bool shared = std::ranges::count_if(files, [&](const RowFile& f) { return fs::path(f.path).stem() == data.stem(); }) > 1;
-  const std::string folder = shared ? data.parent_path().filename().string() + "_" : "";
-  return opened.run_dir / "eval" /
-         (folder + data.stem().string() + (method == opened.config.method ? "" : "." + name_of(method)) + ".json");
+void write_results(const EvalCommand& command, const OpenedModel& opened, const Json& head, const std::vector<fs::path>& paths,
+                   const Json& documents) {
+  if (command.out) {
+    // The run's own results are not replaced unseen by this way either.
+    const bool own = !opened.plain() && fs::weakly_canonical(*command.out).parent_path() == opened.run_dir / "eval";
+    const Json document = with_results(head, documents);
+    if (own) write_result(*command.out, document, command.force);
+    else write_file(*command.out, document.dump(1) + "\n");
+    fmt::print("written {}\n", escaped(*command.out, 4096));
+  }
+  for (std::size_t i = 0; i < paths.size(); ++i) {
+    write_result(paths[i], with_results(head, Json::array({documents[i]})), command.force);
+    fmt::print("written {}\n", escaped(paths[i].string(), 4096));
+  }
 }
 
-void write_in_run(const fs::path& path, const std::string& text) {
-  std::error_code failed;
-  fs::create_directories(path.parent_path(), failed);
-  if (failed)
-    throw Error(Exit::write, escaped(path.parent_path().string(), 4096), "could not make the folder: " + failed.message(),
-                "check the run directory");
-  write_file(path.string(), text);
+void require_out_usable(const EvalCommand& command, const OpenedModel& opened) {
+  if (!command.out) return;
+  std::vector<std::string> inputs = command.data;
+  inputs.push_back(opened.run_dir.string());
+  inputs.push_back(opened.config.model.path);
+  require_no_input("--out", *command.out, inputs);
+  require_writable("--out", *command.out);
 }
 
 int evaluate_files(const EvalCommand& command) {
@@ -94,13 +117,20 @@ int evaluate_files(const EvalCommand& command) {
   EvalOptions options;
   options.method = method, options.max_new_tokens = command.model.max_new_tokens;
   options.limit = command.limit, options.batch = command.batch;
-  if (command.out) require_writable("--out", *command.out);
+  require_out_usable(command, opened);
   std::vector<RowFile> files;
   for (const std::string& path : command.data) files.push_back(read_rows(path));
   const std::unique_ptr<Model> model = load_model(*ops, opened);
   Arena arena(*ops);
-  fmt::print("model {}: {}, method {}, {}\n", escaped(command.model.model, 4096), opened.weights,
-             name_of(method.value_or(opened.config.method)), name_of(opened.config.model.dtype));
+  const Method by = method.value_or(opened.config.method);
+  const Json head = header(command, opened, *model, by);
+  std::vector<fs::path> paths;
+  for (const RowFile& file : files)
+    if (!opened.plain()) paths.push_back(result_path(opened, file, by, command.limit));
+  if (!command.force)
+    for (const fs::path& path : paths) require_same_options(path, head);
+  fmt::print("model {}: {}, method {}, {}\n", escaped(command.model.model, 4096), opened.weights, name_of(by),
+             name_of(opened.config.model.dtype));
   std::fflush(stdout);
 
   const bool terminal = ::isatty(STDERR_FILENO);
@@ -120,10 +150,7 @@ int evaluate_files(const EvalCommand& command) {
   }
   print_results(results);
   require_printed();
-  const Json head = header(command, opened, *model);
-  for (std::size_t i = 0; i < files.size() && !opened.plain(); ++i)
-    write_in_run(path_in_run(opened, files, i, results[i].second.method), document(head, Json::array({documents[i]})));
-  if (command.out) write_file(*command.out, document(head, std::move(documents)));
+  write_results(command, opened, head, paths, documents);
   return 0;
 }
 
@@ -142,6 +169,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
   app.add_option("--out", command.out, "JSON file for the results with every question's record");
+  app.add_flag("--force", command.force, "Replace another result of the same name in the run's eval/");
   std::string a, b;
   CLI::App* compare = app.add_subcommand("compare", "Compare two results of --out, question by question");
   compare->add_option("A", a, "A result")->required();

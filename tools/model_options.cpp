@@ -27,6 +27,7 @@ CLI::Option* add_model_options(CLI::App& app, ModelOptions& options) {
   app.add_option("--max-new-tokens", options.max_new_tokens, "Largest number of tokens generated, EOS included (default: 10; full_cot 256)")
       ->check(CLI::Range(1, 65536));
   app.add_option("--dtype", options.dtype, "bf16, f32 or f64 (default: the run's; bf16 for a plain folder)");
+  app.add_option("--base", options.base, "The folder of a run's base, where it is not where the run's config.toml says");
   add_device_options(app, options.device);
   return model;
 }
@@ -34,7 +35,7 @@ CLI::Option* add_model_options(CLI::App& app, ModelOptions& options) {
 ChosenModel choose_model(const ModelOptions& options) {
   const auto method = choice<Method>("--method", options.method);
   const auto dtype = choice<StorageType>("--dtype", options.dtype);
-  ChosenModel chosen{make_ops(options.device), open_model(options.model, dtype), method};
+  ChosenModel chosen{make_ops(options.device), open_model(options.model, dtype, options.base), method};
   require_method(chosen.opened, method);
   if (!chosen.opened.note.empty()) fmt::print(stderr, "{}\n", chosen.opened.note);
   return chosen;

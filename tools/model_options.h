@@ -13,7 +13,7 @@ namespace kava {
 
 struct ModelOptions {
   std::string model;
-  std::optional<std::string> method, dtype;
+  std::optional<std::string> method, dtype, base;
   int64_t max_new_tokens = 0;  // 0: the method's default
   DeviceOptions device;
 };

@@ -52,7 +52,7 @@ fi
 say "2,000 held-out questions that share no trace with training"
 row() {
   local name=$1 label=$2
-  $bin/kava_eval "$out/$name" --data "$out/data/test.txt" --out "$out/$name.json" |
+  $bin/kava_eval "$out/$name" --data "$out/data/test.txt" --out "$out/$name.json" --force |
     awk -v label="$label" '$1 == "test.txt" { printf "%-34s %9s %% %12s %14s\n", label, $3, $8, $NF }'
 }
 printf '%-34s %11s %12s %14s\n' '' 'accuracy' 'passes' 'ms a question'

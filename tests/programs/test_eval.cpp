@@ -12,7 +12,7 @@
 #include "models/latent_tokens.h"
 #include "models/open_model.h"
 #include "models/weights.h"
-#include "tests/programs/programs.h"
+#include "tests/programs/text_run.h"
 #include "tools/compare.h"
 
 namespace {
@@ -22,93 +22,7 @@ namespace fs = std::filesystem;
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::WithinAbs;
 
-struct Finished {
-  int code;
-  std::string output;  // stdout, then stderr
-};
-
-Finished run(const std::string& command) {
-  const Ended e = run_command(command);
-  return {e.code, e.out + e.err};
-}
-
-// A byte-level tokenizer of single printable characters; ids 0.. are '!', '"', ...; 94 is the space, 95 the end.
-std::string tokenizer_json() {
-  Json vocab = Json::object();
-  for (int c = 33; c < 127; ++c) vocab[std::string(1, static_cast<char>(c))] = c - 33;
-  vocab["\u0120"] = 94;
-  const Json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
-  return Json{{"version", "1.0"},
-              {"truncation", nullptr},
-              {"padding", nullptr},
-              {"added_tokens",
-               {{{"id", 95},
-                 {"content", "<end>"},
-                 {"special", true},
-                 {"single_word", false},
-                 {"lstrip", false},
-                 {"rstrip", false},
-                 {"normalized", false}}}},
-              {"normalizer", nullptr},
-              {"pre_tokenizer", byte_level},
-              {"post_processor", nullptr},
-              {"decoder", byte_level},
-              {"model",
-               {{"type", "BPE"},
-                {"dropout", nullptr},
-                {"unk_token", nullptr},
-                {"continuing_subword_prefix", nullptr},
-                {"end_of_word_suffix", nullptr},
-                {"fuse_unk", false},
-                {"byte_fallback", false},
-                {"vocab", vocab},
-                {"merges", Json::array()}}}}
-      .dump();
-}
-
-// A run of method kava on a random tiny base: config.toml, one checkpoint linked as best, and the final adapter.
-struct TinyRun {
-  TinyRun() {
-    const fs::path base = folder.path() / "base";
-    fs::create_directories(base);
-    overwrite(base / "config.json", Json{{"model_type", "llama"},
-                                         {"architectures", {"LlamaForCausalLM"}},
-                                         {"hidden_size", 16},
-                                         {"intermediate_size", 24},
-                                         {"num_hidden_layers", 2},
-                                         {"num_attention_heads", 4},
-                                         {"num_key_value_heads", 2},
-                                         {"vocab_size", 97},
-                                         {"max_position_embeddings", 512},
-                                         {"rms_norm_eps", 1e-5},
-                                         {"rope_theta", 10000.0},
-                                         {"hidden_act", "silu"},
-                                         {"tie_word_embeddings", false},
-                                         {"torch_dtype", "float32"}}
-                                        .dump());
-    overwrite(base / "tokenizer.json", tokenizer_json());
-    overwrite(base / "tokenizer_config.json", R"({"eos_token": "<end>"})");
-    config.model.path = base.string(), config.model.init = Init::random, config.model.dtype = StorageType::f32;
-    config.data.train = {{(folder.path() / "train.txt").string(), std::nullopt}};
-    config.lora.rank = 2, config.lora.dropout = 0;
-    config.latent.count = 4, config.latent.iterations = 2;
-    fs::create_directories(dir);
-    overwrite(dir / "config.toml", to_toml(config));
-    const auto ops = make_cpu_ops(1);
-    Model model(*ops, config, ModelConfig::load(base.string()));
-    save_adapter(model, (dir / "adapter").string());
-    save_adapter(model, (begin_checkpoint(dir, 3) / "adapter").string());
-    commit_checkpoint(dir, 3, config_hash(config));
-    set_link(dir, "best", 3);
-  }
-  std::string write(const std::string& name, const std::string& text) const {
-    overwrite(folder.path() / name, text);
-    return folder / name;
-  }
-  TempFolder folder;
-  fs::path dir = folder.path() / "run";
-  RunConfig config;
-};
+using TinyRun = TextRun;
 
 // A model of a run, ready.
 struct Ready {
@@ -122,8 +36,6 @@ struct Ready {
   std::unique_ptr<Model> model;
   Arena arena;
 };
-
-const char* const kQuestions = "What is 2+2?||<<2+2=4>>#### 4\nTom has 3 hats.||#### 3\nA||#### 12\nHow many?||#### 7\n";
 
 int64_t correct(const EvalResult& r, Scorer scorer) {
   for (std::size_t s = 0; s < r.scorers.size(); ++s)
@@ -318,9 +230,12 @@ TEST_CASE("kava_eval writes its results, also into the run, and compares them") 
   const Json result = read_json(out).at("results").at(0);
   CHECK(result.at("questions") == 4);
   CHECK(result.at("records").size() == 4);
-  CHECK(read_json((tiny.dir / "eval/rows.json").string()).at("results").at(0).at("records") == result.at("records"));
+  const std::string name = "rows-" + sha256(kQuestions).substr(0, 8) + ".step_3";
+  const fs::path in_run = tiny.dir / "eval" / (name + ".json");
+  CHECK_THAT(done.output, ContainsSubstring(in_run.filename().string()));
+  CHECK(read_json(in_run.string()).at("results").at(0).at("records") == result.at("records"));
   REQUIRE(run("kava_eval " + dir + " --data " + data + " --method no_cot --limit 3 --out " + other).code == 0);
-  CHECK(fs::exists(tiny.dir / "eval/rows.no_cot.json"));
+  CHECK(fs::exists(tiny.dir / "eval" / (name + ".no_cot.limit3.json")));
   const Finished compared = run("kava_eval compare " + out + " " + other);
   CHECK(compared.code == 0);
   CHECK_THAT(compared.output, ContainsSubstring("3 questions (1 more"));

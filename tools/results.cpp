@@ -1,0 +1,78 @@
+#include "tools/results.h"
+
+#include "engine/error.h"
+#include "engine/files/files.h"
+
+namespace kava {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
+
+// A name has at most 255 bytes, and other parts follow.
+std::string shortened(std::string stem) {
+  constexpr std::size_t kMost = 160;
+  if (stem.size() <= kMost) return stem;
+  std::size_t end = kMost;
+  while (end > 0 && (static_cast<unsigned char>(stem[end]) & 0xC0u) == 0x80u) --end;
+  return stem.substr(0, end);
+}
+
+// Without what differs between equal evaluations.
+Json compared(Json document) {
+  for (const char* key : {"model", "weights"}) document.erase(key);
+  if (document.contains("options") && document["options"].is_object())
+    for (const char* key : {"base", "batch"}) document["options"].erase(key);
+  if (document.contains("results") && document["results"].is_array())
+    for (Json& result : document["results"])
+      if (result.is_object())
+        for (const char* key : {"data", "seconds", "ms_per_question"}) result.erase(key);
+  return document;
+}
+
+// What is there in the place of a result; null where nothing is, and text for what is no JSON.
+Json present(const fs::path& path) {
+  if (!is_there(path)) return nullptr;
+  try {
+    return read_json(path.string());
+  } catch (const Error&) {
+    return "no result";
+  }
+}
+
+[[noreturn]] void refuse(const fs::path& path, const std::string& what) {
+  throw Error(Exit::usage, shown(path), what, "add --force to replace it");
+}
+
+}  // namespace
+
+fs::path result_path(const OpenedModel& opened, const RowFile& file, Method method, int64_t limit) {
+  std::string name = shortened(fs::path(file.path).stem().string()) + "-" + file.sha256.substr(0, 8);
+  name += opened.step ? fmt::format(".step_{}", *opened.step) : std::string(".adapter");
+  if (method != opened.config.method) name += "." + name_of(method);
+  if (limit > 0) name += fmt::format(".limit{}", limit);
+  return opened.run_dir / "eval" / (name + ".json");
+}
+
+void require_same_options(const fs::path& path, const Json& document) {
+  Json there = present(path);
+  if (there.is_null()) return;
+  if (there.is_object()) there.erase("results");
+  Json asked = document;
+  asked.erase("results");
+  if (compared(there) != compared(asked)) refuse(path, "holds a result with other options");
+}
+
+void write_result(const fs::path& path, const Json& document, bool force) {
+  if (const Json there = present(path); !force && !there.is_null() && compared(there) != compared(document))
+    refuse(path, "holds another result");
+  std::error_code failed;
+  fs::create_directories(path.parent_path(), failed);
+  if (failed)
+    throw Error(Exit::write, shown(path.parent_path()), "could not make the folder: " + failed.message(), "check the run directory");
+  write_file(path.string(), document.dump(1) + "\n");
+}
+
+}  // namespace kava

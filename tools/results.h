@@ -1,0 +1,23 @@
+// The results of kava_eval in a run's folder: their names, and that none is replaced unseen.
+#pragma once
+#include <filesystem>
+#include <string>
+
+#include "engine/files/json.h"
+#include "models/evaluate.h"
+#include "models/open_model.h"
+
+namespace kava {
+
+/// RUN/eval/DATASTEM-SHA8.step_N[.METHOD][.limitK].json: METHOD where it is not the run's, `.adapter` in place of the step for weights that
+/// no checkpoint names.
+std::filesystem::path result_path(const OpenedModel& opened, const RowFile& file, Method method, int64_t limit);
+
+/// Error(code usage) where there is a result at `path` already that was made with other options than the document (which may lack its
+/// results) says. Times, places of files and the number of questions decoded together make no difference.
+void require_same_options(const std::filesystem::path& path, const Json& document);
+
+/// Writes it, its folder too. Without `force`, Error(code usage) where another result is there, by the same measure.
+void write_result(const std::filesystem::path& path, const Json& document, bool force);
+
+}  // namespace kava
