@@ -291,8 +291,8 @@ class Bench {
     Model model(*timed, config, shape);
     Arena arena(*timed);
     const std::vector<Sample> samples = bench_samples(shape.vocab);
-    const BatchTotals totals = batch_totals(config, samples);
-    const double flops = minimum_flops(config, shape, samples);
+    const BatchTotals totals = batch_totals(config, recipe_of(config), samples);
+    const double flops = minimum_flops(config, recipe_of(config), shape, samples);
     fmt::print("\nstep: SmolLM2-135M's shape, bf16, batch {}, method kava, {:.1f} GFLOP a sample at least; ready after {:.1f} s\n", kBatch,
                flops / kBatch / 1e9, since(start));
     std::vector<double> seconds;

@@ -6,6 +6,7 @@
 #include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "engine/files/safetensors.h"
+#include "models/recipe.h"
 
 namespace kava {
 
@@ -178,7 +179,7 @@ void load_adapter(Model& model, const std::string& folder) {
     load_file(model, path_in(folder, "adapter_model.safetensors"), is_lora_tensor);
   }
   const std::string extra = path_in(folder, "kava.safetensors");
-  if (has_latents(model.config.method)) load_file(model, extra, is_kava_tensor);
+  if (recipe_of(model.config).markers) load_file(model, extra, is_kava_tensor);
   else if (is_there(extra)) mismatch(extra, "is there, but method " + name_of(model.config.method) + " has no latents");
   model.parameters.refresh();
 }
@@ -196,7 +197,7 @@ void save_adapter(const Model& model, const std::string& folder) {
     FileTensors lora = collect(model, is_lora_tensor);
     write_safetensors(path_in(folder, "adapter_model.safetensors"), lora.tensors);
   }
-  if (!has_latents(model.config.method)) return;
+  if (!recipe_of(model.config).markers) return;
   FileTensors extra = collect(model, is_kava_tensor);
   write_safetensors(path_in(folder, "kava.safetensors"), extra.tensors,
                     {{"kava.format", "1"},

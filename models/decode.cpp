@@ -11,34 +11,35 @@ namespace {
 
 constexpr int64_t kBatchBytes = int64_t{2} << 30;
 
-// What the layout is made of: the question and the prompt alone.
-Sample given(const Sample& s, Method method) {
+// What the layout is made of: the question, and the prompt where it is given.
+Sample given(const Sample& s, const Recipe& recipe) {
   Sample g;
   g.question = s.question;
-  if (method == Method::full_cot) return g;
+  if (!recipe.forced) return g;
   g.prompt = s.prompt;
   g.answer.assign(s.answer.begin(), s.answer.begin() + s.prompt);
   return g;
 }
 
 // Room for one sample: K, V and inputs of all its rows, and the other buffers, of which decoding keeps two sets, for its first pass.
-int64_t sample_bytes(const Model& model, const RunConfig& config, const Sample& s, int64_t new_tokens) {
+int64_t sample_bytes(const Model& model, const Recipe& recipe, const Sample& s, int64_t new_tokens) {
   const ModelConfig& m = model.shape;
   const int64_t kept = 2 * m.layers * m.kv_heads * m.head_dim + m.hidden,
                 working = 2 * (8 * m.hidden + 2 * m.heads * m.head_dim + 3 * m.mlp);
-  const int64_t first = prompt_length(config, s);
-  const int64_t rows = first + new_tokens + (has_latents(config.method) ? config.latent.iterations * config.latent.count : 0);
+  const int64_t first = prompt_length(recipe, s);
+  const int64_t rows = first + new_tokens + int64_t{recipe.iterations} * recipe.latents;
   return (rows * kept + first * working) * size_of(model.storage);
 }
 
 // Some samples that are decoded together.
 class Batch {
  public:
-  Batch(Model& model, Arena& arena, const RunConfig& config, std::span<const Sample> questions, const DecodeOptions& options)
-      : model_(model), ops_(model.ops), arena_(arena), config_(config), options_(options), transformer_(model, arena, Use::decode, 0) {
+  Batch(Model& model, Arena& arena, const RunConfig& config, const Recipe& recipe, std::span<const Sample> questions,
+        const DecodeOptions& options)
+      : model_(model), ops_(model.ops), arena_(arena), options_(options), transformer_(model, arena, Use::decode, 0) {
     std::vector<Sample> samples;
-    for (const Sample& s : questions) samples.push_back(given(s, config.method));
-    layout_ = make_layout(config, samples, 0, Use::decode, options.keep_latents);
+    for (const Sample& s : questions) samples.push_back(given(s, recipe));
+    layout_ = make_layout(config, recipe, samples, 0, options.keep_latents);
     results_.resize(samples.size());
   }
 
@@ -182,7 +183,6 @@ class Batch {
   Model& model_;
   Ops& ops_;
   Arena& arena_;
-  const RunConfig& config_;
   const DecodeOptions& options_;
   Layout layout_;
   Transformer transformer_;
@@ -201,24 +201,21 @@ RunConfig decoding_config(const RunConfig& run, std::optional<Method> method) {
   return config;
 }
 
-int64_t prompt_length(const RunConfig& config, const Sample& s) {
-  const int64_t question = static_cast<int64_t>(s.question.size());
-  if (config.method == Method::full_cot) return question;
-  return question + s.prompt + (has_latents(config.method) ? config.latent.count + 2 : 0);
-}
+int64_t prompt_length(const Recipe& decoding, const Sample& s) { return lengths_of(decoding, given(s, decoding)).student; }
 
 std::vector<DecodeResult> decode(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options) {
   const RunConfig config = decoding_config(model.config, options.method);
+  const Recipe recipe = decoding_recipe(config);
   std::vector<DecodeResult> results;
   for (std::size_t first = 0; first < questions.size();) {
     std::size_t end = first;
     for (int64_t bytes = 0; end < questions.size() && static_cast<int64_t>(end - first) < options.batch; ++end) {
-      KAVA_CHECK(prompt_length(config, questions[end]) <= kLongestPrompt, "a question of {} tokens", questions[end].question.size());
-      bytes += sample_bytes(model, config, questions[end], options.max_new_tokens);
+      KAVA_CHECK(prompt_length(recipe, questions[end]) <= kLongestPrompt, "a question of {} tokens", questions[end].question.size());
+      bytes += sample_bytes(model, recipe, questions[end], options.max_new_tokens);
       if (bytes > kBatchBytes && end > first) break;
     }
     ArenaScope scope(arena);
-    std::vector<DecodeResult> some = Batch(model, arena, config, questions.subspan(first, end - first), options).run();
+    std::vector<DecodeResult> some = Batch(model, arena, config, recipe, questions.subspan(first, end - first), options).run();
     std::move(some.begin(), some.end(), std::back_inserter(results));
     first = end;
   }

@@ -8,6 +8,7 @@
 
 #include "engine/data/data.h"
 #include "models/model.h"
+#include "models/recipe.h"
 
 namespace kava {
 
@@ -43,10 +44,10 @@ RunConfig decoding_config(const RunConfig& run, std::optional<Method> method);
 
 /// The longest question that is decoded, in tokens with bot, latents, eot and prompt: attention over it needs the square of that.
 constexpr int64_t kLongestPrompt = 4096;
-int64_t prompt_length(const RunConfig& config, const Sample& question);
+int64_t prompt_length(const Recipe& decoding, const Sample& question);
 
-/// Decodes after each sample's question and, but for full_cot, the prompt that its answer starts with; trace and the rest of the answer are
-/// not read. Every sample is at most kLongestPrompt long.
+/// Decodes after each sample's question and, where the recipe gives it, the prompt that its answer starts with; trace and the rest of the
+/// answer are not read. Every sample is at most kLongestPrompt long.
 std::vector<DecodeResult> decode(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options);
 
 }  // namespace kava

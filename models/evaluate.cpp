@@ -13,14 +13,14 @@ namespace kava {
 
 namespace {
 
-std::vector<Scorer> scorers_for(Method method, DataFormat format, bool tokenizer) {
+std::vector<Scorer> scorers_for(const Recipe& recipe, DataFormat format, bool tokenizer) {
   if (format == DataFormat::ids) {
     std::vector<Scorer> s{Scorer::strict, Scorer::raw};
     if (tokenizer) s.push_back(Scorer::codi);
     return s;
   }
   std::vector<Scorer> s{Scorer::strict, Scorer::raw, Scorer::codi};
-  if (method == Method::full_cot) s.push_back(Scorer::gsm8k);
+  if (!recipe.forced) s.push_back(Scorer::gsm8k);
   if (format == DataFormat::gsm_hard) s.push_back(Scorer::gsm_hard);
   return s;
 }
@@ -50,11 +50,11 @@ struct IdsAnswer {
   std::optional<std::vector<int32_t>> found;
 };
 
-IdsAnswer ids_answer(const Sample& s, const std::vector<int32_t>& output, Method method, std::optional<int32_t> eos) {
+IdsAnswer ids_answer(const Sample& s, const std::vector<int32_t>& output, const Recipe& recipe, std::optional<int32_t> eos) {
   IdsAnswer a;
   a.gold.assign(s.answer.begin() + s.prompt, s.answer.end());
   if (eos && !a.gold.empty() && a.gold.back() == *eos) a.gold.pop_back();
-  if (method != Method::full_cot) {
+  if (recipe.forced) {
     a.found = output;
   } else if (s.prompt == 0) {
     a.gold.insert(a.gold.begin(), s.trace.begin(), s.trace.end());
@@ -71,13 +71,19 @@ IdsAnswer ids_answer(const Sample& s, const std::vector<int32_t>& output, Method
 class Evaluation {
  public:
   Evaluation(Model& model, Arena& arena, const TextModel& text, const RowFile& file, const EvalOptions& options)
-      : model_(model), arena_(arena), text_(text), file_(file), options_(options), config_(decoding_config(model.config, options.method)) {
+      : model_(model),
+        arena_(arena),
+        text_(text),
+        file_(file),
+        options_(options),
+        config_(decoding_config(model.config, options.method)),
+        recipe_(decoding_recipe(config_)) {
     if (options.limit > 0 && options.limit < static_cast<int64_t>(file_.rows.size()))
       file_.rows.resize(static_cast<std::size_t>(options.limit));
     result_.method = config_.method;
     result_.format = file.format;
     result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(config_.method);
-    result_.scorers = scorers_for(config_.method, file.format, text.tokenizer.has_value());
+    result_.scorers = scorers_for(recipe_, file.format, text.tokenizer.has_value());
   }
 
   EvalResult run() {
@@ -85,7 +91,7 @@ class Evaluation {
     result_.records.resize(samples.size());
     std::vector<std::size_t> runnable;
     for (std::size_t i = 0; i < samples.size(); ++i) {
-      if (prompt_length(config_, samples[i]) <= kLongestPrompt) runnable.push_back(i);
+      if (prompt_length(recipe_, samples[i]) <= kLongestPrompt) runnable.push_back(i);
       else result_.records[i].too_long = true;
     }
     const auto start = std::chrono::steady_clock::now();
@@ -105,9 +111,10 @@ class Evaluation {
   // Of every row: none is dropped here.
   std::vector<Sample> all_samples() const {
     SampleOptions o = sample_options(config_, text_.eos.value_or(-1), text_.shape.vocab);
-    o.max_tokens = std::numeric_limits<int64_t>::max();
+    o.length = nullptr;
     o.fraction = 1;
-    o.needs_prompt = o.needs_prompt && has_latents(config_.method);
+    const Recipe trained = recipe_of(config_);
+    o.needs_prompt = o.needs_prompt && trained.teacher && trained.student;
     int64_t dropped = 0;
     return make_samples({file_}, text_.tokenizer ? &*text_.tokenizer : nullptr, o, &dropped);
   }
@@ -129,18 +136,17 @@ class Evaluation {
     const Row& row = file_.rows[i];
     r.passes = decoded.passes, r.passes_merged = decoded.passes_merged, r.hit_limit = decoded.hit_limit;
     r.correct.assign(result_.scorers.size(), false);
-    const bool lost = r.too_long || (r.hit_limit && config_.method == Method::full_cot);
+    const bool lost = r.too_long || (r.hit_limit && !recipe_.forced);
     if (row.is_ids) return judge_ids(r, sample, decoded.ids, lost);
     r.question = row.question, r.gold = row.answer;
     r.output = text_.tokenizer->decode(decoded.ids, true);
     if (lost) return;
-    const std::optional<std::string> answer =
-        config_.method == Method::full_cot ? answer_of_chain(r.output, config_.data.answer_prompt) : r.output;
+    const std::optional<std::string> answer = !recipe_.forced ? answer_of_chain(r.output, config_.data.answer_prompt) : r.output;
     for (std::size_t s = 0; s < result_.scorers.size(); ++s) r.correct[s] = holds(result_.scorers[s], r.output, answer, r.gold);
   }
 
   void judge_ids(EvalRecord& r, const Sample& sample, const std::vector<int32_t>& output, bool lost) {
-    const IdsAnswer a = ids_answer(sample, output, config_.method, text_.eos);
+    const IdsAnswer a = ids_answer(sample, output, recipe_, text_.eos);
     r.question = joined(sample.question), r.gold = joined(a.gold), r.output = joined(output);
     if (lost) return;
     for (std::size_t s = 0; s < result_.scorers.size(); ++s) {
@@ -156,6 +162,7 @@ class Evaluation {
   RowFile file_;
   const EvalOptions& options_;
   const RunConfig config_;
+  const Recipe recipe_;
   EvalResult result_;
 };
 

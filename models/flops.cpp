@@ -78,10 +78,10 @@ double pass_flops(const RunConfig& config, const ModelConfig& m, const Pass& p) 
 
 }  // namespace
 
-double minimum_flops(const RunConfig& config, const ModelConfig& m, std::span<const Sample> samples) {
+double minimum_flops(const RunConfig& config, const Recipe& recipe, const ModelConfig& m, std::span<const Sample> samples) {
   RunConfig least = config;
   least.step.prefix_sharing = least.step.prune_latents = true;
-  const Layout layout = make_layout(least, samples, 0);
+  const Layout layout = make_layout(least, recipe, samples, 0);
   const double C = static_cast<double>(m.hidden), D = static_cast<double>(m.head_dim);
   double sum = 0, projected = 0;
   for (const Pass& p : layout.passes) {
@@ -94,10 +94,10 @@ double minimum_flops(const RunConfig& config, const ModelConfig& m, std::span<co
   return sum + supervised * static_cast<double>(m.vocab) * C * (config.train.trainable == Trainable::all ? 6 : 4);
 }
 
-int64_t token_count(Method method, std::span<const Sample> samples) {
-  std::size_t n = 0;
-  for (const Sample& s : samples) n += s.question.size() + (runs_teacher(method) ? s.trace.size() : 0) + s.answer.size();
-  return static_cast<int64_t>(n);
+int64_t token_count(const Recipe& recipe, std::span<const Sample> samples) {
+  int64_t n = 0;
+  for (const Sample& s : samples) n += lengths_of(recipe, s).tokens;
+  return n;
 }
 
 }  // namespace kava

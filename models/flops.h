@@ -8,14 +8,15 @@
 #include "engine/config/config.h"
 #include "engine/data/data.h"
 #include "models/config.h"
+#include "models/recipe.h"
 
 namespace kava {
 
 /// Forward and backward over the samples with shared questions and pruned latents. Rows whose last-layer state nobody reads need only K and
 /// V there, and frozen embeddings need no gradient below the first layer.
-double minimum_flops(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples);
+double minimum_flops(const RunConfig& config, const Recipe& recipe, const ModelConfig& shape, std::span<const Sample> samples);
 
-/// Tokens of the samples that the method runs: question, trace (with a teacher) and answer.
-int64_t token_count(Method method, std::span<const Sample> samples);
+/// Tokens of the samples' data that the recipe runs, each once.
+int64_t token_count(const Recipe& recipe, std::span<const Sample> samples);
 
 }  // namespace kava

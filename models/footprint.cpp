@@ -5,6 +5,7 @@
 #include "engine/error.h"
 #include "models/flops.h"
 #include "models/kava.h"
+#include "models/recipe.h"
 #include "models/trainer.h"
 
 namespace kava {
@@ -25,14 +26,12 @@ int64_t sum_bytes(const RunConfig& config) { return size_of(sum_type(storage_of(
 int64_t least_step_bytes(const RunConfig& config, const ModelConfig& m, std::span<const Sample> samples) {
   const double both = static_cast<double>(sum_bytes(config) + storage_bytes(config));
   const double row = both * static_cast<double>(m.hidden + 2 * m.layers * m.kv_heads * m.head_dim);
-  double M = 0, T = 0, latent_rows = 0;
-  if (has_latents(config.method)) {
-    M = static_cast<double>(config.latent.count), T = static_cast<double>(config.latent.iterations);
-    if (config.step.prune_latents) T = std::min(T, M);
-    latent_rows = config.step.prune_latents ? M - T + T * (M - T + 1) : (T + 1) * M;
-  }
+  const Recipe recipe = recipe_of(config);
   double bytes = 0;
   for (const Sample& s : samples) {
+    const Cut cut = cut_of(recipe, s);
+    const double M = cut.latents, T = config.step.prune_latents ? std::min<double>(cut.iterations, M) : cut.iterations;
+    const double latent_rows = config.step.prune_latents ? M - T + T * (M - T + 1) : (T + 1) * M;
     const double question = static_cast<double>(s.question.size()), answer = static_cast<double>(s.answer.size());
     bytes += row * (question + answer + latent_rows) + 4 * T * (question + M / 2);
   }
@@ -53,7 +52,7 @@ int64_t model_bytes(const RunConfig& config, const ModelConfig& shape) {
 
 int64_t step_bytes(Model& planned, std::span<const Sample> samples) {
   Arena arena(planned.ops);
-  run_step(planned, arena, samples, batch_totals(planned.config, samples), {});
+  run_step(planned, arena, samples, batch_totals(planned.config, recipe_of(planned.config), samples), {});
   return arena.peak_bytes();
 }
 
@@ -61,6 +60,7 @@ std::vector<Sample> largest_forward(const RunConfig& config, std::span<const Sam
   const int64_t n = static_cast<int64_t>(samples.size()), batch = config.train.batch;
   const int64_t steps_per_epoch = (n + batch - 1) / batch, steps = total_steps(config.train, n);
   const int64_t epochs = std::min((steps + steps_per_epoch - 1) / steps_per_epoch, std::max<int64_t>(1, kMostScanned / n));
+  const Recipe recipe = recipe_of(config);
   std::vector<Sample> largest;
   int64_t most = -1;
   for (int64_t epoch = 0; epoch < epochs; ++epoch) {
@@ -69,7 +69,10 @@ std::vector<Sample> largest_forward(const RunConfig& config, std::span<const Sam
       end = std::min({n, begin + micro, begin - begin % batch + batch});
       int64_t tokens = 0;
       auto at = [&](int64_t i) -> const Sample& { return samples[static_cast<std::size_t>(order[static_cast<std::size_t>(i)])]; };
-      for (int64_t i = begin; i < end; ++i) tokens += token_count(config.method, std::span(&at(i), 1)) + config.latent.count;
+      for (int64_t i = begin; i < end; ++i) {
+        const Lengths n = lengths_of(recipe, at(i));
+        tokens += n.tokens + n.latents;
+      }
       if (tokens <= most) continue;
       most = tokens;
       largest.clear();

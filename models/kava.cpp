@@ -8,14 +8,13 @@
 
 namespace kava {
 
-BatchTotals batch_totals(const RunConfig& config, std::span<const Sample> batch) {
+BatchTotals batch_totals(const RunConfig& config, const Recipe& recipe, std::span<const Sample> batch) {
   BatchTotals t;
   for (const Sample& s : batch) {
-    const int64_t n_c = static_cast<int64_t>(s.trace.size()), n_a = static_cast<int64_t>(s.answer.size()), M = config.latent.count;
+    const Lengths n = lengths_of(recipe, s);
     ++t.samples;
-    t.student_tokens += n_a;
-    t.teacher_tokens += n_c + n_a;
-    t.kv_slots += config.rkv.short_ == Short::zero ? M : std::min(n_c, M);
+    t.student_tokens += n.student_tail, t.teacher_tokens += n.teacher_tail;
+    t.kv_slots += config.rkv.short_ == Short::zero ? n.latents : std::min(static_cast<int64_t>(s.trace.size()), n.latents);
   }
   return t;
 }
@@ -66,7 +65,8 @@ class Step {
         config_(model.config),
         totals_(totals),
         options_(options),
-        layout_(make_layout(model.config, samples, options.first_index)),
+        recipe_(options.recipe.value_or(recipe_of(model.config))),
+        layout_(make_layout(model.config, recipe_, samples, options.first_index)),
         transformer_(model, arena, Use::train, options.step, options.dropout) {
     B_ = layout_.samples, M_ = layout_.latents;
     KD_ = model.shape.kv_heads * model.shape.head_dim;
@@ -75,8 +75,9 @@ class Step {
     for (const Sample& s : samples)
       valid_.push_back(static_cast<int32_t>(by_slots ? M_ : std::min<int64_t>(M_, static_cast<int64_t>(s.trace.size()))));
     for (const Sample& s : samples) {
-      answer_lengths_.push_back(static_cast<int64_t>(s.answer.size()));
-      before_answer_.push_back(runs_student(config_.method) ? 0 : static_cast<int64_t>(s.trace.size()));
+      const Lengths n = lengths_of(recipe_, s);
+      judged_.push_back(recipe_.student ? n.student_tail : static_cast<int64_t>(s.answer.size()));
+      before_judged_.push_back(recipe_.student ? 0 : n.teacher_tail - judged_.back());
     }
     int32_t last = 0;
     for (const Pass& p : layout_.passes)
@@ -87,13 +88,13 @@ class Step {
   StepLosses run() {
     forward();
     if (options_.backward) transformer_.allocate_gradients(layout_.rows, layout_.live_rows);
-    if (runs_student(config_.method))
+    if (recipe_.student)
       losses_.student_ce = cross_entropy(layout_.student, config_.loss.student, totals_.student_tokens, "logits.student");
-    if (runs_teacher(config_.method))
+    if (recipe_.teacher)
       losses_.teacher_ce = cross_entropy(layout_.teacher, config_.loss.teacher, totals_.teacher_tokens, "logits.teacher");
     if (config_.kv.weight > 0) losses_.kv = kv_loss();
     if (config_.codi.weight > 0) losses_.codi = codi_loss();
-    if (options_.dump && has_latents(config_.method)) dump_latents();
+    if (options_.dump && M_ > 0) dump_latents();
     if (options_.backward) backward();
     return losses_;
   }
@@ -140,7 +141,7 @@ class Step {
                             weight / static_cast<double>(tokens));
     if (backward) ops_.scatter_add_rows(transformer_.dhidden(), dh, live);
     if (options_.dump) dump(dump_name, {n, V}, host(logits), 0);
-    if (&rows == &layout_.student || !runs_student(config_.method)) count_forced(rows, best);
+    if (&rows == &layout_.student || !recipe_.student) count_forced(rows, best);
     double sum = 0;
     for (double x : host(nll)) sum += x;
     return sum / static_cast<double>(tokens);
@@ -151,9 +152,9 @@ class Step {
     std::vector<int32_t> predicted(rows.targets.size());
     ops_.download(predicted.data(), best);
     int64_t at = 0;
-    for (std::size_t b = 0; b < answer_lengths_.size(); ++b) {
-      at += before_answer_[b];
-      const int64_t end = at + answer_lengths_[b];
+    for (std::size_t b = 0; b < judged_.size(); ++b) {
+      at += before_judged_[b];
+      const int64_t end = at + judged_[b];
       losses_.forced_correct += std::equal(predicted.begin() + at, predicted.begin() + end, rows.targets.begin() + at);
       at = end;
     }
@@ -433,12 +434,13 @@ class Step {
   const RunConfig& config_;
   const BatchTotals& totals_;
   const StepOptions& options_;
+  const Recipe recipe_;
   Layout layout_;
   Transformer transformer_;
   int64_t B_ = 0, M_ = 0, KD_ = 0;
   DType type_ = DType::f32, sum_ = DType::f32;
   std::vector<int32_t> valid_;
-  std::vector<int64_t> answer_lengths_, before_answer_;  // supervised tokens of each sample's answer, and before it
+  std::vector<int64_t> judged_, before_judged_;  // supervised tokens of each sample that have to be right, and before them
   std::vector<DevicePass> passes_;
   std::vector<FeedState> feeds_;
   std::vector<Tap> taps_;

@@ -2,11 +2,13 @@
 //   L = w_s CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV        (docs/method.md section 5)
 #pragma once
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "models/model.h"
+#include "models/recipe.h"
 #include "models/transformer.h"
 
 namespace kava {
@@ -15,7 +17,7 @@ namespace kava {
 struct BatchTotals {
   int64_t samples = 0, student_tokens = 0, teacher_tokens = 0, kv_slots = 0;
 };
-BatchTotals batch_totals(const RunConfig& config, std::span<const Sample> batch);
+BatchTotals batch_totals(const RunConfig& config, const Recipe& recipe, std::span<const Sample> batch);
 
 /// Unweighted terms of some forwards of a batch; those of all its forwards add up to the batch's.
 struct StepLosses {
@@ -38,7 +40,8 @@ using Dump = std::map<std::string, DumpTensor>;
 void join(Dump& to, const Dump& next);
 
 struct StepOptions {
-  int64_t first_index = 0;  // of samples[0] in the optimiser batch
+  std::optional<Recipe> recipe;  // absent: that of stage 0
+  int64_t first_index = 0;       // of samples[0] in the optimiser batch
   uint32_t step = 0;
   bool dropout = true;   // as configured; off where a model is judged and not trained
   bool backward = true;  // gradients are added to the parameters'

@@ -36,15 +36,20 @@ struct Draft {
 // Builds the passes one after the other; rows get their numbers in the order of the calls.
 class Builder {
  public:
-  Builder(const RunConfig& config, std::span<const Sample> samples, int64_t first_index, Use use, bool latents_live)
-      : config_(config), samples_(samples), use_(use), latents_live_(latents_live) {
+  Builder(const RunConfig& config, const Recipe& recipe, std::span<const Sample> samples, int64_t first_index, bool latents_live)
+      : config_(config), recipe_(recipe), samples_(samples), latents_live_(latents_live) {
     B_ = static_cast<int32_t>(samples.size());
-    M_ = has_latents(config.method) ? static_cast<int32_t>(config.latent.count) : 0;
-    const int32_t iterations = has_latents(config.method) ? static_cast<int32_t>(config.latent.iterations) : 0;
-    // After M passes every latent is final: more change nothing.
-    T_ = config.step.prune_latents ? std::min(iterations, M_) : iterations;
-    out_.samples = B_, out_.latents = M_, out_.iterations = iterations;
-    for (int32_t b = 0; b < B_; ++b) out_.sample_index.push_back(static_cast<int32_t>(first_index) + b);
+    for (int32_t b = 0; b < B_; ++b) {
+      Cut cut = cut_of(recipe, samples[static_cast<std::size_t>(b)]);
+      out_.iterations = std::max<int64_t>(out_.iterations, cut.iterations);
+      // After as many passes as there are latents every one is final: more change nothing.
+      if (config.step.prune_latents) cut.iterations = std::min(cut.iterations, cut.latents);
+      cuts_.push_back(cut);
+      M_ = std::max(M_, cut.latents), T_ = std::max(T_, cut.iterations);
+      out_.sample_index.push_back(static_cast<int32_t>(first_index) + b);
+    }
+    out_.samples = B_, out_.latents = M_;
+    if (recipe.markers) out_.codi_student_rows.assign(static_cast<std::size_t>(B_), -1);
     rows_in_sample_.assign(static_cast<std::size_t>(B_), 0);
     prefix_.resize(static_cast<std::size_t>(B_));
     drafts_.resize(static_cast<std::size_t>(B_));
@@ -54,15 +59,19 @@ class Builder {
   Layout build() {
     first_pass();
     for (int32_t t = 1; t <= T_; ++t) latent_pass(t);
+    resolve();
     collect_latents();
     return std::move(out_);
   }
 
  private:
-  // Latents lo..hi are computed in pass t (docs/method.md section 3.1).
-  std::pair<int32_t, int32_t> computed(int32_t t) const {
-    if (!config_.step.prune_latents) return {0, M_ - 1};
-    return {std::max(0, t - 1), M_ - 1 - (T_ - t)};
+  const Cut& cut(int32_t b) const { return cuts_[static_cast<std::size_t>(b)]; }
+
+  // Latents lo..hi of a sample are computed in pass t (docs/method.md section 3.1).
+  std::pair<int32_t, int32_t> computed(int32_t t, int32_t b) const {
+    const Cut& c = cut(b);
+    if (!config_.step.prune_latents) return {0, c.latents - 1};
+    return {std::max(0, t - 1), c.latents - 1 - (c.iterations - t)};
   }
 
   int32_t& slot(int32_t t, int32_t b, int32_t i) { return slot_[static_cast<std::size_t>(t)][static_cast<std::size_t>(b * M_ + i)]; }
@@ -125,8 +134,9 @@ class Builder {
     out_.passes.push_back(std::move(pass_));
   }
 
-  // Rows that predict `targets` from row `first` on; filled in once live rows have numbers.
+  // Rows of a sample that predict `targets`, from row `first` on; filled in once live rows have numbers.
   struct Predicts {
+    int32_t sample;
     bool student;
     int32_t before, first, count;  // the first prediction is made by row `before`, the others by first..first+count-2
     std::vector<int32_t> targets;
@@ -134,25 +144,24 @@ class Builder {
 
   void first_pass() {
     begin_pass();
-    std::vector<Predicts> predicts;
     for (int32_t b = 0; b < B_; ++b) {
       const Sample& s = samples_[static_cast<std::size_t>(b)];
       const int32_t n_q = size(s.question), n_c = size(s.trace), n_a = size(s.answer);
-      if (!has_latents(config_.method)) {
-        plain_sequence(b, predicts);
+      if (!recipe_.markers) {
+        plain_sequence(b);
         continue;
       }
-      const auto [lo, hi] = computed(0);
+      const auto [lo, hi] = computed(0, b);
       const int32_t q = add_tokens(b, s.question, 0);
       add_token(b, kBotId, n_q);
       for (int32_t i = lo; i <= hi; ++i) slot(0, b, i) = add_token(b, kLatentId, n_q + 1 + i);
       const int32_t latents = std::max(0, hi + 1);
       prefix_[static_cast<std::size_t>(b)] = range(q, n_q + 1);
-      const bool sharing = config_.step.prefix_sharing && use_ == Use::train;
+      const bool sharing = config_.step.prefix_sharing && recipe_.teacher;
       // bot and the latents feed pass 1; with T = 0 nobody reads them. The last row of Q predicts the teacher's first token.
-      const int32_t fed_from = T_ > 0 ? 1 + latents : latents_live_ ? latents : 0;
+      const int32_t fed_from = cut(b).iterations > 0 ? 1 + latents : latents_live_ ? latents : 0;
       drafts(b).push_back({{}, q, n_q + 1 + latents, sharing ? 2 + latents : fed_from});
-      if (use_ == Use::decode) continue;
+      if (!recipe_.teacher) continue;
       int32_t last_q = q + n_q - 1, tail;
       if (sharing) {
         tail = add_tokens(b, s.trace, n_q);
@@ -165,36 +174,27 @@ class Builder {
         drafts(b).push_back({{}, own, n_q + n_c + n_a, 1 + n_c + n_a});
         last_q = own + n_q - 1;
       }
-      teacher_rows(b, last_q, tail, predicts);
+      teacher_rows(b, last_q, tail);
     }
-    if (T_ == 0 && has_latents(config_.method))
-      for (int32_t b = 0; b < B_; ++b) student_answer(0, b, predicts);
+    student_tails(0);
     end_pass();
-    resolve(predicts);
   }
 
-  // full_cot: [Q C prompt A EOS]; no_cot: [Q prompt A EOS].
-  void plain_sequence(int32_t b, std::vector<Predicts>& predicts) {
+  // The one sequence of a recipe without markers: Q and its tail.
+  void plain_sequence(int32_t b) {
     const Sample& s = samples_[static_cast<std::size_t>(b)];
-    const bool teacher = runs_teacher(config_.method);
-    const int32_t n_q = size(s.question), n_c = teacher ? size(s.trace) : 0, n_a = size(s.answer);
-    const int32_t q = add_tokens(b, s.question, 0);
-    if (teacher) add_tokens(b, s.trace, n_q);
-    add_tokens(b, s.answer, n_q + n_c);
-    drafts(b).push_back({{}, q, n_q + n_c + n_a, 1 + n_c + n_a});
-    Predicts p{!teacher, q + n_q - 1, q + n_q, n_c + n_a, {}};
-    if (teacher) append(p.targets, s.trace);
-    append(p.targets, s.answer);
-    predicts.push_back(std::move(p));
+    std::vector<int32_t> tail = recipe_.student ? student_tail(s, cut(b)) : teacher_tail(s);
+    const int32_t n_q = size(s.question), n = size(tail), q = add_tokens(b, s.question, 0);
+    add_tokens(b, tail, n_q);
+    drafts(b).push_back({{}, q, n_q + n, 1 + n});
+    predicts_.push_back({b, recipe_.student, q + n_q - 1, q + n_q, n, std::move(tail)});
   }
 
   // tail: first row of [C, prompt, A, EOS].
-  void teacher_rows(int32_t b, int32_t last_q, int32_t tail, std::vector<Predicts>& predicts) {
+  void teacher_rows(int32_t b, int32_t last_q, int32_t tail) {
     const Sample& s = samples_[static_cast<std::size_t>(b)];
     const int32_t n_c = size(s.trace), n_a = size(s.answer);
-    Predicts p{false, last_q, tail, n_c + n_a, s.trace};
-    append(p.targets, s.answer);
-    predicts.push_back(std::move(p));
+    predicts_.push_back({b, false, last_q, tail, n_c + n_a, teacher_tail(s)});
     append(out_.trace_rows, range(tail, n_c));
     out_.trace_offsets.push_back(size(out_.trace_rows));
     const int32_t skip = config_.rkv.queries == Queries::answer ? s.prompt : 0;
@@ -204,23 +204,28 @@ class Builder {
     out_.codi_teacher_rows.push_back(n_c + s.prompt > 0 ? tail + n_c + s.prompt - 1 : last_q);
   }
 
-  void student_answer(int32_t t, int32_t b, std::vector<Predicts>& predicts) {
-    const Sample& s = samples_[static_cast<std::size_t>(b)];
-    const int32_t n_q = size(s.question), n_a = size(s.answer);
-    std::vector<int32_t> before = prefix_[static_cast<std::size_t>(b)];
-    for (int32_t i = 0; i < M_; ++i) before.push_back(newest(t, b, i));
-    const int32_t eot = add_token(b, kEotId, n_q + 1 + M_);
-    add_tokens(b, s.answer, n_q + 2 + M_);
-    drafts(b).push_back({std::move(before), eot, 1 + n_a, 1 + n_a});
-    predicts.push_back({true, eot, eot + 1, n_a, s.answer});
-    out_.codi_student_rows.push_back(eot + s.prompt);
+  // [eot, rest, prompt, A, EOS] of the samples whose last pass is t.
+  void student_tails(int32_t t) {
+    for (int32_t b = 0; b < B_ && recipe_.markers; ++b) {
+      if (cut(b).iterations != t) continue;
+      const Sample& s = samples_[static_cast<std::size_t>(b)];
+      std::vector<int32_t> tail = student_tail(s, cut(b));
+      const int32_t latents = cut(b).latents, first = size(s.question) + 1 + latents, n = size(tail);
+      std::vector<int32_t> before = prefix_[static_cast<std::size_t>(b)];
+      for (int32_t i = 0; i < latents; ++i) before.push_back(newest(t, b, i));
+      const int32_t eot = add_token(b, kEotId, first);
+      add_tokens(b, tail, first + 1);
+      drafts(b).push_back({std::move(before), eot, 1 + n, 1 + n});
+      predicts_.push_back({b, true, eot, eot + 1, n, std::move(tail)});
+      out_.codi_student_rows[static_cast<std::size_t>(b)] = eot + cut(b).rest() + s.prompt;
+    }
   }
 
   void latent_pass(int32_t t) {
     begin_pass();
-    const auto [lo, hi] = computed(t);
     for (int32_t b = 0; b < B_; ++b) {
-      if (hi < lo) continue;
+      const auto [lo, hi] = computed(t, b);
+      if (t > cut(b).iterations || hi < lo) continue;
       const int32_t n_q = size(samples_[static_cast<std::size_t>(b)].question);
       std::vector<int32_t> before = prefix_[static_cast<std::size_t>(b)];
       for (int32_t i = 0; i < lo; ++i) before.push_back(newest(t, b, i));
@@ -233,19 +238,16 @@ class Builder {
         pass_.feeds.push_back(feed);
         slot(t, b, i) = add_row(b, n_q + 1 + i);
       }
-      drafts(b).push_back({std::move(before), first, hi - lo + 1, t < T_ || latents_live_ ? hi - lo + 1 : 0});
+      drafts(b).push_back({std::move(before), first, hi - lo + 1, t < cut(b).iterations || latents_live_ ? hi - lo + 1 : 0});
     }
-    std::vector<Predicts> predicts;
-    if (t == T_)
-      for (int32_t b = 0; b < B_; ++b) student_answer(t, b, predicts);
-    if (static_cast<int64_t>(out_.rows) > pass_.begin) {
-      end_pass();
-      resolve(predicts);
-    }
+    student_tails(t);
+    if (static_cast<int64_t>(out_.rows) > pass_.begin) end_pass();
   }
 
-  void resolve(const std::vector<Predicts>& predicts) {
-    for (const Predicts& p : predicts) {
+  // In the order of the samples, whichever pass their tails are in.
+  void resolve() {
+    std::ranges::stable_sort(predicts_, {}, &Predicts::sample);
+    for (const Predicts& p : predicts_) {
       Supervised& to = p.student ? out_.student : out_.teacher;
       for (int32_t i = 0; i < p.count; ++i)
         to.live_rows.push_back(out_.live_of[static_cast<std::size_t>(i == 0 ? p.before : p.first + i - 1)]);
@@ -262,12 +264,14 @@ class Builder {
   }
 
   const RunConfig& config_;
+  const Recipe& recipe_;
   std::span<const Sample> samples_;
-  Use use_;
   bool latents_live_;
-  int32_t B_, M_, T_;
+  int32_t B_ = 0, M_ = 0, T_ = 0;
+  std::vector<Cut> cuts_;
   Layout out_;
   Pass pass_;
+  std::vector<Predicts> predicts_;
   std::vector<int32_t> rows_in_sample_;
   std::vector<std::vector<int32_t>> prefix_;  // rows of Q and bot
   std::vector<std::vector<Draft>> drafts_;
@@ -276,8 +280,8 @@ class Builder {
 
 }  // namespace
 
-Layout make_layout(const RunConfig& config, std::span<const Sample> samples, int64_t first_index, Use use, bool latents_live) {
-  return Builder(config, samples, first_index, use, latents_live).build();
+Layout make_layout(const RunConfig& config, const Recipe& recipe, std::span<const Sample> samples, int64_t first_index, bool latents_live) {
+  return Builder(config, recipe, samples, first_index, latents_live).build();
 }
 
 }  // namespace kava

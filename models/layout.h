@@ -2,8 +2,8 @@
 //
 // A step computes T+1 passes over one set of key/value rows. Pass 0 holds for each sample [Q, bot, latents] and the teacher's tail
 // [C, prompt, A, EOS] on the same Q; pass t the latents that can still reach the result and are not final yet; pass T also the student's
-// answer [eot, prompt, A, EOS]. Within a pass the fed latents of all samples come first, then the rows that come from token ids, sample by
-// sample.
+// tail [eot, rest, prompt, A, EOS]. N and T are each sample's own: one with fewer passes ends in an earlier one. Within a pass the fed
+// latents of all samples come first, then the rows that come from token ids, sample by sample.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -11,6 +11,7 @@
 
 #include "engine/config/config.h"
 #include "engine/data/data.h"
+#include "models/recipe.h"
 
 namespace kava {
 
@@ -52,25 +53,22 @@ struct Supervised {
 };
 
 struct Layout {
-  int64_t samples = 0, latents = 0, iterations = 0;
+  int64_t samples = 0, latents = 0, iterations = 0;  // of the sample with the most
   int64_t rows = 0, live_rows = 0;
   std::vector<Pass> passes;
   std::vector<int32_t> live_of;  // step row -> live row, -1 where it is not live
   Supervised student, teacher;
-  std::vector<int32_t> trace_rows, trace_offsets{0};          // the teacher's trace tokens (step rows, all of pass 0)
-  std::vector<int32_t> query_rows, query_offsets{0};          // the teacher's answer tokens whose queries score the trace
-  std::vector<int32_t> latent_rows;                           // [B, M]: the step rows that hold the final K,V of each latent
-  std::vector<int32_t> latent_input_rows;                     // [T+1, B, M]: the step row fed with it, -1 where it was not computed
+  std::vector<int32_t> trace_rows, trace_offsets{0};  // the teacher's trace tokens (step rows, all of pass 0)
+  std::vector<int32_t> query_rows, query_offsets{0};  // the teacher's answer tokens whose queries score the trace
+  std::vector<int32_t> latent_rows;        // [B, M]: the step rows that hold the final K,V of each latent, -1 where there is none
+  std::vector<int32_t> latent_input_rows;  // [T+1, B, M]: the step row fed with it, -1 where it was not computed
   std::vector<int32_t> codi_student_rows, codi_teacher_rows;  // [B]
   std::vector<int32_t> sample_index;                          // [B]: index in the optimiser batch
 };
 
-/// Whether a layout is for training, or for decoding: then there is no teacher beside the student, and a sample's answer is the prompt.
-enum class Use { train, decode };
-
-/// The layout of one forward of the method over `samples`; first_index: index of the first of them in the optimiser batch. latents_live:
+/// The layout of one forward of the recipe over `samples`; first_index: index of the first of them in the optimiser batch. latents_live:
 /// the final hidden states of pass T's latents are wanted too, which no row of the step reads.
-Layout make_layout(const RunConfig& config, std::span<const Sample> samples, int64_t first_index, Use use = Use::train,
+Layout make_layout(const RunConfig& config, const Recipe& recipe, std::span<const Sample> samples, int64_t first_index,
                    bool latents_live = false);
 
 }  // namespace kava

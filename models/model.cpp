@@ -8,6 +8,7 @@
 #include "engine/device/host.h"
 #include "engine/files/files.h"
 #include "engine/rng.h"
+#include "models/recipe.h"
 
 namespace kava {
 
@@ -123,7 +124,7 @@ std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelC
         for (std::size_t j : targets) specs.push_back({lora_path(l, j) + ".lora_B.weight", maps[j].out, r, false, true, Start::zero});
       }
   }
-  if (!has_latents(config.method)) return specs;
+  if (!recipe_of(config).markers) return specs;
   specs.push_back({"new_tokens.weight", 3, C, false, true, Start::mean_embedding});
   if (config.latent.projection) {
     for (const char* linear : {"linear1", "linear2"}) {

@@ -6,6 +6,8 @@
 #include "engine/memory.h"
 #include "models/adapter.h"
 #include "models/contents.h"
+#include "models/decode.h"
+#include "models/recipe.h"
 #include "models/training_state.h"
 #include "models/weights.h"
 
@@ -116,7 +118,7 @@ void require_method(const OpenedModel& m, std::optional<Method> method) {
   if (m.plain())
     throw Error(Exit::usage, "--method", name + " needs a trained run, and MODEL is a plain folder",
                 "give a run directory, or --method full_cot");
-  if (has_latents(*method) && !has_latents(m.config.method))
+  if (recipe_of(decoding_config(m.config, method)).markers && !recipe_of(m.config).markers)
     throw Error(Exit::usage, "--method", fmt::format("{} needs latents, and the run's method {} has none", name, name_of(m.config.method)),
                 "give a run trained with latents");
 }

@@ -4,6 +4,7 @@
 
 #include "engine/error.h"
 #include "engine/files/files.h"
+#include "models/recipe.h"
 
 namespace kava {
 
@@ -29,6 +30,21 @@ TextModel open_text_model(const std::string& folder) {
   if (t.tokenizer && !t.eos)
     throw Error(Exit::data, folder, "names no end of sequence", "give eos_token in tokenizer_config.json or eos_token_id in config.json");
   return t;
+}
+
+SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab_size) {
+  SampleOptions options;
+  options.length = [config](const Sample& sample) { return longest_sequence(config, sample); };
+  options.drop_last_step = config.data.drop_last_step;
+  options.step_separator = config.data.step_separator;
+  options.answer_prompt = config.data.answer_prompt;
+  options.max_tokens = config.data.max_tokens;
+  options.needs_prompt = config.codi.weight > 0 || (config.kv.weight > 0 && config.rkv.queries == Queries::answer);
+  options.fraction = config.data.fraction;
+  options.seed = config.seed;
+  options.eos = eos;
+  options.vocab_size = vocab_size;
+  return options;
 }
 
 std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, int64_t* dropped) {

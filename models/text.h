@@ -21,6 +21,8 @@ struct TextModel {
 /// tokenizer_config.json, else of special_tokens_map.json, else eos_token_id of config.json (a list there alone is an error).
 TextModel open_text_model(const std::string& folder);
 
+SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab_size);
+
 /// The samples of data files, in file order; over-long ones are left out and counted.
 std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, int64_t* dropped);
 

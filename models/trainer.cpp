@@ -78,7 +78,7 @@ std::span<const Sample> Trainer::next_batch() {
 }
 
 StepLosses Trainer::gradients(std::span<const Sample> batch) {
-  const BatchTotals totals = batch_totals(model_.config, batch);
+  const BatchTotals totals = batch_totals(model_.config, recipe_of(model_.config), batch);
   const std::size_t micro = options_.micro_batch > 0 ? static_cast<std::size_t>(options_.micro_batch) : batch.size();
   StepLosses losses;
   model_.parameters.zero_grad();
@@ -113,8 +113,8 @@ StepReport Trainer::step() {
   state_.epoch = state_.step / steps_per_epoch_, state_.cursor = state_.step % steps_per_epoch_ * options_.batch;
   r.samples = state_.samples;
   r.batch_samples = static_cast<int64_t>(batch.size());
-  r.batch_tokens = token_count(model_.config.method, batch);
-  r.flops = minimum_flops(model_.config, model_.shape, batch);
+  r.batch_tokens = token_count(recipe_of(model_.config), batch);
+  r.flops = minimum_flops(model_.config, recipe_of(model_.config), model_.shape, batch);
   return r;
 }
 

@@ -10,6 +10,9 @@
 
 namespace kava {
 
+/// Whether backward follows, or tokens do.
+enum class Use { train, decode };
+
 /// Index tensors of a pass on the device.
 struct DevicePass {
   int64_t begin = 0, end = 0, live_begin = 0, live_end = 0, fed = 0;

@@ -27,7 +27,7 @@ std::optional<Validation> Validator::run(Model& model, Arena& arena, const std::
   EvalOptions options;
   options.progress = [&](int64_t, int64_t) { end_if_stopped(); };
   const std::span<const Sample> all(samples_);
-  const BatchTotals totals = batch_totals(model.config, all);
+  const BatchTotals totals = batch_totals(model.config, recipe_of(model.config), all);
   const auto at_once =
       static_cast<std::size_t>(model.config.train.micro_batch > 0 ? model.config.train.micro_batch : model.config.train.batch);
   StepLosses losses;

@@ -96,7 +96,7 @@ int inspect_step(const StepCommand& command) {
   Model model(*ops, config, text.shape);
   if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
   Arena arena(*ops);
-  const BatchTotals totals = batch_totals(config, samples);
+  const BatchTotals totals = batch_totals(config, recipe_of(config), samples);
   const int64_t micro = config.train.micro_batch > 0 ? config.train.micro_batch : static_cast<int64_t>(samples.size());
   Dump dump;
   StepLosses losses;

@@ -51,7 +51,7 @@ class Generator {
     options_.method = chosen.method;
     options_.max_new_tokens = command.model.max_new_tokens > 0 ? command.model.max_new_tokens : default_new_tokens(config_.method);
     options_.keep_latents = command.latents;
-    if (command.latents && !has_latents(config_.method))
+    if (command.latents && decoding_recipe(config_).latents == 0)
       throw Error(Exit::usage, "--latents", "method " + name_of(config_.method) + " has no latents", "give a run trained with latents");
   }
 
@@ -87,7 +87,7 @@ class Generator {
     s.prompt = static_cast<int32_t>(s.answer.size());
     if (s.question.empty())
       throw Error(Exit::data, q.where, "the question has no token of the model's vocabulary", "give another question");
-    if (prompt_length(config_, s) > kLongestPrompt)
+    if (prompt_length(decoding_recipe(config_), s) > kLongestPrompt)
       throw Error(Exit::data, q.where, fmt::format("the question has {} tokens", s.question.size()),
                   fmt::format("shorten it: at most {} in all", kLongestPrompt));
     return s;

@@ -68,7 +68,7 @@ std::string run_summary(const RunConfig& config, std::span<const Sample> samples
   for (const Sample& s : samples) {
     question += static_cast<double>(s.question.size()), trace += static_cast<double>(s.trace.size());
     answer += static_cast<double>(s.answer.size());
-    longest = std::max(longest, longest_sequence(s, config.method, config.latent.count));
+    longest = std::max(longest, longest_sequence(config, s));
   }
   const double each = 1 / static_cast<double>(n);
   const int64_t micro = config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch;

@@ -418,10 +418,6 @@ void check_together(const RunConfig& config, const Origins& given, const std::st
 
 }  // namespace
 
-bool has_latents(Method method) { return method == Method::kava || method == Method::pccot || method == Method::codi; }
-bool runs_teacher(Method method) { return method != Method::no_cot; }
-bool runs_student(Method method) { return method != Method::full_cot; }
-
 RunConfig method_defaults(Method method) {
   RunConfig config;
   config.method = method;

@@ -139,12 +139,6 @@ struct RunConfig {
   bool operator==(const RunConfig&) const = default;
 };
 
-/// True for the methods with latents (kava, pccot, codi).
-bool has_latents(Method method);
-/// True where the sequence Q C prompt A EOS is run (all but no_cot); the student's, all but full_cot.
-bool runs_teacher(Method method);
-bool runs_student(Method method);
-
 /// Reads `path` and then the arguments of --set ("a.b=VALUE", in order). Everything wrong is Error(code usage): where is FILE:LINE:COL, or
 /// "--set a.b=VALUE". Methods' defaults and fixed keys are applied. Paths become absolute: those of the file from its folder, those of
 /// --set from the working directory.

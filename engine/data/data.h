@@ -2,6 +2,7 @@
 // docs/method.md section 2).
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -52,29 +53,23 @@ struct Sample {
 };
 
 struct SampleOptions {
-  Method method = Method::kava;
-  int64_t latents = 24;
   bool drop_last_step = true;
   std::string step_separator;
   std::string answer_prompt = "The answer is:";
   int64_t max_tokens = 512;
-  bool needs_prompt = false;  // an ids row must say how long its prompt is
-  double fraction = 1.0;      // of all rows, chosen by seed before over-long ones are dropped
+  std::function<int64_t(const Sample&)> length;  // tokens of the longest sequence that is made of it; absent: none is too long
+  bool needs_prompt = false;                     // an ids row must say how long its prompt is
+  double fraction = 1.0;                         // of all rows, chosen by seed before over-long ones are dropped
   int64_t seed = 0;
   int32_t eos = 0;
   int64_t vocab_size = 0;  // ids rows must lie below it
 };
-
-SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab_size);
 
 /// Tokenises the parts alone and concatenates them; the question carries BOS if the tokenizer adds one. Samples whose longest sequence is
 /// over max_tokens are left out and counted in *dropped. Order is that of the files. Error(code data, FILE:LINE) on an id outside the
 /// vocabulary, a question without a token or a missing prompt; Error(code data, FILE) on text rows without a tokenizer.
 std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokenizer* tokenizer, const SampleOptions& options,
                                  int64_t* dropped);
-
-/// Tokens of the longest sequence that the method runs on the sample: bot, latents and eot included.
-int64_t longest_sequence(const Sample& sample, Method method, int64_t latents);
 
 /// Which of n rows are chosen, ascending: the round(fraction n), at least one, with the smallest random numbers of the seed.
 std::vector<int64_t> chosen_rows(int64_t n, double fraction, int64_t seed);

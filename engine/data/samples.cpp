@@ -52,29 +52,6 @@ uint64_t random64(Purpose purpose, int64_t seed, uint64_t index, uint64_t epoch)
 
 }  // namespace
 
-SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab_size) {
-  SampleOptions options;
-  options.method = config.method;
-  options.latents = config.latent.count;
-  options.drop_last_step = config.data.drop_last_step;
-  options.step_separator = config.data.step_separator;
-  options.answer_prompt = config.data.answer_prompt;
-  options.max_tokens = config.data.max_tokens;
-  options.needs_prompt = config.codi.weight > 0 || (config.kv.weight > 0 && config.rkv.queries == Queries::answer);
-  options.fraction = config.data.fraction;
-  options.seed = config.seed;
-  options.eos = eos;
-  options.vocab_size = vocab_size;
-  return options;
-}
-
-int64_t longest_sequence(const Sample& sample, Method method, int64_t latents) {
-  const int64_t ends = static_cast<int64_t>(sample.question.size() + sample.answer.size());
-  const int64_t teacher = runs_teacher(method) ? ends + static_cast<int64_t>(sample.trace.size()) : 0;
-  const int64_t student = runs_student(method) ? ends + (has_latents(method) ? latents + 2 : 0) : 0;
-  return std::max(teacher, student);
-}
-
 std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokenizer* tokenizer, const SampleOptions& options,
                                  int64_t* dropped) {
   int64_t total = 0;
@@ -96,7 +73,7 @@ std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokeni
                     "add tokenizer.json to it, or give rows of token ids");
       Sample sample = row.is_ids ? ids_sample(file, row, options) : text_sample(file, row, *tokenizer, prompt, options);
       sample.row = *next;
-      if (longest_sequence(sample, options.method, options.latents) > options.max_tokens) ++*dropped;
+      if (options.length && options.length(sample) > options.max_tokens) ++*dropped;
       else samples.push_back(std::move(sample));
     }
     first = end;

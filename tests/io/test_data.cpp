@@ -11,6 +11,7 @@
 #include "engine/error.h"
 #include "engine/text/tokenizer.h"
 #include "kernels/philox.h"
+#include "models/text.h"
 #include "tests/folders.h"
 
 using namespace kava;
@@ -228,7 +229,6 @@ TEST_CASE("ids rows become samples as they are") {
            "\"answer\": [6]}")};
   SampleOptions options;
   options.vocab_size = 10;
-  options.latents = 4;
   int64_t dropped = -1;
   const auto samples = make_samples(files, nullptr, options, &dropped);
   REQUIRE(samples.size() == 2);
@@ -274,18 +274,18 @@ TEST_CASE("a sample longer than max_tokens by the longest sequence of its method
   };
   const Case c = GENERATE(Case{Method::kava, 11}, Case{Method::pccot, 11}, Case{Method::codi, 11}, Case{Method::full_cot, 10},
                           Case{Method::no_cot, 5});
-  SampleOptions options;
-  options.vocab_size = 10;
-  options.latents = 4;
-  options.method = c.method;
+  RunConfig config;
+  config.method = c.method, config.latent.count = 4, config.data.max_tokens = c.longest;
+  SampleOptions options = sample_options(config, 2, 10);
+  options.needs_prompt = false;
   int64_t dropped = -1;
-  options.max_tokens = c.longest;
   CHECK(make_samples(files, nullptr, options, &dropped).size() == 1);
   CHECK(dropped == 0);
   options.max_tokens = c.longest - 1;
   CHECK(make_samples(files, nullptr, options, &dropped).empty());
   CHECK(dropped == 1);
-  options.latents = 1;  // student 8: the teacher is longer now
+  config.latent.count = 1;  // student 8: the teacher is longer now
+  options.length = sample_options(config, 2, 10).length;
   options.max_tokens = 9;
   CHECK(make_samples(files, nullptr, options, &dropped).size() == (c.method == Method::no_cot ? 1u : 0u));
 }

@@ -69,7 +69,9 @@ class StepRig {
       for (const Parameter& p : model->parameters.all()) r.gradients[p.name] = model->parameters.get(p.grad);
     return r;
   }
-  StepRun run(std::span<const Sample> batch, StepOptions options = {}) { return run(batch, batch_totals(config, batch), options); }
+  StepRun run(std::span<const Sample> batch, StepOptions options = {}) {
+    return run(batch, batch_totals(config, recipe_of(config), batch), options);
+  }
   StepRun run() { return run(samples); }
 
   RunConfig config;

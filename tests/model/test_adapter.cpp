@@ -187,7 +187,7 @@ TEST_CASE("an adapter that was written is read back to the bit") {
   CHECK(all_values(fresh) == all_values(rig));
   // Not only the values: what the products read, too.
   CHECK(fresh.run().total == rig.run().total);
-  CHECK(fs::exists(folder / "a/kava.safetensors") == has_latents(rig.config.method));
+  CHECK(fs::exists(folder / "a/kava.safetensors") == recipe_of(rig.config).markers);
   save_adapter(*fresh.model, folder / "b");
   for (const auto& entry : fs::directory_iterator(folder / "a")) {
     INFO(entry.path());

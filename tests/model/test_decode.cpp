@@ -81,9 +81,9 @@ TEST_CASE("what is generated is what teacher forcing predicts at every place") {
   StepOptions options;
   options.backward = false;
   const auto n = static_cast<int64_t>(samples.size());
-  CHECK(run_step(l.model, l.arena, samples, batch_totals(l.config, samples), options).forced_correct == n);
+  CHECK(run_step(l.model, l.arena, samples, batch_totals(l.config, recipe_of(l.config), samples), options).forced_correct == n);
   samples[0].answer[3] = (samples[0].answer[3] + 1) % static_cast<int32_t>(l.text.shape.vocab);
-  CHECK(run_step(l.model, l.arena, samples, batch_totals(l.config, samples), options).forced_correct == n - 1);
+  CHECK(run_step(l.model, l.arena, samples, batch_totals(l.config, recipe_of(l.config), samples), options).forced_correct == n - 1);
 }
 
 TEST_CASE("decoding with the cache equals running everything again for each token") {
@@ -132,7 +132,7 @@ TEST_CASE("a sample's tokens and latents are the same bytes in any batch and wit
               again[i].latents.hidden == all[i].latents.hidden && again[i].latents.top == all[i].latents.top;
     CHECK(equal);
   }
-  for (const DecodeResult& r : all) CHECK(r.latents.top.size() == (has_latents(first.config.method) ? std::size_t{5} : 0));
+  for (const DecodeResult& r : all) CHECK(r.latents.top.size() == (recipe_of(first.config).markers ? std::size_t{5} : 0));
 }
 
 TEST_CASE("forward passes are counted by the stated rule and the end of sequence is honoured on the first token too") {

@@ -290,7 +290,7 @@ TEST_CASE("a batch cut into forwards has the gradients of the whole, with the sa
   const char* dropout = GENERATE("0.0", "0.3");
   CAPTURE(dropout);
   StepRig rig({"kv.std=none", "codi.std=none", std::string("lora.dropout=") + dropout});
-  const BatchTotals totals = batch_totals(rig.config, rig.samples);
+  const BatchTotals totals = batch_totals(rig.config, recipe_of(rig.config), rig.samples);
   const StepRun whole = rig.run();
   for (const std::vector<std::size_t>& cut : {std::vector<std::size_t>{2, 3}, {1, 1, 1, 1, 1}, {4, 1}}) {
     StepRun sum;
@@ -425,7 +425,7 @@ TEST_CASE("bf16 is as near to f64 as its rounding") {
   StepRig exact(random_model(folder, joined({"lora.rank=8"}, sets)), 1, 0.05);
   StepRig rounded(random_model(folder, joined({"lora.rank=8", "model.dtype=bf16"}, sets)), 1, 0.05);
   const StepRun a = rounded.run(), b = exact.run();
-  const int64_t passes = has_latents(exact.config.method) ? exact.config.latent.iterations + 1 : 1;
+  const int64_t passes = recipe_of(exact.config).markers ? exact.config.latent.iterations + 1 : 1;
   const double bound = std::sqrt(static_cast<double>(passes * exact.text.shape.layers * 12)) / 256;
   const double x[4] = {a.losses.student_ce, a.losses.teacher_ce, a.losses.kv, a.losses.codi};
   const double y[4] = {b.losses.student_ce, b.losses.teacher_ce, b.losses.kv, b.losses.codi};

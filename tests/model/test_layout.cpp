@@ -11,6 +11,10 @@ using namespace kava;
 
 namespace {
 
+Layout layout_of(const RunConfig& config, std::span<const Sample> samples, int64_t first_index) {
+  return make_layout(config, recipe_of(config), samples, first_index);
+}
+
 // Questions, traces and answers of many lengths; every id says where it stands.
 std::vector<Sample> samples_of_lengths() {
   const std::array<int32_t, 4> lengths[] = {
@@ -112,12 +116,12 @@ RunConfig config_of(Method method, int64_t M, int64_t T, bool sharing, bool prun
 TEST_CASE("pruning runs 87 of the 96 latent rows of 24 latents in 3 iterations") {
   const std::vector<Sample> samples = samples_of_lengths();
   const auto one = std::span(samples).first(1);
-  CHECK(latent_rows(make_layout(config_of(Method::kava, 24, 3, true, false), one, 0)) == 96);
-  CHECK(latent_rows(make_layout(config_of(Method::kava, 24, 3, true, true), one, 0)) == 87);
-  CHECK(latent_rows(make_layout(config_of(Method::kava, 24, 3, true, true), samples, 7), 7) == 87 * std::ssize(samples));
-  CHECK(latent_rows(make_layout(config_of(Method::kava, 24, 0, true, true), one, 0)) == 24);
-  CHECK(latent_rows(make_layout(config_of(Method::kava, 24, 24, true, true), one, 0)) == 24);
-  CHECK(latent_rows(make_layout(config_of(Method::kava, 24, 30, true, true), one, 0)) == 24);
+  CHECK(latent_rows(layout_of(config_of(Method::kava, 24, 3, true, false), one, 0)) == 96);
+  CHECK(latent_rows(layout_of(config_of(Method::kava, 24, 3, true, true), one, 0)) == 87);
+  CHECK(latent_rows(layout_of(config_of(Method::kava, 24, 3, true, true), samples, 7), 7) == 87 * std::ssize(samples));
+  CHECK(latent_rows(layout_of(config_of(Method::kava, 24, 0, true, true), one, 0)) == 24);
+  CHECK(latent_rows(layout_of(config_of(Method::kava, 24, 24, true, true), one, 0)) == 24);
+  CHECK(latent_rows(layout_of(config_of(Method::kava, 24, 30, true, true), one, 0)) == 24);
 }
 
 TEST_CASE("every row of a step sees each position up to its own once, and has its own dropout key") {
@@ -127,7 +131,7 @@ TEST_CASE("every row of a step sees each position up to its own once, and has it
   CAPTURE(name_of(method), M, T, sharing, pruning);
   const std::vector<Sample> samples = samples_of_lengths();
   const RunConfig config = config_of(method, M, T, sharing, pruning);
-  const Layout layout = make_layout(config, samples, 3);
+  const Layout layout = layout_of(config, samples, 3);
   const std::vector<RowFacts> rows = facts_of(layout, 3);
   for (std::size_t t = 0; t < layout.passes.size(); ++t) {
     check_sight(layout, rows, layout.passes[t], static_cast<int64_t>(t), false);
@@ -145,7 +149,7 @@ TEST_CASE("rows whose hidden state is read are live, and a question's others are
   const bool sharing = GENERATE(true, false), pruning = GENERATE(true, false);
   CAPTURE(M, T, sharing, pruning);
   const std::vector<Sample> samples = samples_of_lengths();
-  const Layout layout = make_layout(config_of(Method::kava, M, T, sharing, pruning), samples, 0);
+  const Layout layout = layout_of(config_of(Method::kava, M, T, sharing, pruning), samples, 0);
   const std::vector<RowFacts> rows = facts_of(layout, 0);
   // Live rows are numbered in the order of rows, pass by pass.
   int32_t live = 0;
@@ -177,7 +181,7 @@ TEST_CASE("predictions, matched rows and queries are those of the method") {
   const std::vector<Sample> samples = samples_of_lengths();
   RunConfig config = config_of(Method::kava, M, T, sharing, pruning);
   config.rkv.queries = queries;
-  const Layout layout = make_layout(config, samples, 0);
+  const Layout layout = layout_of(config, samples, 0);
   const std::vector<RowFacts> rows = facts_of(layout, 0);
   std::vector<int32_t> row_of_live(static_cast<std::size_t>(layout.live_rows));
   for (std::size_t r = 0; r < rows.size(); ++r)

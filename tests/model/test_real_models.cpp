@@ -39,7 +39,7 @@ TEST_CASE("stories260k continues and scores its golden text") {
   Dump dump;
   StepOptions step;
   step.backward = false, step.dump = &dump;
-  run_step(model, arena, std::span(&sample, 1), batch_totals(config, std::span(&sample, 1)), step);
+  run_step(model, arena, std::span(&sample, 1), batch_totals(config, recipe_of(config), std::span(&sample, 1)), step);
   const DumpTensor& logits = dump.at("logits.teacher");
   for (const auto& [place, expected] : golden.at("logits_at_position").items()) {
     const auto row = static_cast<std::size_t>(std::stoll(place));

@@ -386,7 +386,7 @@ TEST_CASE("validation reports exact match by decoding, teacher-forced accuracy a
     CHECK(after.values.at("strict") == 1);
     CHECK(after.score == 1);
     // Pass T and the prompt are one, where there are latents.
-    CHECK(after.values.at("passes") == Approx(after.values.at("passes_merged") + has_latents(run.config.method)));
+    CHECK(after.values.at("passes") == Approx(after.values.at("passes_merged") + recipe_of(run.config).markers));
     CHECK(!validator.run(*run.model, arena, [] { return true; }));
   }
 }
@@ -407,13 +407,13 @@ TEST_CASE("the minimum FLOPs of a step agree with the published arithmetic") {
   RunConfig config;
   const ModelConfig m = llama_1b();
   const std::vector<Sample> one = {of_lengths(46, 13, 6)};
-  const double flops = minimum_flops(config, m, one);
+  const double flops = minimum_flops(config, recipe_of(config), m, one);
   CHECK(flops == Approx(665e9).epsilon(0.02));  // at the mean lengths 45.6 / 12.6 / 6.3
   const std::vector<Sample> two = {one[0], one[0]};
-  CHECK(minimum_flops(config, m, two) == Approx(2 * flops).epsilon(1e-12));
+  CHECK(minimum_flops(config, recipe_of(config), m, two) == Approx(2 * flops).epsilon(1e-12));
   RunConfig plain = config;
   plain.step.prefix_sharing = plain.step.prune_latents = false;
-  CHECK(minimum_flops(plain, m, one) == flops);
+  CHECK(minimum_flops(plain, recipe_of(plain), m, one) == flops);
 
   // no_cot with all weights trained: n rows of one causal sequence, everything by hand.
   RunConfig all;
@@ -422,9 +422,9 @@ TEST_CASE("the minimum FLOPs of a step agree with the published arithmetic") {
                live = 7;  // live: the last question row and 6 answer rows
   const double inner = n * 6 * (q + kv + rest) + 14 * C * n * (n + 1) / 2;
   const double last = n * 6 * kv + live * 6 * (q + rest) + 14 * C * (n * (n + 1) / 2 - 45.0 * 46 / 2);
-  CHECK(minimum_flops(all, m, one) == Approx(15 * inner + last + 6 * 6 * 128256 * C).epsilon(1e-9));
-  CHECK(token_count(Method::kava, one) == 65);
-  CHECK(token_count(Method::no_cot, one) == 52);
+  CHECK(minimum_flops(all, recipe_of(all), m, one) == Approx(15 * inner + last + 6 * 6 * 128256 * C).epsilon(1e-9));
+  CHECK(token_count(recipe_of(config), one) == 65);
+  CHECK(token_count({.student = true}, one) == 52);
 }
 
 TEST_CASE("memory is planned from the run's largest forward and the remedy names what fits") {
@@ -434,12 +434,13 @@ TEST_CASE("memory is planned from the run's largest forward and the remedy names
   const std::vector<Sample> four = largest_forward(run.config, run.samples, 4), one = largest_forward(run.config, run.samples, 1);
   CHECK(four.size() == 4);
   REQUIRE(one.size() == 1);
-  for (const Sample& s : run.samples) CHECK(token_count(Method::kava, std::span(&s, 1)) <= token_count(Method::kava, one));
+  for (const Sample& s : run.samples)
+    CHECK(token_count(recipe_of(run.config), std::span(&s, 1)) <= token_count(recipe_of(run.config), one));
   const int64_t large = step_bytes(planned, four), small = step_bytes(planned, one);
   CHECK(large > 2 * small);
   // The real step takes what was planned, but for the temporaries of the ops.
   Arena arena(*run.ops);
-  run_step(*run.model, arena, four, batch_totals(run.config, four), {});
+  run_step(*run.model, arena, four, batch_totals(run.config, recipe_of(run.config), four), {});
   CHECK(arena.peak_bytes() >= large);
   CHECK(arena.peak_bytes() < large + (int64_t{1} << 20));
 
