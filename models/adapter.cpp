@@ -6,6 +6,7 @@
 #include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "engine/files/safetensors.h"
+#include "models/peft_config.h"
 #include "models/recipe.h"
 
 namespace kava {
@@ -46,64 +47,6 @@ void load_file(Model& model, const std::string& path, Belongs belongs) {
   for (const TensorInfo& t : file.tensors())
     if (!model.parameters.find(t.name) || !belongs(t.name))
       mismatch(path, fmt::format("tensor {} is not part of this run's trainables", escaped(t.name)));
-}
-
-void check_number(const Json& json, const std::string& path, const char* key, double wanted, const char* config_key) {
-  auto it = json.find(key);
-  if (it == json.end() || !it->is_number()) mismatch(path, fmt::format("{} is missing or no number", key));
-  if (it->get<double>() != wanted) mismatch(path, fmt::format("{} = {} contradicts {} = {}", key, escaped(it->dump()), config_key, wanted));
-}
-
-void check_adapter_config(const RunConfig& config, const std::string& path) {
-  const Json json = read_json(path, std::size_t{1} << 20);
-  if (!json.is_object()) mismatch(path, "not a JSON object");
-  if (json.value("peft_type", Json()) != "LORA") mismatch(path, "peft_type is not \"LORA\"");
-  check_number(json, path, "r", static_cast<double>(config.lora.rank), "lora.rank");
-  check_number(json, path, "lora_alpha", config.lora.alpha, "lora.alpha");
-  auto targets = json.find("target_modules");
-  std::set<std::string> found, wanted(config.lora.targets.begin(), config.lora.targets.end());
-  if (targets == json.end() || !targets->is_array()) mismatch(path, "target_modules is missing or no list");
-  for (const Json& t : *targets) {
-    if (!t.is_string()) mismatch(path, "target_modules holds something that is no string");
-    found.insert(t.get<std::string>());
-  }
-  if (found != wanted)
-    mismatch(path, fmt::format("target_modules = {} contradicts lora.targets = {}", escaped(targets->dump(), 200),
-                               escaped(Json(wanted).dump(), 200)));
-  auto off = [](const Json& v) {
-    return v.is_null() || v == false || v == "" || v == "none" || ((v.is_array() || v.is_object()) && v.empty());
-  };
-  for (const char* key : {"use_rslora",
-                          "use_dora",
-                          "rank_pattern",
-                          "alpha_pattern",
-                          "layers_to_transform",
-                          "layers_pattern",
-                          "modules_to_save",
-                          "fan_in_fan_out",
-                          "trainable_token_indices",
-                          "layer_replication",
-                          "bias",
-                          "lora_bias",
-                          "exclude_modules",
-                          "use_qalora",
-                          "target_parameters",
-                          "megatron_config",
-                          "corda_config",
-                          "eva_config",
-                          "alora_invocation_tokens",
-                          "use_bdlora",
-                          "arrow_config",
-                          "kasa_config",
-                          "velora_config",
-                          "monteclora_config",
-                          "lora_ga_config"})
-    if (auto it = json.find(key); it != json.end() && !off(*it))
-      mismatch(path, fmt::format("{} = {} is not supported", key, escaped(it->dump())));
-  // The other ways to begin (pissa, olora, ...) take their start from the base's weights, which PEFT does again when it loads the adapter.
-  const Json start = json.value("init_lora_weights", Json(true));
-  if (!start.is_boolean() && !start.is_null() && start != "gaussian" && start != "orthogonal" && start != "eva")
-    mismatch(path, fmt::format("init_lora_weights = {} is not supported", escaped(start.dump())));
 }
 
 Json adapter_config(const Model& model) {
@@ -151,10 +94,39 @@ FileTensors collect(const Model& model, Belongs belongs) {
 
 std::string path_in(const std::string& folder, const char* name) { return (fs::path(folder) / name).string(); }
 
-void copy_base_files(const Model& model, const std::string& folder) {
-  for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}) {
-    const std::string from = path_in(model.config.model.path, name);
-    if (is_there(from)) write_file(path_in(folder, name), read_file(from, std::size_t{256} << 20));
+// What a written model folder takes from the base as it is, by names in it.
+std::vector<std::string> copied_files(const fs::path& base) {
+  std::vector<std::string> names;
+  for (const char* name : {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                           "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.json", "chat_template.jinja"})
+    if (is_there(base / name)) names.push_back(name);
+  std::error_code failed;
+  const std::string templates = "additional_chat_templates";
+  for (fs::directory_iterator entry(base / templates, failed), end; !failed && entry != end; entry.increment(failed))
+    if (entry->path().extension() == ".jinja") names.push_back(templates + "/" + entry->path().filename().string());
+  return names;
+}
+
+// The base's config.json for weights in F32: transformers loads them in the type that it names, as "dtype" in version 5 and as
+// "torch_dtype" in version 4.
+std::string config_of_written(const fs::path& base) {
+  Json config = read_json((base / "config.json").string());
+  config["dtype"] = config["torch_dtype"] = "float32";
+  return config.dump(2) + "\n";
+}
+
+void make_folder(const fs::path& folder) {
+  std::error_code failed;
+  fs::create_directories(folder, failed);
+  if (failed) throw Error(Exit::write, folder.string(), "could not make the folder: " + failed.message(), "choose another --out");
+}
+
+void write_base_files(const Model& model, const fs::path& folder) {
+  const fs::path base = model.config.model.path;
+  write_file((folder / "config.json").string(), config_of_written(base));
+  for (const std::string& name : copied_files(base)) {
+    make_folder((folder / name).parent_path());
+    write_file((folder / name).string(), read_file((base / name).string(), std::size_t{256} << 20));
   }
 }
 
@@ -175,7 +147,7 @@ void load_adapter(Model& model, const std::string& folder) {
         shape.heads != model.shape.heads || shape.kv_heads != model.shape.kv_heads || shape.tied != model.shape.tied)
       mismatch(shape.source, "describes another model than " + model.shape.source);
   } else {
-    check_adapter_config(model.config, path_in(folder, "adapter_config.json"));
+    check_peft_config(model.config, model.shape.layers, path_in(folder, "adapter_config.json"));
     load_file(model, path_in(folder, "adapter_model.safetensors"), is_lora_tensor);
   }
   const std::string extra = path_in(folder, "kava.safetensors");
@@ -185,11 +157,9 @@ void load_adapter(Model& model, const std::string& folder) {
 }
 
 void save_adapter(const Model& model, const std::string& folder) {
-  std::error_code failed;
-  fs::create_directories(folder, failed);
-  if (failed) throw Error(Exit::write, folder, "could not make the folder: " + failed.message(), "choose another --out");
+  make_folder(folder);
   if (model.config.train.trainable == Trainable::all) {
-    copy_base_files(model, folder);
+    write_base_files(model, folder);
     FileTensors weights = collect(model, [](const std::string& name) { return !is_kava_tensor(name); });
     write_safetensors(path_in(folder, "model.safetensors"), weights.tensors);
   } else {

@@ -86,16 +86,22 @@ class Keys {
   std::string source_, prefix_;
 };
 
+// Whether a layer of a Qwen2 with use_sliding_window slides: by layer_types, else those from max_window_layers on.
+bool layer_slides(const Keys& keys, const ModelConfig& c) {
+  if (keys.has("layer_types") || (keys.given("sliding_window") && !keys.has("sliding_window"))) return false;  // layer_types: checked below
+  const std::int64_t first = keys.has("max_window_layers") ? keys.integer("max_window_layers", 0, kLargestSize - 1) : 28;
+  return first < c.layers;
+}
+
 void refuse_unsupported(const Keys& keys, const ModelConfig& c) {
-  keys.allow_only("hidden_act", {"silu"});
+  keys.allow_only("hidden_act", {"silu", "swish"});
   // transformers gives Qwen2 its biases whatever this key says.
   if (c.family == "llama") keys.allow_only("attention_bias", {false});
   keys.allow_only("mlp_bias", {false});
-  keys.allow_only("use_sliding_window", {false});
+  if (keys.flag_or("use_sliding_window", false) && (c.family != "qwen2" || layer_slides(keys, c))) keys.unsupported("use_sliding_window");
   keys.allow_only("partial_rotary_factor", {1});
   keys.allow_only("rope_interleaved", {false});
   keys.allow_only("pretraining_tp", {1});
-  keys.allow_only("attention_dropout", {0});
   for (const char* key : {"quantization_config", "per_layer_config"})
     if (keys.has(key)) keys.unsupported(key);
   if (const Json* types = keys.find("layer_types")) {
@@ -106,10 +112,10 @@ void refuse_unsupported(const Keys& keys, const ModelConfig& c) {
         keys.fail("layer_types", "with " + escaped(type.dump(-1, ' ', true), 60) + " is not supported", "use a model with full attention");
   }
   if (const Json* names = keys.find("architectures")) {
-    const std::string expected = c.family == "llama" ? "LlamaForCausalLM" : "Qwen2ForCausalLM";
+    const std::string family = c.family == "llama" ? "Llama" : "Qwen2";
     if (!names->is_array()) keys.fail("architectures", "must be a list");
     for (const Json& name : *names)
-      if (name != expected) keys.unsupported("architectures");
+      if (name != family + "ForCausalLM" && name != family + "Model") keys.unsupported("architectures");
   }
 }
 
@@ -131,8 +137,9 @@ void read_rope(const Keys& keys, ModelConfig& c) {
     const char* type_key = rope.has("rope_type") ? "rope_type" : "type";
     if (!rope.has(type_key) && rope.has("factor")) rope.fail("rope_type", "is missing", "get the whole config.json again");
     const std::string type = rope.text_or(type_key, "default");
-    if (type != "default" && type != "llama3") rope.unsupported(type_key);
-    if (type == "default") return;
+    // Positions divided by 1 are the same positions.
+    if (type == "default" || (type == "linear" && rope.has("factor") && rope.number_or("factor", 0) == 1)) return;
+    if (type != "llama3") rope.unsupported(type_key);
     for (const char* key : {"factor", "low_freq_factor", "high_freq_factor"})
       if (!rope.has(key)) rope.fail(key, "is missing", "get the whole config.json again");
     constexpr double kLargestFactor = 1e6;
@@ -207,8 +214,16 @@ ModelConfig ModelConfig::load(const std::string& folder) {
   c.tied = keys.flag_or("tie_word_embeddings", false);
   c.qkv_bias = c.family == "qwen2";
   c.norm_eps = keys.positive_or("rms_norm_eps", 1e-6, 1);
+  c.attention_dropout = keys.number_or("attention_dropout", 0);
+  if (!(c.attention_dropout >= 0 && c.attention_dropout < 1)) keys.fail("attention_dropout", "must be at least 0 and below 1");
   c.initializer_range = keys.positive_or("initializer_range", 0.02, 1);
   return c;
+}
+
+void ModelConfig::require_for_training() const {
+  if (attention_dropout != 0)
+    throw Error(Exit::usage, source, fmt::format("attention_dropout = {} is not supported in training", attention_dropout),
+                "set it to 0: the base then trains without it");
 }
 
 }  // namespace kava

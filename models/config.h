@@ -23,6 +23,7 @@ struct ModelConfig {
   double rope_theta = 0;
   RopeScaling rope;
   double initializer_range = 0;
+  double attention_dropout = 0;
   std::int64_t max_positions = 0;
   std::vector<std::int64_t> eos_ids;  // empty where config.json names none
   bool eos_is_list = false;
@@ -33,6 +34,9 @@ struct ModelConfig {
   /// be there. Error(code data) on a value out of range and, by name, on an option that changes the function and is not supported. All
   /// products of sizes that a model needs fit in 2^40.
   static ModelConfig load(const std::string& folder);
+
+  /// Error(code usage) where the file asks for something that only decoding does without.
+  void require_for_training() const;
 };
 
 }  // namespace kava

@@ -78,11 +78,11 @@ class Evaluation {
         options_(options),
         config_(decoding_config(model.config, options.method)),
         recipe_(decoding_recipe(config_)) {
+    result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(config_.method, longest_gold());
     if (options.limit > 0 && options.limit < static_cast<int64_t>(file_.rows.size()))
       file_.rows.resize(static_cast<std::size_t>(options.limit));
     result_.method = config_.method;
     result_.format = file.format;
-    result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(config_.method);
     result_.scorers = scorers_for(recipe_, file.format, text.tokenizer.has_value());
   }
 
@@ -108,6 +108,19 @@ class Evaluation {
   }
 
  private:
+  // Tokens of a gold answer and EOS.
+  int64_t gold_tokens(const Row& row) const {
+    if (!row.is_ids) return text_.tokenizer ? static_cast<int64_t>(text_.tokenizer->encode(row.answer).size()) + 1 : 0;
+    const auto answer = static_cast<int64_t>(row.answer_ids.size()) - row.prompt.value_or(0);
+    return answer + (text_.eos && row.answer_ids.back() == *text_.eos ? 0 : 1);
+  }
+
+  int64_t longest_gold() const {
+    int64_t longest = 0;
+    for (const Row& row : file_.rows) longest = std::max(longest, gold_tokens(row));
+    return longest;
+  }
+
   // Of every row: none is dropped here.
   std::vector<Sample> all_samples() const {
     SampleOptions o = sample_options(config_, text_.eos.value_or(-1), text_.shape.vocab);
@@ -135,6 +148,7 @@ class Evaluation {
     EvalRecord& r = result_.records[i];
     const Row& row = file_.rows[i];
     r.passes = decoded.passes, r.passes_merged = decoded.passes_merged, r.hit_limit = decoded.hit_limit;
+    r.gold_over = gold_tokens(row) > result_.max_new_tokens;
     r.correct.assign(result_.scorers.size(), false);
     const bool lost = r.too_long || (r.hit_limit && !recipe_.forced);
     if (row.is_ids) return judge_ids(r, sample, decoded.ids, lost);
@@ -200,7 +214,14 @@ int64_t EvalResult::too_long() const {
   return count_of(*this, [](const EvalRecord& r) { return r.too_long; });
 }
 
-int64_t default_new_tokens(Method method) { return method == Method::full_cot ? 256 : 10; }
+int64_t EvalResult::golds_over() const {
+  return count_of(*this, [](const EvalRecord& r) { return r.gold_over; });
+}
+
+int64_t default_new_tokens(Method method, int64_t longest_gold) {
+  if (method == Method::full_cot) return 256;
+  return longest_gold == 0 ? 32 : std::clamp<int64_t>(longest_gold, 10, kLongestPrompt);
+}
 
 EvalResult evaluate(Model& model, Arena& arena, const TextModel& text, const RowFile& file, const EvalOptions& options) {
   return Evaluation(model, arena, text, file, options).run();
@@ -224,17 +245,10 @@ Json to_json(const EvalResult& result) {
                        {"hit_limit", r.hit_limit},
                        {"too_long", r.too_long}});
   }
-  return {{"method", name_of(result.method)},
-          {"format", name_of(result.format)},
-          {"max_new_tokens", result.max_new_tokens},
-          {"questions", result.count()},
-          {"accuracy", std::move(accuracy)},
-          {"correct", std::move(correct)},
-          {"passes", result.passes()},
-          {"passes_merged", result.passes_merged()},
-          {"limit_hits", result.limit_hits()},
-          {"too_long", result.too_long()},
-          {"records", std::move(records)}};
+  return {{"method", name_of(result.method)}, {"format", name_of(result.format)},        {"max_new_tokens", result.max_new_tokens},
+          {"questions", result.count()},      {"accuracy", std::move(accuracy)},         {"correct", std::move(correct)},
+          {"passes", result.passes()},        {"passes_merged", result.passes_merged()}, {"limit_hits", result.limit_hits()},
+          {"too_long", result.too_long()},    {"golds_over_limit", result.golds_over()}, {"records", std::move(records)}};
 }
 
 }  // namespace kava

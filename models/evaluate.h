@@ -19,7 +19,7 @@ struct EvalOptions {
   std::optional<Method> method;  // in place of the model's
   int64_t limit = 0;             // the first rows of the file; 0: all
   int64_t batch = kDecodeBatch;
-  int64_t max_new_tokens = 0;  // 0: 10, for full_cot 256
+  int64_t max_new_tokens = 0;  // 0: default_new_tokens of the whole file's longest gold answer
   std::function<void(int64_t done, int64_t total)> progress;
 };
 
@@ -29,6 +29,7 @@ struct EvalRecord {
   int64_t passes = 0, passes_merged = 0;
   bool hit_limit = false;  // for full_cot this makes it wrong
   bool too_long = false;   // over kLongestPrompt: not run, wrong
+  bool gold_over = false;  // the gold answer and EOS need more than max_new_tokens
 };
 
 struct EvalResult {
@@ -46,10 +47,12 @@ struct EvalResult {
   double passes_merged() const;
   int64_t limit_hits() const;
   int64_t too_long() const;
+  int64_t golds_over() const;
 };
 
-/// The most new tokens when none are asked for.
-int64_t default_new_tokens(Method method);
+/// The most new tokens when none are asked for: 256 where the model writes the prompt itself, else what the longest gold answer and EOS
+/// need, from 10 to kLongestPrompt; 32 where there is no gold answer (0).
+int64_t default_new_tokens(Method method, int64_t longest_gold);
 
 /// Error(code data, FILE:LINE) for a row that cannot be decoded: an id outside the vocabulary, no token in the question, no "prompt" where
 /// the method needs it; Error(code data, FILE) for rows of text without a tokenizer.

@@ -184,10 +184,13 @@ void RunFolder::set_links(const TrainingState& state) {
 void RunFolder::publish_adapter(const Checkpoint& checkpoint) {
   const std::string prefix = "adapter/";
   std::error_code failed;
-  fs::create_directories(path_ / "adapter", failed);
-  if (failed) write_failed(path_ / "adapter", failed.value());
-  for (const ManifestFile& file : checkpoint.manifest.files)
-    if (file.name.starts_with(prefix) && !same_file(path_ / file.name, file)) copy_durably(checkpoint.path / file.name, path_ / file.name);
+  for (const ManifestFile& file : checkpoint.manifest.files) {
+    if (!file.name.starts_with(prefix)) continue;
+    const fs::path folder = (path_ / file.name).parent_path();
+    fs::create_directories(folder, failed);
+    if (failed) write_failed(folder, failed.value());
+    if (!same_file(path_ / file.name, file)) copy_durably(checkpoint.path / file.name, path_ / file.name);
+  }
 }
 
 }  // namespace kava

@@ -16,7 +16,8 @@ bool raw_match(std::string_view text, std::string_view gold);
 /// The last numbers of both texts are equal as doubles (CODI's test).
 bool codi_match(std::string_view text, std::string_view gold);
 
-/// For a written chain of thought: the first number after the last "The answer is:" or "####" equals the last number of gold.
+/// For a written chain of thought: the first number after the last "The answer is:" or "####" equals the last number of gold. Here and in
+/// gsm_hard_match a sign (- or U+2212), blanks, a currency sign and digits are one number.
 bool gsm8k_match(std::string_view text, std::string_view gold);
 
 /// GSM-Hard: the last numbers differ by at most 1e-6 of gold's magnitude, since its targets are doubles up to 9.3e12.

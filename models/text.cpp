@@ -9,14 +9,12 @@
 namespace kava {
 
 TextModel open_text_model(const std::string& folder) {
-  TextModel t{folder, ModelConfig::load(folder), std::nullopt, std::nullopt};
+  TextModel t{folder, ModelConfig::load(folder), std::nullopt, std::nullopt, ""};
   const std::filesystem::path file = std::filesystem::path(folder) / "tokenizer.json";
   if (is_there(file)) {
     t.tokenizer = Tokenizer::load(folder);
-    // Ids of the embedding must reach all tokens that text can become.
-    if (t.tokenizer->size() > t.shape.vocab)
-      throw Error(Exit::data, file.string(), fmt::format("has {} tokens, but vocab_size is {}", t.tokenizer->size(), t.shape.vocab),
-                  "use the tokenizer that belongs to the model");
+    t.tokenizer->require_ids_below(t.shape.vocab, folder);
+    t.note = t.tokenizer->note();
     if (const std::optional<std::string> name = t.tokenizer->eos_token()) {
       t.eos = t.tokenizer->id_of(*name);
       if (!t.eos)

@@ -15,10 +15,11 @@ struct TextModel {
   ModelConfig shape;
   std::optional<Tokenizer> tokenizer;  // absent where the folder has no tokenizer.json: then only `ids` rows can be read
   std::optional<int32_t> eos;          // absent only without a tokenizer and without eos_token_id in config.json
+  std::string note;                    // a line for the user where the folder's files disagree; mostly empty
 };
 
-/// Reads config.json and, where there is one, the tokenizer of a model folder; no weights. The end of sequence is eos_token of
-/// tokenizer_config.json, else of special_tokens_map.json, else eos_token_id of config.json (a list there alone is an error).
+/// Reads config.json and, where there is one, the tokenizer of a model folder; no weights. The end of sequence is the tokenizer's
+/// eos_token, else eos_token_id of config.json (a list there alone is an error).
 TextModel open_text_model(const std::string& folder);
 
 SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab_size);

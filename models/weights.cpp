@@ -23,7 +23,11 @@ constexpr std::size_t kLargestIndex = std::size_t{64} << 20;
 
 std::string named(const std::string& tensor) { return "tensor \"" + escaped(tensor, 200) + "\""; }
 
-bool ignored(const std::string& name) { return name.starts_with("model.") && name.ends_with("rotary_emb.inv_freq"); }
+constexpr std::string_view kModelPrefix = "model.";
+
+bool ignored(const std::string& name) {
+  return (name.starts_with(kModelPrefix) || name.starts_with("layers.")) && name.ends_with("rotary_emb.inv_freq");
+}
 
 // The shards of an index, by file name, each with the tensors that it must hold.
 std::map<std::string, std::set<std::string>> read_index(const std::string& path) {
@@ -121,13 +125,17 @@ WeightFiles WeightFiles::open(const std::string& folder, const ModelConfig& conf
       if (!ignored(t.name) && !found.emplace(t.name, std::pair{&file, &t}).second)
         fail(file.path(), named(t.name) + " is in two files", "get the folder again");
 
+  // A model without a head is saved with the names of its own tensors.
+  weights.bare_names_ = std::ranges::none_of(found, [](const auto& entry) { return entry.first.starts_with(kModelPrefix); });
+  // A head that is tied may be what is stored of the two.
+  weights.head_alone_ = config.tied && found.contains(kHead) && !found.contains(weights.name_in_file(kEmbedding));
   for (const WeightSpec& spec : weight_specs(config)) {
-    const auto at = found.find(spec.name);
+    const auto at = found.find(weights.name_in_file(spec.name));
     if (at == found.end()) fail(folder, named(spec.name) + " is missing", "get the weights again");
     check_tensor(at->second.first->path(), spec, *at->second.second);
     if (spec.name != kEmbedding) found.erase(at);
   }
-  const auto embedding = found.extract(kEmbedding).mapped();
+  const auto embedding = found.extract(weights.name_in_file(kEmbedding)).mapped();
   if (const auto head = found.find(kHead); config.tied && head != found.end()) {
     const auto& [file, tensor] = head->second;
     if (!same_bytes(*file, *tensor, *embedding.first, *embedding.second))
@@ -141,6 +149,11 @@ WeightFiles WeightFiles::open(const std::string& folder, const ModelConfig& conf
   return weights;
 }
 
+std::string WeightFiles::name_in_file(const std::string& name) const {
+  if (head_alone_ && name == kEmbedding) return kHead;
+  return bare_names_ && name.starts_with(kModelPrefix) ? name.substr(kModelPrefix.size()) : name;
+}
+
 const SafetensorsFile& WeightFiles::file_of(const std::string& name) const {
   for (const SafetensorsFile& file : files_)
     if (file.find(name)) return file;
@@ -148,8 +161,9 @@ const SafetensorsFile& WeightFiles::file_of(const std::string& name) const {
 }
 
 void WeightFiles::read(const WeightSpec& spec, void* out, DType type) const {
-  const SafetensorsFile& file = file_of(spec.name);
-  const TensorInfo& tensor = *file.find(spec.name);
+  const std::string name = name_in_file(spec.name);
+  const SafetensorsFile& file = file_of(name);
+  const TensorInfo& tensor = *file.find(name);
   KAVA_CHECK(tensor.count() == spec.rows * spec.cols, "{} read as [{}, {}]", spec.name, spec.rows, spec.cols);
   file.read_as(tensor, type, out, true);
 }

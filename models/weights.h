@@ -24,7 +24,8 @@ std::vector<WeightSpec> weight_specs(const ModelConfig& config);
 class WeightFiles {
  public:
   /// Reads headers only. Error(code data) naming the tensor when one is missing, extra, of another shape or of a dtype that is not F64,
-  /// F32, F16 or BF16. A lm_head.weight that is bitwise the embedding is accepted where the head is tied; rotary_emb.inv_freq is ignored.
+  /// F32, F16 or BF16. A lm_head.weight that is bitwise the embedding is accepted where the head is tied; rotary_emb.inv_freq is
+  /// ignored. Names may lack "model." (a model saved without its head), and a tied lm_head.weight may stand for the embedding.
   static WeightFiles open(const std::string& folder, const ModelConfig& config);
 
   /// out: rows * cols elements of `type` (f32, f64 or bf16), each rounded once to nearest even. Error(code data) naming the tensor where a
@@ -38,7 +39,10 @@ class WeightFiles {
  private:
   const SafetensorsFile& file_of(const std::string& name) const;
 
+  std::string name_in_file(const std::string& name) const;
+
   std::vector<SafetensorsFile> files_;
+  bool bare_names_ = false, head_alone_ = false;
 };
 
 }  // namespace kava

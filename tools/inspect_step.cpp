@@ -15,6 +15,7 @@
 #include "models/footprint.h"
 #include "models/kava.h"
 #include "models/text.h"
+#include "models/traces.h"
 #include "tools/device.h"
 
 namespace kava {
@@ -87,9 +88,14 @@ int inspect_step(const StepCommand& command) {
   require_no_input("--out", command.out, inputs);
   require_writable("--out", command.out);
   const TextModel text = open_text_model(config.model.path);
+  text.shape.require_for_training();
+  if (!text.note.empty()) fmt::print(stderr, "{}\n", text.note);
   int64_t dropped = 0;
-  std::vector<Sample> samples = read_samples(text, config, read_train_files(config), &dropped);
+  const std::vector<RowFile> files = read_train_files(config);
+  std::vector<Sample> samples = read_samples(text, config, files, &dropped);
+  if (dropped > 0) fmt::print(stderr, "{} rows are longer than data.max_tokens = {} and left out\n", dropped, config.data.max_tokens);
   if (samples.empty()) throw Error(Exit::data, escaped(config.data.train[0].path, 4096), "no row is left", "raise data.max_tokens");
+  if (const std::string note = require_traces(config, files, samples); !note.empty()) fmt::print(stderr, "{}\n", note);
   if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));
 
   require_memory(config, text.shape, samples, available_memory());

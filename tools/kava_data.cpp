@@ -16,6 +16,7 @@
 #include "engine/data/synth.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
+#include "tools/choice_option.h"
 #include "tools/command.h"
 
 namespace {
@@ -135,11 +136,12 @@ void print_summary(const RowFile& file, std::optional<int64_t> modulo) {
     fmt::print("  and {} more\n", equations.fail - static_cast<int64_t>(equations.first_false.size()));
 }
 
-int check(const std::vector<std::string>& paths, const std::vector<std::string>& against, std::optional<int64_t> modulo) {
+int check(const std::vector<std::string>& paths, const std::vector<std::string>& against, std::optional<DataFormat> format,
+          std::optional<int64_t> modulo) {
   std::vector<RowFile> files, others;
-  for (const std::string& path : paths) print_summary(files.emplace_back(read_rows(path)), modulo);
+  for (const std::string& path : paths) print_summary(files.emplace_back(read_rows(path, format)), modulo);
   if (against.empty()) return 0;
-  for (const std::string& path : against) print_summary(others.emplace_back(read_rows(path)), modulo);
+  for (const std::string& path : against) print_summary(others.emplace_back(read_rows(path, format)), modulo);
 
   std::unordered_set<std::string> questions, traces;
   for (const RowFile& file : others)
@@ -190,13 +192,15 @@ int main(int argc, char** argv) {
   check_command->footer("Example:\n  kava_data check train.txt --against test.txt");
   check_command->add_option("FILE", files, "Data files")->required();
   check_command->add_option("--against", against, "Files with which FILE should share no question and no trace");
+  std::optional<std::string> format;
+  check_command->add_option("--format", format, "The form of all files, where it is not recognised: " + format_words());
   check_command->add_option("--modulo", modulo, "Equations hold modulo this number")->check(CLI::Range(int64_t{1}, int64_t{1'000'000'000}));
 
   for (const char* name : {"stats", "convert"}) app.add_subcommand(name, "Not built yet")->allow_extras();
 
   return command_main(argc, argv, app, [&] {
     if (*synth_command) return synth(options, out);
-    if (*check_command) return check(files, against, modulo);
+    if (*check_command) return check(files, against, choice_option<DataFormat>("--format", format), modulo);
     if (app.get_subcommands().empty())
       throw Error(Exit::usage, "kava_data", "no command given", "use synth or check; see kava_data --help");
     throw Error(Exit::usage, "kava_data", app.get_subcommands().front()->get_name() + " is not built yet", "use synth or check");

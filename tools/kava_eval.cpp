@@ -9,6 +9,7 @@
 #include "engine/files/files.h"
 #include "engine/files/paths.h"
 #include "models/evaluate.h"
+#include "tools/choice_option.h"
 #include "tools/command.h"
 #include "tools/compare.h"
 #include "tools/model_options.h"
@@ -21,7 +22,7 @@ namespace fs = std::filesystem;
 
 struct EvalCommand {
   ModelOptions model;
-  std::optional<std::string> out;
+  std::optional<std::string> out, format;
   std::vector<std::string> data;
   int64_t limit = 0, batch = kDecodeBatch;
   bool force = false;
@@ -60,6 +61,10 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
   for (const auto& [name, r] : results)
     if (r.too_long() > 0)
       fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, r.too_long(), kLongestPrompt);
+  for (const auto& [name, r] : results)
+    if (r.golds_over() > 0)
+      fmt::print("{}: {} gold answers with EOS do not fit into {} new tokens and cannot be reached; raise --max-new-tokens\n", name,
+                 r.golds_over(), r.max_new_tokens);
 }
 
 // A document without its results.
@@ -113,13 +118,14 @@ void require_out_usable(const EvalCommand& command, const OpenedModel& opened) {
 int evaluate_files(const EvalCommand& command) {
   if (command.model.model.empty()) throw Error(Exit::usage, "MODEL", "is missing", "see kava_eval --help");
   if (command.data.empty()) throw Error(Exit::usage, "--data", "is missing", "name at least one data file");
+  const auto format = choice_option<DataFormat>("--format", command.format);
   const auto [ops, opened, method] = choose_model(command.model);
   EvalOptions options;
   options.method = method, options.max_new_tokens = command.model.max_new_tokens;
   options.limit = command.limit, options.batch = command.batch;
   require_out_usable(command, opened);
   std::vector<RowFile> files;
-  for (const std::string& path : command.data) files.push_back(read_rows(path));
+  for (const std::string& path : command.data) files.push_back(read_rows(path, format));
   const std::unique_ptr<Model> model = load_model(*ops, opened);
   Arena arena(*ops);
   const Method by = method.value_or(opened.config.method);
@@ -164,6 +170,7 @@ int main(int argc, char** argv) {
   EvalCommand command;
   kava::add_model_options(app, command.model);
   app.add_option("--data", command.data, "Data files; their form is recognised from the first row")->expected(1, -1);
+  app.add_option("--format", command.format, "The form of all data files, where it is not recognised: " + kava::format_words());
   app.add_option("--limit", command.limit, "Only the first N rows of each file")->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   app.add_option("--batch", command.batch, "Questions decoded together; changes no result")
       ->check(CLI::Range(1, 65536))

@@ -12,6 +12,7 @@
 #include "models/footprint.h"
 #include "models/run_folder.h"
 #include "models/text.h"
+#include "models/traces.h"
 #include "models/trainer.h"
 #include "models/validation.h"
 #include "tools/plan.h"
@@ -38,6 +39,8 @@ RunData read_data(const TextModel& text, const RunConfig& config) {
   {
     const std::vector<RowFile> files = read_train_files(config);
     data.train = read_samples(text, config, files, &data.dropped);
+    if (!data.train.empty())
+      if (const std::string note = require_traces(config, files, data.train); !note.empty()) fmt::print(stderr, "{}\n", note);
     for (const RowFile& f : files) data.digests.push_back({"data.train", f.sha256, name_of(f.format)});
   }
   if (data.train.empty())
@@ -67,6 +70,8 @@ class Run {
       require_contents_there(config_);
     }
     text_ = open_text_model(config_.model.path);
+    text_.shape.require_for_training();
+    if (!text_.note.empty()) fmt::print(stderr, "{}\n", text_.note);
     data_ = read_data(text_, config_);
     if (before) tell_resumption(*before);
     say(parameter_table(config_, text_) + run_summary(config_, data_.train, data_.dropped));

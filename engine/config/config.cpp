@@ -21,6 +21,7 @@
 #include <map>
 
 #include "engine/config/config_schema.h"
+#include "engine/config/key_at.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/paths.h"
@@ -323,7 +324,9 @@ toml::table parse_file(const std::string& file) {
   try {
     return toml::parse(text, path);
   } catch (const toml::parse_error& e) {
-    refuse(at(path, e.source()), "not valid TOML: " + escaped(e.description(), 200), "correct the file");
+    const std::string key = key_at(text, e.source().begin.line);
+    refuse(at(path, e.source()), fmt::format("not valid TOML{}: {}", key.empty() ? "" : " at " + key, escaped(e.description(), 200)),
+           "correct the file");
   }
 }
 

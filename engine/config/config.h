@@ -13,7 +13,7 @@ namespace kava {
 KAVA_CHOICE(Method, full_cot, no_cot, icot, coconut, codi, pccot, kava)
 KAVA_CHOICE(Init, pretrained, random)
 KAVA_CHOICE(StorageType, bf16, f32, f64)
-KAVA_CHOICE(DataFormat, icot_text, jsonl, gsm8k, gsm_hard, svamp, ids)
+KAVA_CHOICE(DataFormat, icot_text, jsonl, gsm8k, gsm_hard, svamp, qa, ids)
 KAVA_CHOICE(Trainable, lora, all)
 KAVA_CHOICE(Optimizer, adamw)
 KAVA_CHOICE(Schedule, cosine, linear, constant)

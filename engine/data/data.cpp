@@ -1,13 +1,9 @@
 #include "engine/data/data.h"
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
-#include <limits>
 
-#include "engine/error.h"
+#include "engine/data/row_forms.h"
 #include "engine/files/files.h"
-#include "engine/files/json.h"
 
 namespace kava {
 
@@ -16,190 +12,19 @@ namespace {
 constexpr std::size_t kMostBytes = std::size_t{4} << 30;
 constexpr std::string_view kSpace = " \t\n\v\f\r";
 
-// Where a row stands, and how a fault in it is reported.
-struct Place {
-  const std::string& file;  // escaped
-  int64_t line;
-  std::string text() const { return fmt::format("{}:{}", file, line); }
-  [[noreturn]] void refuse(const std::string& what, const std::string& remedy = "correct the row") const {
-    throw Error(Exit::data, text(), what, remedy);
-  }
-};
-
-void add_step(std::vector<std::string>& steps, std::string_view step) {
-  step = stripped(step);
-  if (!step.empty()) steps.emplace_back(step);
-}
-
-// Calls `take` with the pieces of `text` between separators; each keeps its first `kept` bytes of the separator.
-template <class Take>
-void split(std::string_view text, std::string_view separator, std::size_t kept, Take take) {
-  for (std::size_t at; (at = text.find(separator)) != std::string_view::npos; text.remove_prefix(at + separator.size()))
-    take(text.substr(0, at + kept));
-  take(text);
-}
-
-std::vector<std::string> split_trace(std::string_view trace) {
-  std::vector<std::string> steps;
-  trace = stripped(trace);
-  if (trace.starts_with("<<")) {
-    while (!trace.empty()) {
-      const auto end = std::min(trace.find_first_of(kSpace), trace.size());
-      steps.emplace_back(trace.substr(0, end));
-      trace = stripped(trace.substr(end));
-    }
-  } else {
-    const bool lines = trace.find('\n') != std::string_view::npos;
-    split(trace, lines ? "\n" : ". ", lines ? 0 : 1, [&](std::string_view step) { add_step(steps, step); });
-  }
-  return steps;
-}
-
-void set_text(Row& row, std::string_view question, std::string_view answer, const Place& place) {
-  row.question = stripped(question);
-  row.answer = stripped(answer);
-  if (row.question.empty()) place.refuse("the question is empty");
-  if (row.answer.empty()) place.refuse("the answer is empty");
-}
-
-Row parse_icot(std::string_view line, const Place& place) {
-  if (!is_utf8(line)) place.refuse("is not valid UTF-8", "save the file as UTF-8");
-  const auto bars = line.find("||");
-  if (bars == std::string_view::npos) place.refuse("no || after the question", "write question||steps #### answer");
-  const std::string_view rest = line.substr(bars + 2);
-  const auto marks = rest.rfind("####");
-  if (marks == std::string_view::npos) place.refuse("no #### before the answer", "write question||steps #### answer");
-  Row row;
-  set_text(row, line.substr(0, bars), rest.substr(marks + 4), place);
-  row.steps = split_trace(rest.substr(0, marks));
-  return row;
-}
-
-const Json& member(const Json& object, const char* key, const Place& place) {
-  const auto i = object.find(key);
-  if (i == object.end()) place.refuse(fmt::format("the row has no \"{}\"", key), "correct the row, or give the file's format");
-  return *i;
-}
-
-const std::string& string_of(const Json& object, const char* key, const Place& place) {
-  const Json& value = member(object, key, place);
-  if (!value.is_string()) place.refuse(fmt::format("\"{}\" must be a string, not {}", key, value.type_name()));
-  return value.get_ref<const std::string&>();
-}
-
-std::string number_of(const Json& object, const char* key, const Place& place) {
-  const Json& value = member(object, key, place);
-  if (value.is_number_unsigned()) return fmt::format("{}", value.get<uint64_t>());
-  if (value.is_number_integer()) return fmt::format("{}", value.get<int64_t>());
-  if (!value.is_number_float()) place.refuse(fmt::format("\"{}\" must be a number, not {}", key, value.type_name()));
-  return answer_text(value.get<double>());
-}
-
-std::vector<int32_t> ids_of(const Json& object, const char* key, const Place& place) {
-  const Json& value = member(object, key, place);
-  if (!value.is_array()) place.refuse(fmt::format("\"{}\" must be a list of token ids, not {}", key, value.type_name()));
-  std::vector<int32_t> ids;
-  ids.reserve(value.size());
-  for (const Json& id : value) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() > std::numeric_limits<int32_t>::max())
-      place.refuse(fmt::format("\"{}\" holds {}, which is no token id", key, escaped(id.dump(-1, ' ', true), 40)));
-    ids.push_back(id.get<int32_t>());
-  }
-  return ids;
-}
-
-Row parse_ids(const Json& object, const Place& place) {
-  Row row;
-  row.is_ids = true;
-  row.question_ids = ids_of(object, "question", place);
-  row.trace_ids = ids_of(object, "trace", place);
-  row.answer_ids = ids_of(object, "answer", place);
-  if (row.question_ids.empty()) place.refuse("the question is empty");
-  if (row.answer_ids.empty()) place.refuse("the answer is empty");
-  if (const auto prompt = object.find("prompt"); prompt != object.end()) {
-    if (!prompt->is_number_unsigned() || prompt->get<uint64_t>() >= row.answer_ids.size())
-      place.refuse(
-          fmt::format("\"prompt\" must be a whole number from 0 to {}: less than the length of the answer", row.answer_ids.size() - 1));
-    row.prompt = prompt->get<int64_t>();
-  }
-  return row;
-}
-
-Row parse_jsonl(const Json& object, const Place& place) {
-  Row row;
-  set_text(row, string_of(object, "question", place), string_of(object, "answer", place), place);
-  const Json& steps = member(object, "steps", place);
-  if (!steps.is_array()) place.refuse(fmt::format("\"steps\" must be a list of strings, not {}", steps.type_name()));
-  for (const Json& step : steps) {
-    if (!step.is_string()) place.refuse(fmt::format("\"steps\" must hold strings, not {}", step.type_name()));
-    add_step(row.steps, step.get_ref<const std::string&>());
-  }
-  return row;
-}
-
-std::string without_annotations(std::string_view text) {
-  std::string out;
-  for (;;) {
-    const auto open = text.find("<<"), close = text.find(">>", open == std::string_view::npos ? open : open + 2);
-    if (close == std::string_view::npos) return out.append(text);
-    out.append(text.substr(0, open));
-    text.remove_prefix(close + 2);
-  }
-}
-
-Row parse_gsm8k(const Json& object, const Place& place) {
-  const std::string_view text = stripped(string_of(object, "answer", place));
-  const auto newline = text.rfind('\n');
-  const auto start = newline == std::string_view::npos ? 0 : newline + 1;
-  const std::string_view last = stripped(text.substr(start));
-  if (!last.starts_with("####")) place.refuse("no #### before the answer: the last line of \"answer\" must be #### ANSWER");
-  Row row;
-  set_text(row, string_of(object, "question", place), last.substr(4), place);
-  row.steps = split_trace(without_annotations(text.substr(0, start)));
-  return row;
-}
-
-Row parse_gsm_hard(const Json& object, const Place& place) {
-  Row row;
-  row.has_trace = false;
-  set_text(row, string_of(object, "input", place), number_of(object, "target", place), place);
-  return row;
-}
-
-Row parse_svamp(const Json& object, const Place& place) {
-  const std::string &body = string_of(object, "Body", place), &question = string_of(object, "Question", place);
-  if (stripped(question).empty()) place.refuse("\"Question\" is empty");
-  Row row;
-  row.has_trace = false;
-  set_text(row, body + " " + question, number_of(object, "Answer", place), place);
-  return row;
-}
-
-Row parse_json_row(std::string_view text, DataFormat format, const Place& place) {
-  const Json object = parse_json(text, place.text());
-  if (!object.is_object()) place.refuse(fmt::format("a row must be a JSON object, not {}", object.type_name()));
-  switch (format) {
-    case DataFormat::ids:
-      return parse_ids(object, place);
-    case DataFormat::jsonl:
-      return parse_jsonl(object, place);
-    case DataFormat::gsm8k:
-      return parse_gsm8k(object, place);
-    case DataFormat::gsm_hard:
-      return parse_gsm_hard(object, place);
-    default:
-      return parse_svamp(object, place);
-  }
-}
-
-DataFormat recognised(std::string_view first_line, const Place& place) {
-  const std::string_view line = stripped(first_line);
-  if (line.starts_with('[')) return DataFormat::svamp;
-  if (!line.starts_with('{')) return DataFormat::icot_text;
-  const Json object = parse_json(line, place.text());
-  if (const auto question = object.find("question"); question != object.end() && question->is_array()) return DataFormat::ids;
-  if (object.contains("steps")) return DataFormat::jsonl;
-  return object.contains("input") ? DataFormat::gsm_hard : DataFormat::gsm8k;
+// What people hand over in place of a data file.
+void refuse_other_files(std::string_view text, const std::string& file) {
+  const struct {
+    std::string_view start, what, remedy;
+  } others[] = {{"PAR1", "a Parquet file", "turn it into JSON lines by tools/parquet_to_jsonl.py"},
+                {"\x1f\x8b", "compressed by gzip", "unpack it by gunzip"},
+                {"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it by unzstd"},
+                {std::string_view("PK\x03\x04"), "a zip archive", "unpack it by unzip"},
+                {"version https://git-lfs", "a pointer of Git LFS and not the file", "fetch the file by git lfs pull"},
+                {"<?xml", "XML", "turn it into JSON lines of question and answer"},
+                {"<!DOCTYPE html", "a web page", "download the file itself"}};
+  for (const auto& other : others)
+    if (text.starts_with(other.start)) throw Error(Exit::data, file, fmt::format("is {}", other.what), std::string(other.remedy));
 }
 
 // Calls take(line, its number) for each line that is not blank, until it returns false.
@@ -243,7 +68,7 @@ class ElementCutter {
  private:
   char next() const { return at_ < text_.size() ? text_[at_] : '\0'; }
   [[noreturn]] void refuse(const std::string& what) const {
-    Place{file_, line_}.refuse("not a valid JSON list: " + what, "correct the file");
+    RowPlace{file_, line_}.refuse("not a valid JSON list: " + what, "correct the file");
   }
 
   void step() { line_ += text_[at_++] == '\n'; }
@@ -288,34 +113,37 @@ std::string_view stripped(std::string_view s) {
 
 std::string RowFile::where(const Row& row) const { return fmt::format("{}:{}", escaped(path, 4096), row.line); }
 
-std::string answer_text(double number) {
-  KAVA_CHECK(std::isfinite(number), "an answer must be finite");
-  char digits[400];  // 309 before the point, or 17 behind some 320 zeros
-  const auto end = std::to_chars(digits, digits + sizeof digits, number == 0 ? 0.0 : number, std::chars_format::fixed);
-  return std::string(digits, end.ptr);
-}
-
 RowFile read_rows(const std::string& path, std::optional<DataFormat> format) {
   const std::string bytes = read_file(path, kMostBytes);
   const std::string file = escaped(path, 4096);
   std::string_view text = bytes;
   if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
+  refuse_other_files(text, file);
 
-  if (!format)
-    each_line(text, [&](std::string_view line, int64_t number) {
-      format = recognised(line, {file, number});
-      return false;
-    });
-  RowFile out{path, format.value_or(DataFormat::icot_text), {}, sha256(bytes)};
-  auto add = [&](std::string_view row_text, int64_t line) {
-    const Place place{file, line};
-    out.rows.push_back(out.format == DataFormat::icot_text ? parse_icot(row_text, place) : parse_json_row(row_text, out.format, place));
+  const std::string_view body = stripped(text);
+  const bool list = body.starts_with('[') && format != DataFormat::icot_text;
+  if (!format && !list && !body.starts_with('{')) format = DataFormat::icot_text;
+  RowFile out{path, DataFormat::icot_text, {}, sha256(bytes), "text"};
+  auto add_json = [&](std::string_view row_text, int64_t line) {
+    const RowPlace place{file, line};
+    if (!list && stripped(row_text) == "{") place.refuse("a JSON object over several lines", "write one object a line, or a list of them");
+    const Json row = parse_json(row_text, place.text());
+    if (out.rows.empty() && row.is_object()) out.keys = key_list(row);
+    if (!format) format = row.is_object() ? recognised_format(row) : DataFormat::jsonl;
+    out.rows.push_back(parse_json_row(row, *format, place));
     out.rows.back().line = line;
     return true;
   };
-  if (out.format == DataFormat::svamp && !stripped(text).empty()) ElementCutter(text, file).each(add);
-  else each_line(text, add);
+  auto add_text = [&](std::string_view line, int64_t number) {
+    out.rows.push_back(parse_text_row(line, {file, number}));
+    out.rows.back().line = number;
+    return true;
+  };
+  if (format == DataFormat::icot_text) each_line(text, add_text);
+  else if (list) ElementCutter(text, file).each(add_json);
+  else each_line(text, add_json);
   if (out.rows.empty()) throw Error(Exit::data, file, "holds no row", "name a file with data");
+  out.format = *format;
   return out;
 }
 

@@ -22,7 +22,7 @@ struct Row {
   std::string question;
   std::vector<std::string> steps;
   std::string answer;
-  bool has_trace = true;  // false: svamp and gsm_hard
+  bool has_trace = true;  // false: the form has no chain, and no key of the row names one
   bool is_ids = false;    // then the ids below and not the text above
   std::vector<int32_t> question_ids, trace_ids, answer_ids;
   std::optional<int64_t> prompt;  // leading answer ids that are the prompt
@@ -34,12 +34,13 @@ struct RowFile {
   DataFormat format;
   std::vector<Row> rows;
   std::string sha256;  // of the file's bytes
+  std::string keys;    // those of the first row, for errors; "text" for icot_text
   /// "FILE:LINE" of a row, for errors.
   std::string where(const Row& row) const;
 };
 
-/// Reads a whole file; without `format` its form is recognised from the first row. The first malformed row is Error(code data, FILE:LINE),
-/// a file without rows Error(code data, FILE).
+/// Reads a whole file, a JSON list, one JSON object a line or text; without `format` the fields are recognised from the first row. The
+/// first malformed row is Error(code data, FILE:LINE), a file without rows Error(code data, FILE).
 RowFile read_rows(const std::string& path, std::optional<DataFormat> format = std::nullopt);
 
 /// A JSON number as an answer: whole without point or exponent, else the shortest decimal that reads back, without exponent.

@@ -21,6 +21,7 @@ namespace {
 constexpr int kFormatVersion = 1;
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kAdapter = "adapter/";
+constexpr const char* kTemplates = "adapter/additional_chat_templates/";  // of an adapter that is a whole model folder
 constexpr std::size_t kLargestManifest = std::size_t{16} << 20;
 
 [[noreturn]] void fail_data(const fs::path& path, const std::string& what, const std::string& remedy = "use another checkpoint") {
@@ -69,7 +70,7 @@ std::vector<std::string> list_files(const fs::path& directory, Exit code) {
     const std::string name = entry->path().lexically_relative(directory).generic_string();
     const fs::file_status status = entry->symlink_status(error);
     if (error) break;
-    if (fs::is_directory(status) && name == "adapter") continue;
+    if (fs::is_directory(status) && (name + "/" == kAdapter || name + "/" == kTemplates)) continue;
     if (!fs::is_regular_file(status))
       throw Error(code, escaped(entry->path().string(), 4096), "is neither a file nor the adapter folder", "remove it");
     if (name != kManifest) names.push_back(name);
@@ -80,7 +81,11 @@ std::vector<std::string> list_files(const fs::path& directory, Exit code) {
 }
 
 bool is_safe_name(std::string_view name) {
-  if (name.starts_with(kAdapter)) name.remove_prefix(std::string_view(kAdapter).size());
+  for (const std::string_view folder : {kTemplates, kAdapter})
+    if (name.starts_with(folder)) {
+      name.remove_prefix(folder.size());
+      break;
+    }
   return !name.empty() && name != "." && name != ".." && name != kManifest && name.find_first_of(std::string_view("/\\\0", 3)) == name.npos;
 }
 

@@ -87,6 +87,7 @@ TensorInfo parse_entry(const std::string& path, const std::string& name, const J
 }
 
 std::map<std::string, std::string> parse_metadata(const std::string& path, const Json& metadata) {
+  if (metadata.is_null()) return {};  // as in the library
   if (!metadata.is_object()) fail(path, "__metadata__ is not a JSON object");
   std::map<std::string, std::string> out;
   for (const auto& [key, value] : metadata.items()) {

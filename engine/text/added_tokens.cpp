@@ -24,10 +24,51 @@ std::size_t start_of_last_character(std::string_view text) {
 AddedTokens AddedTokens::load(const JsonAt& section, const Bpe& model, const Normalizer& normalize) {
   AddedTokens added;
   for (std::size_t i = 0; i < section.array().size(); ++i) added.add(section.at(i), model, normalize);
-  added.build_finders(section);
-  for (const auto& [id, token] : added.tokens_)
-    if (token.single_word) added.word_ = SplitPattern::regex(R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200C\u200D])");
+  if (const auto shared = added.build_finders())
+    section.refuse(fmt::format("two added tokens are both \"{}\" once normalized", escaped(*shared)));
   return added;
+}
+
+std::vector<NamedToken> AddedTokens::extend(std::span<const NamedToken> named, const Bpe& model, const Normalizer& normalize) {
+  std::vector<NamedToken> fresh;
+  std::int32_t next = largest_id_ >= model.count() ? largest_id_ + 1 : model.count();
+  for (const NamedToken& token : named) {
+    if (token.content.empty()) continue;  // as the library does
+    const auto refuse = [&](const std::string& what, const std::string& remedy) {
+      throw Error(Exit::data, token.file,
+                  fmt::format("{}the token \"{}\" {}", token.place.empty() ? "" : token.place + ": ", escaped(token.content), what),
+                  remedy);
+    };
+    const auto added = id_of(token.content);
+    const auto known = added ? added : model.id_of(token.content);
+    if (token.must_exist && !known)
+      refuse("is in no other file, and versions of transformers differ in whether it is one",
+             "add it to tokenizer.json, or remove it here");
+    const std::int32_t id = known ? *known : next++;
+    if (token.id && *token.id != id)
+      refuse(fmt::format("has id {} here, but {} by tokenizer.json", *token.id, id), "make the files agree, or remove the entry");
+    if (const std::string* other = model.token(id); id >= kMostTokenIds || (other && *other != token.content))
+      refuse(fmt::format("would get id {}, which is taken or too large", id), "add it to tokenizer.json, or remove it here");
+    if (!known) fresh.push_back(token);
+    if (!added || token.replaces) put(token, id, normalize);
+    else if (token.special) special_.insert(token.content);
+  }
+  if (const auto shared = build_finders())
+    throw Error(Exit::data, named.front().file, fmt::format("two added tokens are both \"{}\" once normalized", escaped(*shared)),
+                "remove one of them");
+  return fresh;
+}
+
+void AddedTokens::put(const NamedToken& named, std::int32_t id, const Normalizer& normalize) {
+  Token token{named.content, named.content, named.single_word, named.lstrip, named.rstrip, named.normalized, named.special};
+  if (token.normalized) token.spelling = normalize(token.content);
+  bytes_ += token.spelling.size();
+  if (bytes_ > kMostBytes)
+    throw Error(Exit::data, named.file, fmt::format("the added tokens take more than {} bytes together", kMostBytes), "remove some");
+  if (token.special) special_.insert(token.content);  // and what was special stays so, as in the library
+  id_of_content_[token.content] = id;
+  largest_id_ = std::max(largest_id_, id);
+  tokens_.insert_or_assign(id, std::move(token));
 }
 
 void AddedTokens::add(const JsonAt& entry, const Bpe& model, const Normalizer& normalize) {
@@ -63,12 +104,15 @@ void AddedTokens::add(const JsonAt& entry, const Bpe& model, const Normalizer& n
   tokens_.emplace(id, std::move(token));
 }
 
-void AddedTokens::build_finders(const JsonAt& section) {
-  for (const auto& [id, token] : tokens_)
-    if (!(token.normalized ? normalized_ : raw_).add(token.spelling, id))
-      section.refuse(fmt::format("two added tokens are both \"{}\" once normalized", escaped(token.spelling)));
+std::optional<std::string> AddedTokens::build_finders() {
+  raw_ = normalized_ = Finder();
+  for (const auto& [id, token] : tokens_) {
+    if (!(token.normalized ? normalized_ : raw_).add(token.spelling, id)) return token.spelling;
+    if (token.single_word && !word_) word_ = SplitPattern::regex(R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200C\u200D])");
+  }
   raw_.link();
   normalized_.link();
+  return std::nullopt;
 }
 
 std::int32_t AddedTokens::Finder::child(std::int32_t node, unsigned char byte) const {

@@ -1,9 +1,10 @@
-// The added_tokens section of a tokenizer.json: tokens that are found in the text before anything else is done with it, leftmost first
-// and the longest of those.
+// The added_tokens section of a tokenizer.json, and what the files beside it add: tokens that are found in the text before anything else is
+// done with it, leftmost first and the longest of those.
 #pragma once
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -12,6 +13,7 @@
 
 #include "engine/files/json_at.h"
 #include "engine/text/bpe.h"
+#include "engine/text/named_tokens.h"
 #include "engine/text/split_pattern.h"
 
 namespace kava {
@@ -34,6 +36,10 @@ class AddedTokens {
   /// Error(code data) on malformed entries, on one token in two forms, and where the library would give a token another id than the file
   /// says.
   static AddedTokens load(const JsonAt& section, const Bpe& model, const Normalizer& normalize);
+
+  /// Adds what other files name, with the ids that the library gives. Error(code data) naming file and token where a file says another id,
+  /// or where versions of the library differ. Returns the tokens that are new.
+  std::vector<NamedToken> extend(std::span<const NamedToken> named, const Bpe& model, const Normalizer& normalize);
 
   /// The parts that cover `text`. Tokens with "normalized" are found at the normalized stage only, the others at the raw one.
   /// special_as_text: an occurrence of a special token stays text (nothing else is found within it).
@@ -80,7 +86,9 @@ class AddedTokens {
   };
 
   void add(const JsonAt& entry, const Bpe& model, const Normalizer& normalize);
-  void build_finders(const JsonAt& section);
+  void put(const NamedToken& named, std::int32_t id, const Normalizer& normalize);
+  // Returns a spelling that two tokens share; nothing can be found then.
+  std::optional<std::string> build_finders();
   bool is_word(char32_t c) const;
   bool stands_alone(std::string_view text, std::size_t begin, std::size_t end) const;
 

@@ -4,10 +4,10 @@
 #include <filesystem>
 
 #include "engine/error.h"
-#include "engine/files/files.h"
 #include "engine/files/json_at.h"
 #include "engine/text/added_tokens.h"
 #include "engine/text/bpe.h"
+#include "engine/text/named_tokens.h"
 #include "engine/text/pre_tokenizer.h"
 #include "engine/text/unicode.h"
 
@@ -21,6 +21,8 @@ struct Tokenizer::Parts {
   bool byte_level_decoder = false;  // else tokens are joined by spaces
   std::optional<std::int32_t> bos = {};
   std::optional<std::string> eos_token = {};
+  std::string note = {};
+  std::vector<NamedToken> from_other_files = {};  // those that tokenizer.json lacks
 
   const std::string* spelling(std::int32_t id) const {
     const std::string* added_spelling = added.spelling(id);
@@ -92,13 +94,6 @@ void load_prefix(const JsonAt& section, std::optional<std::vector<std::int32_t>>
   if (before) single.refuse("the template does not hold the sequence");
 }
 
-// A token of tokenizer_config.json or special_tokens_map.json: a string, or an object with "content".
-std::optional<std::string> named_token(const JsonAt& root, const char* key) {
-  if (!root.has(key)) return std::nullopt;
-  const JsonAt token = root.at(key);
-  return token.value().is_object() ? token.at("content").string() : token.string();
-}
-
 }  // namespace
 
 Tokenizer::Tokenizer(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
@@ -107,11 +102,10 @@ Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
 Tokenizer Tokenizer::load(const std::string& folder) {
-  const auto path = [&](const char* name) { return (std::filesystem::path(folder) / name).string(); };
-  const auto read_if_there = [](const std::string& file) { return is_there(file) ? read_json(file) : Json::object(); };
-  const std::string file = path("tokenizer.json"), config_file = path("tokenizer_config.json"), map_file = path("special_tokens_map.json");
-  const Json json = read_json(file), config_json = read_if_there(config_file), map_json = read_if_there(map_file);
-  const JsonAt root(json, file), config(config_json, config_file), map(map_json, map_file);
+  const std::string file = (std::filesystem::path(folder) / "tokenizer.json").string();
+  const Json json = read_json(file);
+  const JsonAt root(json, file);
+  const TokenFiles others(folder);
 
   if (root.has("version") && root.at("version").string() != "1.0")
     root.at("version").refuse(fmt::format("version \"{}\" is not supported", escaped(root.at("version").string())), "1.0 is");
@@ -119,31 +113,22 @@ Tokenizer Tokenizer::load(const std::string& folder) {
   auto parts = std::make_unique<Parts>(Parts{Bpe::load(root.at("model")), PreTokenizer::load(member_or_null(root, "pre_tokenizer"))});
   parts->nfc = nfc_wanted;
   parts->byte_level_decoder = load_decoder(member_or_null(root, "decoder"));
-  if (root.has("added_tokens"))
-    parts->added = AddedTokens::load(root.at("added_tokens"), parts->model,
-                                     [&](std::string_view text) { return nfc_wanted ? nfc(text) : std::string(text); });
+  const auto normalize = [&](std::string_view text) { return nfc_wanted ? nfc(text) : std::string(text); };
+  if (root.has("added_tokens")) parts->added = AddedTokens::load(root.at("added_tokens"), parts->model, normalize);
+  if (const std::vector<NamedToken> named = others.tokens(); !named.empty())
+    parts->from_other_files = parts->added.extend(named, parts->model, normalize);
 
   std::optional<std::vector<std::int32_t>> from_template;
   load_prefix(member_or_null(root, "post_processor"), from_template);
-  std::vector<std::int32_t> prefix = from_template.value_or(std::vector<std::int32_t>{});
-  if (config.has("add_bos_token") || config.has("add_eos_token")) {
-    prefix.clear();
-    auto token = named_token(config, "bos_token");
-    if (!token) token = named_token(map, "bos_token");
-    if (config.boolean_or("add_bos_token", false) && token) {
-      const auto id = parts->id_of(*token);
-      if (!id) config.refuse(fmt::format("bos_token \"{}\" is not in the vocabulary", escaped(*token)));
-      prefix.push_back(*id);
-    }
-  }
+  const std::vector<std::int32_t> prefix = from_template.value_or(std::vector<std::int32_t>{});
   if (prefix.size() > 1)
     root.refuse(fmt::format("post_processor: puts {} tokens before a text", prefix.size()), "one at most is supported");
   if (!prefix.empty()) {
     if (!parts->spelling(prefix[0])) root.refuse(fmt::format("post_processor: no token has the id {}", prefix[0]));
     parts->bos = prefix[0];
   }
-  parts->eos_token = named_token(config, "eos_token");
-  if (!parts->eos_token) parts->eos_token = named_token(map, "eos_token");
+  parts->eos_token = others.eos_token();
+  parts->note = others.note();
   return Tokenizer(std::move(parts));
 }
 
@@ -194,6 +179,20 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_speci
 std::int32_t Tokenizer::size() const { return std::max(parts_->model.largest_id(), parts_->added.largest_id()) + 1; }
 std::optional<std::int32_t> Tokenizer::bos() const { return parts_->bos; }
 std::optional<std::string> Tokenizer::eos_token() const { return parts_->eos_token; }
+const std::string& Tokenizer::note() const { return parts_->note; }
+
+void Tokenizer::require_ids_below(std::int64_t rows, const std::string& folder) const {
+  for (const NamedToken& token : parts_->from_other_files)
+    if (const std::int32_t id = *parts_->id_of(token.content); id >= rows)
+      throw Error(Exit::data, token.file,
+                  fmt::format("{}the token \"{}\" is not in tokenizer.json and gets the id {}, but vocab_size is {}",
+                              token.place.empty() ? "" : token.place + ": ", escaped(token.content), id, rows),
+                  "remove it there, or give the model rows for it");
+  if (size() > rows)
+    throw Error(Exit::data, (std::filesystem::path(folder) / "tokenizer.json").string(),
+                fmt::format("has {} tokens, but vocab_size is {}", size(), rows), "use the tokenizer that belongs to the model");
+}
+
 std::optional<std::int32_t> Tokenizer::id_of(std::string_view token) const { return parts_->id_of(token); }
 std::string Tokenizer::token(std::int32_t id) const { return decode({&id, 1}); }
 

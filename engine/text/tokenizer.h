@@ -19,8 +19,8 @@ namespace kava {
 
 class Tokenizer {
  public:
-  /// Reads FOLDER/tokenizer.json, and tokenizer_config.json and special_tokens_map.json where they are. Error(code data) with the file on
-  /// anything malformed or not supported.
+  /// Reads FOLDER/tokenizer.json, and tokenizer_config.json, special_tokens_map.json and added_tokens.json where they are. Error(code data)
+  /// with the file on anything malformed or not supported.
   static Tokenizer load(const std::string& folder);
 
   Tokenizer(Tokenizer&&) noexcept;
@@ -43,12 +43,18 @@ class Tokenizer {
   /// holes, and a new token of that id would then be another one's.)
   std::int32_t size() const;
 
-  /// The id put before a single sequence when special tokens are asked for: by the file's post_processor, unless tokenizer_config.json
-  /// has add_bos_token or add_eos_token: then bos_token if add_bos_token is true, else none (as transformers decides).
+  /// The id put before a single sequence when special tokens are asked for: what the template of the file's post_processor says. Without a
+  /// template none; add_bos_token and add_eos_token of tokenizer_config.json are not read (transformers 5 drops them).
   std::optional<std::int32_t> bos() const;
 
-  /// eos_token of tokenizer_config.json, else of special_tokens_map.json; a string or an object with "content".
+  /// As TokenFiles::eos_token.
   std::optional<std::string> eos_token() const;
+
+  /// A line for the user where the folder's files disagree and one of them was followed; mostly "".
+  const std::string& note() const;
+
+  /// Error(code data) naming file and token where a token's id has no row in an embedding of so many.
+  void require_ids_below(std::int64_t rows, const std::string& folder) const;
 
   /// Id of a token by its spelling in the file (byte-level symbols and all).
   std::optional<std::int32_t> id_of(std::string_view token) const;

@@ -35,6 +35,18 @@ std::string text_of(const fs::path& path) { return read_file(path.string(), 1 <<
 
 }  // namespace
 
+TEST_CASE("a checkpoint holds the chat templates of an adapter that is a whole model folder") {
+  TempFolder run;
+  const fs::path part = begin_checkpoint(run.path(), 3), templates = part / "adapter" / "additional_chat_templates";
+  fs::create_directories(templates);
+  write_file((templates / "tool.jinja").string(), "text");
+  const fs::path path = commit_checkpoint(run.path(), 3, "hash");
+  REQUIRE(verify_checkpoint(path).files.size() == 1);
+  CHECK(verify_checkpoint(path).files[0].name == "adapter/additional_chat_templates/tool.jinja");
+  fs::create_directory(path / "adapter" / "others");
+  CHECK_FALSE(refusal(path).empty());
+}
+
 TEST_CASE("a committed checkpoint verifies and tells its step, configuration and files") {
   TempFolder run;
   const fs::path path = make_checkpoint(run.path(), 12);
@@ -128,8 +140,9 @@ TEST_CASE("a manifest that is malformed or reaches out of its folder is refused"
   overwrite(run.path() / "outside", "state");
   overwrite(run.path() / "checkpoints" / "outside", "state");
   for (const char* name :
-       {"../outside", "/etc/passwd", "", ".", "..", "adapter/../state.json", "adapter/", "adapter/..", "adapter/a/b", "other/state.json",
-        "state.json/", "./state.json", "manifest.json", "adapter", "optimizer.safetensors", "a\\\\b", "state.json\\u0000"})
+       {"../outside", "/etc/passwd", "", ".", "..", "adapter/../state.json", "adapter/", "adapter/..", "adapter/a/b",
+        "adapter/additional_chat_templates/..", "adapter/additional_chat_templates/a/b", "other/state.json", "state.json/", "./state.json",
+        "manifest.json", "adapter", "optimizer.safetensors", "a\\\\b", "state.json\\u0000"})
     with("\"state.json\"", fmt::format("\"{}\"", name));
   with("\"format_version\": 1", "\"format_version\": 2");
   with("\"format_version\": 1", "\"format_version\": \"1\"");

@@ -393,3 +393,10 @@ TEST_CASE("the documentation of the keys is that of the schema") {
   text << file.rdbuf();
   CHECK_THAT(text.str(), ContainsSubstring(config_reference()));
 }
+
+TEST_CASE("a value that TOML cannot hold names its key") {
+  CHECK_THAT(refusal("seed = 99999999999999999999"), ContainsSubstring("run.toml:1:") && ContainsSubstring("at seed: "));
+  CHECK_THAT(refusal("# x\n[train]\nlr = 1.0\nmax_steps = 9223372036854775808"), ContainsSubstring("at train.max_steps: "));
+  CHECK_THAT(refusal("[train]\nbetas = [0,\n 99999999999999999999]"), ContainsSubstring("at train.betas: "));
+  CHECK_THAT(refusal("", {"train.max_steps=99999999999999999999"}), ContainsSubstring("train.max_steps must be an integer"));
+}

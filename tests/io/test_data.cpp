@@ -58,7 +58,7 @@ TEST_CASE("iCoT text splits at the first bars and the last marks") {
 
 TEST_CASE("sentences split after a full stop and a space, equations at white space alone") {
   CHECK(read("q||One is 1.5.  Two. . Three #### 1").rows[0].steps == Strings{"One is 1.5.", "Two.", ".", "Three"});
-  CHECK(read("q||<<1+1=2. 3>> b. c #### 1").rows[0].steps == Strings{"<<1+1=2.", "3>>", "b.", "c"});
+  CHECK(read("q||<<1+1=2. 3>> <<4=4>>\t<<5=5>><<6=6>> #### 1").rows[0].steps == Strings{"<<1+1=2.", "3>>", "<<4=4>>", "<<5=5>><<6=6>>"});
 }
 
 TEST_CASE("marks at the start, blank lines, CRLF and NUL are read as documented") {
@@ -161,7 +161,7 @@ TEST_CASE("a malformed row of the other JSON forms is refused") {
   CHECK_THAT(refusal(R"({"question": "q", "answer": "no marks"})"), ContainsSubstring("rows:1: no ####"));
   CHECK_THAT(refusal(R"({"question": "q", "answer": "#### 1\nmore"})"), ContainsSubstring("rows:1: no ####"));
   CHECK_THAT(refusal(R"({"question": "q", "answer": "a\n####"})"), ContainsSubstring("answer is empty"));
-  CHECK_THAT(refusal(R"({"input": "q", "target": "1"})"), ContainsSubstring("must be a number"));
+  CHECK_THAT(refusal(R"({"input": "q", "target": "one"})"), ContainsSubstring("must be a number, not \"one\""));
   CHECK_THAT(refusal(R"({"input": "q", "target": true})"), ContainsSubstring("must be a number"));
   CHECK_THAT(refusal(R"({"input": "q", "target": 1e999})"), ContainsSubstring("rows:1: "));
   CHECK_THAT(refusal(R"({"input": "q"})"), ContainsSubstring("no \"target\""));

@@ -8,7 +8,7 @@
 using namespace kava;
 using Ids = std::vector<std::int32_t>;
 
-TEST_CASE("BOS is what the post-processor puts first, unless the configuration decides") {
+TEST_CASE("BOS is what the template puts first, whatever the configuration says") {
   Json json = small();
   json["added_tokens"] = {added_token(260, "<s>", true), added_token(261, "</s>", true)};
   const Json special = {{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}}, text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
@@ -18,12 +18,13 @@ TEST_CASE("BOS is what the post-processor puts first, unless the configuration d
                      {"special_tokens", {{"<s>", {{"id", "<s>"}, {"ids", {260}}, {"tokens", {"<s>"}}}}}}};
   json["post_processor"] = both;
   CHECK(load(json).bos() == 260);
-  CHECK_FALSE(load(json, {{"add_bos_token", false}}).bos());
-  CHECK_FALSE(load(json, {{"add_eos_token", true}}).bos());
-  CHECK(load(json, {{"add_bos_token", true}, {"bos_token", {{"content", "</s>"}}}}).bos() == 261);
+  CHECK(load(json, {{"add_bos_token", false}}).bos() == 260);
+  CHECK(load(json, {{"add_eos_token", true}}).bos() == 260);
+  CHECK(load(json, {{"add_bos_token", true}, {"bos_token", {{"content", "</s>"}}}}).bos() == 260);
   CHECK(load(json, {{"eos_token", {{"content", "</s>"}}}}).eos_token() == "</s>");
   json["post_processor"]["single"] = {text, special};
   CHECK_FALSE(load(json).bos());
+  CHECK_FALSE(load(json, {{"add_bos_token", true}, {"bos_token", "<s>"}}).bos());
   json["post_processor"]["single"] = {special, special, text};
   CHECK(contains(refusal(json), "post_processor: puts 2 tokens"));
   json["post_processor"]["single"] = {special, text, text};
@@ -32,6 +33,8 @@ TEST_CASE("BOS is what the post-processor puts first, unless the configuration d
   CHECK(contains(refusal(json), "post_processor.processors[1]: a second TemplateProcessing"));
   json["post_processor"] = {{"type", "BertProcessing"}};
   CHECK(contains(refusal(json), "BertProcessing"));
+  json["post_processor"] = nullptr;
+  CHECK_FALSE(load(json, {{"add_bos_token", true}, {"bos_token", "<s>"}}).bos());
 }
 
 TEST_CASE("a tokenizer.json that is malformed or not supported is refused with the place and the reason") {

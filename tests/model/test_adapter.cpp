@@ -5,6 +5,7 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <filesystem>
 
+#include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "engine/files/safetensors.h"
 #include "models/adapter.h"
@@ -272,6 +273,29 @@ TEST_CASE("an adapter of other trainables is refused") {
   CHECK(refusal({"method=pccot"}, kava).empty());
 }
 
+TEST_CASE("a folder of all weights says the type of its weights and has every tokenizer file of the base") {
+  TempFolder folder;
+  const fs::path base = folder.path() / "base", written = folder.path() / "written";
+  fs::copy(fs::path(KAVA_SOURCE_DIR) / "tests/golden/models/llama", base);
+  Json config = read_json((base / "config.json").string(), 1 << 20);
+  config["dtype"] = config["torch_dtype"] = "bfloat16";
+  overwrite((base / "config.json").string(), config.dump());
+  const char* copied[] = {"generation_config.json",
+                          "added_tokens.json",
+                          "vocab.json",
+                          "merges.txt",
+                          "chat_template.jinja",
+                          "additional_chat_templates/tool.jinja"};
+  fs::create_directory(base / "additional_chat_templates");
+  for (const char* name : copied) overwrite((base / name).string(), std::string("text of ") + name);
+  save_adapter(*StepRig({"train.trainable=all", "model.path=" + base.string()}).model, written.string());
+  for (const char* name : copied) CHECK(read_file((written / name).string(), 100) == std::string("text of ") + name);
+  config["dtype"] = config["torch_dtype"] = "float32";
+  CHECK(read_json((written / "config.json").string(), 1 << 20) == config);
+  const SafetensorsFile weights = SafetensorsFile::open((written / "model.safetensors").string());
+  for (const TensorInfo& t : weights.tensors()) CHECK(t.dtype == "F32");
+}
+
 TEST_CASE("a folder of all weights whose config.json describes another function is refused") {
   const Sets sets = {"train.trainable=all", "model.path=../models/llama_scaled"};
   TempFolder folder;
@@ -319,6 +343,16 @@ TEST_CASE("an adapter_config.json that contradicts the configuration is refused 
                                                 {"target_modules", {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj"}},
                                                 {"target_modules", "all-linear"},
                                                 {"target_modules", {1, 2}},
+                                                {"target_modules", ".*_proj"},
+                                                {"target_modules", ".*layers.0.self_attn.*_proj"},
+                                                {"target_modules", "self_attn.(q|k|v|o)_proj"},
+                                                {"target_modules", "("},
+                                                {"target_modules", {"q_proj", "k_proj", "v_proj", "layers.1.self_attn.o_proj"}},
+                                                {"exclude_modules", Json::array({"v_proj"})},
+                                                {"exclude_modules", "model.layers.1.*"},
+                                                {"exclude_modules", 7},
+                                                {"layers_to_transform", {0, 7}},
+                                                {"layers_pattern", "h"},
                                                 {"use_rslora", true},
                                                 {"use_dora", true},
                                                 {"rank_pattern", {{"q_proj", 4}}},
@@ -340,7 +374,15 @@ TEST_CASE("an adapter_config.json that contradicts the configuration is refused 
     CHECK_THAT(refused(key, value), ContainsSubstring(key));
   }
   // In another order, as another number type, with another dropout, with keys that are off: no contradiction.
-  const std::pair<const char*, Json> harmless[] = {{"target_modules", {"o_proj", "v_proj", "k_proj", "q_proj"}},
+  const std::pair<const char*, Json> harmless[] = {{"target_modules", {"q_proj", "k_proj", "v_proj", "self_attn.o_proj", "c_attn"}},
+                                                   {"target_modules", ".*\\.self_attn\\.(q|k|v|o)_proj"},
+                                                   {"target_modules", "model\\.layers\\.\\d+\\.self_attn\\..*_proj$"},
+                                                   {"exclude_modules", {"lm_head", "up_proj"}},
+                                                   {"exclude_modules", ".*mlp.*"},
+                                                   {"layers_to_transform", {1, 0}},
+                                                   {"rank_pattern", {{"q_proj", 2}, {"v_proj", 2}}},
+                                                   {"alpha_pattern", {{"q_proj", 3.0}}},
+                                                   {"target_modules", {"o_proj", "v_proj", "k_proj", "q_proj"}},
                                                    {"lora_alpha", 3.0},
                                                    {"r", 2.0},
                                                    {"lora_dropout", 0.9},

@@ -164,12 +164,13 @@ TEST_CASE("every option that changes the function and is not supported is refuse
   TempFolder folder;
   for (const Json& base : {llama(), qwen2()}) {
     for (const Json& changes :
-         {Json{{"model_type", "mistral"}}, Json{{"hidden_act", "gelu"}}, Json{{"mlp_bias", true}}, Json{{"use_sliding_window", true}},
+         {Json{{"model_type", "mistral"}}, Json{{"hidden_act", "gelu"}}, Json{{"mlp_bias", true}},
+          Json{{"use_sliding_window", true}, {"max_window_layers", 1}}, Json{{"use_sliding_window", 1}},
           Json{{"partial_rotary_factor", 0.5}}, Json{{"rope_interleaved", true}}, Json{{"pretraining_tp", 2}},
-          Json{{"attention_dropout", 0.1}}, Json{{"quantization_config", {{"bits", 4}}}},
+          Json{{"attention_dropout", 1.0}}, Json{{"quantization_config", {{"bits", 4}}}},
           Json{{"layer_types", {"full_attention", "sliding_attention"}}}, Json{{"layer_types", {"full_attention"}}},
           Json{{"architectures", {"LlamaForSequenceClassification"}}}, Json{{"hidden_act", 3}}, Json{{"attention_dropout", "0"}}})
-      check_refused(folder, base, changes, changes.begin().key());
+      check_refused(folder, base, changes, changes.contains("use_sliding_window") ? "use_sliding_window" : changes.begin().key());
     for (const char* type : {"linear", "dynamic", "yarn", "longrope", "mrope", "Llama3", ""}) {
       const Json rope = {{"rope_type", type},
                          {"factor", 2.0},
@@ -199,6 +200,39 @@ TEST_CASE("every option that changes the function and is not supported is refuse
                    {"attention_bias", true},
                    {"use_cache", true}});
   CHECK(load(folder, harmless).qkv_bias);
+}
+
+TEST_CASE("options that name what the engine does anyway are read") {
+  TempFolder folder;
+  const auto with = [&](Json json, const Json& changes) {
+    json.update(changes);
+    return load(folder, json);
+  };
+  for (const Json& base : {llama(), qwen2()}) {
+    CHECK(with(base, {{"hidden_act", "swish"}}).layers == 2);
+    for (const char* key : {"rope_scaling", "rope_parameters"})
+      for (const Json& rope : {Json{{"rope_type", "linear"}, {"factor", 1.0}, {"rope_theta", 77}},
+                               Json{{"type", "linear"}, {"factor", 1}, {"rope_theta", 77}}}) {
+        const ModelConfig c = with(base, {{key, rope}});
+        CHECK((c.rope_theta == 77 && !c.rope.llama3));
+      }
+    check_refused(folder, base, {{"rope_scaling", {{"rope_type", "linear"}}}}, "rope_scaling.rope_type");
+  }
+  CHECK(with(llama(), {{"architectures", {"LlamaModel"}}}).layers == 2);
+  CHECK(with(qwen2(), {{"architectures", {"Qwen2Model"}}}).layers == 2);
+  check_refused(folder, llama(), {{"architectures", {"Qwen2Model"}}}, "architectures");
+  const Json slides = {{"use_sliding_window", true}};
+  CHECK(with(qwen2(), slides).layers == 2);  // the default of max_window_layers is 28
+  for (const Json& more : {Json{{"max_window_layers", 2}}, Json{{"max_window_layers", 0}, {"sliding_window", nullptr}},
+                           Json{{"max_window_layers", 0}, {"layer_types", {"full_attention", "full_attention"}}}}) {
+    Json changes = slides;
+    changes.update(more);
+    CHECK(with(qwen2(), changes).layers == 2);
+  }
+  check_refused(folder, llama(), {{"use_sliding_window", true}, {"max_window_layers", 2}}, "use_sliding_window");
+  const ModelConfig drops = with(llama(), {{"attention_dropout", 0.1}});
+  CHECK(refusal([&] { drops.require_for_training(); }).find("attention_dropout = 0.1") != std::string::npos);
+  CHECK(refusal([&] { load(folder, llama()).require_for_training(); }) == "");
 }
 
 TEST_CASE("sizes and numbers that make no sense are refused by name") {
@@ -332,6 +366,46 @@ TEST_CASE("weights are read by name, and a missing, extra or misshapen tensor is
   untied.tied = false;
   good.write(path);
   CHECK(refusal([&] { WeightFiles::open(dir, untied); }).find("lm_head.weight") != std::string::npos);
+}
+
+TEST_CASE("a model saved without its head, or with the tied head alone, is read") {
+  TempFolder folder;
+  const ModelConfig config = load(folder, llama());
+  const std::string path = folder / "model.safetensors", dir = folder.path().string();
+  const Weights good(config);
+  const auto check_read = [&] {
+    const WeightFiles files = WeightFiles::open(dir, config);
+    for (const WeightSpec& spec : weight_specs(config)) {
+      std::vector<float> out(static_cast<std::size_t>(spec.rows * spec.cols));
+      files.read(spec, out.data(), DType::f32);
+      CHECK(out == good.values.at(spec.name));
+    }
+  };
+  const auto renamed = [&](const std::function<std::string(const std::string&)>& name) {
+    Weights w = good;
+    w.values.clear(), w.shapes.clear();
+    for (const auto& [old, data] : good.values) w.values[name(old)] = data, w.shapes[name(old)] = good.shapes.at(old);
+    return w;
+  };
+  const auto bare = [](const std::string& name) { return name.substr(std::string("model.").size()); };
+  const std::string embedding = "model.embed_tokens.weight", head = "lm_head.weight";
+  Weights headless = renamed(bare);
+  headless.add("layers.0.self_attn.rotary_emb.inv_freq", {4});
+  headless.write(path);
+  check_read();
+  renamed([&](const std::string& name) { return name == embedding ? head : name; }).write(path);
+  check_read();
+  renamed([&](const std::string& name) { return name == embedding ? head : bare(name); }).write(path);
+  check_read();
+  // Names of both kinds are those of no model.
+  renamed([&](const std::string& name) { return name.find("layers.1") == std::string::npos ? name : bare(name); }).write(path);
+  CHECK(refusal([&] { WeightFiles::open(dir, config); }).find("model.layers.1") != std::string::npos);
+  ModelConfig untied = config;
+  untied.tied = false;
+  renamed([&](const std::string& name) { return name == embedding ? head : name; }).write(path);
+  CHECK(refusal([&] { WeightFiles::open(dir, untied); }).find(embedding) != std::string::npos);
+  renamed(bare).write(path);
+  CHECK(refusal([&] { WeightFiles::open(dir, untied); }).find(head) != std::string::npos);
 }
 
 TEST_CASE("weights of a type that is no floating number, or that are not finite, are refused by name") {

@@ -47,6 +47,75 @@ TEST_CASE("the last number is found as CODI's expression finds it") {
   CHECK(last_number(std::string("1\0002", 3)) == 2);
 }
 
+TEST_CASE("25 texts give what CODI's rule gives in Python") {
+  // [float(x) for x in re.findall(r"-?\d+\.?\d*", text.replace(",", ""))][-1]
+  const std::pair<const char*, double> texts[] = {{"18", 18.0},
+                                                  {"It is 3, then 1,234.50.", 1234.5},
+                                                  {"18.", 18.0},
+                                                  {"costs $-5", -5.0},
+                                                  {"costs -$5", 5.0},
+                                                  {"\xE2\x88\x92"
+                                                   "5",
+                                                   5.0},
+                                                  {"- 5", 5.0},
+                                                  {"16-3-4", -4.0},
+                                                  {"5 - 3", 3.0},
+                                                  {"--7", -7.0},
+                                                  {"-.5", 5.0},
+                                                  {"1.2.3", 3.0},
+                                                  {"1.5e3", 3.0},
+                                                  {"7%", 7.0},
+                                                  {"1,2", 12.0},
+                                                  {"0x1F", 1.0},
+                                                  {"The answer is: 42", 42.0},
+                                                  {"####  -12", -12.0},
+                                                  {"$1,000.00 in all", 1000.0},
+                                                  {"x=-0", -0.0},
+                                                  {"3/4", 4.0},
+                                                  {"10:30", 30.0},
+                                                  {"a1b2c3", 3.0},
+                                                  {"-1-", -1.0},
+                                                  {"9 apples, no pears", 9.0}};
+  for (const auto& [text, number] : texts) {
+    CAPTURE(text);
+    CHECK(last_number(text) == number);
+    CHECK(codi_match(text, std::to_string(number)));
+  }
+}
+
+TEST_CASE("gsm8k and gsm_hard read a sign that blanks and a currency sign part from its digits") {
+  for (const char* text : {"-5", "- 5", "-$5", "- $5", "-$ 5", "- $ 5", "$-5", "$ -5", "-\\$5",
+                           "\xE2\x88\x92"
+                           "5",
+                           "\xE2\x88\x92 $5", "\xE2\x88\x92\t5",
+                           "-\xE2\x82\xAC"
+                           "5",
+                           "-\xC2\xA3 5",
+                           "-\xC2\xA0"
+                           "5",
+                           "-5.0", "-$5.00 left"}) {
+    CAPTURE(text);
+    CHECK(gsm8k_match(std::string("#### ") + text, "-5"));
+    CHECK_FALSE(gsm8k_match(std::string("#### ") + text, "5"));
+    CHECK(gsm_hard_match(text, "-5"));
+    CHECK_FALSE(gsm_hard_match(text, "5"));
+    CHECK(gsm8k_match("#### -5", text));
+  }
+  for (const char* text : {"$5", "$ 5", "5",
+                           "\xE2\x82\xAC"
+                           "5",
+                           "-, x5", "-%5", "-.5", "-\n5",
+                           "\xE2\x82\x99"
+                           "5"}) {
+    CAPTURE(text);
+    CHECK(gsm8k_match(std::string("#### ") + text, "5"));
+    CHECK(gsm_hard_match(text, "5"));
+  }
+  CHECK(gsm_hard_match("-$9,284,017,268,534.4", "-9284017268534.4"));
+  CHECK_FALSE(strict_match("-$5", "-5"));
+  CHECK(codi_match("-$5", "5"));
+}
+
 TEST_CASE("CODI's test compares the last numbers as doubles") {
   CHECK(codi_match("so 1,000.0", "1000"));
   CHECK(codi_match("18.00", "18"));

@@ -12,38 +12,13 @@
 #include "models/latent_tokens.h"
 #include "models/open_model.h"
 #include "models/weights.h"
-#include "tests/programs/text_run.h"
+#include "tests/programs/tiny_run.h"
 #include "tools/compare.h"
-
-namespace {
 
 using namespace kava;
 namespace fs = std::filesystem;
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::WithinAbs;
-
-using TinyRun = TextRun;
-
-// A model of a run, ready.
-struct Ready {
-  explicit Ready(const fs::path& path)
-      : opened(open_model(path.string())), ops(make_cpu_ops(2)), model(load_model(*ops, opened)), arena(*ops) {}
-  EvalResult evaluate(const RowFile& file, const EvalOptions& options = {}) {
-    return kava::evaluate(*model, arena, opened.text, file, options);
-  }
-  OpenedModel opened;
-  std::unique_ptr<Ops> ops;
-  std::unique_ptr<Model> model;
-  Arena arena;
-};
-
-int64_t correct(const EvalResult& r, Scorer scorer) {
-  for (std::size_t s = 0; s < r.scorers.size(); ++s)
-    if (r.scorers[s] == scorer) return r.correct(s);
-  return -1;
-}
-
-}  // namespace
 
 TEST_CASE("rows of ids are judged by equal ids, the end of sequence left out") {
   const RunConfig config = load_config(KAVA_SOURCE_DIR "/tests/golden/cases/kava_defaults.toml");

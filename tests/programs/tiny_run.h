@@ -1,8 +1,9 @@
-// A run on a tiny base of text, for the programs that evaluate one.
+// A tiny run to evaluate, made without training, and the programs run on it.
 #pragma once
 #include "engine/files/checkpoint.h"
-#include "engine/files/json.h"
 #include "models/adapter.h"
+#include "models/evaluate.h"
+#include "models/open_model.h"
 #include "tests/programs/programs.h"
 
 namespace kava {
@@ -52,8 +53,8 @@ inline std::string tokenizer_json() {
 }
 
 // A run of method kava on a random tiny base: config.toml, one checkpoint linked as best, and the final adapter.
-struct TextRun {
-  TextRun() {
+struct TinyRun {
+  TinyRun() {
     const std::filesystem::path base = folder.path() / "base";
     std::filesystem::create_directories(base);
     overwrite(base / "config.json", Json{{"model_type", "llama"},
@@ -95,6 +96,25 @@ struct TextRun {
   RunConfig config;
 };
 
+// A model of a run, ready.
+struct Ready {
+  explicit Ready(const std::filesystem::path& path)
+      : opened(open_model(path.string())), ops(make_cpu_ops(2)), model(load_model(*ops, opened)), arena(*ops) {}
+  EvalResult evaluate(const RowFile& file, const EvalOptions& options = {}) {
+    return kava::evaluate(*model, arena, opened.text, file, options);
+  }
+  OpenedModel opened;
+  std::unique_ptr<Ops> ops;
+  std::unique_ptr<Model> model;
+  Arena arena;
+};
+
 inline const char* const kQuestions = "What is 2+2?||<<2+2=4>>#### 4\nTom has 3 hats.||#### 3\nA||#### 12\nHow many?||#### 7\n";
+
+inline int64_t correct(const EvalResult& r, Scorer scorer) {
+  for (std::size_t s = 0; s < r.scorers.size(); ++s)
+    if (r.scorers[s] == scorer) return r.correct(s);
+  return -1;
+}
 
 }  // namespace kava

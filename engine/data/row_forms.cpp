@@ -1,0 +1,371 @@
+#include "engine/data/row_forms.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <span>
+
+namespace kava {
+
+namespace {
+
+constexpr std::string_view kSpace = " \t\n\v\f\r";
+
+using Names = std::span<const std::string_view>;
+
+// Keys as `plain` writes them; of several in a row the first of the list counts.
+constexpr std::string_view kQuestion[] = {"question", "problem", "query", "squestion", "input", "instruction", "questionconcat"};
+constexpr std::string_view kChain[] = {"steps",          "cot",      "chainofthought", "rationale",       "reasoning",
+                                       "reasoningsteps", "chain",    "solution",       "explanation",     "thought",
+                                       "thoughts",       "thinking", "reasoningchain", "reasoningcontent"};
+constexpr std::string_view kAnswer[] = {"answer", "finalanswer", "finalans", "answernumber", "lsolutions", "target", "response", "result"};
+// Where a row has a number beside a written answer, the number is the gold one.
+constexpr std::string_view kNumber[] = {"finalanswer", "finalans", "answernumber", "lsolutions", "answer", "target", "response", "result"};
+
+// A key as it is compared: lower case, without what projects put between its words.
+std::string plain(std::string_view key) {
+  std::string out;
+  for (char c : key)
+    if (c != '_' && c != '-' && c != ' ') out += c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  return out;
+}
+
+struct Member {
+  const std::string* key = nullptr;
+  const Json* value = nullptr;
+  explicit operator bool() const { return value != nullptr; }
+  std::string name() const { return fmt::format("\"{}\"", escaped(*key, 60)); }
+};
+
+// The member under the first of `names` that the row has, null only where no other is there.
+Member find(const Json& row, Names names) {
+  Member null;
+  for (std::string_view name : names)
+    for (const auto& [key, value] : row.get_ref<const Json::object_t&>()) {
+      if (plain(key) != name) continue;
+      if (!value.is_null()) return {&key, &value};
+      if (!null) null = {&key, &value};
+    }
+  return null;
+}
+
+Member find(const Json& row, std::string_view name) { return find(row, Names(&name, 1)); }
+
+// Rows that lie in a list inside one object, or the columns of a table.
+std::string wrapped_in(const Json& row) {
+  for (const auto& [key, value] : row.get_ref<const Json::object_t&>())
+    if (value.is_array() && !value.empty() && value[0].is_object()) return key;
+  return "";
+}
+
+[[noreturn]] void refuse_missing(const Json& row, const std::string& wanted, const RowPlace& place) {
+  if (const std::string list = wrapped_in(row); !list.empty() && row.size() <= 8 && !find(row, kQuestion))
+    place.refuse(fmt::format("the rows lie in a list under \"{}\"", escaped(list, 60)), "write that list alone, or one row a line");
+  place.refuse(fmt::format("the row has no {}; its keys are {}", wanted, key_list(row)),
+               "rename its keys, or name the form by --format or {path = .., format = ..}");
+}
+
+Member member(const Json& row, Names names, const RowPlace& place) {
+  const Member m = find(row, names);
+  if (!m) refuse_missing(row, fmt::format("\"{}\"", names.front()), place);
+  return m;
+}
+
+const std::string& string_of(const Member& m, const RowPlace& place) {
+  if (!m.value->is_string())
+    place.refuse(fmt::format("{} must be a string, not {}", m.name(), m.value->type_name()), "write it in quotation marks");
+  return m.value->get_ref<const std::string&>();
+}
+
+void set_text(Row& row, std::string_view question, std::string_view answer, const RowPlace& place) {
+  row.question = stripped(question);
+  row.answer = stripped(answer);
+  if (row.question.empty()) place.refuse("the question is empty");
+  if (row.answer.empty()) place.refuse("the answer is empty");
+}
+
+void add_step(std::vector<std::string>& steps, std::string_view step) {
+  step = stripped(step);
+  if (!step.empty()) steps.emplace_back(step);
+}
+
+// Calls `take` with the pieces of `text` between separators; each keeps its first `kept` bytes of the separator.
+template <class Take>
+void split(std::string_view text, std::string_view separator, std::size_t kept, Take take) {
+  for (std::size_t at; (at = text.find(separator)) != std::string_view::npos; text.remove_prefix(at + separator.size()))
+    take(text.substr(0, at + kept));
+  take(text);
+}
+
+// Whether there is nothing but `<<...>>` and white space.
+bool only_annotations(std::string_view trace) {
+  for (trace = stripped(trace); !trace.empty(); trace = stripped(trace)) {
+    const auto end = trace.starts_with("<<") ? trace.find(">>", 2) : std::string_view::npos;
+    if (end == std::string_view::npos) return false;
+    trace.remove_prefix(end + 2);
+  }
+  return true;
+}
+
+std::vector<std::string> split_trace(std::string_view trace) {
+  std::vector<std::string> steps;
+  trace = stripped(trace);
+  if (only_annotations(trace)) {
+    while (!trace.empty()) {
+      const auto end = std::min(trace.find_first_of(kSpace), trace.size());
+      steps.emplace_back(trace.substr(0, end));
+      trace = stripped(trace.substr(end));
+    }
+  } else {
+    const bool lines = trace.find('\n') != std::string_view::npos;
+    split(trace, lines ? "\n" : ". ", lines ? 0 : 1, [&](std::string_view step) { add_step(steps, step); });
+  }
+  return steps;
+}
+
+// Digits of a number written as text: without sign +, commas, needless zeros and exponent; nothing where it is no number.
+std::optional<std::string> plain_number(std::string_view text) {
+  std::string s(stripped(text));
+  if (s.starts_with('+')) s.erase(0, 1);
+  const bool negative = s.starts_with('-');
+  if (negative) s.erase(0, 1);
+  if (s.empty() || s.front() == ',' || s.size() > 400) return std::nullopt;
+  std::erase(s, ',');
+  std::size_t i = 0;
+  auto digits = [&] {
+    const std::size_t start = i;
+    while (i < s.size() && s[i] >= '0' && s[i] <= '9') ++i;
+    return s.substr(start, i - start);
+  };
+  std::string whole = digits(), behind;
+  if (i < s.size() && s[i] == '.') ++i, behind = digits();
+  if (whole.empty() && behind.empty()) return std::nullopt;
+  if (i < s.size()) {  // an exponent
+    const std::size_t mark = i++;
+    if (s[mark] != 'e' && s[mark] != 'E') return std::nullopt;
+    if (i < s.size() && (s[i] == '+' || s[i] == '-')) ++i;
+    if (digits().empty() || i < s.size()) return std::nullopt;
+    const double value = std::strtod(s.c_str(), nullptr);
+    return std::isfinite(value) ? std::optional(answer_text(negative ? -value : value)) : std::nullopt;
+  }
+  whole.erase(0, std::min(whole.find_first_not_of('0'), whole.size()));
+  behind.erase(behind.find_last_not_of('0') + 1);
+  if (whole.empty()) whole = "0";
+  const bool zero = whole == "0" && behind.empty();
+  return (negative && !zero ? "-" : "") + whole + (behind.empty() ? "" : "." + behind);
+}
+
+std::optional<std::string> number_text(const Json& value) {
+  if (value.is_number_unsigned()) return fmt::format("{}", value.get<uint64_t>());
+  if (value.is_number_integer()) return fmt::format("{}", value.get<int64_t>());
+  if (value.is_number_float()) return answer_text(value.get<double>());
+  if (value.is_string()) return plain_number(value.get_ref<const std::string&>());
+  return std::nullopt;
+}
+
+std::string number_of(const Member& m, const RowPlace& place) {
+  if (auto number = number_text(*m.value)) return *number;
+  place.refuse(
+      fmt::format("{} must be a number, not {}", m.name(),
+                  m.value->is_string() ? "\"" + escaped(m.value->get_ref<const std::string&>(), 40) + "\"" : m.value->type_name()));
+}
+
+// A number, alone in a list as well, or another short answer; a unit in brackets behind a blank is left away.
+std::string short_answer(const Member& m, const RowPlace& place) {
+  const bool list = m.value->is_array() && m.value->size() == 1;
+  const Json& value = list ? (*m.value)[0] : *m.value;
+  if (auto number = number_text(value)) return *number;
+  if (!value.is_string()) place.refuse(fmt::format("{} must be a number or text, not {}", m.name(), list ? "a list" : value.type_name()));
+  const std::string_view text = stripped(value.get_ref<const std::string&>());
+  if (text.find("####") != std::string_view::npos)
+    place.refuse(m.name() + " holds a chain and ####, that of the first row does not",
+                 "keep rows of one form in a file, or name the form by --format or {path = .., format = ..}");
+  const std::string_view before = text.ends_with(')') ? text.substr(0, text.find(" (")) : text;
+  return plain_number(before).value_or(std::string(before));
+}
+
+// The last line where it is `#### ANSWER`.
+std::optional<std::string_view> marked_answer(std::string_view text, std::string_view* before = nullptr) {
+  text = stripped(text);
+  const auto newline = text.rfind('\n');
+  const auto start = newline == std::string_view::npos ? 0 : newline + 1;
+  const std::string_view last = stripped(text.substr(start));
+  if (before) *before = text.substr(0, start);
+  return last.starts_with("####") ? std::optional(last.substr(4)) : std::nullopt;
+}
+
+// The chain under one of its keys; nothing where the row has none, and no step where it is null.
+std::optional<std::vector<std::string>> chain_of(const Json& row, const RowPlace& place) {
+  const Member m = find(row, kChain);
+  if (!m) return std::nullopt;
+  std::vector<std::string> steps;
+  if (m.value->is_null()) return steps;
+  if (m.value->is_string() && plain(*m.key) != "steps") return split_trace(m.value->get_ref<const std::string&>());
+  if (!m.value->is_array())
+    place.refuse(fmt::format("{} must be a list of strings, not {}", m.name(), m.value->type_name()),
+                 m.value->is_string() ? "give a list, or put a chain that is one text under \"cot\"" : "give a list of strings");
+  for (const Json& step : *m.value) {
+    if (!step.is_string()) place.refuse(fmt::format("{} must hold strings, not {}", m.name(), step.type_name()));
+    add_step(steps, step.get_ref<const std::string&>());
+  }
+  return steps;
+}
+
+std::vector<int32_t> ids_of(const Json& row, std::string_view key, const RowPlace& place) {
+  const auto value = row.find(key);
+  if (value == row.end()) refuse_missing(row, fmt::format("\"{}\"", key), place);
+  if (!value->is_array()) place.refuse(fmt::format("\"{}\" must be a list of token ids, not {}", key, value->type_name()));
+  std::vector<int32_t> ids;
+  ids.reserve(value->size());
+  for (const Json& id : *value) {
+    if (!id.is_number_unsigned() || id.get<uint64_t>() > std::numeric_limits<int32_t>::max())
+      place.refuse(
+          fmt::format("\"{}\" holds {}, which is no token id", key, escaped(id.dump(-1, ' ', true, Json::error_handler_t::replace), 40)));
+    ids.push_back(id.get<int32_t>());
+  }
+  return ids;
+}
+
+Row parse_ids(const Json& object, const RowPlace& place) {
+  Row row;
+  row.is_ids = true;
+  row.question_ids = ids_of(object, "question", place);
+  row.trace_ids = ids_of(object, "trace", place);
+  row.answer_ids = ids_of(object, "answer", place);
+  if (row.question_ids.empty()) place.refuse("the question is empty");
+  if (row.answer_ids.empty()) place.refuse("the answer is empty");
+  if (const auto prompt = object.find("prompt"); prompt != object.end()) {
+    if (!prompt->is_number_unsigned() || prompt->get<uint64_t>() >= row.answer_ids.size())
+      place.refuse(
+          fmt::format("\"prompt\" must be a whole number from 0 to {}: less than the length of the answer", row.answer_ids.size() - 1));
+    row.prompt = prompt->get<int64_t>();
+  }
+  return row;
+}
+
+std::string without_annotations(std::string_view text) {
+  std::string out;
+  for (;;) {
+    const auto open = text.find("<<"), close = text.find(">>", open == std::string_view::npos ? open : open + 2);
+    if (close == std::string_view::npos) return out.append(text);
+    out.append(text.substr(0, open));
+    text.remove_prefix(close + 2);
+  }
+}
+
+std::string question_of(const Json& row, const RowPlace& place) { return string_of(member(row, kQuestion, place), place); }
+
+// Body and Question, by a space.
+std::string whole_question(const Json& row, const RowPlace& place) {
+  const Member body = find(row, "body"), question = find(row, "question");
+  if (!body) refuse_missing(row, "\"Body\"", place);
+  if (!question) refuse_missing(row, "\"Question\"", place);
+  const std::string& asked = string_of(question, place);
+  if (stripped(asked).empty()) place.refuse(question.name() + " is empty");
+  return string_of(body, place) + " " + asked;
+}
+
+Row parse_jsonl(const Json& object, const RowPlace& place) {
+  Row row;
+  const std::string& answer = string_of(member(object, kAnswer, place), place);
+  const auto marked = marked_answer(answer);
+  set_text(row, question_of(object, place), marked && !stripped(*marked).empty() ? *marked : answer, place);
+  auto steps = chain_of(object, place);
+  if (!steps) refuse_missing(object, "\"steps\" (a list) or \"cot\" (a text)", place);
+  row.steps = *std::move(steps);
+  return row;
+}
+
+Row parse_gsm8k(const Json& object, const RowPlace& place) {
+  std::string_view before;
+  const auto marked = marked_answer(string_of(member(object, kAnswer, place), place), &before);
+  if (!marked)
+    place.refuse(
+        fmt::format("no #### before the answer: the last line of \"answer\" must be #### ANSWER; the row's keys are {}", key_list(object)),
+        "correct the row, or name the form by --format or {path = .., format = ..}");
+  Row row;
+  set_text(row, question_of(object, place), *marked, place);
+  row.steps = split_trace(without_annotations(before));
+  return row;
+}
+
+// svamp, gsm_hard and qa: an answer, and a chain only where a key says so.
+Row parse_short(const Json& object, DataFormat format, const RowPlace& place) {
+  constexpr std::string_view hard_question[] = {"input", "instruction", "question"}, hard_answer[] = {"target", "response", "answer"};
+  Row row;
+  if (format == DataFormat::svamp) {
+    set_text(row, whole_question(object, place), number_of(member(object, std::span(kAnswer).first(1), place), place), place);
+  } else if (format == DataFormat::gsm_hard) {
+    set_text(row, string_of(member(object, hard_question, place), place), number_of(member(object, hard_answer, place), place), place);
+  } else {
+    const std::string question = find(object, "body") ? whole_question(object, place) : question_of(object, place);
+    set_text(row, question, short_answer(member(object, kNumber, place), place), place);
+  }
+  auto steps = chain_of(object, place);
+  row.has_trace = steps.has_value();
+  if (steps) row.steps = *std::move(steps);
+  return row;
+}
+
+}  // namespace
+
+std::string answer_text(double number) {
+  KAVA_CHECK(std::isfinite(number), "an answer must be finite");
+  char digits[400];  // 309 before the point, or 17 behind some 320 zeros
+  const auto end = std::to_chars(digits, digits + sizeof digits, number == 0 ? 0.0 : number, std::chars_format::fixed);
+  return std::string(digits, end.ptr);
+}
+
+std::string key_list(const Json& row) {
+  std::string out;
+  for (const auto& [key, value] : row.get_ref<const Json::object_t&>()) {
+    if (out.size() > 200) return out + ", ..";
+    out += (out.empty() ? "" : ", ") + escaped(key, 40);
+  }
+  return out.empty() ? "none" : out;
+}
+
+DataFormat recognised_format(const Json& row) {
+  if (const auto question = row.find("question"); question != row.end() && question->is_array()) return DataFormat::ids;
+  if (row.contains("Body")) return DataFormat::svamp;
+  const bool chain = static_cast<bool>(find(row, kChain));
+  if (row.contains("input") && (row.contains("target") || !chain)) return DataFormat::gsm_hard;
+  if (chain) return DataFormat::jsonl;
+  if (find(row, "instruction") && find(row, "response")) return DataFormat::gsm_hard;
+  if (find(row, "body")) return DataFormat::qa;
+  // A gold answer that is nothing but a number has no chain in front of it; under these keys there never is one.
+  const Member answer = find(row, kNumber);
+  const bool final = static_cast<bool>(find(row, std::span(kNumber).first(4)));
+  return answer && (final || number_text(*answer.value)) ? DataFormat::qa : DataFormat::gsm8k;
+}
+
+Row parse_text_row(std::string_view line, const RowPlace& place) {
+  if (!is_utf8(line)) place.refuse("is not valid UTF-8", "save the file as UTF-8");
+  const auto bars = line.find("||");
+  if (bars == std::string_view::npos) place.refuse("no || after the question", "write question||steps #### answer");
+  const std::string_view rest = line.substr(bars + 2);
+  const auto marks = rest.rfind("####");
+  if (marks == std::string_view::npos) place.refuse("no #### before the answer", "write question||steps #### answer");
+  Row row;
+  set_text(row, line.substr(0, bars), rest.substr(marks + 4), place);
+  row.steps = split_trace(rest.substr(0, marks));
+  return row;
+}
+
+Row parse_json_row(const Json& row, DataFormat format, const RowPlace& place) {
+  if (!row.is_object()) place.refuse(fmt::format("a row must be a JSON object, not {}", row.type_name()));
+  switch (format) {
+    case DataFormat::ids:
+      return parse_ids(row, place);
+    case DataFormat::jsonl:
+      return parse_jsonl(row, place);
+    case DataFormat::gsm8k:
+      return parse_gsm8k(row, place);
+    default:
+      return parse_short(row, format, place);
+  }
+}
+
+}  // namespace kava

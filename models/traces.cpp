@@ -1,0 +1,41 @@
+#include "models/traces.h"
+
+#include <algorithm>
+
+#include "engine/error.h"
+
+namespace kava {
+
+namespace {
+
+// What needs a trace, and how to do without it; nothing where no loss does.
+struct Need {
+  std::string what, without;
+};
+
+Need need_of(const RunConfig& config) {
+  if (config.kv.weight > 0) return {"kv.weight > 0 needs one", "set kv.weight = 0"};
+  if (config.method == Method::full_cot || config.method == Method::icot || config.method == Method::coconut)
+    return {fmt::format("method {} learns to write one", name_of(config.method)), "use method no_cot"};
+  return {};
+}
+
+}  // namespace
+
+std::string require_traces(const RunConfig& config, const std::vector<RowFile>& files, const std::vector<Sample>& samples) {
+  if (std::ranges::any_of(samples, [](const Sample& s) { return !s.trace.empty(); })) return "";
+  const bool steps = std::ranges::any_of(
+      files, [](const RowFile& f) { return std::ranges::any_of(f.rows, [](const Row& r) { return !r.steps.empty(); }); });
+  const std::string rows = steps ? "no row has more than the one step that data.drop_last_step drops"
+                                 : fmt::format("no row has a chain; its keys are {}", files[0].keys);
+  const Need need = need_of(config);
+  if (!need.what.empty())
+    throw Error(
+        Exit::data, escaped(files[0].path, 4096), fmt::format("no trace token in data.train, and {}: {}", need.what, rows),
+        fmt::format("{}, or {}", steps ? "set data.drop_last_step = false" : "put the chain under \"steps\" (a list) or \"cot\" (a text)",
+                    need.without));
+  if (!runs_teacher(config.method) || (config.loss.teacher == 0 && config.codi.weight == 0)) return "";
+  return fmt::format("{}: no trace token in data.train, so the teacher sees no chain: {}", escaped(files[0].path, 4096), rows);
+}
+
+}  // namespace kava

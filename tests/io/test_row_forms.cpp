@@ -1,0 +1,159 @@
+// The forms in which people have data: which keys hold question, chain and answer, as a list or line by line, and what is refused how.
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+#include "engine/data/data.h"
+#include "engine/error.h"
+#include "tests/programs/programs.h"
+
+using namespace kava;
+using Catch::Matchers::ContainsSubstring;
+using Strings = std::vector<std::string>;
+
+namespace {
+
+RowFile read(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
+  TempFolder folder;
+  overwrite(folder / "rows", text);
+  return read_rows(folder / "rows", format);
+}
+
+std::string refusal(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
+  try {
+    read(text, format);
+  } catch (const Error& e) {
+    CHECK(e.code() == Exit::data);
+    CHECK(std::string(e.what()).find('\n') == std::string::npos);
+    return e.what();
+  }
+  return "accepted";
+}
+
+}  // namespace
+
+TEST_CASE("a trace that mixes equations with other text is text") {
+  CHECK(read("q||<<3+4=7>> and <<7*2=14>>. Then 15. #### 15").rows[0].steps == Strings{"<<3+4=7>> and <<7*2=14>>.", "Then 15."});
+  CHECK(read("q||<<3+4=7>> <<7*2=14>>. #### 14").rows[0].steps == Strings{"<<3+4=7>> <<7*2=14>>."});
+  CHECK(read("q||<<3+4=7>>> #### 7").rows[0].steps == Strings{"<<3+4=7>>>"});
+  CHECK(read("q||<<3+4=7 and more #### 7").rows[0].steps == Strings{"<<3+4=7 and more"});
+  CHECK(read("q||So <<3+4=7>> <<7*2=14>> #### 14").rows[0].steps == Strings{"So <<3+4=7>> <<7*2=14>>"});
+  CHECK(read(R"({"question": "q", "cot": "<<1+1=2>> a. b\n<<2+2=4>> c", "answer": "4"})").rows[0].steps ==
+        Strings{"<<1+1=2>> a. b", "<<2+2=4>> c"});
+}
+
+TEST_CASE("a chain is read under any key of its kind, as text or as a list") {
+  for (const char* key : {"cot", "CoT", "chain_of_thought", "chainOfThought", "Chain-of-Thought", "rationale", "Reasoning", "chain",
+                          "solution", "explanation", "thoughts", "reasoning_steps"}) {
+    CAPTURE(key);
+    const std::string start = std::string(R"({"question": "q", ")") + key + "\": ";
+    const RowFile text = read(start + R"("<<1+1=2>> <<2+2=4>>", "answer": "4"})"),
+                  list = read(start + R"([" a. b ", "", "c"], "answer": "4"})");
+    CHECK((text.format == DataFormat::jsonl && list.format == DataFormat::jsonl));
+    CHECK(text.rows[0].steps == Strings{"<<1+1=2>>", "<<2+2=4>>"});
+    CHECK(list.rows[0].steps == Strings{"a. b", "c"});
+    CHECK_THAT(refusal(start + R"({"a": 1}, "answer": "4"})"),
+               ContainsSubstring(std::string(key) + "\" must be a list of strings, not object"));
+    CHECK_THAT(refusal(start + R"([{"a": 1}], "answer": "4"})"), ContainsSubstring(std::string(key) + "\" must hold strings, not object"));
+  }
+  CHECK(read(R"({"question": "q", "steps": null, "answer": "4"})").rows[0].steps.empty());
+  CHECK(read(R"({"question": "q", "steps": null, "cot": "a", "answer": "4"})").rows[0].steps == Strings{"a"});
+  CHECK(read(R"({"question": "q", "cot": "a", "answer": "#### 4"})").rows[0].answer == "4");
+  const RowFile hard = read(R"({"input": "q", "target": 4, "rationale": "a. b"})");
+  CHECK(hard.format == DataFormat::gsm_hard);
+  CHECK(hard.rows[0].has_trace);
+  CHECK(hard.rows[0].steps == Strings{"a.", "b"});
+}
+
+TEST_CASE("layout and fields are recognised apart") {
+  const std::string row = GENERATE(as<std::string>{}, R"({"question": "q", "steps": ["a"], "answer": "7"})",
+                                   R"({"question": "q", "cot": "a", "answer": "7"})", R"({"question": "q", "answer": "a\n#### 7"})",
+                                   R"({"input": "q", "code": "", "target": 7.0})", R"({"instruction": "q", "response": "7.0"})",
+                                   R"({"Body": "b", "Question": "q", "Answer": "7.0", "question_concat": "b q"})",
+                                   R"({"question": "q", "final_ans": "7"})", R"({"sQuestion": "q", "lEquations": ["X=3+4"], "lSolutions": [7.0]})",
+                                   R"({"body": "b", "question": "q", "answer": "7 (apples)", "formula": "3+4=7"})",
+                                   R"({"problem": "q", "solution": "a", "answer": "7"})", R"({"question": "q", "answer": 7})",
+                                   R"({"question": [1], "trace": [2], "answer": [7]})");
+CAPTURE(row);
+const RowFile line = read(row + "\n" + row + "\n"), list = read("[" + row + ",\n " + row + "]\n");
+CHECK(line.format == list.format);
+REQUIRE((line.rows.size() == 2 && list.rows.size() == 2));
+for (const RowFile* f : {&line, &list})
+  for (const Row& r : f->rows) {
+    if (r.is_ids) continue;
+    CHECK((r.question == "q" || r.question == "b q"));
+    CHECK(r.answer == "7");
+  }
+CHECK(read("[" + row + "]", line.format).rows.size() == 1);
+}
+
+TEST_CASE("numbers in strings are read as numbers where a form has numbers") {
+  auto answer = [](const std::string& text) { return read("{\"question\": \"q\", \"final_ans\": \"" + text + "\"}").rows[0].answer; };
+  CHECK(answer("145.0") == "145");
+  CHECK(answer(" -7.50 ") == "-7.5");
+  CHECK(answer("+12") == "12");
+  CHECK(answer("1,234.0") == "1234");
+  CHECK(answer("-0.0") == "0");
+  CHECK(answer(".5") == "0.5");
+  CHECK(answer("007") == "7");
+  CHECK(answer("1e3") == "1000");
+  CHECK(answer("-2.5E-1") == "-0.25");
+  CHECK(answer("123456789012345678901234567890") == "123456789012345678901234567890");
+  CHECK(answer("9 (apples)") == "9");
+  CHECK(answer("10:30") == "10:30");
+  CHECK(answer("1/2 (of it)") == "1/2");
+  CHECK(answer("1e999") == "1e999");
+  CHECK(answer("yes") == "yes");
+  CHECK_THAT(refusal(R"({"question": "q", "final_ans": [1, 2]})"), ContainsSubstring("a number or text"));
+  CHECK_THAT(refusal("{\"question\": \"q\", \"answer\": 7}\n{\"question\": \"q\", \"answer\": \"a\\n#### 7\"}"),
+             ContainsSubstring("rows:2: \"answer\" holds a chain"));
+}
+
+TEST_CASE("a refusal names the keys that the rows have") {
+  CHECK_THAT(refusal(R"({"prompt": "q", "completion": "7"})"), ContainsSubstring("keys are completion, prompt"));
+  CHECK_THAT(refusal(R"({"problem": "q", "level": "1", "solution": "a"})"),
+             ContainsSubstring("no \"answer\"; its keys are level, problem, solution"));
+  CHECK_THAT(refusal(R"({"question": "q", "choices": ["a"], "answer": "B"})"), ContainsSubstring("keys are answer, choices, question"));
+  CHECK_THAT(refusal(R"({"data": [{"question": "q"}]})"), ContainsSubstring("the rows lie in a list under \"data\""));
+  CHECK_THAT(refusal("{\n  \"question\": \"q\"\n}"), ContainsSubstring("rows:1: a JSON object over several lines"));
+  CHECK_THAT(refusal("PAR1\x15\x04"), ContainsSubstring("tools/parquet_to_jsonl.py"));
+  CHECK_THAT(refusal("\x1f\x8b\x08"), ContainsSubstring("gunzip"));
+  CHECK_THAT(refusal("version https://git-lfs.github.com/spec/v1\n"), ContainsSubstring("Git LFS"));
+}
+
+TEST_CASE("training data without a trace token is refused where a loss needs one") {
+  TempFolder folder;
+  REQUIRE(run_command("kava_data synth --out ring --rows 10", folder.path()).code == 0);
+  const auto step = [&](const std::string& rows, const std::string& method, const std::string& sets = "") {
+    overwrite(folder / "rows.jsonl", rows);
+    overwrite(folder / "t.toml",
+              "method = \"" + method + "\"\n[model]\npath = \"ring/model\"\ninit = \"random\"\n[data]\ntrain = [\"rows.jsonl\"]\n");
+    return run_command("kava_inspect step t.toml --out o.safetensors --threads 1 " + sets, folder.path());
+  };
+  const std::string unread = "{\"question\": \"q\", \"answer\": \"7\", \"working\": \"3+4=7\"}\n",
+                    one_step = "{\"question\": \"q\", \"cot\": \"<<3+4=7>>\", \"answer\": \"7\"}\n",
+                    two_steps = "{\"question\": \"q\", \"rationale\": \"<<1+2=3>> <<3+4=7>>\", \"answer\": \"7\"}\n";
+  for (const char* method : {"kava", "full_cot"}) {
+    const Ended e = step(unread, method);
+    CAPTURE(method, e.err);
+    CHECK(e.code == 4);
+    CHECK_THAT(e.err, ContainsSubstring("no trace token in data.train") && ContainsSubstring("its keys are answer, question, working"));
+    CHECK(std::count(e.err.begin(), e.err.end(), '\n') == 1);
+    CHECK_FALSE(std::filesystem::exists(folder / "o.safetensors"));
+  }
+  const Ended dropped = step(one_step, "kava");
+  CHECK(dropped.code == 4);
+  CHECK_THAT(dropped.err, ContainsSubstring("data.drop_last_step = false"));
+  CHECK(step(one_step, "kava", "--set data.drop_last_step=false").code == 0);
+  CHECK(step(one_step, "full_cot").code == 0);
+  CHECK(step(unread, "no_cot").err.empty());
+  const Ended told = step(unread, "pccot");
+  CHECK(told.code == 0);
+  CHECK_THAT(told.err, ContainsSubstring("the teacher sees no chain"));
+  // Rows without a trace among others are normal.
+  CHECK(step(two_steps + one_step + unread.substr(0, unread.find(", \"working")) + ", \"cot\": null}\n", "kava").err.empty());
+  const Ended longer = step(two_steps + "{\"question\": \"" + std::string(400, 'q') + "\", \"cot\": \"a\", \"answer\": \"7\"}\n", "kava",
+                            "--set data.max_tokens=100");
+  CHECK(longer.code == 0);
+  CHECK_THAT(longer.err, ContainsSubstring("1 rows are longer than data.max_tokens = 100"));
+}

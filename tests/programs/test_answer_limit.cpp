@@ -1,0 +1,49 @@
+// How many tokens an answer may have, in evaluations of files and of calls.
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+#include "tests/programs/tiny_run.h"
+
+using namespace kava;
+using Catch::Matchers::ContainsSubstring;
+
+TEST_CASE("the limit of new tokens follows the longest gold answer of the whole file") {
+  TinyRun tiny;
+  Ready ready(tiny.dir);
+  const std::string gold(23, '1');
+  const RowFile file = read_rows(tiny.write("rows.txt", "A||#### 4\nB||#### " + gold + "\nC||#### 123456789012\n"));
+  EvalOptions options;
+  options.limit = 1;
+  CHECK(ready.evaluate(file, options).max_new_tokens == 24);  // a token a digit, and EOS
+  CHECK(ready.evaluate(file, options).golds_over() == 0);
+  options.max_new_tokens = 13, options.limit = 0;
+  CHECK(ready.evaluate(file, options).golds_over() == 1);
+  options.max_new_tokens = 12;
+  CHECK(ready.evaluate(file, options).golds_over() == 2);
+  CHECK(to_json(ready.evaluate(file, options)).at("golds_over_limit") == 2);
+  options.max_new_tokens = 0, options.method = Method::full_cot;
+  CHECK(ready.evaluate(file, options).max_new_tokens == 256);
+  CHECK(default_new_tokens(Method::kava, 9) == 10);
+  CHECK(default_new_tokens(Method::kava, 0) == 32);
+  CHECK(default_new_tokens(Method::no_cot, 1'000'000) == kLongestPrompt);
+
+  RowFile ids = read_rows(
+      tiny.write("ids.jsonl", R"({"question": [1], "trace": [], "answer": [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 95], "prompt": 1})"));
+  CHECK(ready.evaluate(ids).max_new_tokens == 12);
+  ids.rows[0].answer_ids.pop_back();
+  CHECK(ready.evaluate(ids).max_new_tokens == 12);
+}
+
+TEST_CASE("each file of a call has its own limit, and the table says what cannot fit") {
+  TinyRun tiny;
+  const std::string shorter = tiny.write("short.txt", kQuestions),
+                    longer = tiny.write("long.txt", "A||#### " + std::string(15, '1') + "\n"), out = tiny.folder / "r.json",
+                    start = "kava_eval " + tiny.dir.string() + " --data " + shorter + " " + longer + " --out " + out;
+  REQUIRE(run(start).code == 0);
+  CHECK(read_json(out).at("results").at(0).at("max_new_tokens") == 10);
+  CHECK(read_json(out).at("results").at(1).at("max_new_tokens") == 16);
+  const Finished given = run(start + " --max-new-tokens 10");
+  REQUIRE(given.code == 0);
+  CHECK_THAT(given.output, ContainsSubstring("long.txt: 1 gold answers with EOS do not fit into 10 new tokens"));
+  CHECK_THAT(given.output, !ContainsSubstring("short.txt: "));
+}

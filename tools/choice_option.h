@@ -1,0 +1,28 @@
+// An option whose value is one of an enumeration's words.
+#pragma once
+#include <fmt/ranges.h>
+
+#include <optional>
+#include <string>
+
+#include "engine/choice.h"
+#include "engine/config/config.h"
+#include "engine/error.h"
+
+namespace kava {
+
+/// The enumerator of an option's word; nothing where the option is not given. Error(code usage) for another word.
+template <class E>
+std::optional<E> choice_option(const char* option, const std::optional<std::string>& word) {
+  if (!word) return std::nullopt;
+  const std::optional<E> value = choice_of<E>(*word);
+  if (!value)
+    throw Error(Exit::usage, option, "\"" + escaped(*word) + "\" is none of its values",
+                fmt::format("give {}", fmt::join(names_of(E{}), ", ")));
+  return value;
+}
+
+/// The forms of data files, for --help.
+inline std::string format_words() { return fmt::format("{}", fmt::join(names_of(DataFormat{}), ", ")); }
+
+}  // namespace kava
