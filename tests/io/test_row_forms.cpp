@@ -71,7 +71,7 @@ TEST_CASE("layout and fields are recognised apart") {
                                    R"({"input": "q", "code": "", "target": 7.0})", R"({"instruction": "q", "response": "7.0"})",
                                    R"({"Body": "b", "Question": "q", "Answer": "7.0", "question_concat": "b q"})",
                                    R"({"question": "q", "final_ans": "7"})", R"({"sQuestion": "q", "lEquations": ["X=3+4"], "lSolutions": [7.0]})",
-                                   R"({"body": "b", "question": "q", "answer": "7 (apples)", "formula": "3+4=7"})",
+                                   R"j({"body": "b", "question": "q", "answer": "7 (apples)", "formula": "3+4=7"})j",
                                    R"({"problem": "q", "solution": "a", "answer": "7"})", R"({"question": "q", "answer": 7})",
                                    R"({"question": [1], "trace": [2], "answer": [7]})");
 CAPTURE(row);
