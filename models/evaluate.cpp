@@ -78,7 +78,7 @@ class Evaluation {
         options_(options),
         config_(decoding_config(model.config, options.method)),
         recipe_(decoding_recipe(config_)) {
-    result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(config_.method, longest_gold());
+    result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(recipe_, longest_gold());
     if (options.limit > 0 && options.limit < static_cast<int64_t>(file_.rows.size()))
       file_.rows.resize(static_cast<std::size_t>(options.limit));
     result_.method = config_.method;
@@ -218,8 +218,8 @@ int64_t EvalResult::golds_over() const {
   return count_of(*this, [](const EvalRecord& r) { return r.gold_over; });
 }
 
-int64_t default_new_tokens(Method method, int64_t longest_gold) {
-  if (method == Method::full_cot) return 256;
+int64_t default_new_tokens(const Recipe& recipe, int64_t longest_gold) {
+  if (!recipe.forced) return 256;
   return longest_gold == 0 ? 32 : std::clamp<int64_t>(longest_gold, 10, kLongestPrompt);
 }
 

@@ -52,7 +52,7 @@ struct EvalResult {
 
 /// The most new tokens when none are asked for: 256 where the model writes the prompt itself, else what the longest gold answer and EOS
 /// need, from 10 to kLongestPrompt; 32 where there is no gold answer (0).
-int64_t default_new_tokens(Method method, int64_t longest_gold);
+int64_t default_new_tokens(const Recipe& recipe, int64_t longest_gold);
 
 /// Error(code data, FILE:LINE) for a row that cannot be decoded: an id outside the vocabulary, no token in the question, no "prompt" where
 /// the method needs it; Error(code data, FILE) for rows of text without a tokenizer.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine/error.h"
+#include "models/recipe.h"
 
 namespace kava {
 
@@ -34,7 +35,7 @@ std::string require_traces(const RunConfig& config, const std::vector<RowFile>& 
         Exit::data, escaped(files[0].path, 4096), fmt::format("no trace token in data.train, and {}: {}", need.what, rows),
         fmt::format("{}, or {}", steps ? "set data.drop_last_step = false" : "put the chain under \"steps\" (a list) or \"cot\" (a text)",
                     need.without));
-  if (!runs_teacher(config.method) || (config.loss.teacher == 0 && config.codi.weight == 0)) return "";
+  if (!recipe_of(config).teacher || (config.loss.teacher == 0 && config.codi.weight == 0)) return "";
   return fmt::format("{}: no trace token in data.train, so the teacher sees no chain: {}", escaped(files[0].path, 4096), rows);
 }
 

@@ -49,7 +49,8 @@ class Generator {
         config_(decoding_config(chosen.opened.config, chosen.method)) {
     options_.eos = *chosen.opened.text.eos;
     options_.method = chosen.method;
-    options_.max_new_tokens = command.model.max_new_tokens > 0 ? command.model.max_new_tokens : default_new_tokens(config_.method, 0);
+    options_.max_new_tokens =
+        command.model.max_new_tokens > 0 ? command.model.max_new_tokens : default_new_tokens(decoding_recipe(config_), 0);
     options_.keep_latents = command.latents;
     if (command.latents && decoding_recipe(config_).latents == 0)
       throw Error(Exit::usage, "--latents", "method " + name_of(config_.method) + " has no latents", "give a run trained with latents");

@@ -23,9 +23,9 @@ TEST_CASE("the limit of new tokens follows the longest gold answer of the whole 
   CHECK(to_json(ready.evaluate(file, options)).at("golds_over_limit") == 2);
   options.max_new_tokens = 0, options.method = Method::full_cot;
   CHECK(ready.evaluate(file, options).max_new_tokens == 256);
-  CHECK(default_new_tokens(Method::kava, 9) == 10);
-  CHECK(default_new_tokens(Method::kava, 0) == 32);
-  CHECK(default_new_tokens(Method::no_cot, 1'000'000) == kLongestPrompt);
+  CHECK(default_new_tokens(Recipe{}, 9) == 10);
+  CHECK(default_new_tokens(Recipe{}, 0) == 32);
+  CHECK(default_new_tokens(Recipe{}, 1'000'000) == kLongestPrompt);
 
   RowFile ids = read_rows(
       tiny.write("ids.jsonl", R"({"question": [1], "trace": [], "answer": [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 95], "prompt": 1})"));
