@@ -5,12 +5,16 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
+#include <map>
+#include <numeric>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 
 #include "benchmarks/bench_tokenizer.h"
-#include "engine/device/ops_timed.h"
+#include "engine/device/host.h"
+#include "engine/device/op_observer.h"
 #include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "engine/rng.h"
@@ -128,6 +132,12 @@ class Bench {
     return x;
   }
 
+  Tensor scalars(int64_t n) {
+    const Tensor x = arena_.alloc(DType::f64, 1, n);
+    ops_.fill(x, 0);
+    return x;
+  }
+
   void record(const std::string& name, double amount, bool is_flops, const std::function<void()>& body) {
     if (!wanted(name)) return;
     const double s = time_of(body), rate = amount / s / 1e9, ceiling = is_flops ? matrix_rate_ : copy_rate_;
@@ -167,7 +177,7 @@ class Bench {
     const Tensor rstd = arena_.alloc(DType::f32, kRows, 1);
     const double width = 2.0 * kRows * C;
     record("add_rms_norm_fwd", 4 * width, false, [&] { ops_.add_rms_norm_fwd(y, sum, rstd, x, b, w, 1e-5); });
-    record("rms_norm_bwd", 4 * width, false, [&] { ops_.rms_norm_bwd(y, {}, b, x, rstd, w); });
+    record("rms_norm_bwd", 4 * width, false, [&] { ops_.rms_norm_bwd(arena_, y, {}, b, x, rstd, w); });
     const Tensor gate = tensor(t, kRows, F), up = tensor(t, kRows, F), act = arena_.alloc(t, kRows, F), dgate = arena_.alloc(t, kRows, F);
     const double wide = 2.0 * kRows * F;
     record("swiglu_fwd", 3 * wide, false, [&] { ops_.swiglu_fwd(act, gate, up); });
@@ -236,7 +246,7 @@ class Bench {
     record("attention_bwd", 10.0 * pairs * H * D, true,
            [&] { ops_.attention_bwd(arena_, dq, dk, dv, g, o, lse, q, k, v, device.segments, H, K, scale); });
     const Tensor cosine = tensor(DType::f32, 64, D / 2), sine = tensor(DType::f32, 64, D / 2);
-    record("rope", 4.0 * static_cast<double>(n * H * D), false, [&] { ops_.rope(q, device.positions, cosine, sine, D, false); });
+    record("rope", 4.0 * static_cast<double>(n * H * D), false, [&] { ops_.rope_fwd(q, device.positions, cosine, sine, D, false); });
   }
 
   void objective_ops() {
@@ -244,40 +254,46 @@ class Bench {
     const DType t = DType::bf16;
     const int64_t n = 512;
     if (wanted("head_cross_entropy")) {
-      const Tensor h = tensor(t, n, C), w = tensor(t, V, C, 0.04), nll = arena_.alloc(DType::f32, n, 1),
-                   dh = arena_.alloc(DType::f32, n, C);
-      const Tensor targets = upload_indices(ops_, arena_, std::vector<int32_t>(n, 7));
-      record("head_cross_entropy", 4.0 * n * C * V, true,
-             [&] { ops_.head_cross_entropy(arena_, nll, dh, {}, {}, {}, h, w, targets, 1.0 / n); });
+      const Tensor h = tensor(t, n, C), w = tensor(t, V, C, 0.04), dh = arena_.alloc(DType::f32, n, C);
+      const Tensor targets = upload_indices(ops_, arena_, std::vector<int32_t>(n, 7)),
+                   classes = upload_indices(ops_, arena_, std::vector<int32_t>(n, 0)), losses = scalars(2);
+      record("head_cross_entropy", 4.0 * n * C * V, true, [&] {
+        ops_.head_cross_entropy(arena_, losses, dh, {}, {}, {}, h, w, targets, classes, {}, {1.0 / n, 0});
+      });
     }
     const int64_t B = kBatch, M = 24, trace = 13, answers = 6;
     const Tensor q = tensor(t, B * answers, H * D), k = tensor(t, B * trace, K * D), v = tensor(t, B * trace, K * D);
-    std::vector<int32_t> q_offsets{0}, k_offsets{0}, valid, samples;
+    std::vector<int32_t> q_offsets{0}, k_offsets{0}, valid, samples, q_rows(B * answers), k_rows(B * trace);
+    std::iota(q_rows.begin(), q_rows.end(), 0);
+    std::iota(k_rows.begin(), k_rows.end(), 0);
     for (int32_t b = 0; b < B; ++b) {
       q_offsets.push_back(static_cast<int32_t>((b + 1) * answers));
       k_offsets.push_back(static_cast<int32_t>((b + 1) * trace));
       valid.push_back(static_cast<int32_t>(trace)), samples.push_back(b);
     }
     const Tensor qo = upload_indices(ops_, arena_, q_offsets), ko = upload_indices(ops_, arena_, k_offsets),
-                 ok = upload_indices(ops_, arena_, valid);
+                 ok = upload_indices(ops_, arena_, valid), qr = upload_indices(ops_, arena_, q_rows),
+                 kr = upload_indices(ops_, arena_, k_rows);
     const Tensor target_k = arena_.alloc(t, B * M, K * D), target_v = arena_.alloc(t, B * M, K * D),
                  kept = arena_.alloc(DType::i32, B * M, K);
     RkvOptions options;
     options.latents = M, options.heads = H, options.kv_heads = K, options.samples = upload_indices(ops_, arena_, samples);
     record("rkv_select", 2.0 * 2 * static_cast<double>(2 * B * trace * K * D), false,
-           [&] { ops_.rkv_select(arena_, target_k, target_v, kept, {}, {}, {}, q, qo, k, ko, k, v, options); });
-    const Tensor x = tensor(t, B * M, K * D), d = arena_.alloc(DType::f32, B * M, K * D), loss = tensor(DType::f32, 1, 1);
+           [&] { ops_.rkv_select(arena_, target_k, target_v, kept, {}, {}, {}, q, qr, qo, k, v, kr, ko, {}, options); });
+    const Tensor x = tensor(t, B * M, K * D), d = arena_.alloc(DType::f32, B * M, K * D), loss = scalars(1);
     record("distill", 8.0 * static_cast<double>(B * M * K * D), false,
-           [&] { ops_.distill(loss, d, x, target_k, ok, {}, Distance::smooth_l1, 1, 1); });
+           [&] { ops_.distill(arena_, loss, d, x, target_k, ok, {}, Distance::smooth_l1, 1, 1); });
     const int64_t params = int64_t{8} << 20;
     const Tensor value = tensor(DType::f32, 1, params), m = tensor(DType::f32, 1, params), s = arena_.alloc(DType::f32, 1, params),
                  g = tensor(DType::f32, 1, params);
     ops_.fill(s, 1);
     const Tensor square = arena_.alloc(DType::f64, 1, 1);
-    record("sum_squares", 4.0 * static_cast<double>(params), false, [&] { ops_.sum_squares(square, g); });
+    record("sum_squares", 4.0 * static_cast<double>(params), false, [&] { ops_.sum_squares(arena_, square, g); });
     ops_.fill(square, 1);
+    const Tensor updates = arena_.alloc(DType::i32, 1, 1);
+    ops_.fill(updates, 1);
     record("adamw", 28.0 * static_cast<double>(params), false, [&] {
-      ops_.adamw(value, m, s, {}, g, square, {1e-4, 0.9, 0.999, 1e-8, 0.1, 2, 1});
+      ops_.adamw(value, m, s, {}, g, square, updates, {1e-4, 0.9, 0.999, 1e-8, 0.1, 2});
     });
   }
 
@@ -286,31 +302,35 @@ class Bench {
     config.model.init = Init::random;
     const ModelConfig shape = bench_shape();
     const auto start = Clock::now();
-    OpTimes times;
-    const std::unique_ptr<Ops> timed = make_timed_ops(ops_, times);
-    Model model(*timed, config, shape);
-    Arena arena(*timed);
+    OpTimer timer(ops_);
+    const Observed observed(ops_, timer);
+    Model model(ops_, config, shape);
+    Arena arena(ops_);
+    const Tensor grad_square = arena.alloc(DType::f64, 1, 1), sums = arena.alloc(DType::f64, 1, kStepSums);
     const std::vector<Sample> samples = bench_samples(shape.vocab);
     const BatchTotals totals = batch_totals(config, recipe_of(config), samples);
     const double flops = minimum_flops(config, recipe_of(config), shape, samples);
     fmt::print("\nstep: SmolLM2-135M's shape, bf16, batch {}, method kava, {:.1f} GFLOP a sample at least; ready after {:.1f} s\n", kBatch,
                flops / kBatch / 1e9, since(start));
     std::vector<double> seconds;
-    OpTimes sum;
+    std::map<std::string, OpTimer::Time> sum;
     constexpr int kSteps = 4;  // the first one warms up
     for (int i = 0; i < kSteps; ++i) {
-      times.clear();
+      timer.clear();
       const auto begin = Clock::now();
       model.parameters.zero_grad();
       StepOptions options;
       options.step = static_cast<uint32_t>(i);
-      const StepLosses losses = run_step(model, arena, samples, totals, options);
-      const double norm = model.parameters.update({1e-4, 0.9, 0.999, 1e-8, 0.1, 2, i + 1});
+      ops_.fill(sums, 0);
+      add_step(model, arena, samples, totals, options, sums);
+      model.parameters.update(arena, {1e-4, 0.9, 0.999, 1e-8, 0.1, 2}, grad_square, sums);
+      const StepLosses losses = losses_of(to_host(ops_, sums), totals);
+      const double norm = std::sqrt(to_host(ops_, grad_square)[0]);
       const double s = since(begin);
       fmt::print("step {}: {:.3f} s, {:.1f} samples/s, loss {:.4f}, grad norm {:.3f}\n", i, s, kBatch / s, losses.total(config), norm);
       if (i == 0) continue;
       seconds.push_back(s);
-      for (const auto& [op, t] : times) sum[op].seconds += t.seconds;
+      for (const auto& [op, t] : timer.times()) sum[op].seconds += t.seconds;
     }
     std::vector<std::pair<double, std::string>> shares;
     for (const auto& [op, t] : sum) shares.emplace_back(t.seconds, op);

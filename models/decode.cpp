@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/device/host.h"
+#include "engine/device/indices.h"
 #include "models/latent.h"
 #include "models/transformer.h"
 
@@ -79,6 +81,7 @@ class Batch {
       const DevicePass d = upload_pass(ops_, arena_, p);
       FeedState feeds = upload_feeds(ops_, arena_, layout_, p);
       feed_latents(model_, arena_, transformer_, d, feeds);
+      check_indices(p.ids, kLatentId, model_.shape.vocab);
       if (d.ids.cols > 0) ops_.embed_fwd(transformer_.inputs(d).row_range(d.fed, d.rows()), model_.embedding, model_.new_tokens, d.ids);
       transformer_.forward(d);
     }
@@ -110,7 +113,7 @@ class Batch {
   std::vector<int32_t> best(const Tensor& hidden) {
     ArenaScope scope(arena_);
     const Tensor best = arena_.alloc(DType::i32, 1, hidden.rows);
-    ops_.head_cross_entropy(arena_, {}, {}, {}, {}, best, hidden, model_.head, {}, 0);
+    ops_.head_argmax(arena_, best, hidden, model_.head);
     std::vector<int32_t> ids(static_cast<std::size_t>(hidden.rows));
     ops_.download(ids.data(), best);
     return ids;
@@ -158,11 +161,8 @@ class Batch {
   }
 
   std::vector<float> host(const Tensor& x) {
-    const Tensor f = arena_.alloc(DType::f32, x.rows, x.cols);
-    ops_.copy(f, x);
-    std::vector<float> out(static_cast<std::size_t>(f.count()));
-    ops_.download(out.data(), f);
-    return out;
+    const std::vector<double> values = to_host(ops_, x);
+    return {values.begin(), values.end()};
   }
 
   void keep_latents() {

@@ -13,7 +13,7 @@ namespace kava {
 namespace {
 
 constexpr int64_t kMostScanned = int64_t{1} << 22;
-// Room inside the ops for temporaries that NullOps does not take, above all the logits of a piece of rows.
+// Room for what is not taken from the arena, above all the rows of products that are filled up.
 constexpr int64_t kOpsRoom = int64_t{192} << 20;
 
 std::string mib(int64_t bytes) { return fmt::format("{} MiB", (bytes + (1 << 20) - 1) >> 20); }
@@ -82,7 +82,7 @@ std::vector<Sample> largest_forward(const RunConfig& config, std::span<const Sam
   return largest;
 }
 
-void require_memory(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t available) {
+void require_memory(const Ops& ops, const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t available) {
   // A config.json that is not that of the weights is told as such, not as a lack of memory.
   if (config.model.init == Init::pretrained) WeightFiles::open(config.model.path, shape);
   const int64_t weights = model_bytes(config, shape);
@@ -90,8 +90,8 @@ void require_memory(const RunConfig& config, const ModelConfig& shape, std::span
     throw Error(Exit::preflight, "memory",
                 fmt::format("the model and its optimiser take {}, {} are available", mib(weights), mib(available)),
                 "use a smaller model, lora.rank or train.trainable = \"lora\"");
-  const std::unique_ptr<Ops> null = make_null_ops();
-  Model planned(*null, config, shape, Values::none);
+  const std::unique_ptr<Ops> dry = ops.dry_twin();
+  Model planned(*dry, config, shape, Values::none);
   auto need = [&](int64_t micro) {
     const std::vector<Sample> forward = largest_forward(config, samples, micro);
     const int64_t least = least_step_bytes(config, shape, forward), room = available - weights - kOpsRoom;

@@ -1,4 +1,4 @@
-// How much memory a run needs, found by running its real step on NullOps.
+// How much memory a run needs, found by running its real step on a dry backend.
 #pragma once
 #include <span>
 #include <vector>
@@ -11,7 +11,7 @@ namespace kava {
 /// Bytes of weights, trainables, gradients, moments, and the copies of the trainables in host memory while a checkpoint is written.
 int64_t model_bytes(const RunConfig& config, const ModelConfig& shape);
 
-/// Bytes that one forward and backward over the samples takes from its arena. `planned` is a model without values on NullOps.
+/// Bytes that one forward and backward over the samples takes from its arena. `planned` is a model without values on a dry backend.
 int64_t step_bytes(Model& planned, std::span<const Sample> samples);
 
 /// The largest forward of a run that cuts its batches into pieces of `micro` samples: that with the most tokens among the batches of its
@@ -19,7 +19,7 @@ int64_t step_bytes(Model& planned, std::span<const Sample> samples);
 std::vector<Sample> largest_forward(const RunConfig& config, std::span<const Sample> samples, int64_t micro);
 
 /// Error(code preflight) naming the largest train.micro_batch that does, where the run's largest forward does not fit beside the model in
-/// `available` bytes; Error(code data) where the model folder's weights have another shape. Nothing is allocated.
-void require_memory(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t available);
+/// `available` bytes of this backend's kind; Error(code data) where the model folder's weights have another shape. Nothing is allocated.
+void require_memory(const Ops& ops, const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t available);
 
 }  // namespace kava

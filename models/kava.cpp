@@ -4,6 +4,7 @@
 #include <array>
 
 #include "engine/device/host.h"
+#include "engine/device/indices.h"
 #include "models/latent.h"
 
 namespace kava {
@@ -27,6 +28,14 @@ StepLosses& StepLosses::operator+=(const StepLosses& o) {
   student_ce += o.student_ce, teacher_ce += o.teacher_ce, kv += o.kv, codi += o.codi;
   forced_correct += o.forced_correct;
   return *this;
+}
+
+StepLosses losses_of(std::span<const double> sums, const BatchTotals& totals) {
+  StepLosses l;
+  if (totals.student_tokens > 0) l.student_ce = sums[kStudentCe] / static_cast<double>(totals.student_tokens);
+  if (totals.teacher_tokens > 0) l.teacher_ce = sums[kTeacherCe] / static_cast<double>(totals.teacher_tokens);
+  l.kv = sums[kKv], l.codi = sums[kCodi];
+  return l;
 }
 
 void join(Dump& to, const Dump& next) {
@@ -85,27 +94,25 @@ class Step {
     model.ensure_positions(last + 1);
   }
 
-  StepLosses run() {
+  void run(const Tensor& sums) {
+    if (options_.count_forced) correct_ = arena_.alloc(DType::i32, 1, B_);
     forward();
     if (options_.backward) transformer_.allocate_gradients(layout_.rows, layout_.live_rows);
-    if (recipe_.student)
-      losses_.student_ce = cross_entropy(layout_.student, config_.loss.student, totals_.student_tokens, "logits.student");
-    if (recipe_.teacher)
-      losses_.teacher_ce = cross_entropy(layout_.teacher, config_.loss.teacher, totals_.teacher_tokens, "logits.teacher");
-    if (config_.kv.weight > 0) losses_.kv = kv_loss();
-    if (config_.codi.weight > 0) losses_.codi = codi_loss();
+    cross_entropy(sums.col_range(kStudentCe, kTeacherCe + 1));
+    if (config_.kv.weight > 0) kv_loss(sums.col_range(kKv, kKv + 1));
+    if (config_.codi.weight > 0) codi_loss(sums.col_range(kCodi, kCodi + 1));
     if (options_.dump && M_ > 0) dump_latents();
     if (options_.backward) backward();
-    return losses_;
+  }
+
+  int64_t forced_correct() const {
+    std::vector<int32_t> correct(static_cast<std::size_t>(B_));
+    ops_.download(correct.data(), correct_);
+    return std::ranges::count(correct, 1);
   }
 
  private:
   Tensor indices(std::span<const int32_t> host) { return upload_indices(ops_, arena_, host); }
-  Tensor zero() {
-    Tensor t = arena_.alloc(sum_, 1, 1);
-    ops_.fill(t, 0);
-    return t;
-  }
   std::vector<double> host(const Tensor& t) const { return to_host(ops_, t); }
   void dump(const std::string& name, std::vector<int64_t> shape, std::vector<double> values, int axis) {
     DumpTensor d;
@@ -122,48 +129,64 @@ class Step {
       feeds_.push_back(upload_feeds(ops_, arena_, layout_, p));
       const DevicePass& d = passes_.back();
       feed_latents(model_, arena_, transformer_, d, feeds_.back());
+      check_indices(p.ids, kLatentId, model_.shape.vocab);
       if (d.ids.cols > 0) ops_.embed_fwd(transformer_.inputs(d).row_range(d.fed, d.rows()), model_.embedding, model_.new_tokens, d.ids);
       transformer_.forward(d);
     }
   }
 
-  // One mean over all supervised tokens of the optimiser batch.
-  double cross_entropy(const Supervised& rows, double weight, int64_t tokens, const char* dump_name) {
-    ArenaScope scope(arena_);
-    const int64_t n = static_cast<int64_t>(rows.targets.size()), C = model_.shape.hidden, V = model_.shape.vocab;
-    const Tensor live = indices(rows.live_rows), targets = indices(rows.targets);
-    const Tensor h = arena_.alloc(type_, n, C), nll = arena_.alloc(sum_, n, 1), best = arena_.alloc(DType::i32, 1, n);
-    ops_.gather_rows(h, transformer_.all_hidden(), live);
-    const bool backward = options_.backward && weight > 0;
-    const Tensor dh = backward ? arena_.alloc(sum_, n, C) : Tensor{};
-    const Tensor logits = options_.dump ? arena_.alloc(sum_, n, V) : Tensor{};
-    ops_.head_cross_entropy(arena_, nll, dh, backward ? model_.dhead : Tensor{}, logits, best, h, model_.head, targets,
-                            weight / static_cast<double>(tokens));
-    if (backward) ops_.scatter_add_rows(transformer_.dhidden(), dh, live);
-    if (options_.dump) dump(dump_name, {n, V}, host(logits), 0);
-    if (&rows == &layout_.student || !recipe_.student) count_forced(rows, best);
-    double sum = 0;
-    for (double x : host(nll)) sum += x;
-    return sum / static_cast<double>(tokens);
+  // Rows of the head's product: the student's, then the teacher's.
+  struct HeadRows {
+    std::vector<int32_t> live, targets, classes, owners;
+  };
+  HeadRows head_rows() const {
+    HeadRows all;
+    for (int32_t teacher : {0, 1}) {
+      if (teacher ? !recipe_.teacher : !recipe_.student) continue;
+      const Supervised& rows = teacher ? layout_.teacher : layout_.student;
+      all.live.insert(all.live.end(), rows.live_rows.begin(), rows.live_rows.end());
+      all.targets.insert(all.targets.end(), rows.targets.begin(), rows.targets.end());
+      all.classes.insert(all.classes.end(), rows.targets.size(), teacher);
+      // A sample is judged by the student's predictions, or by the teacher's where it is alone.
+      const bool judged = teacher == 0 || !recipe_.student;
+      for (std::size_t b = 0; b < judged_.size() && judged; ++b) {
+        all.owners.insert(all.owners.end(), static_cast<std::size_t>(before_judged_[b]), -1);
+        all.owners.insert(all.owners.end(), static_cast<std::size_t>(judged_[b]), static_cast<int32_t>(b));
+      }
+      all.owners.resize(all.targets.size(), -1);
+    }
+    check_distinct(all.live, layout_.live_rows);
+    check_indices(all.targets, 0, model_.shape.vocab);
+    return all;
   }
 
-  // By the student's predictions, or the teacher's where it is alone.
-  void count_forced(const Supervised& rows, const Tensor& best) {
-    std::vector<int32_t> predicted(rows.targets.size());
-    ops_.download(predicted.data(), best);
-    int64_t at = 0;
-    for (std::size_t b = 0; b < judged_.size(); ++b) {
-      at += before_judged_[b];
-      const int64_t end = at + judged_[b];
-      losses_.forced_correct += std::equal(predicted.begin() + at, predicted.begin() + end, rows.targets.begin() + at);
-      at = end;
-    }
+  // Weighted means over all supervised tokens of the optimiser batch.
+  void cross_entropy(const Tensor& sums) {
+    ArenaScope scope(arena_);
+    const HeadRows rows = head_rows();
+    const int64_t n = static_cast<int64_t>(rows.targets.size()), C = model_.shape.hidden, V = model_.shape.vocab;
+    const Tensor live = indices(rows.live), targets = indices(rows.targets), classes = indices(rows.classes), owners = indices(rows.owners);
+    const Tensor h = arena_.alloc(type_, n, C);
+    ops_.gather_rows(h, transformer_.all_hidden(), live);
+    const std::array weights{config_.loss.student / static_cast<double>(std::max<int64_t>(totals_.student_tokens, 1)),
+                             config_.loss.teacher / static_cast<double>(std::max<int64_t>(totals_.teacher_tokens, 1))};
+    const bool backward = options_.backward && (config_.loss.student > 0 || config_.loss.teacher > 0);
+    const Tensor dh = backward ? arena_.alloc(sum_, n, C) : Tensor{};
+    const Tensor logits = options_.dump ? arena_.alloc(sum_, n, V) : Tensor{};
+    ops_.head_cross_entropy(arena_, sums, dh, backward ? model_.dhead : Tensor{}, correct_, logits, h, model_.head, targets, classes,
+                            owners, weights);
+    if (backward) ops_.scatter_add_rows(transformer_.dhidden(), dh, live);
+    if (!options_.dump) return;
+    const int64_t teacher = std::ranges::count(rows.classes, 1);
+    if (n > teacher) dump("logits.student", {n - teacher, V}, host(logits.row_range(0, n - teacher)), 0);
+    if (teacher > 0) dump("logits.teacher", {teacher, V}, host(logits.row_range(n - teacher, n)), 0);
   }
 
   std::size_t layer_count() const { return transformer_.layers().size(); }
   Tensor live_indices(std::span<const int32_t> rows) {
     std::vector<int32_t> live;
     for (int32_t r : rows) live.push_back(layout_.live_of[static_cast<std::size_t>(r)]);
+    check_distinct(live, layout_.live_rows);
     return indices(live);
   }
   std::vector<int32_t> positions_of(std::span<const int32_t> rows) const {
@@ -176,7 +199,7 @@ class Step {
 
   // Keys as they are matched: as they lie in the cache, or turned back.
   void unrotate(const Tensor& k, const Tensor& positions) {
-    if (config_.kv.keys == Keys::pre_rope) ops_.rope(k, positions, model_.cosine, model_.sine, model_.shape.head_dim, true);
+    if (config_.kv.keys == Keys::pre_rope) ops_.rope_fwd(k, positions, model_.cosine, model_.sine, model_.shape.head_dim, true);
   }
 
   // Kept teacher pairs, and the students' K and V of pass T as they are matched.
@@ -184,15 +207,22 @@ class Step {
     Tensor target[2], student[2], projected[2];
   };
 
-  double kv_loss() {
+  void kv_loss(const Tensor& loss) {
     const std::size_t L = layer_count();
     const int64_t n = B_ * M_;
     const Tensor trace = indices(layout_.trace_rows), trace_offsets = indices(layout_.trace_offsets);
     const Tensor queries = indices(layout_.query_rows), queries_live = live_indices(layout_.query_rows),
                  query_offsets = indices(layout_.query_offsets);
     const Tensor trace_positions = indices(positions_of(layout_.trace_rows)), latent_positions = indices(positions_of(layout_.latent_rows));
+    check_distinct(layout_.latent_rows, layout_.rows);
+    check_indices(layout_.trace_rows, 0, layout_.rows);
+    check_indices(layout_.query_rows, 0, layout_.rows);
+    check_offsets(layout_.trace_offsets, std::ssize(layout_.trace_rows));
+    check_offsets(layout_.query_offsets, std::ssize(layout_.query_rows));
+    check_indices(valid_, 0, M_ + 1);
     latent_rows_ = indices(layout_.latent_rows);
     const Tensor valid = indices(valid_);
+    sample_index_ = indices(layout_.sample_index);
     const Tensor moments[2] = {arena_.alloc(sum_, static_cast<int64_t>(L), 3), arena_.alloc(sum_, static_cast<int64_t>(L), 3)};
     std::vector<KvLayer> layers(L);
     RkvDump rkv;
@@ -210,10 +240,9 @@ class Step {
           k.projected[i] = arena_.alloc(type_, n, KD_);
           ops_.linear_group_fwd(arena_, by_head(k.projected[i]), by_head(k.student[i]), map->map);
         }
-        ops_.moments(moments[i].row_range(static_cast<int64_t>(l), static_cast<int64_t>(l) + 1), k.target[i], valid);
+        ops_.moments(arena_, moments[i].row_range(static_cast<int64_t>(l), static_cast<int64_t>(l) + 1), k.target[i], valid);
       }
     }
-    const Tensor loss = zero();
     const double mean = totals_.kv_slots > 0 ? 1.0 / static_cast<double>(totals_.kv_slots) : 0;
     const double all = static_cast<double>(L) * static_cast<double>(KD_);
     const double factor = 0.5 * (config_.kv.reduction == KvReduction::slot_sum ? mean : mean / all);
@@ -226,7 +255,6 @@ class Step {
       }
     }
     if (options_.dump) dump_kv(layers, rkv);
-    return host(loss)[0];
   }
 
   Tensor inverse(const Tensor& moments) {
@@ -251,15 +279,10 @@ class Step {
     ArenaScope scope(arena_);
     const LayerState& s = transformer_.layers()[l];
     const int64_t tokens = trace.cols, K = model_.shape.kv_heads;
-    const Tensor q = arena_.alloc(type_, queries.cols, s.q.cols), k = arena_.alloc(type_, tokens, KD_),
-                 v = arena_.alloc(type_, tokens, KD_);
-    ops_.gather_rows(q, s.q, queries);
-    ops_.gather_rows(k, s.k, trace);
-    ops_.gather_rows(v, s.v, trace);
-    Tensor match = k;
+    Tensor match;
     if (config_.kv.keys == Keys::pre_rope) {
       match = arena_.alloc(type_, tokens, KD_);
-      ops_.copy(match, k);
+      ops_.gather_rows(match, s.k, trace);
       unrotate(match, trace_positions);
     }
     RkvOptions o;
@@ -267,13 +290,13 @@ class Step {
     o.order_by_score = config_.rkv.order == Order::score;
     o.latents = M_, o.heads = model_.shape.heads, o.kv_heads = K;
     o.seed = static_cast<uint64_t>(config_.seed), o.step = options_.step, o.layer = static_cast<uint32_t>(l);
-    o.samples = indices(layout_.sample_index);
+    o.samples = sample_index_;
     const Tensor kept = arena_.alloc(DType::i32, B_ * M_, K);
     Tensor scores[3];
     if (options_.dump)
       for (Tensor& t : scores) t = arena_.alloc(sum_, K, tokens);
-    ops_.rkv_select(arena_, out.target[0], out.target[1], kept, scores[0], scores[1], scores[2], q, query_offsets, k, trace_offsets, match,
-                    v, o);
+    ops_.rkv_select(arena_, out.target[0], out.target[1], kept, scores[0], scores[1], scores[2], s.q, queries, query_offsets, s.k, s.v,
+                    trace, trace_offsets, match, o);
     if (!options_.dump) return;
     auto append = [](std::vector<double>& to, const std::vector<double>& x) { to.insert(to.end(), x.begin(), x.end()); };
     append(rkv.importance, host(scores[0]));
@@ -289,7 +312,7 @@ class Step {
     ArenaScope scope(arena_);
     const int64_t n = B_ * M_;
     const Tensor d = arena_.alloc(sum_, n, KD_);
-    ops_.distill(loss, d, k.projected[i], k.target[i], valid, inverse, config_.kv.loss, factor, config_.kv.weight);
+    ops_.distill(arena_, loss, d, k.projected[i], k.target[i], valid, inverse, config_.kv.loss, factor, config_.kv.weight);
     if (!options_.backward) return;
     Tensor dstudent = d;
     if (const TrainedGroup* map = kv_map(l, i)) {
@@ -300,20 +323,21 @@ class Step {
       ops_.copy(dstudent, dx);
     }
     if (i == 0 && config_.kv.keys == Keys::pre_rope)
-      ops_.rope(dstudent, positions, model_.cosine, model_.sine, model_.shape.head_dim, false);
+      ops_.rope_fwd(dstudent, positions, model_.cosine, model_.sine, model_.shape.head_dim, false);
     LayerState& s = transformer_.layers()[l];
     ops_.scatter_add_rows(i == 0 ? s.dk : s.dv, dstudent, latent_rows_);
   }
 
-  double codi_loss() {
+  void codi_loss(const Tensor& loss) {
     const std::size_t L = layer_count();
     const int64_t C = model_.shape.hidden;
     const Tensor student = indices(layout_.codi_student_rows), teacher = indices(layout_.codi_teacher_rows);
     const Tensor student_live = live_indices(layout_.codi_student_rows), teacher_live = live_indices(layout_.codi_teacher_rows);
     std::vector<int32_t> ones(static_cast<std::size_t>(B_), 1);
-    const Tensor valid = indices(ones), moments = arena_.alloc(sum_, static_cast<int64_t>(L), 3), loss = zero();
+    const Tensor valid = indices(ones), moments = arena_.alloc(sum_, static_cast<int64_t>(L), 3);
     std::vector<int32_t> in_pass;
     for (int32_t r : layout_.codi_student_rows) in_pass.push_back(static_cast<int32_t>(r - layout_.passes.back().begin));
+    check_distinct(in_pass, layout_.passes.back().rows());
     const Tensor tap_rows = indices(in_pass);
     std::vector<Tensor> x(L), target(L);
     for (std::size_t l = 0; l < L; ++l) {  // state l: after block l, the last one after the final norm
@@ -323,7 +347,7 @@ class Step {
       ops_.gather_rows(x[l], from, last ? student_live : student);
       ops_.gather_rows(target[l], from, last ? teacher_live : teacher);
       const int64_t at = static_cast<int64_t>(l);
-      ops_.moments(moments.row_range(at, at + 1), target[l], valid);
+      ops_.moments(arena_, moments.row_range(at, at + 1), target[l], valid);
     }
     const Tensor global = config_.codi.std == Std::global ? inverse(moments) : Tensor{};
     const double factor = 1.0 / (static_cast<double>(totals_.samples) * static_cast<double>(C) * static_cast<double>(L));
@@ -331,7 +355,7 @@ class Step {
       const int64_t at = static_cast<int64_t>(l);
       const Tensor scale = config_.codi.std == Std::layer ? inverse(moments.row_range(at, at + 1)) : global;
       const Tensor d = arena_.alloc(sum_, B_, C);
-      ops_.distill(loss, d, x[l], target[l], valid, scale, config_.codi.loss, factor, config_.codi.weight);
+      ops_.distill(arena_, loss, d, x[l], target[l], valid, scale, config_.codi.loss, factor, config_.codi.weight);
       if (!options_.backward) continue;
       if (l + 1 == L) ops_.scatter_add_rows(transformer_.dhidden(), d, student_live);
       else taps_.push_back({tap_rows, d});
@@ -346,7 +370,6 @@ class Step {
       dump("codi.student", {static_cast<int64_t>(L), B_, C}, std::move(s), 1);
       dump("codi.teacher", {static_cast<int64_t>(L), B_, C}, std::move(t), 1);
     }
-    return host(loss)[0];
   }
 
   void backward() {
@@ -444,15 +467,26 @@ class Step {
   std::vector<DevicePass> passes_;
   std::vector<FeedState> feeds_;
   std::vector<Tap> taps_;
-  Tensor latent_rows_;
-  StepLosses losses_;
+  Tensor latent_rows_, sample_index_, correct_;
 };
 
 }  // namespace
 
+void add_step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options,
+              const Tensor& sums) {
+  ArenaScope scope(arena);
+  Step(model, arena, samples, totals, options).run(sums);
+}
+
 StepLosses run_step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options) {
   ArenaScope scope(arena);
-  return Step(model, arena, samples, totals, options).run();
+  const Tensor sums = arena.alloc(DType::f64, 1, kStepSums);
+  model.ops.fill(sums, 0);
+  Step step(model, arena, samples, totals, options);
+  step.run(sums);
+  StepLosses losses = losses_of(to_host(model.ops, sums), totals);
+  if (options.count_forced) losses.forced_correct = step.forced_correct();
+  return losses;
 }
 
 }  // namespace kava

@@ -22,7 +22,7 @@ BatchTotals batch_totals(const RunConfig& config, const Recipe& recipe, std::spa
 /// Unweighted terms of some forwards of a batch; those of all its forwards add up to the batch's.
 struct StepLosses {
   double student_ce = 0, teacher_ce = 0, kv = 0, codi = 0;
-  int64_t forced_correct = 0;  // samples whose answer chunk is the argmax throughout, prompt included
+  int64_t forced_correct = 0;  // samples whose answer chunk is the argmax throughout, prompt included; where they are counted
   double total(const RunConfig& config) const;
   StepLosses& operator+=(const StepLosses& o);
 };
@@ -45,10 +45,20 @@ struct StepOptions {
   uint32_t step = 0;
   bool dropout = true;   // as configured; off where a model is judged and not trained
   bool backward = true;  // gradients are added to the parameters'
+  bool count_forced = false;
   Dump* dump = nullptr;  // everything of docs/formats.md section 6 but ids, loss and grad
 };
 
-/// One forward (and backward) over `samples`.
+/// Sums on the device that forwards of a batch add to, f64 [1, kStepSums]. Cross-entropies are sums over tokens, kv and codi the terms.
+enum StepSum : int64_t { kStudentCe, kTeacherCe, kKv, kCodi, kStepSums };
+
+/// The terms that the sums of a whole batch, or of forwards that belong to it, stand for.
+StepLosses losses_of(std::span<const double> sums, const BatchTotals& totals);
+
+/// One forward (and backward) over `samples`, whose terms are added to `sums`. Waits for nothing, unless there is a dump.
+void add_step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options,
+              const Tensor& sums);
+/// The same, with its terms read back.
 StepLosses run_step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options);
 
 }  // namespace kava

@@ -1,5 +1,7 @@
 #include "models/latent.h"
 
+#include "engine/device/indices.h"
+
 namespace kava {
 
 namespace {
@@ -19,6 +21,9 @@ FeedState upload_feeds(Ops& ops, Arena& arena, const Layout& layout, const Pass&
       at.push_back(static_cast<int32_t>(i));
     }
   }
+  check_distinct(live, layout.live_rows);
+  check_distinct(rows, layout.rows);
+  check_distinct(copies, layout.rows);
   FeedState s;
   s.hidden_live = upload_indices(ops, arena, live);
   s.hidden_rows = upload_indices(ops, arena, rows);
@@ -34,7 +39,6 @@ void feed_latents(Model& model, Arena& arena, Transformer& transformer, const De
   const DType t = model.storage, sum = sum_type(t);
   const int64_t n = s.hidden_live.cols, C = model.shape.hidden;
   const Tensor inputs = transformer.inputs(pass).row_range(0, pass.fed), all_inputs = transformer.all_inputs();
-  ops.fill(inputs, 0);
   s.h = arena.alloc(t, n, C);
   ops.gather_rows(s.h, transformer.all_hidden(), s.hidden_live);
   Tensor y = s.h;
@@ -48,7 +52,7 @@ void feed_latents(Model& model, Arena& arena, Transformer& transformer, const De
     ops.linear_group_fwd(arena, s.a2, s.g1, p.linear2.map);
     ops.layer_norm_fwd(y, s.mean, s.rstd, s.a2, p.norm_w, p.norm_b, kLayerNormEps);
   }
-  ops.scatter_add_rows(inputs, y, s.projected_at);
+  ops.scatter_rows(inputs, y, s.projected_at);
   ArenaScope scope(arena);
   if (model.config.latent.update == Update::residual) {
     const Tensor before = arena.alloc(t, n, C);
@@ -58,7 +62,7 @@ void feed_latents(Model& model, Arena& arena, Transformer& transformer, const De
   if (s.copy_rows.cols > 0) {
     const Tensor copied = arena.alloc(t, s.copy_rows.cols, C);
     ops.gather_rows(copied, all_inputs, s.copy_rows);
-    ops.scatter_add_rows(inputs, copied, s.copied_at);
+    ops.scatter_rows(inputs, copied, s.copied_at);
   }
 }
 
@@ -85,7 +89,7 @@ void feed_latents_backward(Model& model, Arena& arena, Transformer& transformer,
   auto tensor = [&] { return arena.alloc(t, n, C); };
   const Tensor dy = tensor(), da2 = tensor(), dg1 = tensor(), da1 = tensor(), dh = tensor();
   ops.copy(dy, dy_sum);
-  ops.layer_norm_bwd(da2, p.dnorm_w, p.dnorm_b, dy, s.a2, s.mean, s.rstd, p.norm_w);
+  ops.layer_norm_bwd(arena, da2, p.dnorm_w, p.dnorm_b, dy, s.a2, s.mean, s.rstd, p.norm_w);
   ops.linear_group_bwd_input(arena, dg1, {}, da2, p.linear2.map, {});
   ops.linear_group_bwd_params(arena, p.linear2.grad, da2, {}, s.g1, p.linear2.map, {});
   ops.gelu_bwd(da1, dg1, s.a1);

@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "engine/device/host.h"
 #include "models/transformer.h"
 
 namespace kava {
@@ -24,15 +25,13 @@ std::vector<float> value_rows(Model& model, Arena& arena, int64_t first, int64_t
   std::vector<int32_t> ids(static_cast<std::size_t>(count));
   std::iota(ids.begin(), ids.end(), static_cast<int32_t>(first));
   const Tensor x = arena.alloc(t, count, C), normed = arena.alloc(t, count, map.joined.cols), rstd = arena.alloc(sum_type(t), count, 1);
-  const Tensor v = arena.alloc(t, count, width), host = arena.alloc(DType::f32, count, width);
+  const Tensor v = arena.alloc(t, count, width);
   ops.embed_fwd(x, model.embedding, {}, upload_indices(ops, arena, ids));
   ops.add_rms_norm_fwd(normed.col_range(0, C), {}, rstd, x, {}, w.norm1, model.shape.norm_eps);
   if (map.a) ops.lora_fwd(arena, normed, map, {});
   ops.linear_group_fwd(arena, v, normed, map);
-  ops.copy(host, v);
-  std::vector<float> out(static_cast<std::size_t>(count * width));
-  ops.download(out.data(), host);
-  return out;
+  const std::vector<double> values = to_host(ops, v);
+  return {values.begin(), values.end()};
 }
 
 }  // namespace

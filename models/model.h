@@ -68,7 +68,7 @@ struct GroupName {
 };
 inline constexpr GroupName kGroups[4] = {{0, 3}, {3, 4}, {4, 6}, {6, 7}};
 
-/// Whether a model gets its values: without them nothing is read or drawn, which is enough to plan a step on NullOps.
+/// Whether a model gets its values: without them nothing is read or drawn, which is enough to plan a step on a dry backend.
 enum class Values { set, none };
 
 class Model {

@@ -1,7 +1,7 @@
 #include "models/params.h"
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
 
 #include "engine/device/host.h"
 
@@ -45,8 +45,9 @@ void ParameterStore::allocate() {
   const DType sum = sum_type(storage_);
   value_ = allocate_flat(sum), grad_ = allocate_flat(sum), m_ = allocate_flat(sum), v_ = allocate_flat(sum);
   if (storage_ != sum) half_ = allocate_flat(storage_);
-  square_ = Tensor{ops_.allocate(8), DType::f64, 1, 1, 1};
-  owned_.emplace_back(square_.data, 8);
+  updates_ = Tensor{ops_.allocate(4), DType::i32, 1, 1, 1};
+  owned_.emplace_back(updates_.data, 4);
+  ops_.fill(updates_, 0);
   for (Parameter& p : parameters_) {
     p.value = part(value_, p), p.grad = part(grad_, p);
     p.compute = half_ ? part(half_, p) : p.value;
@@ -96,26 +97,23 @@ void ParameterStore::zero_grad() {
   if (size_ > 0) ops_.fill(grad_, 0);
 }
 
-double ParameterStore::grad_norm() {
-  if (size_ == 0) return 0;
-  ops_.sum_squares(square_, grad_);
-  double square = 0;
-  ops_.download(&square, square_);
-  return std::sqrt(square);
+void ParameterStore::set_updates(int64_t count) {
+  KAVA_CHECK(count >= 0 && count < std::numeric_limits<int32_t>::max(), "{} updates", count);
+  ops_.fill(updates_, static_cast<double>(count));
 }
 
-double ParameterStore::update(AdamwOptions options) {
-  const double norm = grad_norm();
+void ParameterStore::update(Arena& arena, AdamwOptions options, const Tensor& grad_square, const Tensor& losses) {
+  ops_.sum_squares(arena, grad_square, grad_);
+  ops_.count_update(updates_, grad_square, losses);
   for (bool decay : {true, false}) {
     const int64_t begin = decay ? 0 : decayed_, end = decay ? decayed_ : size_;
     if (begin == end) continue;
     auto cut = [&](const Tensor& t) { return t ? t.col_range(begin, end) : Tensor{}; };
     AdamwOptions o = options;
     if (!decay) o.weight_decay = 0;
-    ops_.adamw(cut(value_), cut(m_), cut(v_), cut(half_), cut(grad_), square_, o);
+    ops_.adamw(cut(value_), cut(m_), cut(v_), cut(half_), cut(grad_), grad_square, updates_, o);
   }
   prepare_groups();
-  return norm;
 }
 
 }  // namespace kava

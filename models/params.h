@@ -56,10 +56,12 @@ class ParameterStore {
   /// The part of a parameter in the flat moments, for checkpoints.
   Tensor part(const Tensor& flat, const Parameter& p) const;
 
-  /// One AdamW step over everything; the gradient's norm is clipped as options say. Returns the norm before clipping (not finite: nothing
-  /// was changed). weight_decay applies to the decayed part only.
-  double update(AdamwOptions options);
-  double grad_norm();
+  /// One AdamW step over everything, made on the device and not waited for. grad_square [1, 1] f64 gets the square of the gradient's norm
+  /// before clipping; where it, or one of losses [1, n] f64, is not finite, it gets NaN and nothing is changed. weight_decay applies to the
+  /// decayed part only.
+  void update(Arena& arena, AdamwOptions options, const Tensor& grad_square, const Tensor& losses);
+  /// Updates made so far, as the bias corrections of AdamW count them.
+  void set_updates(int64_t count);
 
  private:
   Tensor allocate_flat(DType dtype);
@@ -71,7 +73,7 @@ class ParameterStore {
   std::map<std::string, std::size_t> index_;
   std::vector<LinearGroup> groups_;
   int64_t size_ = 0, decayed_ = 0;
-  Tensor value_, grad_, m_, v_, half_, square_;
+  Tensor value_, grad_, m_, v_, half_, updates_;
   std::vector<std::pair<void*, int64_t>> owned_;
 };
 

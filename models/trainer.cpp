@@ -6,6 +6,7 @@
 #include <numbers>
 #include <tuple>
 
+#include "engine/device/host.h"
 #include "engine/error.h"
 #include "engine/files/json.h"
 #include "models/flops.h"
@@ -65,6 +66,8 @@ Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState st
   state_.micro_batch = options_.micro_batch > 0 ? options_.micro_batch : options_.batch;
   state_.device = model.ops.name();
   saved_ = begun && length() == before, extended_ = begun && !saved_;
+  model_.parameters.set_updates(state_.updates);
+  scalars_ = arena_.alloc(DType::f64, 1, kStepSums + 1);
 }
 
 std::span<const Sample> Trainer::next_batch() {
@@ -77,35 +80,36 @@ std::span<const Sample> Trainer::next_batch() {
   return batch_;
 }
 
-StepLosses Trainer::gradients(std::span<const Sample> batch) {
-  const BatchTotals totals = batch_totals(model_.config, recipe_of(model_.config), batch);
+void Trainer::gradients(std::span<const Sample> batch, const BatchTotals& totals) {
   const std::size_t micro = options_.micro_batch > 0 ? static_cast<std::size_t>(options_.micro_batch) : batch.size();
-  StepLosses losses;
   model_.parameters.zero_grad();
+  model_.ops.fill(scalars_, 0);
   for (std::size_t first = 0; first < batch.size(); first += micro) {
     StepOptions options;
     options.first_index = static_cast<int64_t>(first);
     options.step = static_cast<uint32_t>(state_.step);
-    losses += run_step(model_, arena_, batch.subspan(first, std::min(micro, batch.size() - first)), totals, options);
+    add_step(model_, arena_, batch.subspan(first, std::min(micro, batch.size() - first)), totals, options,
+             scalars_.col_range(0, kStepSums));
   }
-  return losses;
 }
 
 StepReport Trainer::step() {
   const std::span<const Sample> batch = next_batch();
   StepReport r;
   r.epoch = state_.step / steps_per_epoch_;
-  r.losses = gradients(batch);
-  r.loss = r.losses.total(model_.config);
+  const BatchTotals totals = batch_totals(model_.config, recipe_of(model_.config), batch);
+  gradients(batch, totals);
   r.lr = learning_rate(options_, state_.step, state_.total_steps);
-  r.grad_norm = model_.parameters.grad_norm();
-  r.updated = std::isfinite(r.loss) && std::isfinite(r.grad_norm);
-  if (r.updated) {
-    AdamwOptions o;
-    o.lr = r.lr, o.beta1 = options_.betas[0], o.beta2 = options_.betas[1], o.eps = options_.eps;
-    o.weight_decay = options_.weight_decay, o.clip = options_.clip, o.step = ++state_.updates;
-    model_.parameters.update(o);
-  }
+  AdamwOptions o;
+  o.lr = r.lr, o.beta1 = options_.betas[0], o.beta2 = options_.betas[1], o.eps = options_.eps;
+  o.weight_decay = options_.weight_decay, o.clip = options_.clip;
+  model_.parameters.update(arena_, o, scalars_.col_range(kStepSums, kStepSums + 1), scalars_.col_range(0, kStepSums));
+  const std::vector<double> scalars = to_host(model_.ops, scalars_);
+  r.losses = losses_of(scalars, totals);
+  r.loss = r.losses.total(model_.config);
+  r.grad_norm = std::sqrt(scalars[kStepSums]);
+  r.updated = std::isfinite(r.grad_norm);
+  if (r.updated) ++state_.updates;
   state_.skipped_in_row = r.updated ? 0 : state_.skipped_in_row + 1;
   state_.samples += static_cast<int64_t>(batch.size());
   r.step = ++state_.step;

@@ -74,7 +74,7 @@ class Trainer {
 
  private:
   std::span<const Sample> next_batch();
-  StepLosses gradients(std::span<const Sample> batch);
+  void gradients(std::span<const Sample> batch, const BatchTotals& totals);
   bool due(int64_t every) const;
   void validate(RunFolder& folder, const TrainingHooks& hooks);
   void save(RunFolder& folder, const TrainingHooks& hooks);
@@ -82,6 +82,7 @@ class Trainer {
 
   Model& model_;
   Arena arena_;
+  Tensor scalars_;  // f64 [1, kStepSums + 1]: the sums of a step, and the square of its gradient's norm
   const RunConfig::Train& options_;
   std::span<const Sample> samples_;
   TrainingState state_;

@@ -1,6 +1,9 @@
 #include "models/transformer.h"
 
+#include <algorithm>
 #include <cmath>
+
+#include "engine/device/indices.h"
 
 namespace kava {
 
@@ -12,8 +15,17 @@ Tensor upload_indices(Ops& ops, Arena& arena, std::span<const int32_t> host) {
 
 namespace {
 
-Segments upload_segments(Ops& ops, Arena& arena, const SegmentList& s) {
+// keys: rows that there are; queries: rows of the pass, or its live rows.
+Segments upload_segments(Ops& ops, Arena& arena, const SegmentList& s, int64_t keys, int64_t queries) {
   Segments d;
+  check_indices(s.keys, 0, keys);
+  check_offsets(s.key_offsets, static_cast<int64_t>(s.keys.size()));
+  check_offsets(s.group_offsets, s.count());
+  for (std::size_t i = 0; i < s.query_begin.size(); ++i) {
+    const int64_t begin = s.query_begin[i], count = s.query_count[i], seen = s.key_offsets[i + 1] - s.key_offsets[i];
+    KAVA_CHECK(begin >= 0 && count > 0 && begin + count <= queries && count <= seen, "{} queries from {} on {} keys", count, begin, seen);
+    d.most_scores = std::max(d.most_scores, count * seen);
+  }
   d.key_offsets = upload_indices(ops, arena, s.key_offsets);
   d.keys = upload_indices(ops, arena, s.keys);
   d.query_begin = upload_indices(ops, arena, s.query_begin);
@@ -38,6 +50,7 @@ DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& p) {
   d.ids = upload_indices(ops, arena, p.ids);
   d.positions = upload_indices(ops, arena, p.positions);
   d.row_keys = upload_indices(ops, arena, p.row_keys).reshape(p.rows(), 2);
+  check_distinct(p.live, p.rows());
   d.live = upload_indices(ops, arena, p.live);
   std::vector<int32_t> positions, keys;
   for (int32_t r : p.live) {
@@ -48,8 +61,8 @@ DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& p) {
   }
   d.live_positions = upload_indices(ops, arena, positions);
   d.live_row_keys = upload_indices(ops, arena, keys).reshape(p.live_rows(), 2);
-  d.segments = upload_segments(ops, arena, p.segments);
-  d.live_segments = upload_segments(ops, arena, p.live_segments);
+  d.segments = upload_segments(ops, arena, p.segments, p.end, p.rows());
+  d.live_segments = upload_segments(ops, arena, p.live_segments, p.end, p.live_rows());
   return d;
 }
 
@@ -169,8 +182,11 @@ void Transformer::attention_block(const DevicePass& p, std::size_t l) {
   const Tensor attention = kept_rows(s.attention, p, l), o = x_of(attention, w.o);
   const Segments& segments = last(l) ? p.live_segments : p.segments;
   project(p, l);
-  ops_.rope(q, last(l) ? p.live_positions : p.positions, model_.cosine, model_.sine, m.head_dim, false);
-  ops_.rope(k, p.positions, model_.cosine, model_.sine, m.head_dim, false);
+  // Where q and k lie side by side, their heads turn in one pass.
+  const bool packed = use_ == Use::train && !last(l);
+  const Tensor qkv = s.qkv.row_range(p.begin, p.end);
+  if (!packed) ops_.rope_fwd(q, last(l) ? p.live_positions : p.positions, model_.cosine, model_.sine, m.head_dim, false);
+  ops_.rope_fwd(packed ? qkv.col_range(0, q.cols + k.cols) : k, p.positions, model_.cosine, model_.sine, m.head_dim, false);
   const double scale = 1 / std::sqrt(static_cast<double>(m.head_dim));
   ops_.attention_fwd(arena_, o, lse, q, s.k, s.v, segments, m.heads, m.kv_heads, scale);
   apply(attended_.row_range(0, q.rows), attention, w.o,
@@ -234,7 +250,7 @@ void Transformer::mlp_block_backward(const DevicePass& p, std::size_t l, const T
   ops_.swiglu_bwd(dgate_up.col_range(0, F), dgate_up.col_range(F, 2 * F), dact, gate_up.col_range(0, F), gate_up.col_range(F, 2 * F));
   const Tensor dnormed = arena_.alloc(t, n, model_.shape.hidden);
   pull_back(dnormed, dgate_up, kept_rows(s.normed2, p, l), w.gate_up, dropout(layer, kNormed2, row_keys));
-  ops_.rms_norm_bwd(dresidual, w.dnorm2, dnormed, kept_rows(s.residual2, p, l), kept_rows(s.rstd2, p, l), w.norm2);
+  ops_.rms_norm_bwd(arena_, dresidual, w.dnorm2, dnormed, kept_rows(s.residual2, p, l), kept_rows(s.rstd2, p, l), w.norm2);
 }
 
 // dresidual: of the residual after attention. Returns that of the layer's input, all rows of the pass.
@@ -257,11 +273,9 @@ Tensor Transformer::attention_block_backward(const DevicePass& p, std::size_t l,
   ops_.attention_bwd(arena_, dq, s.dk, s.dv, dout, x_of(attention, w.o), kept_rows(s.lse, p, l), q, s.k, s.v,
                      last(l) ? p.live_segments : p.segments, m.heads, m.kv_heads, scale);
   // The gradients of this pass's keys and values are complete: later passes have added theirs.
-  ops_.rope(dq, last(l) ? p.live_positions : p.positions, model_.cosine, model_.sine, m.head_dim, true);
-  const Tensor dk_sum = s.dk.row_range(p.begin, p.end), dv_sum = s.dv.row_range(p.begin, p.end);
-  ops_.rope(dk_sum, p.positions, model_.cosine, model_.sine, m.head_dim, true);
-  ops_.copy(dqkv.col_range(dqkv.cols - 2 * KD, dqkv.cols - KD), dk_sum);
-  ops_.copy(dqkv.col_range(dqkv.cols - KD, dqkv.cols), dv_sum);
+  if (last(l)) ops_.rope_bwd(dq, dq, {}, {}, p.live_positions, model_.cosine, model_.sine, m.head_dim);
+  ops_.rope_bwd(dqkv, last(l) ? Tensor{} : dq, s.dk.row_range(p.begin, p.end), s.dv.row_range(p.begin, p.end), p.positions, model_.cosine,
+                model_.sine, m.head_dim);
   const bool wanted = l > 0 || wants_inputs();
   const Tensor dnormed = wanted ? arena_.alloc(t, p.rows(), C) : Tensor{};
   const Tensor xx = rows_of(s.normed1, p.begin, p.end);
@@ -276,7 +290,8 @@ Tensor Transformer::attention_block_backward(const DevicePass& p, std::size_t l,
   } else {
     pull_back(dnormed, dqkv, xx, w.qkv, d);
   }
-  if (wanted) ops_.rms_norm_bwd(dinput, w.dnorm1, dnormed, rows_of(s.residual1, p.begin, p.end), rows_of(s.rstd1, p.begin, p.end), w.norm1);
+  if (wanted)
+    ops_.rms_norm_bwd(arena_, dinput, w.dnorm1, dnormed, rows_of(s.residual1, p.begin, p.end), rows_of(s.rstd1, p.begin, p.end), w.norm1);
   return dinput;
 }
 
@@ -284,7 +299,7 @@ void Transformer::backward(const DevicePass& p, std::span<const Tap> taps) {
   ArenaScope scope(arena_);
   Tensor dresidual = arena_.alloc(model_.storage, p.live_rows(), model_.shape.hidden);
   ops_.fill(dresidual, 0);
-  ops_.rms_norm_bwd(dresidual, model_.dfinal_norm, dhidden_.row_range(p.live_begin, p.live_end),
+  ops_.rms_norm_bwd(arena_, dresidual, model_.dfinal_norm, dhidden_.row_range(p.live_begin, p.live_end),
                     rows_of(residual_final_, p.live_begin, p.live_end), rows_of(rstd_final_, p.live_begin, p.live_end), model_.final_norm);
   for (std::size_t l = layers_.size(); l-- > 0;) {
     if (!last(l) && l < taps.size() && taps[l].rows) ops_.scatter_add_rows(dresidual, taps[l].gradient, taps[l].rows);

@@ -42,6 +42,7 @@ std::optional<Validation> Validator::run(Model& model, Arena& arena, const std::
     for (std::size_t first = 0; first < all.size(); first += at_once) {
       StepOptions step;
       step.backward = step.dropout = false;
+      step.count_forced = true;
       losses += run_step(model, arena, all.subspan(first, std::min(at_once, all.size() - first)), totals, step);
       end_if_stopped();
     }

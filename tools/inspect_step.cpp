@@ -98,7 +98,7 @@ int inspect_step(const StepCommand& command) {
   if (const std::string note = require_traces(config, files, samples); !note.empty()) fmt::print(stderr, "{}\n", note);
   if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));
 
-  require_memory(config, text.shape, samples, available_memory());
+  require_memory(*ops, config, text.shape, samples, available_memory());
   Model model(*ops, config, text.shape);
   if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
   Arena arena(*ops);

@@ -76,7 +76,7 @@ class Run {
     if (before) tell_resumption(*before);
     say(parameter_table(config_, text_) + run_summary(config_, data_.train, data_.dropped));
     if (data_.valid) say(fmt::format("validation  {} rows, {} of them over data.max_tokens", data_.valid->rows(), data_.valid->dropped()));
-    require_memory(config_, text_.shape, data_.train, available_memory());
+    require_memory(*ops_, config_, text_.shape, data_.train, available_memory());
     take_contents(state, from.has_value());
 
     Model model(*ops_, config_, text_.shape);

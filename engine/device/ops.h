@@ -1,14 +1,19 @@
-// The waist of the engine: everything a model may ask of a device. The backend is cpu (cpu/ops_*.cpp, the readable specification and the
-// oracle of the tests); NullOps does nothing, so that a real step run on it tells the memory it needs; TimedOps (ops_timed.h) measures.
+// The waist of the engine: everything a model may ask of a device. An op is called through a front that is written once (ops.cpp): it
+// checks shapes, types and strides, tells the observers (op_observer.h), and hands over to do_OP of a backend. Op X stands in
+// cpu/ops_X.cpp, the readable specification and the oracle of the tests.
 //
 // Conventions. Outputs come first, then inputs, then scalars. "storage" is the model's type (bf16, f32, f64); "sum" is f32, or f64 for f64.
-// An empty tensor stands for "not wanted" or "not there". Index tensors are i32 with one row. Ops that need room take it from the arena and
-// give it back. Every reduction has a fixed order: the same inputs give the same bytes, whatever the number of threads. What is summed from
-// several products or terms is summed in the sum type and rounded to storage once.
+// An empty tensor stands for "not wanted" or "not there". Rows may lie apart (stride) but where an op says contiguous. Index tensors are
+// i32 with one row; that their values are in range is checked by who makes the list on the host (indices.h), since a device cannot ask.
+// Rounding: what an op sums from several terms or products (bias, LoRA, residual, a reduction) is summed in the sum type and rounded to
+// storage once. Every reduction has a fixed order: the same inputs give the same bytes, whatever the number of threads.
+// Ops that need room take it from the arena and give it back.
 #pragma once
+#include <array>
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "engine/choice.h"
 #include "engine/device/arena.h"
@@ -23,7 +28,8 @@ namespace kava {
 /// distinct, and different groups share none. Rows that no segment queries are left as they are.
 struct Segments {
   Tensor key_offsets, keys, query_begin, query_count, group_offsets;  // i32 [1, S+1], [1, sum], [1, S], [1, S], [1, groups+1]
-  int64_t count = 0, groups = 0, most_keys = 0, most_queries = 0;     // most_*: of one segment
+  int64_t count = 0, groups = 0;
+  int64_t most_keys = 0, most_queries = 0, most_scores = 0;  // of one segment; scores: queries times keys
 };
 
 /// Dropout on the input of LoRA: element (n, c) is kept, and divided by 1 - p, when a 16-bit number drawn for (seed, step, site,
@@ -57,132 +63,244 @@ struct RkvOptions {
 
 struct AdamwOptions {
   double lr = 0, beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
-  double clip = 0;   // largest norm of the whole gradient; 0: no clipping
-  int64_t step = 0;  // from 1, for the bias corrections
+  double clip = 0;  // largest norm of the whole gradient; 0: no clipping
 };
+
+class OpObserver;
 
 class Ops {
  public:
+  /// A dry backend takes the memory that its ops take, in addresses that nobody may touch, and computes nothing: a real step run on it
+  /// tells what the step needs. Downloads give zeros.
+  explicit Ops(bool dry) : dry_(dry) {}
   virtual ~Ops() = default;
+  Ops(const Ops&) = delete;
+  Ops& operator=(const Ops&) = delete;
   virtual std::string name() const = 0;
+  bool dry() const { return dry_; }
+  /// A dry backend of the same kind, which takes the same memory.
+  virtual std::unique_ptr<Ops> dry_twin() const = 0;
+
+  /// Observers are told of every call, in the order in which they were added. They must outlive their time here.
+  void add_observer(OpObserver& observer) { observers_.push_back(&observer); }
+  void remove_observer(OpObserver& observer) { std::erase(observers_, &observer); }
+  /// Returns when everything asked for so far is done, for who measures time.
+  virtual void finish() {}
 
   // ---- memory
-  virtual void* allocate(int64_t bytes) = 0;
-  virtual void release(void* data, int64_t bytes) = 0;
+  void* allocate(int64_t bytes);
+  void release(void* data, int64_t bytes);
   /// Addresses for one arena, as many as the device could ever fill, with no memory behind them.
-  virtual AddressRange reserve() = 0;
+  AddressRange reserve();
   /// Puts memory behind `bytes` bytes of a range from `data` on; its parts are committed in order, without gaps.
-  virtual void commit(void* data, int64_t bytes) = 0;
+  void commit(void* data, int64_t bytes);
   /// Gives a range back, with the memory of its first `committed` bytes.
-  virtual void unreserve(const AddressRange& range, int64_t committed) = 0;
+  void unreserve(const AddressRange& range, int64_t committed);
   /// Told of committed memory that it holds a tensor from now on, or nothing: a backend may report what touches it in between.
-  virtual void in_use(void* data, int64_t bytes, bool used) {}
+  void in_use(void* data, int64_t bytes, bool used);
   /// Host memory is contiguous and of the tensor's type.
-  virtual void upload(const Tensor& y, const void* host) = 0;
-  virtual void download(void* host, const Tensor& x) = 0;
+  void upload(const Tensor& y, const void* host);
+  void download(void* host, const Tensor& x);
 
-  // ---- rows
+  // ---- rows. y and x are both i32, or each in the storage or the sum type of one model (fill: any type).
   /// y = value
-  virtual void fill(const Tensor& y, double value) = 0;
+  void fill(const Tensor& y, double value);
   /// y = x, rounded to y's type
-  virtual void copy(const Tensor& y, const Tensor& x) = 0;
-  /// y += x, rounded to y's type; x any floating type
-  virtual void add(const Tensor& y, const Tensor& x) = 0;
+  void copy(const Tensor& y, const Tensor& x);
+  /// y += x, rounded to y's type
+  void add(const Tensor& y, const Tensor& x);
   /// y[i] = x[rows[i]], rounded to y's type
-  virtual void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
-  /// y[rows[i]] += x[i] in the order of i
-  virtual void scatter_add_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
-  /// x[n] = table[ids[n]], or extra[-1-ids[n]] where ids[n] < 0. table [V, C], extra [3, C]
-  virtual void embed_fwd(const Tensor& x, const Tensor& table, const Tensor& extra, const Tensor& ids) = 0;
-  /// Adds dx [n, C] (sum) to the rows it came from: dtable [V, C], dextra [3, C] in sum type, either may be empty
-  virtual void embed_bwd(const Tensor& dtable, const Tensor& dextra, const Tensor& dx, const Tensor& ids) = 0;
+  void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows);
+  /// y[rows[i]] = x[i]; the rows are distinct
+  void scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows);
+  /// y[rows[i]] += x[i]; the rows are distinct
+  void scatter_add_rows(const Tensor& y, const Tensor& x, const Tensor& rows);
+  /// x[n] = table[ids[n]], or extra[-1-ids[n]] where ids[n] < 0. table [V, C], extra [3, C], of x's type; extra may be empty
+  void embed_fwd(const Tensor& x, const Tensor& table, const Tensor& extra, const Tensor& ids);
+  /// Adds dx [n, C] (sum) to the rows it came from, in the order of n: dtable [V, C], dextra [3, C] in sum type, either may be empty. Ids
+  /// may repeat
+  void embed_bwd(const Tensor& dtable, const Tensor& dextra, const Tensor& dx, const Tensor& ids);
 
   // ---- layers
   /// sum = a + b;  y = sum * rstd * w,  rstd = (mean(sum^2) + eps)^-1/2.  y, sum, a, b [n, C]; rstd [n, 1] sum type; w [1, C].
-  /// b may be empty (sum = a); sum may be empty then, or a itself.
-  virtual void add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& rstd, const Tensor& a, const Tensor& b, const Tensor& w,
-                                double eps) = 0;
+  /// b may be empty (sum = a); sum may be empty then, or a itself. rstd may be empty
+  void add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& rstd, const Tensor& a, const Tensor& b, const Tensor& w,
+                        double eps);
   /// dx += gradient through y = x * rstd * w; dw += . dx [n, C] storage, dy [n, C] storage or sum, dw [1, C] sum or empty
-  virtual void rms_norm_bwd(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd, const Tensor& w) = 0;
+  void rms_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                    const Tensor& w);
 
   /// The rank columns of joined = scale * b in the rows of each part, zero elsewhere. Called after every change of a b.
-  virtual void linear_prepare(const LinearGroup& group) = 0;
+  void linear_prepare(const LinearGroup& group);
   /// xa = drop(x) A^T. xx [n, in + ranks] = [x | xa] side by side: reads x, writes xa
-  virtual void lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& group, const Dropout& dropout, Reads reads = Reads::tiled) = 0;
+  void lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& group, const Dropout& dropout, Reads reads = Reads::tiled);
   /// y = xx [W | s B]^T + bias, y [n, outs]
-  virtual void linear_group_fwd(Arena& arena, const Tensor& y, const Tensor& xx, const LinearGroup& group, Reads reads = Reads::tiled) = 0;
+  void linear_group_fwd(Arena& arena, const Tensor& y, const Tensor& xx, const LinearGroup& group, Reads reads = Reads::tiled);
   /// [dx | dxa] = dy [W | s B]; dx += drop'(dxa A).  dx [n, in] and dxa [n, ranks] are set; dx may be empty; dxa empty without LoRA
-  virtual void linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& group,
-                                      const Dropout& dropout) = 0;
+  void linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& group,
+                              const Dropout& dropout);
   /// dA += dxa^T drop(x) in the rows of the group's parts, db += scale * dy^T xa, dW += dy^T x, dbias += column sums of dy, for the
   /// gradients that are there. The rows are summed in pieces of fixed length from the first row on, so a sum over several passes is the
   /// sum over each of them, added in the order of the calls.
-  virtual void linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
-                                       const LinearGroup& group, const Dropout& dropout) = 0;
+  void linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
+                               const LinearGroup& group, const Dropout& dropout);
 
   /// Rotary embedding in place: with half = D/2, the pair (x[d], x[d+half]) of every head turns by the angle of the row's position.
-  /// x [n, heads*D] storage or sum; positions i32 [1, n]; cosine, sine [positions, half] in sum type. inverse turns back (also the
-  /// gradient)
-  virtual void rope(const Tensor& x, const Tensor& positions, const Tensor& cosine, const Tensor& sine, int64_t head_dim, bool inverse) = 0;
+  /// x [n, heads*D] storage or sum, of q and k side by side for instance; positions i32 [1, n]; cosine, sine [positions, half] in sum
+  /// type. inverse turns back
+  void rope_fwd(const Tensor& x, const Tensor& positions, const Tensor& cosine, const Tensor& sine, int64_t head_dim, bool inverse);
+  /// dqkv [n, (H + 2K)*D] storage = [dq turned back | dk turned back | dv]. dq [n, H*D] storage, which may be those columns of dqkv itself;
+  /// dk, dv [n, K*D] sum. dq may be empty, and so may dk with dv: dqkv has no columns for them then
+  void rope_bwd(const Tensor& dqkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& positions, const Tensor& cosine,
+                const Tensor& sine, int64_t head_dim);
 
-  /// o = softmax(scale q k^T) v over each segment.  q, o [n, H*D]; k, v [step rows, K*D]; lse [n, H] sum: log of the softmax's denominator
-  virtual void attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                             const Segments& segments, int64_t heads, int64_t kv_heads, double scale) = 0;
+  /// o = softmax(scale q k^T) v over each segment.  q, o [n, H*D]; k, v [step rows, K*D]; lse [n, H] sum: log of the softmax's denominator,
+  /// may be empty
+  void attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                     const Segments& segments, int64_t heads, int64_t kv_heads, double scale);
   /// dq [n, H*D] storage (set); dk, dv [step rows, K*D] in sum type (added to)
-  virtual void attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
-                             const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments, int64_t heads,
-                             int64_t kv_heads, double scale) = 0;
+  void attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
+                     const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments, int64_t heads,
+                     int64_t kv_heads, double scale);
 
   /// y = silu(gate) * up, [n, F]
-  virtual void swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) = 0;
-  virtual void swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) = 0;
+  void swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up);
+  void swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up);
   /// y = x Phi(x), with the error function
-  virtual void gelu_fwd(const Tensor& y, const Tensor& x) = 0;
-  virtual void gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x) = 0;
+  void gelu_fwd(const Tensor& y, const Tensor& x);
+  /// dx (set); dy storage or sum
+  void gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x);
   /// y = (x - mean) * rstd * w + b;  mean, rstd [n, 1] sum; w, b [1, C]
-  virtual void layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
-                              double eps) = 0;
-  /// dx (set); dw, db (sum, added to)
-  virtual void layer_norm_bwd(const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x, const Tensor& mean,
-                              const Tensor& rstd, const Tensor& w) = 0;
+  void layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
+                      double eps);
+  /// dx (set); dw, db (sum, added to), either may be empty; dy storage or sum
+  void layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
+                      const Tensor& mean, const Tensor& rstd, const Tensor& w);
 
-  // ---- objective
-  /// Cross-entropy of head(h) = h W^T on targets i32 [1, n]: nll [n, 1] sum; dh [n, C] sum = weight * (softmax - onehot) W;
-  /// dw [V, C] sum += . h [n, C], w [V, C] storage. logits [n, V] sum, best (argmax, lowest index on ties) i32 [1, n]; each of nll, dh, dw,
-  /// logits and best may be empty. Reads::streamed where best alone is wanted, else tiled.
-  virtual void head_cross_entropy(Arena& arena, const Tensor& nll, const Tensor& dh, const Tensor& dw, const Tensor& logits,
-                                  const Tensor& best, const Tensor& h, const Tensor& w, const Tensor& targets, double weight) = 0;
+  // ---- objective. Losses are f64 scalars on the device that ops add to.
+  /// Cross-entropy of head(h) = h W^T on targets, some rows at a time. Row n is of class classes[n]: 0 a student's, 1 a teacher's.
+  /// losses [1, 2] f64 += the sums over each class of -log softmax(head(h))[target], each term rounded to the sum type;
+  /// dh [n, C] sum = weights[class] (softmax - onehot) W;  dw [V, C] sum += the same gradient of the logits by h;
+  /// correct i32 [1, B] = whether in every row n with owners[n] = b the best token, the lowest of equals, is the target (1 where b owns
+  /// none; owners[n] = -1: nobody's). logits [n, V] sum. h [n, C], w [V, C] storage; targets, classes, owners i32 [1, n]. Each of dh, dw,
+  /// correct with owners, and logits may be empty
+  void head_cross_entropy(Arena& arena, const Tensor& losses, const Tensor& dh, const Tensor& dw, const Tensor& correct,
+                          const Tensor& logits, const Tensor& h, const Tensor& w, const Tensor& targets, const Tensor& classes,
+                          const Tensor& owners, const std::array<double, 2>& weights);
+  /// best i32 [1, n] = the best token of head(h), the lowest of equals
+  void head_argmax(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w);
 
   /// R-KV eviction of one layer (docs/method.md section 4), per sample and K/V head.
-  /// In: q [answer tokens, H*D], k [trace tokens, K*D] (both after RoPE), packed by samples with q_offsets, k_offsets i32 [1, B+1];
-  /// match_k, v [trace tokens, K*D]: what is gathered. Out: target_k, target_v [B*M, K*D] storage, zero in empty slots; kept i32 [B*M, K],
-  /// index in the sample's trace, -1 in empty slots; importance, redundancy, score [K, trace tokens] sum, each may be empty.
-  virtual void rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,
-                          const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_offsets, const Tensor& k,
-                          const Tensor& k_offsets, const Tensor& match_k, const Tensor& v, const RkvOptions& options) = 0;
+  /// In: q, k, v, as the step holds them (after RoPE), of which q_rows are the answers' queries and k_rows the traces' keys, packed by
+  /// samples with q_offsets, k_offsets i32 [1, B+1]; match_k [trace tokens, K*D]: the keys that are gathered, packed like k_rows; empty:
+  /// k's own. Out: target_k, target_v [B*M, K*D] storage, zero in empty slots; kept i32 [B*M, K], index in the sample's trace, -1 in empty
+  /// slots; importance, redundancy, score [K, trace tokens] sum, each may be empty
+  void rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,
+                  const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_rows, const Tensor& q_offsets,
+                  const Tensor& k, const Tensor& v, const Tensor& k_rows, const Tensor& k_offsets, const Tensor& match_k,
+                  const RkvOptions& options);
 
   /// moments [1, 3] sum = count, mean and sum of squared deviations of the valid rows of x [G*per_group, C]: in group g the first
   /// valid[g] of per_group rows (valid i32 [1, G])
-  virtual void moments(const Tensor& moments, const Tensor& x, const Tensor& valid) = 0;
+  void moments(Arena& arena, const Tensor& moments, const Tensor& x, const Tensor& valid);
   /// inverse [1, 1] = 1 / unbiased standard deviation of all the elements that moments [n, 3] describe; 0 where it is zero or undefined
-  virtual void inverse_std(const Tensor& inverse, const Tensor& moments) = 0;
-  /// With s = factor * inverse (inverse empty: s = factor):  loss [1, 1] sum += s * sum over valid rows of distance(x - target);
-  /// dx [.., C] sum = weight * s * distance'(x - target), zero in other rows. Rows are valid as in moments. smooth_l1 has beta 1.
-  virtual void distill(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,
-                       const Tensor& inverse, Distance distance, double factor, double weight) = 0;
+  void inverse_std(const Tensor& inverse, const Tensor& moments);
+  /// With s = factor * inverse (inverse empty: s = factor):  loss [1, 1] f64 += s * sum over valid rows of distance(x - target);
+  /// dx [.., C] sum = weight * s * distance'(x - target), zero in other rows. Rows are valid as in moments. smooth_l1 has beta 1
+  void distill(Arena& arena, const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,
+               const Tensor& inverse, Distance distance, double factor, double weight);
 
   // ---- update
-  /// out [1, 1] f64 = sum of squares of x
-  virtual void sum_squares(const Tensor& out, const Tensor& x) = 0;
+  /// out [1, 1] f64 = sum of squares of x, contiguous
+  void sum_squares(Arena& arena, const Tensor& out, const Tensor& x);
+  /// Decides on the device whether a step is an update: where one of losses [1, n] f64 is not finite, grad_square [1, 1] f64 becomes NaN;
+  /// where that is finite, updates i32 [1, 1] += 1
+  void count_update(const Tensor& updates, const Tensor& grad_square, const Tensor& losses);
   /// AdamW with decoupled decay on contiguous sum-type tensors of one shape. The gradient is scaled by min(1, clip / (norm + 1e-6)), norm^2
-  /// = grad_square [1, 1] f64; where that is not finite nothing is changed. half, if there, gets the value rounded to its type.
-  virtual void adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad,
-                     const Tensor& grad_square, const AdamwOptions& options) = 0;
+  /// = grad_square [1, 1] f64; where that is not finite nothing is changed. The moments' bias is corrected for updates i32 [1, 1], this one
+  /// counted. half, if there, gets the value rounded to its type
+  void adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad, const Tensor& grad_square,
+             const Tensor& updates, const AdamwOptions& options);
+
+ protected:
+  // What the fronts hand over to: checked arguments. Only an op with an arena is called on a dry backend: it takes its memory and returns.
+  virtual void* do_allocate(int64_t bytes) = 0;
+  virtual void do_release(void* data, int64_t bytes) = 0;
+  virtual AddressRange do_reserve() = 0;
+  virtual void do_commit(void* data, int64_t bytes) = 0;
+  virtual void do_unreserve(const AddressRange& range, int64_t committed) = 0;
+  virtual void do_in_use(void*, int64_t, bool) {}
+  virtual void do_upload(const Tensor& y, const void* host) = 0;
+  virtual void do_download(void* host, const Tensor& x) = 0;
+  virtual void do_fill(const Tensor& y, double value) = 0;
+  virtual void do_copy(const Tensor& y, const Tensor& x) = 0;
+  virtual void do_add(const Tensor& y, const Tensor& x) = 0;
+  virtual void do_gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
+  virtual void do_scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
+  virtual void do_scatter_add_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
+  virtual void do_embed_fwd(const Tensor& x, const Tensor& table, const Tensor& extra, const Tensor& ids) = 0;
+  virtual void do_embed_bwd(const Tensor& dtable, const Tensor& dextra, const Tensor& dx, const Tensor& ids) = 0;
+  virtual void do_add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& rstd, const Tensor& a, const Tensor& b,
+                                   const Tensor& w, double eps) = 0;
+  virtual void do_rms_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                               const Tensor& w) = 0;
+  virtual void do_linear_prepare(const LinearGroup& group) = 0;
+  virtual void do_lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& group, const Dropout& dropout, Reads reads) = 0;
+  virtual void do_linear_group_fwd(Arena& arena, const Tensor& y, const Tensor& xx, const LinearGroup& group, Reads reads) = 0;
+  virtual void do_linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& group,
+                                         const Dropout& dropout) = 0;
+  virtual void do_linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
+                                          const LinearGroup& group, const Dropout& dropout) = 0;
+  virtual void do_rope_fwd(const Tensor& x, const Tensor& positions, const Tensor& cosine, const Tensor& sine, int64_t head_dim,
+                           bool inverse) = 0;
+  virtual void do_rope_bwd(const Tensor& dqkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& positions,
+                           const Tensor& cosine, const Tensor& sine, int64_t head_dim) = 0;
+  virtual void do_attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                                const Segments& segments, int64_t heads, int64_t kv_heads, double scale) = 0;
+  virtual void do_attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
+                                const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments,
+                                int64_t heads, int64_t kv_heads, double scale) = 0;
+  virtual void do_swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) = 0;
+  virtual void do_swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) = 0;
+  virtual void do_gelu_fwd(const Tensor& y, const Tensor& x) = 0;
+  virtual void do_gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x) = 0;
+  virtual void do_layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
+                                 double eps) = 0;
+  virtual void do_layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
+                                 const Tensor& mean, const Tensor& rstd, const Tensor& w) = 0;
+  virtual void do_head_cross_entropy(Arena& arena, const Tensor& losses, const Tensor& dh, const Tensor& dw, const Tensor& correct,
+                                     const Tensor& logits, const Tensor& h, const Tensor& w, const Tensor& targets, const Tensor& classes,
+                                     const Tensor& owners, const std::array<double, 2>& weights) = 0;
+  virtual void do_head_argmax(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w) = 0;
+  virtual void do_rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,
+                             const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_rows, const Tensor& q_offsets,
+                             const Tensor& k, const Tensor& v, const Tensor& k_rows, const Tensor& k_offsets, const Tensor& match_k,
+                             const RkvOptions& options) = 0;
+  virtual void do_moments(Arena& arena, const Tensor& moments, const Tensor& x, const Tensor& valid) = 0;
+  virtual void do_inverse_std(const Tensor& inverse, const Tensor& moments) = 0;
+  virtual void do_distill(Arena& arena, const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,
+                          const Tensor& inverse, Distance distance, double factor, double weight) = 0;
+  virtual void do_sum_squares(Arena& arena, const Tensor& out, const Tensor& x) = 0;
+  virtual void do_count_update(const Tensor& updates, const Tensor& grad_square, const Tensor& losses) = 0;
+  virtual void do_adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad,
+                        const Tensor& grad_square, const Tensor& updates, const AdamwOptions& options) = 0;
+
+ private:
+  // In op_front.h. call: for ops that take memory, also on a dry backend; compute: for the others.
+  using Tensors = std::initializer_list<Tensor>;
+  template <class Run>
+  void call(const char* name, std::span<const Tensor> outputs, std::span<const Tensor> inputs, double flops, const Run& run);
+  template <class Run>
+  void call(const char* name, Tensors outputs, Tensors inputs, double flops, const Run& run);
+  template <class Run>
+  void compute(const char* name, Tensors outputs, Tensors inputs, const Run& run);
+
+  bool dry_;
+  int64_t next_dry_ = int64_t{1} << 62;  // an address in a range that no process maps
+  std::vector<OpObserver*> observers_;
 };
 
 /// threads: how many the backend keeps, the caller's included.
-std::unique_ptr<Ops> make_cpu_ops(int threads);
-/// Computes nothing; allocate() hands out addresses that nobody may touch, download() gives zeros.
-std::unique_ptr<Ops> make_null_ops();
+std::unique_ptr<Ops> make_cpu_ops(int threads, bool dry = false);
 
 }  // namespace kava

@@ -79,7 +79,7 @@ TEST_CASE("what is generated is what teacher forcing predicts at every place") {
     samples[i].answer = results[i].ids;
   }
   StepOptions options;
-  options.backward = false;
+  options.backward = false, options.count_forced = true;
   const auto n = static_cast<int64_t>(samples.size());
   CHECK(run_step(l.model, l.arena, samples, batch_totals(l.config, recipe_of(l.config), samples), options).forced_correct == n);
   samples[0].answer[3] = (samples[0].answer[3] + 1) % static_cast<int32_t>(l.text.shape.vocab);

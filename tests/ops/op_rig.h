@@ -204,7 +204,7 @@ class Rig {
 
 using Matrices = std::vector<Matrix>;
 /// Places its inputs in the rig, calls the op and returns the outputs.
-using OpCall = std::function<std::vector<Tensor>(Rig&, const Matrices&)>;
+using OpRun = std::function<std::vector<Tensor>(Rig&, const Matrices&)>;
 
 inline Matrices read_all(const Rig& rig, const std::vector<Tensor>& outputs) {
   Matrices m;
@@ -212,7 +212,7 @@ inline Matrices read_all(const Rig& rig, const std::vector<Tensor>& outputs) {
   return m;
 }
 
-inline Matrices run_f64(const OpCall& op, const Matrices& in) {
+inline Matrices run_f64(const OpRun& op, const Matrices& in) {
   Rig rig(1, DType::f64, DType::f64, 0);
   return read_all(rig, op(rig, in));
 }
@@ -227,7 +227,7 @@ inline double normalised_error(const Matrix& y, const Matrix& x) {
 /// Runs the op in f64, f32 and bf16 with 1, 2 and 3 threads, twice, with gaps between rows and without: guards hold, no output is NaN, the
 /// bytes are equal, and the error against f64 is at most twice that of the f64 algorithm with rounded tensors, plus a floor of 1e-12
 /// (relative RMS 1e-6: sums in f32).
-inline void check_op(const char* name, const Matrices& in, const OpCall& op) {
+inline void check_op(const char* name, const Matrices& in, const OpRun& op) {
   const Matrices exact = run_f64(op, in);
   for (DType storage : {DType::f64, DType::f32, DType::bf16}) {
     Rig rounded_rig(1, DType::f64, storage, 0);

@@ -51,7 +51,7 @@ TEST_CASE("the memory of an arena is its largest step, and addresses do not move
   const std::function<int64_t(int)> patterns[] = {[](int i) { return 20000 + 3 * i; }, [](int i) { return 21000 - 3 * i; },
                                                   [&](int) { return static_cast<int64_t>(rows_of_128(random)); }};
   for (const auto& rows_of : patterns) {
-    const std::unique_ptr<Ops> null = make_null_ops();
+    const std::unique_ptr<Ops> null = make_cpu_ops(1, true);
     Arena arena(*null);
     int64_t largest = 0;
     const std::vector<const void*> before = addresses(arena, 20000);

@@ -36,7 +36,9 @@ Segments place(Rig& rig, const Layout& l) {
     offsets.push_back(int(keys.size()));
     begin.push_back(spec.query_begin);
     count.push_back(spec.queries);
-    s.most_keys = std::max<int64_t>(s.most_keys, int64_t(spec.keys.size()));
+    s.most_keys = std::max(s.most_keys, std::ssize(spec.keys));
+    s.most_queries = std::max<int64_t>(s.most_queries, spec.queries);
+    s.most_scores = std::max(s.most_scores, spec.queries * std::ssize(spec.keys));
   }
   auto index = [&](const std::vector<int>& v) { return rig.in(row_of(v), Kind::i32); };
   s.key_offsets = index(offsets), s.keys = index(keys), s.query_begin = index(begin), s.query_count = index(count);
@@ -50,7 +52,7 @@ struct Heads {
   double scale() const { return 1 / std::sqrt(double(dim)); }
 };
 
-OpCall attention_fwd(const Layout& l, Heads h) {
+OpRun attention_fwd(const Layout& l, Heads h) {
   return [=](Rig& rig, const Matrices& m) {
     Tensor q = rig.in(m[0]), k = rig.in(m[1]), v = rig.in(m[2]);
     Tensor o = rig.out(m[0].rows, m[0].cols), lse = rig.out(m[0].rows, h.heads, Kind::sum);
@@ -60,7 +62,7 @@ OpCall attention_fwd(const Layout& l, Heads h) {
 }
 
 // in: q, k, v, do, dk before, dv before
-OpCall attention_bwd(const Layout& l, Heads h) {
+OpRun attention_bwd(const Layout& l, Heads h) {
   return [=](Rig& rig, const Matrices& m) {
     Tensor q = rig.in(m[0]), k = rig.in(m[1]), v = rig.in(m[2]), dout = rig.in(m[3]);
     Tensor dk = rig.in_out(m[4], Kind::sum), dv = rig.in_out(m[5], Kind::sum);

@@ -7,21 +7,21 @@ using namespace kava;
 using namespace kava::test;
 
 namespace {
-OpCall moments_call(const std::vector<int>& valid) {
+OpRun moments_call(const std::vector<int>& valid) {
   return [=](Rig& rig, const Matrices& m) {
     Tensor x = rig.in(m[0]), v = rig.in(row_of(valid), Kind::i32), out = rig.out(1, 3, Kind::sum), inverse = rig.out(1, 1, Kind::sum);
-    rig.ops.moments(out, x, v);
+    rig.ops.moments(rig.arena, out, x, v);
     rig.ops.inverse_std(inverse, out);
     return std::vector<Tensor>{out, inverse};
   };
 }
 
 // in: x, target, loss before; outputs: loss, dx
-OpCall distill_call(const std::vector<int>& valid, Distance kind, double inverse, double factor, double weight) {
+OpRun distill_call(const std::vector<int>& valid, Distance kind, double inverse, double factor, double weight) {
   return [=](Rig& rig, const Matrices& m) {
-    Tensor x = rig.in(m[0]), target = rig.in(m[1]), v = rig.in(row_of(valid), Kind::i32), loss = rig.in_out(m[2], Kind::sum);
+    Tensor x = rig.in(m[0]), target = rig.in(m[1]), v = rig.in(row_of(valid), Kind::i32), loss = rig.in_out(m[2], Kind::f64);
     Tensor dx = rig.out(m[0].rows, m[0].cols, Kind::sum), inv = inverse > 0 ? rig.in(Matrix(1, 1, inverse), Kind::sum) : Tensor{};
-    rig.ops.distill(loss, dx, x, target, v, inv, kind, factor, weight);
+    rig.ops.distill(rig.arena, loss, dx, x, target, v, inv, kind, factor, weight);
     return std::vector<Tensor>{loss, dx};
   };
 }
@@ -64,8 +64,8 @@ TEST_CASE("inverse_std pools rows of moments, and is 0 where the spread is zero 
   Rig rig(1, DType::f64, DType::f64, 0);
   Tensor tx = rig.in(x), three = rig.out(3, 3, Kind::sum), one = rig.out(1, 3, Kind::sum), full = rig.in(row_of({8}), Kind::i32);
   Tensor whole = rig.in(row_of({24}), Kind::i32), pooled = rig.out(1, 1), direct = rig.out(1, 1);
-  for (int64_t l = 0; l < 3; ++l) rig.ops.moments(three.row_range(l, l + 1), tx.row_range(8 * l, 8 * l + 8), full);
-  rig.ops.moments(one, tx, whole);
+  for (int64_t l = 0; l < 3; ++l) rig.ops.moments(rig.arena, three.row_range(l, l + 1), tx.row_range(8 * l, 8 * l + 8), full);
+  rig.ops.moments(rig.arena, one, tx, whole);
   rig.ops.inverse_std(pooled, three);
   rig.ops.inverse_std(direct, one);
   REQUIRE(std::fabs(rig.read(pooled)(0, 0) / rig.read(direct)(0, 0) - 1) < 1e-13);
@@ -84,7 +84,7 @@ TEST_CASE("distill adds its loss, sets the gradient of valid rows and zeroes the
     for (double inverse : {0.0, 0.7}) {
       const Matrices in = {random.normal(15, 19, 1.5), random.normal(15, 19), Matrix(1, 1, 2.5)};
       const double s = 0.3 * (inverse > 0 ? inverse : 1);
-      const OpCall call = distill_call(valid, kind, inverse, 0.3, 2);
+      const OpRun call = distill_call(valid, kind, inverse, 0.3, 2);
       check_op("distill", in, call);
       const Matrices out = run_f64(call, in);
       double want = 2.5;
@@ -108,10 +108,11 @@ TEST_CASE("distill adds its loss, sets the gradient of valid rows and zeroes the
     for (const Matrix& m : run_f64(distill_call({2}, kind, 0, 1, 1), same))
       for (double v : m.at) REQUIRE(v == 0);
   Rig rig(1, DType::f32, DType::f32, 0);
-  Tensor x = rig.in(Matrix(2, 3, 4)), y = rig.in(Matrix(2, 3, 1)), v = rig.in(row_of({2}), Kind::i32), loss = rig.in_out(Matrix(1, 1, 0.5));
-  Tensor zero = rig.in(Matrix(1, 1)), dx = rig.out(2, 3), bad = rig.in(row_of({3}), Kind::i32);
-  rig.ops.distill(loss, dx, x, y, v, zero, Distance::mse, 1, 1);
+  Tensor x = rig.in(Matrix(2, 3, 4)), y = rig.in(Matrix(2, 3, 1)), v = rig.in(row_of({2}), Kind::i32),
+         loss = rig.in_out(Matrix(1, 1, 0.5), Kind::f64);
+  Tensor zero = rig.in(Matrix(1, 1)), dx = rig.out(2, 3), bad = rig.in(row_of({1, 1, 0}), Kind::i32);
+  rig.ops.distill(rig.arena, loss, dx, x, y, v, zero, Distance::mse, 1, 1);
   REQUIRE(rig.read(loss)(0, 0) == 0.5);
   REQUIRE(rig.read(dx).at == std::vector<double>(6, 0.0));
-  REQUIRE_THROWS_AS(rig.ops.distill(loss, dx, x, y, bad, zero, Distance::mse, 1, 1), Error);
+  REQUIRE_THROWS_AS(rig.ops.distill(rig.arena, loss, dx, x, y, bad, zero, Distance::mse, 1, 1), Error);
 }

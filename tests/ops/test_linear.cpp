@@ -49,7 +49,7 @@ void run_lora(Rig& rig, const Placed& t, Reads reads = Reads::tiled) {
 Tensor columns(const Tensor& t, const LinearPart& p) { return t.col_range(p.out_begin, p.out_begin + p.outs); }
 
 // Outputs: y of each map, then xa.
-OpCall linear_fwd(const MapGroup& g, Reads reads = Reads::tiled) {
+OpRun linear_fwd(const MapGroup& g, Reads reads = Reads::tiled) {
   return [g, reads](Rig& rig, const Matrices& m) {
     const Placed t = place(rig, g, m);
     run_lora(rig, t, reads);
@@ -62,7 +62,7 @@ OpCall linear_fwd(const MapGroup& g, Reads reads = Reads::tiled) {
 }
 
 // Outputs: dx, then dW, dbias, dA, dB of each map where they exist. All gradients of parameters start from zero.
-OpCall linear_bwd(const MapGroup& g) {
+OpRun linear_bwd(const MapGroup& g) {
   return [g](Rig& rig, const Matrices& m) {
     const Placed t = place(rig, g, m);
     const int64_t ranks = t.map.ranks();

@@ -4,7 +4,7 @@ using namespace kava;
 using namespace kava::test;
 
 namespace {
-OpCall rms_norm_fwd(bool add) {
+OpRun rms_norm_fwd(bool add) {
   return [add](Rig& rig, const Matrices& in) {
     const Matrix& a = in[0];
     Tensor ta = rig.in(a), tb = add ? rig.in(in[1]) : Tensor{}, w = rig.in(in[2]);
@@ -22,14 +22,14 @@ OpCall rms_norm_fwd(bool add) {
 }
 
 // in: x, w, dy, dx before, dw before
-OpCall rms_norm_bwd(Kind dy_kind) {
+OpRun rms_norm_bwd(Kind dy_kind) {
   return [dy_kind](Rig& rig, const Matrices& in) {
     const Matrix& x = in[0];
     Tensor tx = rig.in(x), w = rig.in(in[1]), dy = rig.in(in[2], dy_kind), dx = rig.in_out(in[3]), dw = rig.in_out(in[4], Kind::sum);
     Tensor y = rig.out(x.rows, x.cols), rstd = rig.out(x.rows, 1, Kind::sum);
     rig.ops.add_rms_norm_fwd(y, {}, rstd, tx, {}, w, 1e-5);
     rig.round(rstd);
-    rig.ops.rms_norm_bwd(dx, dw, dy, tx, rstd, w);
+    rig.ops.rms_norm_bwd(rig.arena, dx, dw, dy, tx, rstd, w);
     return std::vector<Tensor>{dx, dw};
   };
 }
@@ -50,7 +50,7 @@ std::vector<Tensor> layer_norm_bwd(Rig& rig, const Matrices& in) {
   Tensor dw = rig.in_out(in[4], Kind::sum), db = rig.in_out(in[5], Kind::sum);
   Tensor y = rig.out(n, c), mean = rig.out(n, 1, Kind::sum), rstd = rig.out(n, 1, Kind::sum), dx = rig.out(n, c);
   rig.ops.layer_norm_fwd(y, mean, rstd, x, w, b, 1e-5);
-  rig.ops.layer_norm_bwd(dx, dw, db, dy, x, mean, rstd, w);
+  rig.ops.layer_norm_bwd(rig.arena, dx, dw, db, dy, x, mean, rstd, w);
   return {dx, dw, db};
 }
 }  // namespace

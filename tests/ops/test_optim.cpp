@@ -1,4 +1,6 @@
 #include <cmath>
+#include <limits>
+#include <tuple>
 
 #include "tests/ops/op_rig.h"
 
@@ -7,12 +9,13 @@ using namespace kava::test;
 
 namespace {
 // in: value, m, v, grad; outputs: value, m, v, half
-OpCall adamw_call(double grad_square, const AdamwOptions& o) {
+OpRun adamw_call(double grad_square, int64_t step, const AdamwOptions& o) {
   return [=](Rig& rig, const Matrices& m) {
     Tensor value = rig.packed().in_out(m[0], Kind::sum), first = rig.packed().in_out(m[1], Kind::sum),
            second = rig.packed().in_out(m[2], Kind::sum);
     Tensor grad = rig.packed().in(m[3], Kind::sum), half = rig.packed().in_out(Matrix(m[0].rows, m[0].cols, 7));
-    rig.ops.adamw(value, first, second, half, grad, rig.in(Matrix(1, 1, grad_square), Kind::f64), o);
+    rig.ops.adamw(value, first, second, half, grad, rig.in(Matrix(1, 1, grad_square), Kind::f64), rig.in(row_of({int(step)}), Kind::i32),
+                  o);
     return std::vector<Tensor>{value, first, second, half};
   };
 }
@@ -24,7 +27,7 @@ TEST_CASE("sum_squares sums in f64 in a fixed order") {
     const Matrices in = {random.normal(1, n)};
     check_op("sum_squares", in, [](Rig& rig, const Matrices& m) {
       Tensor x = rig.packed().in(m[0]), out = rig.out(1, 1, Kind::f64);
-      rig.ops.sum_squares(out, x);
+      rig.ops.sum_squares(rig.arena, out, x);
       double want = 0;
       for (double v : rig.read(x).at) want += v * v;
       REQUIRE(std::fabs(rig.read(out)(0, 0) / want - 1) < 1e-13);
@@ -43,9 +46,9 @@ TEST_CASE("adamw follows the scalar formula over many steps, with and without cl
         state[3] = random.normal(3, 19);
         double square = 0;
         for (double g : state[3].at) square += g * g;
-        const AdamwOptions o{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = decay, .clip = clip, .step = step};
-        check_op("adamw", state, adamw_call(square, o));
-        const Matrices out = run_f64(adamw_call(square, o), state);
+        const AdamwOptions o{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = decay, .clip = clip};
+        check_op("adamw", state, adamw_call(square, step, o));
+        const Matrices out = run_f64(adamw_call(square, step, o), state);
         const double scale = clip > 0 ? std::min(1.0, clip / (std::sqrt(square) + 1e-6)) : 1;
         for (std::size_t i = 0; i < value.size(); ++i) {
           const double g = state[3].at[i] * scale;
@@ -66,8 +69,24 @@ TEST_CASE("adamw changes nothing where the gradient is not finite") {
   const Matrices in = {random.normal(1, 40), random.normal(1, 40), Matrix(1, 40, 1), random.normal(1, 40)};
   for (double square : {std::nan(""), std::numeric_limits<double>::infinity()}) {
     const Matrices out =
-        run_f64(adamw_call(square, {.lr = 1, .beta1 = 0.9, .beta2 = 0.9, .eps = 1e-8, .weight_decay = 1, .clip = 1, .step = 1}), in);
+        run_f64(adamw_call(square, 1, {.lr = 1, .beta1 = 0.9, .beta2 = 0.9, .eps = 1e-8, .weight_decay = 1, .clip = 1}), in);
     for (std::size_t i : {0u, 1u, 2u}) REQUIRE(out[i].at == in[i].at);
     REQUIRE(out[3].at == std::vector<double>(40, 7.0));
+  }
+}
+
+TEST_CASE("count_update counts a step with finite losses and gradient, and marks any other") {
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (auto [square, loss, made] :
+       {std::tuple{2.5, -3.0, true}, {2.5, std::nan(""), false}, {2.5, infinity, false}, {infinity, 1.0, false}}) {
+    Rig rig(1, DType::f32, DType::f32, 0);
+    Matrix values(1, 3, 1);
+    values(0, 1) = loss;
+    Tensor updates = rig.in_out(row_of({6}), Kind::i32), grad_square = rig.in_out(Matrix(1, 1, square), Kind::f64);
+    rig.ops.count_update(updates, grad_square, rig.in(values, Kind::f64));
+    REQUIRE(rig.guards_hold());
+    REQUIRE(rig.read(updates)(0, 0) == (made ? 7 : 6));
+    if (made) REQUIRE(rig.read(grad_square)(0, 0) == square);
+    else REQUIRE(!std::isfinite(rig.read(grad_square)(0, 0)));
   }
 }

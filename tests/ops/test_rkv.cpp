@@ -32,18 +32,30 @@ Matrices inputs_of(const Batch& b, Random& random) {
 }
 
 // Outputs: target_k, target_v, kept, importance, redundancy, score
-OpCall select(const Batch& b, RkvOptions o, std::vector<int> samples = {}) {
+OpRun select(const Batch& b, RkvOptions o, std::vector<int> samples = {}) {
   o.heads = b.heads, o.kv_heads = b.kv_heads;
   return [=](Rig& rig, const Matrices& m) {
     RkvOptions options = o;
     options.samples = rig.in(row_of(samples.empty() ? b.samples() : samples), Kind::i32);
-    Tensor q = rig.in(m[0]), k = rig.in(m[1]), match = rig.in(m[2]), v = rig.in(m[3]);
+    // The rows of the step lie in another order, with rows of others between them.
+    auto spread = [](const Matrix& x) {
+      Matrix y(2 * x.rows + 1, x.cols, 77);
+      for (int64_t r = 0; r < x.rows; ++r) std::copy_n(x.at.begin() + r * x.cols, x.cols, y.at.begin() + (2 * (x.rows - r) - 1) * x.cols);
+      return y;
+    };
+    auto rows_of = [&](const Matrix& x) {
+      std::vector<int> rows;
+      for (int64_t r = 0; r < x.rows; ++r) rows.push_back(int(2 * (x.rows - r) - 1));
+      return rig.in(row_of(rows), Kind::i32);
+    };
+    Tensor q = rig.in(spread(m[0])), k = rig.in(spread(m[1])), match = rig.in(m[2]), v = rig.in(spread(m[3]));
+    Tensor q_rows = rows_of(m[0]), k_rows = rows_of(m[1]);
     Tensor q_offsets = rig.in(row_of(offsets_of(b.queries)), Kind::i32), k_offsets = rig.in(row_of(offsets_of(b.traces)), Kind::i32);
     const int64_t rows = int64_t(b.traces.size()) * o.latents, width = b.kv_heads * b.dim;
     Tensor tk = rig.out(rows, width), tv = rig.out(rows, width), kept = rig.out(rows, b.kv_heads, Kind::i32);
-    Tensor i = rig.out(b.kv_heads, k.rows, Kind::sum), r = rig.out(b.kv_heads, k.rows, Kind::sum),
-           s = rig.out(b.kv_heads, k.rows, Kind::sum);
-    rig.ops.rkv_select(rig.arena, tk, tv, kept, i, r, s, q, q_offsets, k, k_offsets, match, v, options);
+    Tensor i = rig.out(b.kv_heads, m[1].rows, Kind::sum), r = rig.out(b.kv_heads, m[1].rows, Kind::sum),
+           s = rig.out(b.kv_heads, m[1].rows, Kind::sum);
+    rig.ops.rkv_select(rig.arena, tk, tv, kept, i, r, s, q, q_rows, q_offsets, k, v, k_rows, k_offsets, match, options);
     return std::vector<Tensor>{tk, tv, kept, i, r, s};
   };
 }
@@ -256,4 +268,25 @@ TEST_CASE("rkv_select at random keeps M different tokens in time order, every to
   REQUIRE(base != slots({.seed = 1}, 0));
   REQUIRE(base != slots({.layer = 1}, 0));
   REQUIRE(base != slots({}, 1));
+}
+
+TEST_CASE("rkv_select gathers the keys themselves where no others are given") {
+  Random random(44);
+  const Batch b{.queries = {2, 1}, .traces = {6, 3}};
+  Matrices in = inputs_of(b, random);
+  in[2] = in[1];
+  const RkvOptions o{.latents = 4, .heads = b.heads, .kv_heads = b.kv_heads};
+  const Matrices want = run_f64(select(b, o), in);
+  Rig rig(2, DType::f64, DType::f64, 1);
+  std::vector<int> q_rows(3), k_rows(9);
+  std::iota(q_rows.begin(), q_rows.end(), 0);
+  std::iota(k_rows.begin(), k_rows.end(), 0);
+  auto index = [&](const std::vector<int>& list) { return rig.in(row_of(list), Kind::i32); };
+  Tensor tk = rig.out(8, 16), tv = rig.out(8, 16), kept = rig.out(8, 2, Kind::i32);
+  rig.ops.rkv_select(rig.arena, tk, tv, kept, {}, {}, {}, rig.in(in[0]), index(q_rows), index(offsets_of(b.queries)), rig.in(in[1]),
+                     rig.in(in[3]), index(k_rows), index(offsets_of(b.traces)), {}, o);
+  REQUIRE(rig.guards_hold());
+  REQUIRE(rig.read(tk).at == want[0].at);
+  REQUIRE(rig.read(tv).at == want[1].at);
+  REQUIRE(rig.read(kept).at == want[2].at);
 }

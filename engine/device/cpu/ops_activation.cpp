@@ -23,10 +23,7 @@ S normal_density(S x) {
 }
 }  // namespace
 
-void CpuOps::swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) {
-  check_rows(gate, y.rows, y.cols);
-  check_rows(up, y.rows, y.cols);
-  KAVA_CHECK(gate.dtype == y.dtype && up.dtype == y.dtype, "swiglu of {} and {}", name_of(gate.dtype), name_of(up.dtype));
+void CpuOps::do_swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) {
   dispatch(y.dtype, [&]<class T>() {
     threads_.blocks(y.rows, kRowBlock, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n)
@@ -37,11 +34,7 @@ void CpuOps::swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) {
   });
 }
 
-void CpuOps::swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) {
-  for (const Tensor& t : {dgate, dup, gate, up}) {
-    check_rows(t, dy.rows, dy.cols);
-    KAVA_CHECK(t.dtype == dy.dtype, "swiglu of {} and {}", name_of(t.dtype), name_of(dy.dtype));
-  }
+void CpuOps::do_swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) {
   dispatch(dy.dtype, [&]<class T>() {
     threads_.blocks(dy.rows, kRowBlock, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n)
@@ -55,9 +48,7 @@ void CpuOps::swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy
   });
 }
 
-void CpuOps::gelu_fwd(const Tensor& y, const Tensor& x) {
-  check_rows(x, y.rows, y.cols);
-  KAVA_CHECK(x.dtype == y.dtype, "gelu of {} in {}", name_of(x.dtype), name_of(y.dtype));
+void CpuOps::do_gelu_fwd(const Tensor& y, const Tensor& x) {
   dispatch(y.dtype, [&]<class T>() {
     threads_.blocks(y.rows, kRowBlock, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n)
@@ -66,10 +57,7 @@ void CpuOps::gelu_fwd(const Tensor& y, const Tensor& x) {
   });
 }
 
-void CpuOps::gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x) {
-  check_rows(dx, x.rows, x.cols);
-  check_rows(dy, x.rows, x.cols);
-  KAVA_CHECK(dx.dtype == x.dtype, "dx in {}, x in {}", name_of(dx.dtype), name_of(x.dtype));
+void CpuOps::do_gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x) {
   dispatch_gradient(x, dy, [&]<class T, class G>() {
     threads_.blocks(x.rows, kRowBlock, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n)

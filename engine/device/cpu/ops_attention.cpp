@@ -1,9 +1,8 @@
 // Attention over segments on the CPU. A task is one (sample, key/value head): the rows of its group of query heads are stacked, so that
 // every product of the task is [G*n queries, D] against the segment's keys. Keys and values are gathered once per segment as [keys, D] and
-// transposed [D, keys]; all sums are kept in the sum type.
+// transposed [D, keys]; all sums are kept in the sum type. A thread's room lies in the arena and holds the largest segment.
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "engine/device/cpu/ops_cpu.h"
 #include "engine/device/cpu/row_loops.h"
@@ -63,20 +62,36 @@ void small_product(S* c, int64_t ldc, const S* a, int64_t a_row, int64_t a_col, 
   for (; i < m; ++i) row_tile<S, 1, Add>(c + i * ldc, ldc, a + i * a_row, a_row, a_col, b, ldb, n, k);
 }
 
-// Buffers of one thread, kept between calls.
-template <class S>
-struct Scratch {
-  std::vector<S> k, kt, v, vt, q, dout, p, dp, o, dk, dv, lse, delta;
-  static S* fit(std::vector<S>& x, int64_t n) {
-    if (static_cast<int64_t>(x.size()) < n) x.resize(static_cast<std::size_t>(n));
-    return x.data();
-  }
-};
-
 struct Shape {
   int64_t heads, kv_heads, group, D;
   double scale;
 };
+
+// Room of one thread, one buffer behind the other.
+template <class S>
+class Scratch {
+ public:
+  Scratch(const Tensor& rooms, int worker) : next_(rooms.row<S>(worker)), end_(next_ + rooms.cols) {}
+  S* take(int64_t n) {
+    S* taken = next_;
+    next_ += n;
+    KAVA_CHECK(next_ <= end_, "a segment of more than most_keys, most_queries or most_scores");
+    return taken;
+  }
+
+ private:
+  S *next_, *end_;
+};
+
+// Elements of `rows_of_keys` matrices [keys, D] by rows or transposed, `rows_of_queries` of stacked queries, and `scores` of scores, for
+// the largest segment.
+template <class S>
+int64_t scratch_size(const Segments& s, const Shape& shape, int64_t rows_of_keys, int64_t rows_of_queries, int64_t scores) {
+  const int64_t width = padded<S>(shape.D), lanes = kLanes<S>;
+  const int64_t keys = std::max(s.most_keys * width, shape.D * padded<S>(s.most_keys)), queries = shape.group * s.most_queries * width;
+  const int64_t products = shape.group * (s.most_scores + s.most_queries * (lanes - 1));
+  return padded<S>(rows_of_keys * keys + rows_of_queries * queries + scores * products);
+}
 
 // One segment as a task sees it.
 struct View {
@@ -148,16 +163,15 @@ S exponentials(S* p, int64_t seen, int64_t width, S shift) {
 }
 
 template <class T>
-void forward_task(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const View& s, int64_t kv_head,
-                  const Shape& shape) {
+void forward_task(Scratch<Sum<T>> scratch, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                  const View& s, int64_t kv_head, const Shape& shape) {
   using S = Sum<T>;
-  thread_local Scratch<S> scratch;
   const int64_t D = shape.D, width = padded<S>(D), keys = padded<S>(s.key_count), rows = shape.group * s.queries;
-  S* kt = scratch.fit(scratch.kt, D * keys);
-  S* vv = scratch.fit(scratch.v, s.key_count * width);
-  S* qq = scratch.fit(scratch.q, rows * width);
-  S* p = scratch.fit(scratch.p, rows * keys);
-  S* out = scratch.fit(scratch.o, rows * width);
+  S* kt = scratch.take(D * keys);
+  S* vv = scratch.take(s.key_count * width);
+  S* qq = scratch.take(rows * width);
+  S* p = scratch.take(rows * keys);
+  S* out = scratch.take(rows * width);
   gather<T>(nullptr, kt, k, s, kv_head, D, width, keys);
   gather<T>(vv, nullptr, v, s, kv_head, D, width, keys);
   gather_queries<T>(qq, q, s, kv_head, shape, width, static_cast<S>(shape.scale));
@@ -201,16 +215,15 @@ void load_row(Sum<T>* y, const Tensor& x, const View& s, int64_t j, int64_t head
 
 // One query row: keys and values are read where they lie, once for the whole group of heads, so that decoding moves its cache only once.
 template <class T>
-void single_query_task(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const View& s,
-                       int64_t kv_head, const Shape& shape) {
+void single_query_task(Scratch<Sum<T>> scratch, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                       const View& s, int64_t kv_head, const Shape& shape) {
   using S = Sum<T>;
   using V = typename Vec<S>::type;
-  thread_local Scratch<S> scratch;
   const int64_t D = shape.D, width = padded<S>(D), keys = padded<S>(s.key_count), G = shape.group, L = kLanes<S>;
-  S* row = scratch.fit(scratch.k, width);
-  S* qq = scratch.fit(scratch.q, G * width);
-  S* p = scratch.fit(scratch.p, G * keys);
-  S* out = scratch.fit(scratch.o, G * width);
+  S* row = scratch.take(width);
+  S* qq = scratch.take(G * width);
+  S* p = scratch.take(G * keys);
+  S* out = scratch.take(G * width);
   gather_queries<T>(qq, q, s, kv_head, shape, width, static_cast<S>(shape.scale));
   for (int64_t j = 0; j < s.key_count; ++j) {
     load_row<T>(row, k, s, j, kv_head, D, width);
@@ -239,21 +252,20 @@ void single_query_task(const Tensor& o, const Tensor& lse, const Tensor& q, cons
 }
 
 template <class T>
-void backward_task(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& lse, const Tensor& q,
-                   const Tensor& k, const Tensor& v, const View& s, int64_t kv_head, const Shape& shape) {
+void backward_task(Scratch<Sum<T>> scratch, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& lse,
+                   const Tensor& q, const Tensor& k, const Tensor& v, const View& s, int64_t kv_head, const Shape& shape) {
   using S = Sum<T>;
-  thread_local Scratch<S> scratch;
   const int64_t D = shape.D, width = padded<S>(D), keys = padded<S>(s.key_count), rows = shape.group * s.queries;
-  S* kk = scratch.fit(scratch.k, s.key_count * width);
-  S* kt = scratch.fit(scratch.kt, D * keys);
-  S* vt = scratch.fit(scratch.vt, D * keys);
-  S* qq = scratch.fit(scratch.q, rows * width);
-  S* g = scratch.fit(scratch.dout, rows * width);
-  S* oo = scratch.fit(scratch.o, rows * width);
-  S* p = scratch.fit(scratch.p, rows * keys);
-  S* dp = scratch.fit(scratch.dp, rows * keys);
-  S* sum_k = scratch.fit(scratch.dk, s.key_count * width);
-  S* sum_v = scratch.fit(scratch.dv, s.key_count * width);
+  S* kk = scratch.take(s.key_count * width);
+  S* kt = scratch.take(D * keys);
+  S* vt = scratch.take(D * keys);
+  S* qq = scratch.take(rows * width);
+  S* g = scratch.take(rows * width);
+  S* oo = scratch.take(rows * width);
+  S* p = scratch.take(rows * keys);
+  S* dp = scratch.take(rows * keys);
+  S* sum_k = scratch.take(s.key_count * width);
+  S* sum_v = scratch.take(s.key_count * width);
   gather<T>(kk, kt, k, s, kv_head, D, width, keys);
   gather<T>(nullptr, vt, v, s, kv_head, D, width, keys);
   gather_queries<T>(qq, q, s, kv_head, shape, width, static_cast<S>(shape.scale));
@@ -286,36 +298,42 @@ void backward_task(const Tensor& dq, const Tensor& dk, const Tensor& dv, const T
   }
 }
 
-Shape shape_of(const Tensor& q, const Tensor& k, int64_t heads, int64_t kv_heads, double scale) {
-  KAVA_CHECK(heads % kv_heads == 0 && q.cols % heads == 0 && k.cols == q.cols / heads * kv_heads, "q of {} columns, k of {}, {}/{} heads",
-             q.cols, k.cols, heads, kv_heads);
+Shape shape_of(const Tensor& q, int64_t heads, int64_t kv_heads, double scale) {
   return {heads, kv_heads, heads / kv_heads, q.cols / heads, scale};
 }
 
 }  // namespace
 
-void CpuOps::attention_fwd(Arena&, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                           const Segments& segments, int64_t heads, int64_t kv_heads, double scale) {
-  const Shape shape = shape_of(q, k, heads, kv_heads, scale);
+void CpuOps::do_attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                              const Segments& segments, int64_t heads, int64_t kv_heads, double scale) {
+  ArenaScope scope(arena);
+  const Shape shape = shape_of(q, heads, kv_heads, scale);
   dispatch(q.dtype, [&]<class T>() {
-    threads_.run(segments.count * kv_heads, [&](int64_t task) {
+    using S = Sum<T>;
+    const Tensor rooms = arena.alloc(DTypeOf<S>::value, workers_, scratch_size<S>(segments, shape, 2, 2, 1));
+    if (dry()) return;
+    threads_.run(segments.count * kv_heads, [&](int64_t task, int worker) {
       const View s = view(segments, task / kv_heads);
-      if (s.queries == 1) single_query_task<T>(o, lse, q, k, v, s, task % kv_heads, shape);
-      else forward_task<T>(o, lse, q, k, v, s, task % kv_heads, shape);
+      if (s.queries == 1) single_query_task<T>({rooms, worker}, o, lse, q, k, v, s, task % kv_heads, shape);
+      else forward_task<T>({rooms, worker}, o, lse, q, k, v, s, task % kv_heads, shape);
     });
   });
 }
 
-void CpuOps::attention_bwd(Arena&, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor&,
-                           const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments, int64_t heads,
-                           int64_t kv_heads, double scale) {
-  const Shape shape = shape_of(q, k, heads, kv_heads, scale);
-  const int32_t* groups = segments.group_offsets.row<int32_t>(0);
+void CpuOps::do_attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor&,
+                              const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments, int64_t heads,
+                              int64_t kv_heads, double scale) {
+  ArenaScope scope(arena);
+  const Shape shape = shape_of(q, heads, kv_heads, scale);
   dispatch(q.dtype, [&]<class T>() {
-    threads_.run(segments.groups * kv_heads, [&](int64_t task) {
+    using S = Sum<T>;
+    const Tensor rooms = arena.alloc(DTypeOf<S>::value, workers_, scratch_size<S>(segments, shape, 5, 3, 2));
+    if (dry()) return;
+    const int32_t* groups = segments.group_offsets.as<int32_t>();
+    threads_.run(segments.groups * kv_heads, [&](int64_t task, int worker) {
       const int64_t group = task / kv_heads;
       for (int64_t s = groups[group]; s < groups[group + 1]; ++s)
-        backward_task<T>(dq, dk, dv, dout, lse, q, k, v, view(segments, s), task % kv_heads, shape);
+        backward_task<T>({rooms, worker}, dq, dk, dv, dout, lse, q, k, v, view(segments, s), task % kv_heads, shape);
     });
   });
 }

@@ -4,16 +4,16 @@
 
 namespace kava {
 
-std::unique_ptr<Ops> make_cpu_ops(int threads) { return std::make_unique<CpuOps>(threads); }
+std::unique_ptr<Ops> make_cpu_ops(int threads, bool dry) { return std::make_unique<CpuOps>(threads, dry); }
 
-void CpuOps::upload(const Tensor& y, const void* host) {
+void CpuOps::do_upload(const Tensor& y, const void* host) {
   const int64_t width = y.cols * size_of(y.dtype);
   for (int64_t r = 0; width > 0 && r < y.rows; ++r)
     std::memcpy(static_cast<char*>(y.data) + r * y.stride * size_of(y.dtype), static_cast<const char*>(host) + r * width,
                 static_cast<std::size_t>(width));
 }
 
-void CpuOps::download(void* host, const Tensor& x) {
+void CpuOps::do_download(void* host, const Tensor& x) {
   const int64_t width = x.cols * size_of(x.dtype);
   for (int64_t r = 0; width > 0 && r < x.rows; ++r)
     std::memcpy(static_cast<char*>(host) + r * width, static_cast<const char*>(x.data) + r * x.stride * size_of(x.dtype),

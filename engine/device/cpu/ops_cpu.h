@@ -10,67 +10,72 @@ namespace kava {
 
 class CpuOps final : public Ops {
  public:
-  explicit CpuOps(int threads) : threads_(threads), matmul_(threads_) {}
+  CpuOps(int threads, bool dry) : Ops(dry), threads_(dry ? 1 : threads), matmul_(threads_), workers_(threads) {}
   std::string name() const override { return "cpu"; }
-
-  void* allocate(int64_t bytes) override;
-  void release(void* data, int64_t bytes) override;
-  AddressRange reserve() override;
-  void commit(void* data, int64_t bytes) override;
-  void unreserve(const AddressRange& range, int64_t committed) override;
-  void in_use(void* data, int64_t bytes, bool used) override;
-  void upload(const Tensor& y, const void* host) override;
-  void download(void* host, const Tensor& x) override;
-
-  void fill(const Tensor& y, double value) override;
-  void copy(const Tensor& y, const Tensor& x) override;
-  void add(const Tensor& y, const Tensor& x) override;
-  void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
-  void scatter_add_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
-  void embed_fwd(const Tensor& x, const Tensor& table, const Tensor& extra, const Tensor& ids) override;
-  void embed_bwd(const Tensor& dtable, const Tensor& dextra, const Tensor& dx, const Tensor& ids) override;
-
-  void add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& rstd, const Tensor& a, const Tensor& b, const Tensor& w,
-                        double eps) override;
-  void rms_norm_bwd(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd, const Tensor& w) override;
-  void linear_prepare(const LinearGroup& group) override;
-  void lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& group, const Dropout& dropout, Reads reads) override;
-  void linear_group_fwd(Arena& arena, const Tensor& y, const Tensor& xx, const LinearGroup& group, Reads reads) override;
-  void linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& group,
-                              const Dropout& dropout) override;
-  void linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
-                               const LinearGroup& group, const Dropout& dropout) override;
-  void rope(const Tensor& x, const Tensor& positions, const Tensor& cosine, const Tensor& sine, int64_t head_dim, bool inverse) override;
-  void attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                     const Segments& segments, int64_t heads, int64_t kv_heads, double scale) override;
-  void attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
-                     const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments, int64_t heads,
-                     int64_t kv_heads, double scale) override;
-  void swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) override;
-  void gelu_fwd(const Tensor& y, const Tensor& x) override;
-  void gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x) override;
-  void layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
-                      double eps) override;
-  void layer_norm_bwd(const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x, const Tensor& mean,
-                      const Tensor& rstd, const Tensor& w) override;
-
-  void head_cross_entropy(Arena& arena, const Tensor& nll, const Tensor& dh, const Tensor& dw, const Tensor& logits, const Tensor& best,
-                          const Tensor& h, const Tensor& w, const Tensor& targets, double weight) override;
-  void rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,
-                  const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_offsets, const Tensor& k,
-                  const Tensor& k_offsets, const Tensor& match_k, const Tensor& v, const RkvOptions& options) override;
-  void moments(const Tensor& moments, const Tensor& x, const Tensor& valid) override;
-  void inverse_std(const Tensor& inverse, const Tensor& moments) override;
-  void distill(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid, const Tensor& inverse,
-               Distance distance, double factor, double weight) override;
-
-  void sum_squares(const Tensor& out, const Tensor& x) override;
-  void adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad, const Tensor& grad_square,
-             const AdamwOptions& options) override;
+  std::unique_ptr<Ops> dry_twin() const override { return make_cpu_ops(workers_, true); }
 
  private:
-  void best_of_head(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w);
+  void* do_allocate(int64_t bytes) override;
+  void do_release(void* data, int64_t bytes) override;
+  AddressRange do_reserve() override;
+  void do_commit(void* data, int64_t bytes) override;
+  void do_unreserve(const AddressRange& range, int64_t committed) override;
+  void do_in_use(void* data, int64_t bytes, bool used) override;
+  void do_upload(const Tensor& y, const void* host) override;
+  void do_download(void* host, const Tensor& x) override;
+  void do_fill(const Tensor& y, double value) override;
+  void do_copy(const Tensor& y, const Tensor& x) override;
+  void do_add(const Tensor& y, const Tensor& x) override;
+  void do_gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void do_scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void do_scatter_add_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void do_embed_fwd(const Tensor& x, const Tensor& table, const Tensor& extra, const Tensor& ids) override;
+  void do_embed_bwd(const Tensor& dtable, const Tensor& dextra, const Tensor& dx, const Tensor& ids) override;
+  void do_add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& rstd, const Tensor& a, const Tensor& b, const Tensor& w,
+                           double eps) override;
+  void do_rms_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                       const Tensor& w) override;
+  void do_linear_prepare(const LinearGroup& group) override;
+  void do_lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& group, const Dropout& dropout, Reads reads) override;
+  void do_linear_group_fwd(Arena& arena, const Tensor& y, const Tensor& xx, const LinearGroup& group, Reads reads) override;
+  void do_linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& group,
+                                 const Dropout& dropout) override;
+  void do_linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
+                                  const LinearGroup& group, const Dropout& dropout) override;
+  void do_rope_fwd(const Tensor& x, const Tensor& positions, const Tensor& cosine, const Tensor& sine, int64_t head_dim,
+                   bool inverse) override;
+  void do_rope_bwd(const Tensor& dqkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& positions, const Tensor& cosine,
+                   const Tensor& sine, int64_t head_dim) override;
+  void do_attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const Segments& segments, int64_t heads, int64_t kv_heads, double scale) override;
+  void do_attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
+                        const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments, int64_t heads,
+                        int64_t kv_heads, double scale) override;
+  void do_swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) override;
+  void do_swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) override;
+  void do_gelu_fwd(const Tensor& y, const Tensor& x) override;
+  void do_gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x) override;
+  void do_layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
+                         double eps) override;
+  void do_layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
+                         const Tensor& mean, const Tensor& rstd, const Tensor& w) override;
+  void do_head_cross_entropy(Arena& arena, const Tensor& losses, const Tensor& dh, const Tensor& dw, const Tensor& correct,
+                             const Tensor& logits, const Tensor& h, const Tensor& w, const Tensor& targets, const Tensor& classes,
+                             const Tensor& owners, const std::array<double, 2>& weights) override;
+  void do_head_argmax(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w) override;
+  void do_rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,
+                     const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_rows, const Tensor& q_offsets,
+                     const Tensor& k, const Tensor& v, const Tensor& k_rows, const Tensor& k_offsets, const Tensor& match_k,
+                     const RkvOptions& options) override;
+  void do_moments(Arena& arena, const Tensor& moments, const Tensor& x, const Tensor& valid) override;
+  void do_inverse_std(const Tensor& inverse, const Tensor& moments) override;
+  void do_distill(Arena& arena, const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,
+                  const Tensor& inverse, Distance distance, double factor, double weight) override;
+  void do_sum_squares(Arena& arena, const Tensor& out, const Tensor& x) override;
+  void do_count_update(const Tensor& updates, const Tensor& grad_square, const Tensor& losses) override;
+  void do_adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad, const Tensor& grad_square,
+                const Tensor& updates, const AdamwOptions& options) override;
+
   /// Counts memory given out, and refuses what the machine will not have when it is touched.
   void account(int64_t bytes);
 
@@ -78,6 +83,7 @@ class CpuOps final : public Ops {
   Matmul matmul_;
   int64_t held_ = 0;       // bytes given out
   int64_t unchecked_ = 0;  // of them, since the machine was last asked
+  int workers_;            // threads that a task may run on, also where a dry backend has not started them
 };
 
 /// Rows that one task of a row-wise loop takes.

@@ -50,8 +50,7 @@ void CpuOps::account(int64_t bytes) {
   refuse(bytes);
 }
 
-void* CpuOps::allocate(int64_t bytes) {
-  KAVA_CHECK(bytes >= 0, "{} bytes", bytes);
+void* CpuOps::do_allocate(int64_t bytes) {
   const std::size_t size = std::max<std::size_t>(static_cast<std::size_t>(bytes), 1);
   const bool large = size >= 2 * kLargePage;
   void* data = nullptr;
@@ -64,12 +63,12 @@ void* CpuOps::allocate(int64_t bytes) {
   return data;
 }
 
-void CpuOps::release(void* data, int64_t bytes) {
+void CpuOps::do_release(void* data, int64_t bytes) {
   std::free(data);
   account(-bytes);
 }
 
-AddressRange CpuOps::reserve() {
+AddressRange CpuOps::do_reserve() {
   // No step is larger than the machine. Where addresses are limited, some are left to everything else.
   const int64_t most = std::min(machine_memory(), address_space_left() / 4 * 3) / Arena::kPiece * Arena::kPiece;
   for (int64_t bytes = most; bytes >= Arena::kPiece; bytes = bytes / 2 / Arena::kPiece * Arena::kPiece) {
@@ -86,7 +85,7 @@ AddressRange CpuOps::reserve() {
   refuse(Arena::kPiece);
 }
 
-void CpuOps::commit(void* data, int64_t bytes) {
+void CpuOps::do_commit(void* data, int64_t bytes) {
   account(bytes);
   if (mprotect(data, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE) != 0) {
     held_ -= bytes;
@@ -95,13 +94,13 @@ void CpuOps::commit(void* data, int64_t bytes) {
   ask_for_large_pages(data, static_cast<std::size_t>(bytes));
 }
 
-void CpuOps::unreserve(const AddressRange& range, int64_t committed) {
-  in_use(range.begin, committed, true);
+void CpuOps::do_unreserve(const AddressRange& range, int64_t committed) {
+  do_in_use(range.begin, committed, true);
   munmap(range.begin, static_cast<std::size_t>(range.bytes));
   account(-committed);
 }
 
-void CpuOps::in_use(void* data, int64_t bytes, bool used) {
+void CpuOps::do_in_use(void* data, int64_t bytes, bool used) {
 #ifdef KAVA_ASAN
   if (used) ASAN_UNPOISON_MEMORY_REGION(data, static_cast<std::size_t>(bytes));
   else ASAN_POISON_MEMORY_REGION(data, static_cast<std::size_t>(bytes));

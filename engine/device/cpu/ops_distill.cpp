@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <vector>
 
 #include "engine/device/cpu/ops_cpu.h"
 #include "engine/device/cpu/row_loops.h"
@@ -85,28 +84,21 @@ double distill_group(const Tensor& dx, const Tensor& x, const Tensor& target, in
     for (int64_t r = valid; r < x.rows; ++r) std::fill_n(dx.row<S>(r), x.cols, S(0));
   return total;
 }
-
-/// Rows of a group in a tensor of groups of equal size; checks valid.
-int64_t rows_per_group(const Tensor& x, const Tensor& valid) {
-  KAVA_CHECK(valid.rows == 1 && (valid.cols > 0 ? x.rows % valid.cols == 0 : x.rows == 0), "{} rows in {} groups", x.rows, valid.cols);
-  const int64_t per_group = valid.cols > 0 ? x.rows / valid.cols : 0;
-  const int32_t* count = valid.as<int32_t>();
-  for (int64_t g = 0; g < valid.cols; ++g)
-    KAVA_CHECK(count[g] >= 0 && count[g] <= per_group, "{} valid rows in a group of {}", count[g], per_group);
-  return per_group;
-}
 }  // namespace
 
-void CpuOps::moments(const Tensor& moments, const Tensor& x, const Tensor& valid) {
-  KAVA_CHECK(moments.count() == 3 && moments.rows == 1, "moments of [{}, {}]", moments.rows, moments.cols);
-  const int64_t per_group = rows_per_group(x, valid);
+void CpuOps::do_moments(Arena& arena, const Tensor& moments, const Tensor& x, const Tensor& valid) {
+  ArenaScope scope(arena);
+  const int64_t groups = valid.cols, per_group = groups > 0 ? x.rows / groups : 0;
+  const Tensor parts = arena.alloc(DType::f64, groups, 3);
+  if (dry()) return;
   dispatch(x.dtype, [&]<class T>() {
-    std::vector<Moments> part(static_cast<std::size_t>(valid.cols));
-    threads_.run(valid.cols, [&](int64_t g) {
-      part[static_cast<std::size_t>(g)] = moments_of<T>(x.row_range(g * per_group, g * per_group + valid.as<int32_t>()[g]));
+    threads_.run(groups, [&](int64_t g) {
+      const Moments m = moments_of<T>(x.row_range(g * per_group, g * per_group + valid.as<int32_t>()[g]));
+      double* part = parts.row<double>(g);
+      part[0] = m.count, part[1] = m.mean, part[2] = m.squares;
     });
     Moments all;
-    for (const Moments& m : part) all.merge(m);
+    for (int64_t g = 0; g < groups; ++g) all.merge({parts.row<double>(g)[0], parts.row<double>(g)[1], parts.row<double>(g)[2]});
     auto* out = moments.as<Sum<T>>();
     store(out, 0, all.count);
     store(out, 1, all.mean);
@@ -114,8 +106,7 @@ void CpuOps::moments(const Tensor& moments, const Tensor& x, const Tensor& valid
   });
 }
 
-void CpuOps::inverse_std(const Tensor& inverse, const Tensor& moments) {
-  KAVA_CHECK(moments.cols == 3 && inverse.count() == 1, "moments of [{}, {}]", moments.rows, moments.cols);
+void CpuOps::do_inverse_std(const Tensor& inverse, const Tensor& moments) {
   dispatch(moments.dtype, [&]<class S>() {
     Moments all;
     for (int64_t r = 0; r < moments.rows; ++r) {
@@ -127,34 +118,33 @@ void CpuOps::inverse_std(const Tensor& inverse, const Tensor& moments) {
   });
 }
 
-void CpuOps::distill(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,
-                     const Tensor& inverse, Distance kind, double factor, double weight) {
-  const int64_t per_group = rows_per_group(x, valid);
-  KAVA_CHECK(target.rows == x.rows && target.cols == x.cols && target.dtype == x.dtype, "target of [{}, {}]", target.rows, target.cols);
-  KAVA_CHECK(loss.count() == 1 && (!dx || (dx.rows == x.rows && dx.cols == x.cols)), "gradient of [{}, {}]", dx.rows, dx.cols);
+void CpuOps::do_distill(Arena& arena, const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,
+                        const Tensor& inverse, Distance kind, double factor, double weight) {
+  ArenaScope scope(arena);
+  const int64_t groups = valid.cols, per_group = groups > 0 ? x.rows / groups : 0;
+  const Tensor parts = arena.alloc(DType::f64, 1, groups);
+  if (dry()) return;
+  double* part = parts.as<double>();
   dispatch(x.dtype, [&]<class T>() {
     using S = Sum<T>;
-    KAVA_CHECK(!dx || dx.dtype == DTypeOf<S>::value, "a gradient in {}", name_of(dx.dtype));
     const double s = factor * (inverse ? static_cast<double>(*inverse.as<S>()) : 1.0);
     const S slope = static_cast<S>(weight * s);
-    std::vector<double> part(static_cast<std::size_t>(valid.cols));
-    threads_.run(valid.cols, [&](int64_t g) {
+    threads_.run(groups, [&](int64_t g) {
       const int64_t begin = g * per_group, end = begin + per_group, count = valid.as<int32_t>()[g];
       const Tensor d = dx ? dx.row_range(begin, end) : Tensor{}, a = x.row_range(begin, end), b = target.row_range(begin, end);
-      double& sum = part[static_cast<std::size_t>(g)];
       switch (kind) {
         case Distance::smooth_l1:
-          sum = distill_group<T, Distance::smooth_l1>(d, a, b, count, slope);
+          part[g] = distill_group<T, Distance::smooth_l1>(d, a, b, count, slope);
           break;
         case Distance::mse:
-          sum = distill_group<T, Distance::mse>(d, a, b, count, slope);
+          part[g] = distill_group<T, Distance::mse>(d, a, b, count, slope);
           break;
         case Distance::l1:
-          sum = distill_group<T, Distance::l1>(d, a, b, count, slope);
+          part[g] = distill_group<T, Distance::l1>(d, a, b, count, slope);
           break;
       }
     });
-    *loss.as<S>() += static_cast<S>(s * std::accumulate(part.begin(), part.end(), 0.0));
+    *loss.as<double>() += s * std::accumulate(part, part + groups, 0.0);
   });
 }
 

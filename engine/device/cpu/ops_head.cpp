@@ -49,47 +49,39 @@ RowStats<S> row_stats(const S* z, int64_t n) {
 
 constexpr int64_t kHeadBytes = int64_t{96} << 20;  // of logits at a time
 
+// Rows whose logits are taken at a time.
+int64_t chunk_rows(int64_t vocab, DType sum) { return std::clamp<int64_t>(kHeadBytes / (vocab * size_of(sum)) / 64 * 64, 64, 4096); }
+
 }  // namespace
 
-void CpuOps::best_of_head(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w) {
-  const int64_t V = w.rows, chunk = std::clamp<int64_t>(kHeadBytes / (V * size_of(sum_type(h.dtype))), 1, 4096);
-  for (int64_t first = 0; first < h.rows; first += chunk) {
-    ArenaScope scope(arena);
-    const Tensor hc = h.row_range(first, std::min(h.rows, first + chunk));
-    const Matmul::Product z{arena.alloc(sum_type(h.dtype), hc.rows, V), hc, w, true};
-    streamed_products(threads_, std::span(&z, 1));
-    dispatch(h.dtype, [&]<class T>() {
-      threads_.blocks(hc.rows, 1,
-                      [&](int64_t r, int64_t) { best.row<int32_t>(0)[first + r] = static_cast<int32_t>(best_of(z.c.row<Sum<T>>(r), V)); });
-    });
-  }
-}
-
-void CpuOps::head_cross_entropy(Arena& arena, const Tensor& nll, const Tensor& dh, const Tensor& dw, const Tensor& logits,
-                                const Tensor& best, const Tensor& h, const Tensor& w, const Tensor& targets, double weight) {
-  if (!nll && !dh && !dw && !logits) return best_of_head(arena, best, h, w);
+void CpuOps::do_head_cross_entropy(Arena& arena, const Tensor& losses, const Tensor& dh, const Tensor& dw, const Tensor& correct,
+                                   const Tensor& logits, const Tensor& h, const Tensor& w, const Tensor& targets, const Tensor& classes,
+                                   const Tensor& owners, const std::array<double, 2>& weights) {
+  ArenaScope all(arena);
   const int64_t V = w.rows, n = h.rows;
   const DType type = h.dtype, sum = sum_type(type);
-  const int64_t chunk = std::clamp<int64_t>(kHeadBytes / (V * size_of(sum)) / 64 * 64, 64, 4096);
+  const bool backward = dh || dw;
+  const Tensor nll = arena.alloc(sum, 1, n), hit = correct ? arena.alloc(DType::i32, 1, n) : Tensor{};
+  const int64_t chunk = chunk_rows(V, sum);
   for (int64_t first = 0; first < n; first += chunk) {
     ArenaScope scope(arena);
     const int64_t last = std::min(n, first + chunk);
     const Tensor hc = h.row_range(first, last);
     const Tensor z = logits ? logits.row_range(first, last) : arena.alloc(sum, hc.rows, V);
-    matmul_.run(z, hc, false, w, true);
-    const bool backward = dh || dw;
     const Tensor dz = backward ? arena.alloc(type, hc.rows, V) : Tensor{};
+    if (dry()) continue;
+    matmul_.run(z, hc, false, w, true);
     dispatch(type, [&]<class T>() {
       using S = Sum<T>;
       threads_.blocks(hc.rows, 1, [&](int64_t r, int64_t) {
         const S* row = z.row<S>(r);
         const RowStats<S> s = row_stats(row, V);
-        const int64_t target = targets ? targets.row<int32_t>(0)[first + r] : 0;
-        KAVA_CHECK(0 <= target && target < V, "target {} of {}", target, V);
-        if (best) best.row<int32_t>(0)[first + r] = static_cast<int32_t>(s.best);
-        if (nll) *nll.row<S>(first + r) = static_cast<S>(std::log(s.sum) + static_cast<double>(s.most) - static_cast<double>(row[target]));
+        const int64_t target = targets.as<int32_t>()[first + r];
+        if (hit) hit.as<int32_t>()[first + r] = s.best == target;
+        nll.as<S>()[first + r] = static_cast<S>(std::log(s.sum) + static_cast<double>(s.most) - static_cast<double>(row[target]));
         if (!backward) return;
         T* d = dz.row<T>(r);
+        const double weight = weights[static_cast<std::size_t>(classes.as<int32_t>()[first + r])];
         const S scale = static_cast<S>(weight / s.sum), w1 = static_cast<S>(weight);
         for (int64_t j = 0; j < V; ++j) d[j] = rounded<T>(fast_exp(row[j] - s.most) * scale);
         d[target] = rounded<T>(fast_exp(row[target] - s.most) * scale - w1);
@@ -97,6 +89,30 @@ void CpuOps::head_cross_entropy(Arena& arena, const Tensor& nll, const Tensor& d
     });
     if (dh) matmul_.run(dh.row_range(first, last), dz, false, w, false);
     if (dw) matmul_.run(dw, dz, true, hc, false, Matmul::Store::add);
+  }
+  if (dry()) return;
+  dispatch(sum, [&]<class S>() {
+    for (int64_t i = 0; i < n; ++i) losses.as<double>()[classes.as<int32_t>()[i]] += to_float(nll.as<S>()[i]);
+  });
+  if (!correct) return;
+  std::fill_n(correct.as<int32_t>(), correct.cols, 1);
+  for (int64_t i = 0; i < n; ++i)
+    if (const int32_t b = owners.as<int32_t>()[i]; b >= 0) correct.as<int32_t>()[b] &= hit.as<int32_t>()[i];
+}
+
+void CpuOps::do_head_argmax(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w) {
+  const DType sum = sum_type(h.dtype);
+  const int64_t n = h.rows, V = w.rows, chunk = std::clamp<int64_t>(kHeadBytes / (V * size_of(sum)), 1, 4096);
+  for (int64_t first = 0; first < n; first += chunk) {
+    ArenaScope scope(arena);
+    const Tensor hc = h.row_range(first, std::min(n, first + chunk));
+    const Matmul::Product z{arena.alloc(sum, hc.rows, V), hc, w, true};
+    if (dry()) continue;
+    streamed_products(threads_, std::span(&z, 1));
+    dispatch(h.dtype, [&]<class T>() {
+      threads_.blocks(hc.rows, 1,
+                      [&](int64_t r, int64_t) { best.as<int32_t>()[first + r] = static_cast<int32_t>(best_of(z.c.row<Sum<T>>(r), V)); });
+    });
   }
 }
 

@@ -76,9 +76,10 @@ class DropoutRow {
 };
 
 // y = drop(x); x itself where nothing is dropped.
-Tensor dropped(Threads& threads, Arena& arena, const Tensor& x, const Dropout& dropout) {
+Tensor dropped(Threads& threads, Arena& arena, const Tensor& x, const Dropout& dropout, bool dry) {
   if (dropout.p == 0) return x;
   Tensor y = arena.alloc(x.dtype, x.rows, x.cols);
+  if (dry) return y;
   dispatch(x.dtype, [&]<class T>() {
     threads.blocks(x.rows, kRowBlock, [&](int64_t begin, int64_t end) {
       DropoutRow<Sum<T>> mask(dropout, x.cols);
@@ -95,7 +96,7 @@ Tensor dropped(Threads& threads, Arena& arena, const Tensor& x, const Dropout& d
 
 }  // namespace
 
-void CpuOps::linear_prepare(const LinearGroup& g) {
+void CpuOps::do_linear_prepare(const LinearGroup& g) {
   if (g.ranks() == 0) return;
   dispatch(g.joined.dtype, [&]<class T>() {
     for (const LinearPart& p : g.parts)
@@ -109,18 +110,16 @@ void CpuOps::linear_prepare(const LinearGroup& g) {
   });
 }
 
-void CpuOps::lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& g, const Dropout& dropout, Reads reads) {
+void CpuOps::do_lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& g, const Dropout& dropout, Reads reads) {
   ArenaScope scope(arena);
-  KAVA_CHECK(xx.cols == g.joined.cols && g.a.rows == g.ranks() && g.a.cols == g.in, "[x | xa] of {} columns, A [{}, {}]", xx.cols, g.a.rows,
-             g.a.cols);
-  const Matmul::Product xa{xx.col_range(g.in, xx.cols), dropped(threads_, arena, xx.col_range(0, g.in), dropout), g.a, true};
+  const Matmul::Product xa{xx.col_range(g.in, xx.cols), dropped(threads_, arena, xx.col_range(0, g.in), dropout, dry()), g.a, true};
+  if (dry()) return;
   if (reads == Reads::streamed) streamed_products(threads_, std::span(&xa, 1));
   else matmul_.run_all(std::span(&xa, 1));
 }
 
-void CpuOps::linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, const LinearGroup& g, Reads reads) {
-  KAVA_CHECK(xx.cols == g.joined.cols && y.cols == g.outs() && (!g.bias || g.bias.cols == g.outs()), "[{}, {}] = [{}, {}] [{}, {}]^T",
-             y.rows, y.cols, xx.rows, xx.cols, g.joined.rows, g.joined.cols);
+void CpuOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, const LinearGroup& g, Reads reads) {
+  if (dry()) return;
   std::vector<Matmul::Product> products;
   for (const LinearPart& p : g.parts) {
     const int64_t begin = p.out_begin, end = begin + p.outs, k = depth(g, p);
@@ -131,10 +130,9 @@ void CpuOps::linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, const L
   else matmul_.run_all(products);
 }
 
-void CpuOps::linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& g,
-                                    const Dropout& dropout) {
-  KAVA_CHECK(dy.cols == g.outs() && (!dx || dx.cols == g.in) && dxa.cols == g.ranks(), "dy of {}, dx of {}, dxa of {} columns", dy.cols,
-             dx.cols, dxa.cols);
+void CpuOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& g,
+                                       const Dropout& dropout) {
+  if (dry()) return;
   const Ranks ranks = ranks_of(g);
   std::vector<Matmul::Product> products;
   for (const LinearPart& p : g.parts) {
@@ -145,7 +143,7 @@ void CpuOps::linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& dxa,
   }
   matmul_.run_all(products);
   for (const Ranks& other : {Ranks{0, ranks.begin}, Ranks{ranks.end, g.ranks()}})
-    if (dxa && other.count() > 0) fill(dxa.col_range(other.begin, other.end), 0);
+    if (dxa && other.count() > 0) do_fill(dxa.col_range(other.begin, other.end), 0);
   if (!dx) return;
   if (ranks.count() == 0) return matmul_.run(dx, dy, false, g.w(), false);
   dispatch(dx.dtype, [&]<class T>() {
@@ -168,13 +166,13 @@ void CpuOps::linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& dxa,
   });
 }
 
-void CpuOps::linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
-                                     const LinearGroup& g, const Dropout& dropout) {
+void CpuOps::do_linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
+                                        const LinearGroup& g, const Dropout& dropout) {
   ArenaScope scope(arena);
   const Tensor x = xx.col_range(0, g.in);
   const Ranks ranks = ranks_of(g);
-  if (grad.dw) matmul_.run(grad.dw, dy, true, x, false, Matmul::Store::add);
-  if (grad.dbias)
+  if (grad.dw && !dry()) matmul_.run(grad.dw, dy, true, x, false, Matmul::Store::add);
+  if (grad.dbias && !dry())
     dispatch(dy.dtype, [&]<class T>() {
       threads_.blocks(g.outs(), 64, [&](int64_t begin, int64_t end) {
         Sum<T>* sum = grad.dbias.row<Sum<T>>(0);
@@ -182,15 +180,18 @@ void CpuOps::linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, 
           for (int64_t o = begin; o < end; ++o) sum[o] += to_float(dy.row<T>(n)[o]);
       });
     });
-  if (grad.da && ranks.count() > 0)
-    matmul_.run(grad.da.row_range(ranks.begin, ranks.end), dxa.col_range(ranks.begin, ranks.end), true,
-                dropped(threads_, arena, x, dropout), false, Matmul::Store::add);
+  if (grad.da && ranks.count() > 0) {
+    const Tensor xd = dropped(threads_, arena, x, dropout, dry());
+    if (!dry())
+      matmul_.run(grad.da.row_range(ranks.begin, ranks.end), dxa.col_range(ranks.begin, ranks.end), true, xd, false, Matmul::Store::add);
+  }
   for (std::size_t j = 0; j < grad.db.size(); ++j) {
     const LinearPart& p = g.parts[j];
     if (!grad.db[j]) continue;
     ArenaScope inner(arena);
     const Tensor product = arena.alloc(sum_type(x.dtype), p.outs, p.rank);
-    fill(product, 0);
+    if (dry()) continue;
+    do_fill(product, 0);
     const int64_t from = g.in + p.rank_begin;
     matmul_.run(product, dy.col_range(p.out_begin, p.out_begin + p.outs), true, xx.col_range(from, from + p.rank), false,
                 Matmul::Store::add);

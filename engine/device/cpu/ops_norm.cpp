@@ -6,20 +6,13 @@
 
 namespace kava {
 
-void CpuOps::add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& rstd, const Tensor& a, const Tensor& b, const Tensor& w,
-                              double eps) {
+void CpuOps::do_add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& rstd, const Tensor& a, const Tensor& b, const Tensor& w,
+                                 double eps) {
   const int64_t cols = y.cols;
-  check_rows(a, y.rows, cols);
-  check_rows(w, 1, cols);
-  if (b) check_rows(b, y.rows, cols);
-  if (sum) check_rows(sum, y.rows, cols);
-  if (rstd) check_rows(rstd, y.rows, 1);
-  KAVA_CHECK(sum || !b, "a sum without a place for it");
   dispatch(y.dtype, [&]<class T>() {
     using S = Sum<T>;
     const T* gain = w.as<T>();
     S* scales = rstd ? rstd.as<S>() : nullptr;
-    for (const Tensor& t : {a, b, sum}) KAVA_CHECK(!t || t.dtype == y.dtype, "{} and {}", name_of(t.dtype), name_of(y.dtype));
     threads_.blocks(y.rows, kRowBlock, [=, this](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const T* x = a.row<T>(n);
@@ -38,19 +31,16 @@ void CpuOps::add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& 
   });
 }
 
-void CpuOps::rms_norm_bwd(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd, const Tensor& w) {
+void CpuOps::do_rms_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                             const Tensor& w) {
   const int64_t cols = x.cols;
-  check_rows(dx, x.rows, cols);
-  check_rows(dy, x.rows, cols);
-  check_rows(rstd, x.rows, 1);
-  check_rows(w, 1, cols);
-  if (dw) check_rows(dw, 1, cols);
-  KAVA_CHECK(dx.dtype == x.dtype, "dx in {}, x in {}", name_of(dx.dtype), name_of(x.dtype));
+  ArenaScope scope(arena);
   dispatch_gradient(x, dy, [&]<class T, class G>() {
     using S = Sum<T>;
     const T* gain = w.as<T>();
     const S* scales = rstd.as<S>();
-    BlockSums<S> gains(dw ? x.rows : 0, kRowBlock, cols);
+    BlockSums<S> gains(arena, dw ? x.rows : 0, kRowBlock, cols);
+    if (dry()) return;
     threads_.blocks(x.rows, kRowBlock, [&](int64_t begin, int64_t end) {
       S* dgain = dw ? gains.of(begin) : nullptr;
       for (int64_t n = begin; n < end; ++n) {
@@ -69,13 +59,9 @@ void CpuOps::rms_norm_bwd(const Tensor& dx, const Tensor& dw, const Tensor& dy, 
   });
 }
 
-void CpuOps::layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
-                            double eps) {
+void CpuOps::do_layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
+                               double eps) {
   const int64_t cols = x.cols;
-  check_rows(y, x.rows, cols);
-  for (const Tensor& t : {mean, rstd}) check_rows(t, x.rows, 1);
-  for (const Tensor& t : {w, b}) check_rows(t, 1, cols);
-  KAVA_CHECK(x.dtype == y.dtype, "layer norm of {} in {}", name_of(x.dtype), name_of(y.dtype));
   dispatch(x.dtype, [&]<class T>() {
     using S = Sum<T>;
     const T *gain = w.as<T>(), *bias = b.as<T>();
@@ -94,21 +80,16 @@ void CpuOps::layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& r
   });
 }
 
-void CpuOps::layer_norm_bwd(const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x, const Tensor& mean,
-                            const Tensor& rstd, const Tensor& w) {
+void CpuOps::do_layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
+                               const Tensor& mean, const Tensor& rstd, const Tensor& w) {
   const int64_t cols = x.cols;
-  check_rows(dx, x.rows, cols);
-  check_rows(dy, x.rows, cols);
-  for (const Tensor& t : {mean, rstd}) check_rows(t, x.rows, 1);
-  check_rows(w, 1, cols);
-  for (const Tensor& t : {dw, db})
-    if (t) check_rows(t, 1, cols);
-  KAVA_CHECK(dx.dtype == x.dtype, "dx in {}, x in {}", name_of(dx.dtype), name_of(x.dtype));
+  ArenaScope scope(arena);
   dispatch_gradient(x, dy, [&]<class T, class G>() {
     using S = Sum<T>;
     const T* gain = w.as<T>();
     const S *means = mean.as<S>(), *scales = rstd.as<S>();
-    BlockSums<S> gains(dw ? x.rows : 0, kRowBlock, cols), biases(db ? x.rows : 0, kRowBlock, cols);
+    BlockSums<S> gains(arena, dw ? x.rows : 0, kRowBlock, cols), biases(arena, db ? x.rows : 0, kRowBlock, cols);
+    if (dry()) return;
     threads_.blocks(x.rows, kRowBlock, [&, gain](int64_t begin, int64_t end) {
       S *dgain = dw ? gains.of(begin) : nullptr, *dbias = db ? biases.of(begin) : nullptr;
       for (int64_t n = begin; n < end; ++n) {

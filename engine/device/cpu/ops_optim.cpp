@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <vector>
 
 #include "engine/device/cpu/ops_cpu.h"
 #include "engine/device/cpu/row_loops.h"
@@ -17,8 +16,8 @@ struct AdamwStep {
 };
 
 template <class S>
-AdamwStep<S> adamw_step(const AdamwOptions& o, double grad_square) {
-  const double correction1 = 1 - std::pow(o.beta1, o.step), correction2 = 1 - std::pow(o.beta2, o.step);
+AdamwStep<S> adamw_step(const AdamwOptions& o, double grad_square, int32_t updates) {
+  const double correction1 = 1 - std::pow(o.beta1, updates), correction2 = 1 - std::pow(o.beta2, updates);
   const double scale = o.clip > 0 ? std::min(1.0, o.clip / (std::sqrt(grad_square) + 1e-6)) : 1.0;
   return {.decay = S(1 - o.lr * o.weight_decay),
           .scale = S(scale),
@@ -44,33 +43,37 @@ void update(const AdamwStep<S>& step, S* value, S* m, S* v, const S* grad, int64
 }
 }  // namespace
 
-void CpuOps::sum_squares(const Tensor& out, const Tensor& x) {
-  KAVA_CHECK(out.count() == 1 && x.contiguous(), "sum of squares of a tensor with gaps");
-  const int64_t pieces = (x.count() + kPiece - 1) / kPiece;
-  std::vector<double> part(static_cast<std::size_t>(pieces));
+void CpuOps::do_sum_squares(Arena& arena, const Tensor& out, const Tensor& x) {
+  ArenaScope scope(arena);
+  const Tensor parts = arena.alloc(DType::f64, 1, (x.count() + kPiece - 1) / kPiece);
+  if (dry()) return;
+  double* part = parts.as<double>();
   dispatch(x.dtype, [&]<class T>() {
     const T* in = x.as<T>();
     threads_.blocks(x.count(), kPiece, [&](int64_t begin, int64_t end) {
-      part[static_cast<std::size_t>(begin / kPiece)] = sum_over<double>(end - begin, [at = in + begin](int64_t i) {
+      part[begin / kPiece] = sum_over<double>(end - begin, [at = in + begin](int64_t i) {
         const double v = load(at, i);
         return v * v;
       });
     });
   });
-  *out.as<double>() = std::accumulate(part.begin(), part.end(), 0.0);
+  *out.as<double>() = std::accumulate(part, part + parts.cols, 0.0);
 }
 
-void CpuOps::adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad, const Tensor& grad_square,
-                   const AdamwOptions& options) {
-  for (const Tensor& t : {m, v, grad}) KAVA_CHECK(t.count() == value.count() && t.contiguous(), "{} of {}", t.count(), value.count());
-  KAVA_CHECK(value.contiguous() && (!half || (half.count() == value.count() && half.contiguous())), "a tensor with gaps");
-  KAVA_CHECK(options.step >= 1, "step {}", options.step);
+void CpuOps::do_count_update(const Tensor& updates, const Tensor& grad_square, const Tensor& losses) {
+  double& square = *grad_square.as<double>();
+  // 0 of a finite number, NaN of any other.
+  for (int64_t i = 0; i < losses.cols; ++i) square += 0 * losses.as<double>()[i];
+  if (std::isfinite(square)) ++*updates.as<int32_t>();
+}
+
+void CpuOps::do_adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad,
+                      const Tensor& grad_square, const Tensor& updates, const AdamwOptions& options) {
   const double square = *grad_square.as<double>();
   if (!std::isfinite(square)) return;
   dispatch(value.dtype, [&]<class S>() {
-    if constexpr (std::is_same_v<S, bf16>) KAVA_CHECK(false, "parameters in bf16");
-    else {
-      const AdamwStep<S> step = adamw_step<S>(options, square);
+    if constexpr (!std::is_same_v<S, bf16>) {
+      const AdamwStep<S> step = adamw_step<S>(options, square, *updates.as<int32_t>());
       S *values = value.as<S>(), *first = m.as<S>(), *second = v.as<S>();
       const S* grads = grad.as<S>();
       threads_.blocks(value.count(), kPiece, [&](int64_t begin, int64_t end) {

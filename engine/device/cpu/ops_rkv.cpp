@@ -18,11 +18,16 @@ namespace kava {
 namespace {
 constexpr double kNormEps = 1e-8;
 
-void check_offsets(const Tensor& offsets, int64_t samples, int64_t rows) {
-  KAVA_CHECK(offsets.rows == 1 && offsets.cols == samples + 1, "offsets of [{}, {}] for {} samples", offsets.rows, offsets.cols, samples);
-  const int32_t* at = offsets.as<int32_t>();
-  KAVA_CHECK(at[0] == 0 && at[samples] == rows && std::is_sorted(at, at + samples + 1), "offsets that do not end at {} rows", rows);
-}
+/// Some rows of a step tensor, columns of one head or of a group of heads.
+struct HeadRows {
+  Tensor all;
+  const int32_t* rows;
+  int64_t count, begin, width;
+  template <class T>
+  const T* row(int64_t i) const {
+    return all.row<T>(rows[i]) + begin;
+  }
+};
 
 void softmax(std::vector<double>& x) {
   if (x.empty()) return;
@@ -35,11 +40,11 @@ void softmax(std::vector<double>& x) {
 /// k: the sample's rows, columns of one head. Each pair's cosine is taken once, so that the two keys of a trace of two tie exactly; the
 /// shorter k^_i . sum_j k^_j - |k^_i|^2 would part them by rounding.
 template <class T>
-std::vector<double> redundancy_of(const Tensor& k) {
-  const int64_t n = k.rows, dim = k.cols;
+std::vector<double> redundancy_of(const HeadRows& k) {
+  const int64_t n = k.count, dim = k.width;
   std::vector<double> unit(static_cast<std::size_t>(n * dim)), score(static_cast<std::size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
-    const T* key = k.row<T>(i);
+    const T* key = k.template row<T>(i);
     const double norm = std::sqrt(sum_over<double>(dim, [=](int64_t d) { return double(load(key, d)) * double(load(key, d)); })) + kNormEps;
     each(dim, [=, u = unit.data() + i * dim](int64_t d) { u[d] = load(key, d) / norm; });
   }
@@ -56,15 +61,15 @@ std::vector<double> redundancy_of(const Tensor& k) {
 
 /// q: the sample's query rows, columns of the group's heads; k as above.
 template <class T>
-std::vector<double> importance_of(const Tensor& q, const Tensor& k, Group group) {
-  const int64_t n = k.rows, dim = k.cols, heads = q.cols / dim;
+std::vector<double> importance_of(const HeadRows& q, const HeadRows& k, Group group) {
+  const int64_t n = k.count, dim = k.width, heads = q.width / dim;
   const double scale = 1 / std::sqrt(static_cast<double>(dim));
   std::vector<double> mean(static_cast<std::size_t>(n)), row(mean.size()), pooled(mean.size());
-  for (int64_t j = 0; j < q.rows; ++j) {
+  for (int64_t j = 0; j < q.count; ++j) {
     for (int64_t h = 0; h < heads; ++h) {
-      const T* query = q.row<T>(j) + h * dim;
+      const T* query = q.template row<T>(j) + h * dim;
       for (int64_t i = 0; i < n; ++i) {
-        const T* key = k.row<T>(i);
+        const T* key = k.template row<T>(i);
         row[static_cast<std::size_t>(i)] = scale * double(sum_over<Sum<T>>(dim, [=](int64_t d) { return load(query, d) * load(key, d); }));
       }
       if (group != Group::max_logits) softmax(row);
@@ -75,7 +80,7 @@ std::vector<double> importance_of(const Tensor& q, const Tensor& k, Group group)
       }
     }
     if (group == Group::max_logits) softmax(pooled);
-    const double weight = (group == Group::mean_prob ? 1.0 / static_cast<double>(heads) : 1.0) / static_cast<double>(q.rows);
+    const double weight = (group == Group::mean_prob ? 1.0 / static_cast<double>(heads) : 1.0) / static_cast<double>(q.count);
     for (std::size_t i = 0; i < mean.size(); ++i) mean[i] += weight * pooled[i];
   }
   return mean;
@@ -132,40 +137,36 @@ double lambda_of(const RkvOptions& o) { return o.policy == Policy::cosine ? 0 : 
 
 /// to: the sample's M rows, columns of one head; from: its trace rows, the same columns.
 template <class T>
-void gather_slots(const Tensor& to, const Tensor& from, const std::vector<int32_t>& slots) {
+void gather_slots(const Tensor& to, const HeadRows& from, const std::vector<int32_t>& slots) {
   for (int64_t i = 0; i < to.rows; ++i) {
     T* out = to.row<T>(i);
-    if (i < static_cast<int64_t>(slots.size())) std::copy_n(from.row<T>(slots[static_cast<std::size_t>(i)]), to.cols, out);
+    if (i < static_cast<int64_t>(slots.size())) std::copy_n(from.template row<T>(slots[static_cast<std::size_t>(i)]), to.cols, out);
     else std::fill_n(out, to.cols, T{});
   }
 }
 
 }  // namespace
 
-void CpuOps::rkv_select(Arena&, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,
-                        const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_offsets, const Tensor& k,
-                        const Tensor& k_offsets, const Tensor& match_k, const Tensor& v, const RkvOptions& options) {
-  const int64_t samples = k_offsets.cols - 1, m = options.latents, groups = options.kv_heads, heads = options.heads;
-  KAVA_CHECK(groups > 0 && heads % groups == 0 && m > 0, "{} heads, {} K/V heads, {} latents", heads, groups, m);
-  const int64_t dim = k.cols / groups, share = heads / groups;
-  KAVA_CHECK(dim > 0 && k.cols == groups * dim && q.cols == heads * dim, "q of {} columns, k of {}", q.cols, k.cols);
-  check_offsets(q_offsets, samples, q.rows);
-  check_offsets(k_offsets, samples, k.rows);
-  for (const Tensor& t : {match_k, v}) KAVA_CHECK(t.rows == k.rows && t.cols == k.cols, "[{}, {}] to gather", t.rows, t.cols);
-  for (const Tensor& t : {target_k, target_v}) KAVA_CHECK(t.rows == samples * m && t.cols == k.cols, "targets of [{}, {}]", t.rows, t.cols);
-  for (const Tensor& t : {q, match_k, v, target_k, target_v})
-    KAVA_CHECK(t.dtype == k.dtype, "{} with keys in {}", name_of(t.dtype), name_of(k.dtype));
-  KAVA_CHECK(kept.rows == samples * m && kept.cols == groups && kept.dtype == DType::i32, "kept of [{}, {}]", kept.rows, kept.cols);
-  for (const Tensor& t : {importance, redundancy, score})
-    KAVA_CHECK(!t || (t.rows == groups && t.cols == k.rows && t.dtype == sum_type(k.dtype)), "scores of [{}, {}]", t.rows, t.cols);
-  KAVA_CHECK(options.policy != Policy::random || options.samples.cols == samples, "{} samples named", options.samples.cols);
+void CpuOps::do_rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,
+                           const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_rows, const Tensor& q_offsets,
+                           const Tensor& k, const Tensor& v, const Tensor& k_rows, const Tensor& k_offsets, const Tensor& match_k,
+                           const RkvOptions& options) {
+  ArenaScope scope(arena);
+  const int64_t samples = k_offsets.cols - 1, m = options.latents, groups = options.kv_heads, share = options.heads / groups;
+  const int64_t dim = k.cols / groups, tokens = k_rows.cols;
+  const Tensor in_order = match_k ? arena.alloc(DType::i32, 1, tokens) : Tensor{};
+  if (dry()) return;
+  if (match_k) std::iota(in_order.as<int32_t>(), in_order.as<int32_t>() + tokens, 0);
   const int32_t *q_at = q_offsets.as<int32_t>(), *k_at = k_offsets.as<int32_t>();
   const double lambda = lambda_of(options);
   dispatch(k.dtype, [&]<class T>() {
     threads_.run(samples * groups, [&](int64_t task) {
       const int64_t b = task / groups, h = task % groups;
-      auto head = [&](const Tensor& x) { return x.row_range(k_at[b], k_at[b + 1]).col_range(h * dim, (h + 1) * dim); };
-      const Tensor keys = head(k), queries = q.row_range(q_at[b], q_at[b + 1]).col_range(h * share * dim, (h + 1) * share * dim);
+      auto head = [&](const Tensor& x, const Tensor& rows) {
+        return HeadRows{x, rows.as<int32_t>() + k_at[b], k_at[b + 1] - k_at[b], h * dim, dim};
+      };
+      const HeadRows keys = head(k, k_rows),
+                     queries{q, q_rows.as<int32_t>() + q_at[b], q_at[b + 1] - q_at[b], h * share * dim, share * dim};
       const std::vector<double> important = importance_of<T>(queries, keys, options.group), redundant = redundancy_of<T>(keys);
       std::vector<double> scores(important.size());
       for (std::size_t i = 0; i < scores.size(); ++i) scores[i] = lambda * important[i] + (1 - lambda) * redundant[i];
@@ -179,8 +180,8 @@ void CpuOps::rkv_select(Arena&, const Tensor& target_k, const Tensor& target_v, 
       for (int64_t i = 0; i < m; ++i)
         *(kept.row<int32_t>(b * m + i) + h) = i < static_cast<int64_t>(slots.size()) ? slots[static_cast<std::size_t>(i)] : -1;
       auto place = [&](const Tensor& y) { return y.row_range(b * m, (b + 1) * m).col_range(h * dim, (h + 1) * dim); };
-      gather_slots<T>(place(target_k), head(match_k), slots);
-      gather_slots<T>(place(target_v), head(v), slots);
+      gather_slots<T>(place(target_k), match_k ? head(match_k, in_order) : keys, slots);
+      gather_slots<T>(place(target_v), head(v, k_rows), slots);
     });
   });
 }

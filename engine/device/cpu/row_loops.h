@@ -1,9 +1,10 @@
 // The loops over columns that ops_*.cpp are made of, written so that the compiler turns them into vector code without reordering sums
 // behind our back.
 #pragma once
-#include <memory>
+#include <algorithm>
 #include <type_traits>
 
+#include "engine/device/arena.h"
 #include "engine/device/cpu/threads.h"
 #include "engine/device/tensor.h"
 
@@ -20,10 +21,6 @@ inline void store(T* y, int64_t i, S value) {
   y[i] = rounded<T>(static_cast<Sum<T>>(value));
 }
 
-inline void check_rows(const Tensor& x, int64_t rows, int64_t cols) {
-  KAVA_CHECK(x.rows == rows && x.cols == cols, "[{}, {}] where [{}, {}] is needed", x.rows, x.cols, rows, cols);
-}
-
 /// f.operator()<T, G>() for storage T and a gradient in storage or sum type.
 template <class F>
 void dispatch_gradient(const Tensor& x, const Tensor& dy, F f) {
@@ -31,6 +28,18 @@ void dispatch_gradient(const Tensor& x, const Tensor& dy, F f) {
     if (dy.dtype == x.dtype) f.template operator()<T, T>();
     else if constexpr (std::is_same_v<T, bf16>) f.template operator()<T, Sum<T>>();
     else KAVA_CHECK(false, "a gradient in {} of {}", name_of(dy.dtype), name_of(x.dtype));
+  });
+}
+
+/// f.operator()<Y, X>() for y and x that are both i32, or each in the storage or the sum type of one model.
+template <class F>
+void dispatch_kin(const Tensor& y, const Tensor& x, F f) {
+  if (y.dtype == DType::i32) return f.template operator()<int32_t, int32_t>();
+  dispatch(y.dtype, [&]<class Y>() {
+    if (x.dtype == y.dtype) f.template operator()<Y, Y>();
+    else if constexpr (std::is_same_v<Y, bf16>) f.template operator()<bf16, float>();
+    else if constexpr (std::is_same_v<Y, float>) f.template operator()<float, bf16>();
+    else KAVA_CHECK(false, "{} from {}", name_of(y.dtype), name_of(x.dtype));
   });
 }
 
@@ -73,20 +82,26 @@ void for_pieces(Threads& threads, const Tensor& shape, bool joined, int64_t bloc
 template <class S>
 class BlockSums {
  public:
-  BlockSums(int64_t rows, int64_t block, int64_t cols)
-      : blocks_((rows + block - 1) / block), cols_(cols), block_(block), sums_(new S[static_cast<std::size_t>(blocks_ * cols)]()) {}
-  /// The row of the block that starts at row `begin`.
-  S* of(int64_t begin) { return sums_.get() + begin / block_ * cols_; }
+  /// Room for `rows` rows in blocks; none where there are no rows.
+  BlockSums(Arena& arena, int64_t rows, int64_t block, int64_t cols) : block_(block) {
+    if (rows > 0) sums_ = arena.alloc(DTypeOf<S>::value, (rows + block - 1) / block, cols);
+  }
+  /// The row of the block that starts at row `begin`, zeroed.
+  S* of(int64_t begin) {
+    S* row = sums_.row<S>(begin / block_);
+    std::fill_n(row, sums_.cols, S(0));
+    return row;
+  }
   void add_to(S* y) const {
-    for (int64_t b = 0; b < blocks_; ++b) {
-      const S* x = sums_.get() + b * cols_;
-      each(cols_, [=](int64_t c) { y[c] += x[c]; });
+    for (int64_t b = 0; b < sums_.rows; ++b) {
+      const S* x = sums_.row<S>(b);
+      each(sums_.cols, [=](int64_t c) { y[c] += x[c]; });
     }
   }
 
  private:
-  int64_t blocks_, cols_, block_;
-  std::unique_ptr<S[]> sums_;
+  Tensor sums_;
+  int64_t block_;
 };
 
 }  // namespace kava

@@ -30,7 +30,7 @@ Threads::Threads(int count) {
   // Where threads outnumber cores, looking takes the time of those that work.
   spins_ = count <= static_cast<int>(std::thread::hardware_concurrency()) ? kSpins : 0;
   try {
-    for (int i = 1; i < count; ++i) workers_.emplace_back([this] { work(); });
+    for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { work(i); });
   } catch (...) {
     // The destructor does not run then, and those that did start wait for ever.
     stop();
@@ -50,10 +50,10 @@ void Threads::stop() {
   for (std::thread& t : workers_) t.join();
 }
 
-void Threads::take_tasks() {
+void Threads::take_tasks(int worker) {
   for (int64_t task; (task = next_.fetch_add(1)) < tasks_;) {
     try {
-      (*body_)(task);
+      (*body_)(task, worker);
     } catch (...) {
       std::lock_guard lock(mutex_);
       if (!failure_) failure_ = std::current_exception();
@@ -62,7 +62,7 @@ void Threads::take_tasks() {
   }
 }
 
-void Threads::work() {
+void Threads::work(int worker) {
   single_threaded_products();
   uint64_t seen = 0;
   for (;;) {
@@ -73,7 +73,7 @@ void Threads::work() {
     }
     seen = generation_;
     if (stop_) return;
-    take_tasks();
+    take_tasks(worker);
     if (busy_.fetch_sub(1) == 1) {
       std::lock_guard lock(mutex_);
       done_.notify_one();
@@ -82,9 +82,13 @@ void Threads::work() {
 }
 
 void Threads::run(int64_t tasks, const std::function<void(int64_t)>& body) {
+  run(tasks, [&](int64_t task, int) { body(task); });
+}
+
+void Threads::run(int64_t tasks, const std::function<void(int64_t, int)>& body) {
   if (tasks <= 0) return;
   if (workers_.empty() || tasks == 1) {
-    for (int64_t t = 0; t < tasks; ++t) body(t);
+    for (int64_t t = 0; t < tasks; ++t) body(t, 0);
     return;
   }
   {
@@ -97,7 +101,7 @@ void Threads::run(int64_t tasks, const std::function<void(int64_t)>& body) {
     ++generation_;
   }
   wake_.notify_all();
-  take_tasks();
+  take_tasks(0);
   for (int i = 0; i < spins_ && busy_ != 0; ++i) pause();
   std::unique_lock lock(mutex_);
   done_.wait(lock, [&] { return busy_ == 0; });

@@ -25,19 +25,22 @@ class Threads {
   /// Runs body(task) for every task in 0..tasks-1 and returns when all are done; the first exception is rethrown. Not to be nested.
   void run(int64_t tasks, const std::function<void(int64_t)>& body);
 
+  /// The same with the number of the thread, 0..count()-1, for what a thread keeps to itself; nothing that it computes may depend on it.
+  void run(int64_t tasks, const std::function<void(int64_t, int)>& body);
+
   /// body(begin, end) over the rows 0..rows-1 in blocks of `block` rows.
   void blocks(int64_t rows, int64_t block, const std::function<void(int64_t, int64_t)>& body);
 
  private:
-  void work();
-  void take_tasks();
+  void work(int worker);
+  void take_tasks(int worker);
   void stop();
 
   int spins_ = 0;  // looks for work before a thread sleeps
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  const std::function<void(int64_t)>* body_ = nullptr;
+  const std::function<void(int64_t, int)>* body_ = nullptr;
   int64_t tasks_ = 0;
   std::atomic<int64_t> next_{0};
   std::atomic<uint64_t> generation_{0};

@@ -1,0 +1,76 @@
+// Who watches the ops of a backend: times them, counts them, or runs them again on another backend.
+#pragma once
+#include <chrono>
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/device/ops.h"
+
+namespace kava {
+
+/// Where the tensors of a call lie on another backend; what is empty stays empty.
+struct TensorMap {
+  std::function<Tensor(const Tensor&)> there;
+  Arena& room;
+
+  Tensor operator()(const Tensor& t) const { return t ? there(t) : t; }
+  Arena& operator()(Arena&) const { return room; }
+  Segments operator()(Segments s) const;
+  Dropout operator()(Dropout d) const;
+  RkvOptions operator()(RkvOptions o) const;
+  LinearGroup operator()(LinearGroup g) const;
+  LinearGroupGrad operator()(LinearGroupGrad g) const;
+};
+
+/// One call of an op.
+struct OpCall {
+  const char* name;
+  std::span<const Tensor> outputs, inputs;  // what is read and written stands in both; tensors that are not there are empty
+  double flops = 0;                         // of products, an addition and a multiplication being two
+  /// The same call on another backend, with the tensors that the map names.
+  std::function<void(Ops& other, const TensorMap& map)> again;
+};
+
+class OpObserver {
+ public:
+  virtual ~OpObserver() = default;
+  virtual void before(const OpCall&) {}
+  virtual void after(const OpCall&) {}
+};
+
+/// An observer for as long as this object lives.
+class Observed {
+ public:
+  Observed(Ops& ops, OpObserver& observer) : ops_(ops), observer_(observer) { ops_.add_observer(observer_); }
+  ~Observed() { ops_.remove_observer(observer_); }
+  Observed(const Observed&) = delete;
+  Observed& operator=(const Observed&) = delete;
+
+ private:
+  Ops& ops_;
+  OpObserver& observer_;
+};
+
+/// Adds up calls, wall time and work of each op. Every op is waited for, so that its time is its own.
+class OpTimer final : public OpObserver {
+ public:
+  struct Time {
+    double seconds = 0, flops = 0;
+    int64_t calls = 0;
+  };
+  explicit OpTimer(Ops& ops) : ops_(ops) {}
+  void before(const OpCall&) override;
+  void after(const OpCall& call) override;
+  const std::map<std::string, Time>& times() const { return times_; }
+  void clear() { times_.clear(); }
+
+ private:
+  Ops& ops_;
+  std::chrono::steady_clock::time_point start_;
+  std::map<std::string, Time> times_;
+};
+
+}  // namespace kava
