@@ -9,6 +9,7 @@
 
 #include "engine/cli.h"
 #include "engine/error.h"
+#include "engine/files/paths.h"
 
 namespace kava {
 
@@ -25,6 +26,17 @@ inline void refuse_unknown(int argc, char** argv, CLI::App& app) {
   }
 }
 
+/// The arguments, the last first, with the ~ that a shell leaves in quotes and in --name=~/x.
+inline std::vector<std::string> arguments_of(int argc, char** argv) {
+  std::vector<std::string> arguments;
+  for (int i = argc - 1; i > 0; --i) {
+    const std::string word = argv[i];
+    const auto value = word.starts_with("--") && word.find('=') != std::string::npos ? word.find('=') + 1 : 0;
+    arguments.push_back(word.substr(0, value) + expand_home(word.substr(value)));
+  }
+  return arguments;
+}
+
 /// Parses argv by `app` (whose name is the program's) and runs `body`. --help and --version print on stdout and give 0; a fault of the
 /// command line is `error: PROGRAM: what; remedy` and exit 2.
 inline int command_main(int argc, char** argv, CLI::App& app, const std::function<int()>& body) {
@@ -32,7 +44,7 @@ inline int command_main(int argc, char** argv, CLI::App& app, const std::functio
     app.set_version_flag(
         "--version", [&] { return version_text(app.get_name()); }, "Print version, commit, compiler and devices");
     try {
-      app.parse(argc, argv);
+      app.parse(arguments_of(argc, argv));
     } catch (const CLI::CallForHelp&) {
       std::cout << app.help();
       return 0;

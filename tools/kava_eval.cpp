@@ -79,6 +79,7 @@ Json header(const EvalCommand& command, const OpenedModel& opened, const Model& 
           {"device", model.ops.name()},
           {"options",
            {{"method", name_of(method)},
+            {"format", command.format ? Json(*command.format) : Json()},
             {"limit", or_null(command.limit)},
             {"batch", command.batch},
             {"max_new_tokens", or_null(m.max_new_tokens)},
@@ -109,8 +110,8 @@ void write_results(const EvalCommand& command, const OpenedModel& opened, const 
 void require_out_usable(const EvalCommand& command, const OpenedModel& opened) {
   if (!command.out) return;
   std::vector<std::string> inputs = command.data;
-  inputs.push_back(opened.run_dir.string());
-  inputs.push_back(opened.config.model.path);
+  inputs.insert(inputs.end(), {opened.run_dir.string(), opened.config.model.path, opened.config.model.adapter, opened.config.data.valid});
+  for (const DataFile& file : opened.config.data.train) inputs.push_back(file.path);
   require_no_input("--out", *command.out, inputs);
   require_writable("--out", *command.out);
 }

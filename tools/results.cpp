@@ -24,7 +24,8 @@ std::string shortened(std::string stem) {
 Json compared(Json document) {
   for (const char* key : {"model", "weights"}) document.erase(key);
   if (document.contains("options") && document["options"].is_object())
-    for (const char* key : {"base", "batch"}) document["options"].erase(key);
+    for (const char* key : {"base", "batch", "format"})
+      document["options"].erase(key);  // the form by which a file was read is in its result
   if (document.contains("results") && document["results"].is_array())
     for (Json& result : document["results"])
       if (result.is_object())

@@ -51,7 +51,12 @@ TEST_CASE("no result in a run is replaced unseen") {
   CHECK(run("kava_eval " + dir + " --force --data " + data).code == 0);
   CHECK(read_json(first.string()).at("results").at(0).at("records") == Json::parse(before).at("results").at(0).at("records"));
   const Json options = read_json(first.string()).at("options");
-  CHECK(options == Json{{"method", "kava"}, {"limit", nullptr}, {"batch", kDecodeBatch}, {"max_new_tokens", nullptr}, {"base", nullptr}});
+  CHECK(options == Json{{"method", "kava"},
+                        {"format", nullptr},
+                        {"limit", nullptr},
+                        {"batch", kDecodeBatch},
+                        {"max_new_tokens", nullptr},
+                        {"base", nullptr}});
   // A name as long as a file's name can be leaves room for the rest.
   CHECK(run("kava_eval " + dir + " --data " + tiny.write(std::string(251, 'n') + ".txt", kQuestions)).code == 0);
 }
@@ -69,6 +74,7 @@ TEST_CASE("what is read is not written over") {
                                 tiny.folder / "tokens",
                                 tiny.folder / "weights",
                                 dir + "/config.toml",
+                                tiny.write("train.txt", kQuestions),
                                 dir + "/checkpoints/step_3/manifest.json",
                                 tiny.folder / "base/../rows.txt"};
   for (const std::string& input : inputs) {

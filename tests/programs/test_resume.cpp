@@ -198,6 +198,14 @@ TEST_CASE("a run of the version before goes on, and without its configuration is
   CHECK_FALSE(load_training_state(p.root / "run/last").older);
 }
 
+TEST_CASE("a leading ~ is the home folder wherever the shell leaves it") {
+  Project p;
+  const std::string home = "env HOME='" + p.root.string() + "' '" KAVA_BIN_DIR "'/kava_train ";
+  auto train = [&](const std::string& arguments) { return run_command("kava_train --version; " + home + arguments); };
+  check(train("'~/c.toml' --out='~/run' --set train.max_steps=1"), 0, "finished at step 1");
+  check(train("--resume '~/run' --set data.valid='~/data/valid.jsonl'"), 0, "is finished");
+}
+
 TEST_CASE("no run is made over what it reads") {
   Project p;
   fs::create_directory(p.root / "x");
