@@ -42,7 +42,7 @@ TEST_CASE("each file of a call has its own limit, and the table says what cannot
   REQUIRE(run(start).code == 0);
   CHECK(read_json(out).at("results").at(0).at("max_new_tokens") == 10);
   CHECK(read_json(out).at("results").at(1).at("max_new_tokens") == 16);
-  const Finished given = run(start + " --max-new-tokens 10");
+  const Finished given = run(start + " --force --max-new-tokens 10");
   REQUIRE(given.code == 0);
   CHECK_THAT(given.output, ContainsSubstring("long.txt: 1 gold answers with EOS do not fit into 10 new tokens"));
   CHECK_THAT(given.output, !ContainsSubstring("short.txt: "));
