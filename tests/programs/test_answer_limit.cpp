@@ -2,13 +2,13 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
-#include "tests/programs/tiny_run.h"
+#include "tests/programs/text_run.h"
 
 using namespace kava;
 using Catch::Matchers::ContainsSubstring;
 
 TEST_CASE("the limit of new tokens follows the longest gold answer of the whole file") {
-  TinyRun tiny;
+  TextRun tiny;
   Ready ready(tiny.dir);
   const std::string gold(23, '1');
   const RowFile file = read_rows(tiny.write("rows.txt", "A||#### 4\nB||#### " + gold + "\nC||#### 123456789012\n"));
@@ -35,7 +35,7 @@ TEST_CASE("the limit of new tokens follows the longest gold answer of the whole 
 }
 
 TEST_CASE("each file of a call has its own limit, and the table says what cannot fit") {
-  TinyRun tiny;
+  TextRun tiny;
   const std::string shorter = tiny.write("short.txt", kQuestions),
                     longer = tiny.write("long.txt", "A||#### " + std::string(15, '1') + "\n"), out = tiny.folder / "r.json",
                     start = "kava_eval " + tiny.dir.string() + " --data " + shorter + " " + longer + " --out " + out;

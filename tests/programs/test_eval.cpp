@@ -12,7 +12,7 @@
 #include "models/latent_tokens.h"
 #include "models/open_model.h"
 #include "models/weights.h"
-#include "tests/programs/tiny_run.h"
+#include "tests/programs/text_run.h"
 #include "tools/compare.h"
 
 using namespace kava;
@@ -50,7 +50,7 @@ TEST_CASE("rows of ids are judged by equal ids, the end of sequence left out") {
 }
 
 TEST_CASE("rows of text are judged by every scorer, and an answer without a number is wrong") {
-  TinyRun tiny;
+  TextRun tiny;
   Ready ready(tiny.dir);
   RowFile file = read_rows(tiny.write("rows.txt", kQuestions));
   EvalOptions options;
@@ -74,7 +74,7 @@ TEST_CASE("rows of text are judged by every scorer, and an answer without a numb
 }
 
 TEST_CASE("a written chain that reaches the limit is wrong and counted") {
-  TinyRun tiny;
+  TextRun tiny;
   tiny.config.data.answer_prompt = "";  // the whole text is the answer
   overwrite(tiny.dir / "config.toml", to_toml(tiny.config));
   Ready ready(tiny.dir);
@@ -95,7 +95,7 @@ TEST_CASE("a written chain that reaches the limit is wrong and counted") {
 }
 
 TEST_CASE("what is written of an evaluation does not depend on the batch") {
-  TinyRun tiny;
+  TextRun tiny;
   Ready ready(tiny.dir);
   const RowFile file = read_rows(tiny.write("rows.txt", kQuestions));
   EvalOptions options;
@@ -107,7 +107,7 @@ TEST_CASE("what is written of an evaluation does not depend on the batch") {
 }
 
 TEST_CASE("GSM-Hard is also judged with its relative rule, SVAMP like other text") {
-  TinyRun tiny;
+  TextRun tiny;
   Ready ready(tiny.dir);
   const EvalResult hard = ready.evaluate(read_rows(tiny.write("hard.jsonl", R"({"input": "Q?", "code": "", "target": 9300000000000.5})")));
   CHECK(hard.scorers == std::vector<Scorer>{Scorer::strict, Scorer::raw, Scorer::codi, Scorer::gsm_hard});
@@ -119,7 +119,7 @@ TEST_CASE("GSM-Hard is also judged with its relative rule, SVAMP like other text
 }
 
 TEST_CASE("a question that is too long is not run and counts as wrong") {
-  TinyRun tiny;
+  TextRun tiny;
   Ready ready(tiny.dir);
   const EvalResult r = ready.evaluate(read_rows(tiny.write("long.txt", std::string(5000, 'a') + "||#### 1\nshort||#### 1\n")));
   CHECK(r.too_long() == 1);
@@ -130,7 +130,7 @@ TEST_CASE("a question that is too long is not run and counts as wrong") {
 }
 
 TEST_CASE("a run gives its best checkpoint while that verifies, else its adapter") {
-  TinyRun tiny;
+  TextRun tiny;
   CHECK(open_model(tiny.dir.string()).weights == "checkpoints/step_3 (best)");
   CHECK(open_model((tiny.dir / "best").string()).weights == "checkpoints/step_3");
   CHECK(open_model((tiny.dir / "checkpoints/step_3").string()).config == tiny.config);
@@ -144,7 +144,7 @@ TEST_CASE("a run gives its best checkpoint while that verifies, else its adapter
 }
 
 TEST_CASE("methods that the weights cannot do are refused by name") {
-  TinyRun tiny;
+  TextRun tiny;
   OpenedModel run = open_model(tiny.dir.string());
   CHECK_NOTHROW(require_method(run, Method::full_cot));
   CHECK_NOTHROW(require_method(run, Method::codi));
@@ -157,7 +157,7 @@ TEST_CASE("methods that the weights cannot do are refused by name") {
 }
 
 TEST_CASE("the token nearest to a token's own value row is that token") {
-  TinyRun tiny;
+  TextRun tiny;
   Ready ready(tiny.dir);
   Model& m = *ready.model;
   std::vector<float> values;
@@ -196,7 +196,7 @@ TEST_CASE("the exact McNemar test gives the binomial tails") {
 }
 
 TEST_CASE("kava_eval writes its results, also into the run, and compares them") {
-  TinyRun tiny;
+  TextRun tiny;
   const std::string data = tiny.write("rows.txt", kQuestions), out = tiny.folder / "a.json", other = tiny.folder / "b.json";
   const std::string dir = tiny.dir.string();
   const Finished done = run("kava_eval " + dir + " --data " + data + " --out " + out);
@@ -223,7 +223,7 @@ TEST_CASE("kava_eval writes its results, also into the run, and compares them") 
 }
 
 TEST_CASE("kava_eval refuses what it cannot do before the work") {
-  TinyRun tiny;
+  TextRun tiny;
   const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string();
   const std::pair<std::string, int> refused[] = {{" --data " + data + " --out /nowhere/at/all.json", 3},
                                                  {" --data " + data + " --out " + dir, 3},
@@ -257,14 +257,14 @@ TEST_CASE("kava_eval refuses what it cannot do before the work") {
 }
 
 TEST_CASE("a name that is not UTF-8 is escaped in what kava_eval writes") {
-  TinyRun tiny;
+  TextRun tiny;
   const std::string data = tiny.write("\xff.txt", kQuestions), out = tiny.folder / "a.json";
   REQUIRE(run("kava_eval " + tiny.dir.string() + " --data " + data + " --out " + out).code == 0);
   CHECK(read_json(out).at("results").at(0).at("data").get<std::string>().ends_with("\\xff.txt"));
 }
 
 TEST_CASE("weights that no memory holds are refused before they are read, and weights of another shape before that") {
-  TinyRun tiny;
+  TextRun tiny;
   const fs::path base = tiny.folder.path() / "base";
   Json config = read_json((base / "config.json").string());
   config["vocab_size"] = (int64_t{1} << 31) - 1, config["hidden_size"] = 128, config["tie_word_embeddings"] = true;
@@ -296,7 +296,7 @@ TEST_CASE("memory that runs out anywhere is exit 3") {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   SKIP("a sanitizer's own memory does not fit into a limited address space");
 #else
-  TinyRun tiny;
+  TextRun tiny;
   std::set<int> codes;
   for (int kilobytes = 110'000; kilobytes <= 400'000; kilobytes += kilobytes / 20) {
     const Finished f = run(fmt::format("kava_inspect --version > /dev/null; ulimit -v {}; " KAVA_BIN_DIR "/kava_generate {} A --threads 1",
@@ -310,7 +310,7 @@ TEST_CASE("memory that runs out anywhere is exit 3") {
 }
 
 TEST_CASE("kava_generate answers a question, a file and lines of standard input alike") {
-  TinyRun tiny;
+  TextRun tiny;
   const std::string dir = tiny.dir.string(), file = tiny.write("questions.txt", "\xEF\xBB\xBFWhat is 2+2?\r\n\nHow many?\n");
   const Finished one = run("kava_generate " + dir + " 'What is 2+2?' 2>/dev/null"), all = run("kava_generate " + dir + " --file " + file);
   CHECK(one.code == 0);
@@ -336,7 +336,7 @@ TEST_CASE("kava_generate answers a question, a file and lines of standard input 
 }
 
 TEST_CASE("kava_inspect tokens encodes lines and decodes them back") {
-  TinyRun tiny;
+  TextRun tiny;
   const std::string base = (tiny.folder.path() / "base").string();
   auto tokens = [&](const std::string& options, const std::string& input) {
     return run("kava_inspect tokens " + base + options + " < " + tiny.write("input.txt", input));

@@ -5,14 +5,14 @@
 #include "models/contents.h"
 #include "models/evaluate.h"
 #include "models/training_state.h"
-#include "tests/programs/tiny_run.h"
+#include "tests/programs/text_run.h"
 
 using namespace kava;
 namespace fs = std::filesystem;
 using Catch::Matchers::ContainsSubstring;
 
 TEST_CASE("no result in a run is replaced unseen") {
-  TinyRun tiny;
+  TextRun tiny;
   const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string();
   const fs::path eval = tiny.dir / "eval";
   auto files = [&] { return std::distance(fs::directory_iterator(eval), fs::directory_iterator()); };
@@ -62,7 +62,7 @@ TEST_CASE("no result in a run is replaced unseen") {
 }
 
 TEST_CASE("what is read is not written over") {
-  TinyRun tiny;
+  TextRun tiny;
   const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string();
   fs::create_symlink(data, tiny.folder / "soft");
   fs::create_hard_link(data, tiny.folder / "hard");
@@ -96,7 +96,7 @@ TEST_CASE("what is read is not written over") {
 }
 
 TEST_CASE("a run is evaluated wherever it and its base lie, on the base that it was trained on") {
-  TinyRun tiny;
+  TextRun tiny;
   const fs::path root = tiny.folder.path();
   const std::string data = tiny.write("rows.txt", kQuestions);
   const auto ops = make_cpu_ops(1);

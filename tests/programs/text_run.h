@@ -53,8 +53,8 @@ inline std::string tokenizer_json() {
 }
 
 // A run of method kava on a random tiny base: config.toml, one checkpoint linked as best, and the final adapter.
-struct TinyRun {
-  TinyRun() {
+struct TextRun {
+  TextRun() {
     const std::filesystem::path base = folder.path() / "base";
     std::filesystem::create_directories(base);
     overwrite(base / "config.json", Json{{"model_type", "llama"},
