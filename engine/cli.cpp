@@ -12,6 +12,7 @@
 #include <system_error>
 #include <thread>
 
+#include "commit.h"  // made by the build
 #include "engine/error.h"
 
 namespace kava {
