@@ -22,8 +22,9 @@ constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, std::array<u
 enum class Purpose : uint32_t { dropout = 1, init = 2, epoch_order = 3, fraction = 4, eviction = 5, bench = 6, synth = 7 };
 
 constexpr std::array<uint32_t, 2> philox_key(Purpose purpose, uint64_t seed) {
-  // Seeds beyond 32 bits fold their high half in.
-  return {static_cast<uint32_t>(purpose) ^ (static_cast<uint32_t>(seed >> 32) << 8), static_cast<uint32_t>(seed)};
+  // The high half of a seed beyond 32 bits is turned into the first word, so that no two seeds of one purpose share a key.
+  const uint32_t high = static_cast<uint32_t>(seed >> 32);
+  return {static_cast<uint32_t>(purpose) ^ (high << 8 | high >> 24), static_cast<uint32_t>(seed)};
 }
 
 }  // namespace kava

@@ -6,6 +6,7 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "engine/data/data.h"
 #include "engine/error.h"
@@ -325,6 +326,18 @@ TEST_CASE("the order of an epoch is a permutation of seed and epoch, and even") 
   CHECK(counts.size() == 24);
   for (const auto& [order, count] : counts) CHECK(std::abs(count - 1000) < 160);
   CHECK(epoch_order(0, 1, 1).empty());
+}
+
+TEST_CASE("no two seeds share a key") {
+  for (Purpose p : {Purpose::dropout, Purpose::init, Purpose::synth}) {
+    std::set<std::array<uint32_t, 2>> keys;
+    for (uint64_t low : {uint64_t{0}, uint64_t{1} << 32, (uint64_t{1} << 56) - 1})
+      for (uint64_t top = 0; top < 256; ++top) keys.insert(philox_key(p, top << 56 | low));
+    CHECK(keys.size() == 3 * 256);
+    // What runs with seeds below 2^56 have always drawn.
+    CHECK(philox_key(p, 0x00abcdef12345678) == std::array<uint32_t, 2>{0xabcdef00 ^ static_cast<uint32_t>(p), 0x12345678});
+  }
+  CHECK(epoch_order(50, 7, 0) != epoch_order(50, 7 + (int64_t{1} << 56), 0));
 }
 
 TEST_CASE("Philox gives the published known answers") {
