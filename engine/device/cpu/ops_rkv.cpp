@@ -37,24 +37,25 @@ void softmax(std::vector<double>& x) {
   for (double& v : x) v /= total;
 }
 
-/// k: the sample's rows, columns of one head. Each pair's cosine is taken once, so that the two keys of a trace of two tie exactly; the
-/// shorter k^_i . sum_j k^_j - |k^_i|^2 would part them by rounding.
+/// k: the sample's rows, columns of one head. The cosines of a key with all others add up to k^_i . sum_j k^_j - |k^_i|^2. Of a trace of
+/// two there is one cosine, which both keys get: so they tie exactly, where rounding would part them.
 template <class T>
 std::vector<double> redundancy_of(const HeadRows& k) {
   const int64_t n = k.count, dim = k.width;
   std::vector<double> unit(static_cast<std::size_t>(n * dim)), score(static_cast<std::size_t>(n));
+  std::vector<double> sum(static_cast<std::size_t>(dim));
+  auto dot = [dim](const double* a, const double* b) { return sum_over<double>(dim, [=](int64_t d) { return a[d] * b[d]; }); };
   for (int64_t i = 0; i < n; ++i) {
     const T* key = k.template row<T>(i);
     const double norm = std::sqrt(sum_over<double>(dim, [=](int64_t d) { return double(load(key, d)) * double(load(key, d)); })) + kNormEps;
     each(dim, [=, u = unit.data() + i * dim](int64_t d) { u[d] = load(key, d) / norm; });
+    each(dim, [=, u = unit.data() + i * dim, s = sum.data()](int64_t d) { s[d] += u[d]; });
   }
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < i; ++j) {
-      const double *a = unit.data() + i * dim, *b = unit.data() + j * dim;
-      const double cosine = sum_over<double>(dim, [=](int64_t d) { return a[d] * b[d]; });
-      score[static_cast<std::size_t>(i)] -= cosine / static_cast<double>(n);
-      score[static_cast<std::size_t>(j)] -= cosine / static_cast<double>(n);
-    }
+  for (int64_t i = 0; i < n; ++i) {
+    const double* key = unit.data() + i * dim;
+    const double cosines = n == 2 ? dot(unit.data(), unit.data() + dim) : dot(key, sum.data()) - dot(key, key);
+    score[static_cast<std::size_t>(i)] = -cosines / static_cast<double>(n);
+  }
   softmax(score);
   return score;
 }
