@@ -14,6 +14,7 @@
 
 #include "commit.h"  // made by the build
 #include "engine/error.h"
+#include "kernels/gpu_error.h"
 
 namespace kava {
 
@@ -54,6 +55,18 @@ int report_system_error(const std::system_error& e) {
   return report(Exit::internal, what + "; this is a defect of the program");
 }
 
+int report_gpu_error(const GpuError& e) {
+  switch (e.failure()) {
+    case GpuFailure::memory:
+      return report(Exit::preflight, std::string("device memory: ") + e.what() + "; use a smaller batch or model");
+    case GpuFailure::no_device:
+      return report(Exit::preflight, std::string("device: ") + e.what() + "; check the driver, or use --device cpu");
+    case GpuFailure::fault:
+      break;
+  }
+  return report(Exit::comm, std::string("device: ") + e.what() + "; start again, training with --resume");
+}
+
 std::string cpu_model() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);)
@@ -74,6 +87,8 @@ int run_program(const std::function<int()>& body) {
     return code;
   } catch (const Error& e) {
     return report(e.code(), e.what());
+  } catch (const GpuError& e) {
+    return report_gpu_error(e);
   } catch (const std::bad_alloc&) {
     return report(Exit::preflight, "memory: not enough for this; use a smaller batch, a smaller model or a larger machine");
   } catch (const std::system_error& e) {

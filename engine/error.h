@@ -16,7 +16,7 @@ enum class Exit : int {
   preflight = 3,  // no such device, does not fit, output unusable
   data = 4,       // bad data or model file
   numeric = 5,    // non-finite loss or gradient
-  comm = 6,       // communication between processes
+  comm = 6,       // communication between processes, or a device that failed
   write = 7,      // could not write
   stopped = 75,   // stopped by a signal with a checkpoint
 };

@@ -4,20 +4,37 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
+#include <map>
+#include <mutex>
+
+#include "kernels/gpu_error.h"
 
 namespace kava {
+
+inline void check_gpu(cudaError_t status, const char* call) {
+  if (status != cudaSuccess) throw GpuError(call, static_cast<int>(status), cudaGetErrorString(status));
+}
+
+/// Lets a kernel have that much dynamic shared memory on the current device. Asked for where it grows: the call takes longer than a launch.
+template <class Kernel>
+void allow_smem(Kernel* kernel, std::size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, Kernel*>, std::size_t> allowed;
+  int device = 0;
+  check_gpu(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard lock(mutex);
+  std::size_t& now = allowed[{device, kernel}];
+  if (bytes <= now) return;
+  check_gpu(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "cudaFuncSetAttribute");
+  now = bytes;
+}
 
 template <class... Params, class... Args>
 void launch(cudaStream_t stream, void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t smem, Args... args) {
   constexpr std::size_t kWithoutAsking = 48 * 1024;
-  auto check = [](cudaError_t status) {
-    if (status != cudaSuccess) throw std::runtime_error(std::string("kernel launch: ") + cudaGetErrorString(status));
-  };
-  if (smem > kWithoutAsking) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem)));
+  if (smem > kWithoutAsking) allow_smem(kernel, smem);
   kernel<<<grid, block, smem, stream>>>(static_cast<Params>(args)...);
-  check(cudaGetLastError());
+  check_gpu(cudaGetLastError(), "kernel launch");
 }
 
 template <class T>

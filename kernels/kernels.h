@@ -1,7 +1,7 @@
 // Launchers of the kernels: raw pointers, dimensions and a stream. What an op computes is said in engine/device/ops.h; here stands what a
 // kernel asks of its arguments. All pointers are device memory. T is the storage type, bf16 or float; sums are f32. bf16 products run on
 // tensor cores (mma.sync), f32 ones as plain multiply-adds. Rows may begin anywhere; where base and stride are multiples of 16 bytes, loads
-// are faster. A launch that fails throws std::runtime_error.
+// are faster. A launch that fails throws GpuError.
 #pragma once
 #include <cstdint>
 #include <span>

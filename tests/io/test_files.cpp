@@ -8,9 +8,11 @@
 #include <cstdio>
 #include <fstream>
 #include <stdexcept>
+#include <tuple>
 
 #include "engine/cli.h"
 #include "engine/files/files.h"
+#include "kernels/gpu_error.h"
 #include "tests/folders.h"
 
 using namespace kava;
@@ -64,6 +66,19 @@ TEST_CASE("a file whose size is not told is read to its end and no further than 
   if (!fs::exists("/proc/self/status")) SKIP("there is no /proc");
   CHECK(read_file("/proc/self/status", 1 << 20).find("VmSize") != std::string::npos);
   CHECK(code_of([] { read_file("/proc/self/status", 10); }) == Exit::data);
+}
+
+TEST_CASE("a GPU that fails has the exit code of its failure") {
+  const TempFolder folder;
+  const auto [out_of_memory, no_device, lost] = std::tuple(2, 100, 700);
+  for (const auto& [status, code, word] : {std::tuple(out_of_memory, 3, "memory"), {no_device, 3, "driver"}, {lost, 6, "--resume"}}) {
+    const auto [ended, said] =
+        run_quietly(folder, [status = status]() -> int { throw GpuError("kernel launch", status, "what the driver says"); });
+    CHECK(ended == code);
+    CHECK(said.starts_with("error: device"));
+    CHECK(said.find("kernel launch: what the driver says; ") != std::string::npos);
+    CHECK(said.find(word) != std::string::npos);
+  }
 }
 
 TEST_CASE("a link counts as being there, wherever it leads") {
