@@ -69,11 +69,14 @@ struct Tensor {
 
   template <class T>
   T* as() const {
-    KAVA_CHECK(dtype == DTypeOf<T>::value, "a {} tensor used as {}", name_of(dtype), name_of(DTypeOf<T>::value));
+    if (dtype != DTypeOf<T>::value) [[unlikely]]
+      wrong_type(DTypeOf<T>::value);
     return static_cast<T*>(data);
   }
   template <class T>
   T* row(int64_t r) const {
+    if (dtype != DTypeOf<T>::value && data) [[unlikely]]
+      wrong_type(DTypeOf<T>::value);
     return static_cast<T*>(data) + r * stride;
   }
 
@@ -90,6 +93,9 @@ struct Tensor {
     KAVA_CHECK(contiguous() && new_rows * new_cols == count(), "[{}, {}] as [{}, {}]", rows, cols, new_rows, new_cols);
     return {data, dtype, new_rows, new_cols, new_cols};
   }
+
+ private:
+  [[noreturn]] void wrong_type(DType used) const;
 };
 
 /// Calls f.template operator()<T>() with the element type of a floating dtype.
