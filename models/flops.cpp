@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "models/layout.h"
-
 namespace kava {
 
 namespace {
@@ -78,10 +76,15 @@ double pass_flops(const RunConfig& config, const ModelConfig& m, const Pass& p) 
 
 }  // namespace
 
+bool has_fewest_rows(const RunConfig& config) { return config.step.prefix_sharing && config.step.prune_latents; }
+
 double minimum_flops(const RunConfig& config, const Recipe& recipe, const ModelConfig& m, std::span<const Sample> samples) {
   RunConfig least = config;
   least.step.prefix_sharing = least.step.prune_latents = true;
-  const Layout layout = make_layout(least, recipe, samples, 0);
+  return minimum_flops(config, m, make_layout(least, recipe, samples, 0));
+}
+
+double minimum_flops(const RunConfig& config, const ModelConfig& m, const Layout& layout) {
   const double C = static_cast<double>(m.hidden), D = static_cast<double>(m.head_dim);
   double sum = 0, projected = 0;
   for (const Pass& p : layout.passes) {

@@ -8,6 +8,7 @@
 #include "engine/config/config.h"
 #include "engine/data/data.h"
 #include "models/config.h"
+#include "models/layout.h"
 #include "models/recipe.h"
 
 namespace kava {
@@ -15,6 +16,10 @@ namespace kava {
 /// Forward and backward over the samples with shared questions and pruned latents. Rows whose last-layer state nobody reads need only K and
 /// V there, and frozen embeddings need no gradient below the first layer.
 double minimum_flops(const RunConfig& config, const Recipe& recipe, const ModelConfig& shape, std::span<const Sample> samples);
+/// The same from the layout of such a step.
+double minimum_flops(const RunConfig& config, const ModelConfig& shape, const Layout& layout);
+/// Whether the steps of a configuration have such a layout.
+bool has_fewest_rows(const RunConfig& config);
 
 /// Tokens of the samples' data that the recipe runs, each once.
 int64_t token_count(const Recipe& recipe, std::span<const Sample> samples);

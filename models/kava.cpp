@@ -5,6 +5,7 @@
 
 #include "engine/device/host.h"
 #include "engine/device/indices.h"
+#include "models/flops.h"
 #include "models/latent.h"
 
 namespace kava {
@@ -74,6 +75,7 @@ class Step {
         config_(model.config),
         totals_(totals),
         options_(options),
+        samples_(samples),
         recipe_(options.recipe.value_or(recipe_of(model.config))),
         layout_(make_layout(model.config, recipe_, samples, options.first_index)),
         transformer_(model, arena, Use::train, options.step, options.dropout) {
@@ -102,6 +104,9 @@ class Step {
     if (config_.kv.weight > 0) kv_loss(sums.col_range(kKv, kKv + 1));
     if (config_.codi.weight > 0) codi_loss(sums.col_range(kCodi, kCodi + 1));
     if (options_.dump && M_ > 0) dump_latents();
+    if (options_.flops)
+      *options_.flops += has_fewest_rows(config_) ? minimum_flops(config_, model_.shape, layout_)
+                                                  : minimum_flops(config_, recipe_, model_.shape, samples_);
     if (options_.backward) backward();
   }
 
@@ -457,6 +462,7 @@ class Step {
   const RunConfig& config_;
   const BatchTotals& totals_;
   const StepOptions& options_;
+  std::span<const Sample> samples_;
   const Recipe recipe_;
   Layout layout_;
   Transformer transformer_;

@@ -46,7 +46,8 @@ struct StepOptions {
   bool dropout = true;   // as configured; off where a model is judged and not trained
   bool backward = true;  // gradients are added to the parameters'
   bool count_forced = false;
-  Dump* dump = nullptr;  // everything of docs/formats.md section 6 but ids, loss and grad
+  double* flops = nullptr;  // added to: the fewest operations that this forward and its backward take (models/flops.h)
+  Dump* dump = nullptr;     // everything of docs/formats.md section 6 but ids, loss and grad
 };
 
 /// Sums on the device that forwards of a batch add to, f64 [1, kStepSums]. Cross-entropies are sums over tokens, kv and codi the terms.

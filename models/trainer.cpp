@@ -80,17 +80,20 @@ std::span<const Sample> Trainer::next_batch() {
   return batch_;
 }
 
-void Trainer::gradients(std::span<const Sample> batch, const BatchTotals& totals) {
+double Trainer::gradients(std::span<const Sample> batch, const BatchTotals& totals) {
   const std::size_t micro = options_.micro_batch > 0 ? static_cast<std::size_t>(options_.micro_batch) : batch.size();
   model_.parameters.zero_grad();
   model_.ops.fill(scalars_, 0);
+  double flops = 0;
   for (std::size_t first = 0; first < batch.size(); first += micro) {
     StepOptions options;
     options.first_index = static_cast<int64_t>(first);
     options.step = static_cast<uint32_t>(state_.step);
+    options.flops = &flops;
     add_step(model_, arena_, batch.subspan(first, std::min(micro, batch.size() - first)), totals, options,
              scalars_.col_range(0, kStepSums));
   }
+  return flops;
 }
 
 StepReport Trainer::step() {
@@ -98,7 +101,7 @@ StepReport Trainer::step() {
   StepReport r;
   r.epoch = state_.step / steps_per_epoch_;
   const BatchTotals totals = batch_totals(model_.config, recipe_of(model_.config), batch);
-  gradients(batch, totals);
+  r.flops = gradients(batch, totals);
   r.lr = learning_rate(options_, state_.step, state_.total_steps);
   AdamwOptions o;
   o.lr = r.lr, o.beta1 = options_.betas[0], o.beta2 = options_.betas[1], o.eps = options_.eps;
@@ -118,7 +121,6 @@ StepReport Trainer::step() {
   r.samples = state_.samples;
   r.batch_samples = static_cast<int64_t>(batch.size());
   r.batch_tokens = token_count(recipe_of(model_.config), batch);
-  r.flops = minimum_flops(model_.config, recipe_of(model_.config), model_.shape, batch);
   return r;
 }
 

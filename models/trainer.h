@@ -74,7 +74,8 @@ class Trainer {
 
  private:
   std::span<const Sample> next_batch();
-  void gradients(std::span<const Sample> batch, const BatchTotals& totals);
+  /// Returns the fewest operations that they take.
+  double gradients(std::span<const Sample> batch, const BatchTotals& totals);
   bool due(int64_t every) const;
   void validate(RunFolder& folder, const TrainingHooks& hooks);
   void save(RunFolder& folder, const TrainingHooks& hooks);
