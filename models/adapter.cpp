@@ -39,9 +39,7 @@ void load_file(Model& model, const std::string& path, Belongs belongs) {
       mismatch(path, fmt::format("tensor {} has shape {}, the configuration asks for {}", p.name, shape_text(t->shape),
                                  shape_text(p.file_shape())));
     ++found;
-    std::vector<char> host(static_cast<std::size_t>(p.rows * p.cols * size_of(p.value.dtype)));
-    file.read_as(*t, p.value.dtype, host.data(), true);
-    model.ops.upload(p.value, host.data());
+    read_tensor(model.ops, p.value, file, *t);
   }
   if (found == file.tensors().size()) return;
   for (const TensorInfo& t : file.tensors())
@@ -137,12 +135,7 @@ void load_adapter(Model& model, const std::string& folder) {
   if (all) {
     const ModelConfig shape = ModelConfig::load(folder);
     const WeightFiles files = WeightFiles::open(folder, model.shape);
-    for (const WeightSpec& w : weight_specs(model.shape)) {
-      const Parameter& p = model.parameters.at(w.name);
-      std::vector<char> host(static_cast<std::size_t>(p.rows * p.cols * size_of(p.value.dtype)));
-      files.read(w, host.data(), p.value.dtype);
-      model.ops.upload(p.value, host.data());
-    }
+    for (const WeightSpec& w : weight_specs(model.shape)) files.read(w, model.ops, model.parameters.at(w.name).value);
     if (shape.rope_theta != model.shape.rope_theta || shape.rope != model.shape.rope || shape.norm_eps != model.shape.norm_eps ||
         shape.heads != model.shape.heads || shape.kv_heads != model.shape.kv_heads || shape.tied != model.shape.tied)
       mismatch(shape.source, "describes another model than " + model.shape.source);

@@ -38,17 +38,22 @@ int64_t least_step_bytes(const RunConfig& config, const ModelConfig& m, std::spa
   return static_cast<int64_t>(std::min(bytes, 0x1p62));
 }
 
+int64_t held_bytes(const RunConfig& config, const ModelConfig& shape, ModelUse use) {
+  const std::unique_ptr<Ops> dry = make_cpu_ops(1, true);
+  const Model planned(*dry, config, shape, Values::none, use);
+  return dry->held_bytes();
+}
+
 }  // namespace
 
 int64_t model_bytes(const RunConfig& config, const ModelConfig& shape) {
-  const int64_t sum = sum_bytes(config), storage = storage_bytes(config);
-  int64_t trained = 0, frozen = 0;
+  int64_t trained = 0;
   for (const TrainableSpec& t : trainable_specs(config, shape)) trained += t.rows * t.cols;
-  if (config.train.trainable == Trainable::lora)
-    for (const WeightSpec& w : weight_specs(shape)) frozen += w.rows * w.cols;
-  // Value, gradient and two moments, the copy for the products, and three host copies while a checkpoint is written.
-  return frozen * storage + trained * (4 * sum + (storage != sum ? storage : 0) + 3 * sum);
+  // Three host copies while a checkpoint is written.
+  return held_bytes(config, shape, ModelUse::training) + trained * 3 * sum_bytes(config);
 }
+
+int64_t inference_bytes(const RunConfig& config, const ModelConfig& shape) { return held_bytes(config, shape, ModelUse::inference); }
 
 int64_t step_bytes(Model& planned, std::span<const Sample> samples) {
   Arena arena(planned.ops);

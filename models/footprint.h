@@ -11,6 +11,9 @@ namespace kava {
 /// Bytes of weights, trainables, gradients, moments, and the copies of the trainables in host memory while a checkpoint is written.
 int64_t model_bytes(const RunConfig& config, const ModelConfig& shape);
 
+/// Bytes of the weights of a model for inference.
+int64_t inference_bytes(const RunConfig& config, const ModelConfig& shape);
+
 /// Bytes that one forward and backward over the samples takes from its arena. `planned` is a model without values on a dry backend.
 int64_t step_bytes(Model& planned, std::span<const Sample> samples);
 

@@ -4,11 +4,10 @@
 #include <array>
 #include <cmath>
 
-#include "engine/device/cpu/threads.h"
 #include "engine/device/host.h"
 #include "engine/files/files.h"
-#include "engine/rng.h"
 #include "models/recipe.h"
+#include "models/starts.h"
 
 namespace kava {
 
@@ -34,53 +33,6 @@ bool follows_in_group(const std::string& name) {
     for (std::size_t j = group.first + 1; j < group.last; ++j)
       if (name.find(std::string(kLinearNames[j].path) + ".") != std::string::npos) return true;
   return false;
-}
-
-// Numbers drawn for the start of one tensor: a stream of its own per name, so that adding a tensor changes no other.
-class Stream {
- public:
-  Stream(int64_t seed, const std::string& name) : key_(philox_key(Purpose::init, static_cast<uint64_t>(seed))) {
-    uint64_t h = 0xcbf29ce484222325u;  // FNV-1a
-    for (unsigned char c : name) h = (h ^ c) * 0x100000001b3u;
-    name_ = {static_cast<uint32_t>(h), static_cast<uint32_t>(h >> 32)};
-  }
-  /// Normal numbers 4 i .. 4 i + 3.
-  std::array<double, 4> normals(int64_t i) const {
-    const auto w = words(i);
-    const auto a = normal_pair(w[0], w[1]), b = normal_pair(w[2], w[3]);
-    return {a[0], a[1], b[0], b[1]};
-  }
-  double uniform(int64_t i) const { return uniform01(words(i)[0]); }
-
- private:
-  std::array<uint32_t, 4> words(int64_t i) const {
-    return philox({static_cast<uint32_t>(i), static_cast<uint32_t>(i >> 32), name_[0], name_[1]}, key_);
-  }
-  std::array<uint32_t, 2> key_, name_{};
-};
-
-// Standard deviation of model.init = "random".
-double random_std(const WeightSpec& spec, const ModelConfig& shape) {
-  if (spec.name.ends_with("o_proj.weight") || spec.name.ends_with("down_proj.weight"))
-    return 1 / std::sqrt(static_cast<double>(spec.cols)) / std::sqrt(2.0 * static_cast<double>(shape.layers));
-  return 1 / std::sqrt(static_cast<double>(spec.cols));  // embedding and head: cols = C
-}
-
-bool is_norm(const std::string& name) { return name.ends_with("norm.weight"); }
-
-std::vector<double> random_start(const WeightSpec& spec, const ModelConfig& shape, int64_t seed) {
-  std::vector<double> x(static_cast<std::size_t>(spec.rows * spec.cols), is_norm(spec.name) ? 1.0 : 0.0);
-  if (spec.vector) return x;
-  const Stream stream(seed, spec.name);
-  const double std = random_std(spec, shape);
-  Threads threads(std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
-  threads.blocks(static_cast<int64_t>(x.size()), 1 << 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += 4) {
-      const auto z = stream.normals(i / 4);
-      for (int64_t j = i; j < std::min(end, i + 4); ++j) x[static_cast<std::size_t>(j)] = std * z[static_cast<std::size_t>(j - i)];
-    }
-  });
-  return x;
 }
 
 // What the products read of a tensor, empty where the model has none of this name; its gradient where it is trained.
@@ -142,10 +94,10 @@ std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelC
   return specs;
 }
 
-Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s, Values values)
-    : ops(o), config(c), shape(s), storage(storage_of(c.model.dtype)), parameters(o, storage_of(c.model.dtype)) {
+Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s, Values values, ModelUse use)
+    : ops(o), config(c), shape(s), storage(storage_of(c.model.dtype)), parameters(o, storage_of(c.model.dtype), use) {
   std::optional<WeightFiles> files;
-  if (values == Values::set && config.model.init == Init::pretrained) {
+  if (values != Values::none && config.model.init == Init::pretrained) {
     files = WeightFiles::open(config.model.path, shape);
     base_digest = sha256(read_file(shape.source, std::size_t{64} << 20) + files->header_text());
   }
@@ -159,32 +111,18 @@ Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s, Values values)
     const Tensor to = trained                   ? trained->value
                       : packed != frozen_.end() ? packed->second
                                                 : frozen_.emplace_back(w.name, allocate(storage, w.rows, w.cols)).second;
-    if (values == Values::set) read_value(w, files ? &*files : nullptr, to);
+    if (values == Values::none || (trained && values == Values::loaded)) continue;
+    if (files) files->read(w, ops, to);
+    else set_random_weight(ops, to, w, shape, config.seed);
   }
-  parameters.refresh();
+  if (values == Values::start) parameters.refresh();  // the starts read the embedding
   bind();
-  if (values == Values::none) return;
-  set_starts(specs);
+  if (values != Values::start) return;
+  set_starts(*this, specs);
   parameters.refresh();
 }
 
-Model::~Model() {
-  for (auto [data, bytes] : owned_) ops.release(data, bytes);
-}
-
-Tensor Model::allocate(DType dtype, int64_t rows, int64_t cols) {
-  const int64_t bytes = rows * cols * size_of(dtype);
-  Tensor t{ops.allocate(bytes), dtype, rows, cols, cols};
-  owned_.emplace_back(t.data, bytes);
-  return t;
-}
-
-void Model::read_value(const WeightSpec& spec, const WeightFiles* files, const Tensor& to) {
-  if (!files) return from_host(ops, to, random_start(spec, shape, config.seed));
-  std::vector<char> host(static_cast<std::size_t>(to.count() * size_of(to.dtype)));
-  files->read(spec, host.data(), to.dtype);
-  ops.upload(to, host.data());
-}
+Tensor Model::allocate(DType dtype, int64_t rows, int64_t cols) { return owned_.emplace_back(ops, dtype, rows, cols).tensor(); }
 
 // The packed tensors of frozen maps; each map's own rows get their values by its name.
 void Model::allocate_groups() {
@@ -275,39 +213,6 @@ void Model::bind() {
           {bind_plain(fmt::format("kv_projection.{}.k", l), false), bind_plain(fmt::format("kv_projection.{}.v", l), false)});
 }
 
-void Model::set_starts(const std::vector<TrainableSpec>& specs) {
-  using Start = TrainableSpec::Start;
-  std::vector<double> table;  // the embedding, read once for those starts that need it
-  if (std::ranges::any_of(specs,
-                          [](const TrainableSpec& t) { return t.start == Start::mean_embedding || t.start == Start::embedding_rms; }))
-    table = to_host(ops, embedding);
-  const int64_t C = shape.hidden;
-  for (const TrainableSpec& t : specs) {
-    if (t.start == Start::base || t.start == Start::zero) continue;
-    std::vector<double> x(static_cast<std::size_t>(t.rows * t.cols), 0.0);
-    const Stream stream(config.seed, t.name);
-    const double bound = 1 / std::sqrt(static_cast<double>(t.cols));
-    for (std::size_t i = 0; i < x.size(); ++i) {
-      const int64_t at = static_cast<int64_t>(i);
-      if (t.start == Start::lora_a) x[i] = (2 * stream.uniform(at) - 1) * bound;
-      if (t.start == Start::normal) x[i] = shape.initializer_range * stream.normals(at / 4)[i % 4];
-      if (t.start == Start::one) x[i] = 1;
-      if (t.start == Start::identity) x[i] = at / t.cols == at % t.cols ? 1 : 0;
-    }
-    if (t.start == Start::mean_embedding) {
-      std::vector<double> mean(static_cast<std::size_t>(C), 0.0);
-      for (std::size_t i = 0; i < table.size(); ++i) mean[i % static_cast<std::size_t>(C)] += table[i];
-      for (std::size_t i = 0; i < x.size(); ++i) x[i] = mean[i % static_cast<std::size_t>(C)] / static_cast<double>(shape.vocab);
-    }
-    if (t.start == Start::embedding_rms) {
-      double square = 0;
-      for (double v : table) square += v * v;
-      std::ranges::fill(x, std::sqrt(square / static_cast<double>(table.size())));
-    }
-    parameters.set(t.name, x);
-  }
-}
-
 void Model::ensure_positions(int64_t positions) {
   if (positions <= positions_) return;
   positions_ = std::max(positions, 2 * positions_);
@@ -324,7 +229,8 @@ void Model::ensure_positions(int64_t positions) {
     frequency[static_cast<std::size_t>(i)] = f;
   }
   const DType sum = sum_type(storage);
-  cosine = allocate(sum, positions_, half), sine = allocate(sum, positions_, half);
+  cosine_ = Buffer(ops, sum, positions_, half), sine_ = Buffer(ops, sum, positions_, half);
+  cosine = cosine_.tensor(), sine = sine_.tensor();
   for (const bool is_sine : {false, true}) {
     std::vector<double> x(static_cast<std::size_t>(positions_ * half));
     for (std::size_t i = 0; i < x.size(); ++i) {

@@ -68,14 +68,15 @@ struct GroupName {
 };
 inline constexpr GroupName kGroups[4] = {{0, 3}, {3, 4}, {4, 6}, {6, 7}};
 
-/// Whether a model gets its values: without them nothing is read or drawn, which is enough to plan a step on a dry backend.
-enum class Values { set, none };
+/// Where a model's values come from. start: the base's weights, and every trainable at its start. loaded: the frozen weights of the base;
+/// the trainables are read afterwards, all of them (load_adapter, load_optimizer). none: nothing is read or drawn, which is enough to plan
+/// a step on a dry backend.
+enum class Values { start, loaded, none };
 
 class Model {
  public:
-  /// Reads (or, for model.init = "random", draws) the base's weights and sets every trainable to its start. The adapter is not read.
-  Model(Ops& ops, const RunConfig& config, const ModelConfig& shape, Values values = Values::set);
-  ~Model();
+  /// Reads (or, for model.init = "random", draws) what `values` says. The adapter is not read.
+  Model(Ops& ops, const RunConfig& config, const ModelConfig& shape, Values values = Values::start, ModelUse use = ModelUse::training);
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
@@ -98,15 +99,14 @@ class Model {
 
  private:
   Tensor allocate(DType dtype, int64_t rows, int64_t cols);
-  void read_value(const WeightSpec& spec, const WeightFiles* files, const Tensor& to);
-  void set_starts(const std::vector<TrainableSpec>& specs);
   void allocate_groups();
   void bind();
   TrainedGroup bind_group(const std::string& prefix, const GroupName& group);
   TrainedGroup bind_plain(const std::string& path, bool bias);
 
-  std::vector<std::pair<void*, int64_t>> owned_;
+  std::vector<Buffer> owned_;
   std::vector<std::pair<std::string, Tensor>> frozen_;
+  Buffer cosine_, sine_;
   int64_t positions_ = 0;
 };
 

@@ -7,6 +7,7 @@
 #include "models/adapter.h"
 #include "models/contents.h"
 #include "models/decode.h"
+#include "models/footprint.h"
 #include "models/recipe.h"
 #include "models/training_state.h"
 #include "models/weights.h"
@@ -65,8 +66,7 @@ void require_same_base(const OpenedModel& m) {
 void require_room_for_weights(const RunConfig& config, const ModelConfig& shape) {
   // A config.json that is not that of the weights is told as such, not as a lack of memory.
   if (config.model.init == Init::pretrained) WeightFiles::open(config.model.path, shape);
-  int64_t bytes = 0;
-  for (const WeightSpec& w : weight_specs(shape)) bytes += w.rows * w.cols * size_of(storage_of(config.model.dtype));
+  const int64_t bytes = inference_bytes(config, shape);
   if (const int64_t available = available_memory(); bytes > available)
     throw Error(Exit::preflight, "memory", fmt::format("the weights take {} MiB, {} are available", bytes >> 20, available >> 20),
                 "use a smaller model or --dtype bf16");
@@ -125,7 +125,8 @@ void require_method(const OpenedModel& m, std::optional<Method> method) {
 
 std::unique_ptr<Model> load_model(Ops& ops, const OpenedModel& opened) {
   require_room_for_weights(opened.config, opened.text.shape);
-  auto model = std::make_unique<Model>(ops, opened.config, opened.text.shape);
+  const Values values = opened.adapter.empty() ? Values::start : Values::loaded;
+  auto model = std::make_unique<Model>(ops, opened.config, opened.text.shape, values, ModelUse::inference);
   if (!opened.adapter.empty()) load_adapter(*model, opened.adapter.string());
   return model;
 }

@@ -12,10 +12,6 @@ constexpr int64_t kAlign = 16;  // elements: a parameter starts on a 64-byte bou
 int64_t aligned(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
 }  // namespace
 
-ParameterStore::~ParameterStore() {
-  for (auto [data, bytes] : owned_) ops_.release(data, bytes);
-}
-
 void ParameterStore::add(std::string name, int64_t rows, int64_t cols, bool vector, bool decay, bool joined) {
   KAVA_CHECK(index_.emplace(name, parameters_.size()).second, "parameter {} is there twice", name);
   Parameter p;
@@ -23,12 +19,10 @@ void ParameterStore::add(std::string name, int64_t rows, int64_t cols, bool vect
   parameters_.push_back(std::move(p));
 }
 
-Tensor ParameterStore::allocate_flat(DType dtype) {
-  const int64_t bytes = std::max<int64_t>(size_, 1) * size_of(dtype);
-  Tensor t{ops_.allocate(bytes), dtype, 1, size_, size_};
-  owned_.emplace_back(t.data, bytes);
-  if (size_ > 0) ops_.fill(t, 0);
-  return t;
+Buffer ParameterStore::zeroed(DType dtype) {
+  Buffer b(ops_, dtype, 1, size_);
+  if (size_ > 0) ops_.fill(b.tensor(), 0);
+  return b;
 }
 
 void ParameterStore::allocate() {
@@ -43,14 +37,18 @@ void ParameterStore::allocate() {
     if (decay) decayed_ = size_;
   }
   const DType sum = sum_type(storage_);
-  value_ = allocate_flat(sum), grad_ = allocate_flat(sum), m_ = allocate_flat(sum), v_ = allocate_flat(sum);
-  if (storage_ != sum) half_ = allocate_flat(storage_);
-  updates_ = Tensor{ops_.allocate(4), DType::i32, 1, 1, 1};
-  owned_.emplace_back(updates_.data, 4);
-  ops_.fill(updates_, 0);
+  if (use_ == ModelUse::inference) {
+    value_ = Buffer(ops_, storage_, 1, size_);
+  } else {
+    value_ = zeroed(sum), grad_ = zeroed(sum), m_ = zeroed(sum), v_ = zeroed(sum);
+    if (storage_ != sum) half_ = zeroed(storage_);
+    updates_ = Buffer(ops_, DType::i32, 1, 1);
+    ops_.fill(updates_.tensor(), 0);
+  }
   for (Parameter& p : parameters_) {
-    p.value = part(value_, p), p.grad = part(grad_, p);
-    p.compute = half_ ? part(half_, p) : p.value;
+    p.value = part(value(), p);
+    if (use_ == ModelUse::training) p.grad = part(grad(), p);
+    p.compute = half_.tensor() ? part(half_.tensor(), p) : p.value;
   }
 }
 
@@ -84,7 +82,7 @@ void ParameterStore::set(const std::string& name, const std::vector<double>& hos
 std::vector<double> ParameterStore::get(const Tensor& x) const { return to_host(ops_, x); }
 
 void ParameterStore::refresh() {
-  if (half_ && size_ > 0) ops_.copy(half_, value_);
+  if (half_.tensor() && size_ > 0) ops_.copy(half_.tensor(), value());
   prepare_groups();
 }
 
@@ -94,24 +92,25 @@ void ParameterStore::prepare_groups() {
 }
 
 void ParameterStore::zero_grad() {
-  if (size_ > 0) ops_.fill(grad_, 0);
+  if (size_ > 0) ops_.fill(grad(), 0);
 }
 
 void ParameterStore::set_updates(int64_t count) {
   KAVA_CHECK(count >= 0 && count < std::numeric_limits<int32_t>::max(), "{} updates", count);
-  ops_.fill(updates_, static_cast<double>(count));
+  ops_.fill(updates_.tensor(), static_cast<double>(count));
 }
 
 void ParameterStore::update(Arena& arena, AdamwOptions options, const Tensor& grad_square, const Tensor& losses) {
-  ops_.sum_squares(arena, grad_square, grad_);
-  ops_.count_update(updates_, grad_square, losses);
+  KAVA_CHECK(use_ == ModelUse::training, "no gradients are kept");
+  ops_.sum_squares(arena, grad_square, grad());
+  ops_.count_update(updates_.tensor(), grad_square, losses);
   for (bool decay : {true, false}) {
     const int64_t begin = decay ? 0 : decayed_, end = decay ? decayed_ : size_;
     if (begin == end) continue;
     auto cut = [&](const Tensor& t) { return t ? t.col_range(begin, end) : Tensor{}; };
     AdamwOptions o = options;
     if (!decay) o.weight_decay = 0;
-    ops_.adamw(cut(value_), cut(m_), cut(v_), cut(half_), cut(grad_), grad_square, updates_, o);
+    ops_.adamw(cut(value()), cut(m()), cut(v()), cut(half_.tensor()), cut(grad()), grad_square, updates_.tensor(), o);
   }
   prepare_groups();
 }

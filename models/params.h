@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/device/ops.h"
+#include "engine/device/buffer.h"
 
 namespace kava {
 
@@ -15,24 +15,26 @@ struct Parameter {
   bool vector = false;  // one-dimensional in files; rows = 1
   bool decay = false;   // weight decay applies
   bool joined = false;  // lies without a gap behind the one of the same decay before it
-  Tensor value;         // sum type
-  Tensor grad;          // sum type
-  Tensor compute;       // what the products read: value itself, or its copy in storage type for bf16
+  Tensor value;         // sum type; storage type for inference
+  Tensor grad;          // sum type; empty for inference
+  Tensor compute;       // what the products read: value itself, or its copy in storage type where they differ
   int64_t offset = 0;   // elements from the start of the flat buffers
 
   std::vector<int64_t> file_shape() const { return vector ? std::vector{cols} : std::vector{rows, cols}; }
 };
 
+/// Inference keeps values in storage type alone: no gradients, no moments, no second copy.
+enum class ModelUse { training, inference };
+
 class ParameterStore {
  public:
-  ParameterStore(Ops& ops, DType storage) : ops_(ops), storage_(storage) {}
-  ~ParameterStore();
+  ParameterStore(Ops& ops, DType storage, ModelUse use) : ops_(ops), storage_(storage), use_(use) {}
   ParameterStore(const ParameterStore&) = delete;
   ParameterStore& operator=(const ParameterStore&) = delete;
 
   /// Before allocate(). Names are unique.
   void add(std::string name, int64_t rows, int64_t cols, bool vector, bool decay, bool joined = false);
-  /// Lays the parameters out, the decayed ones first, and zeroes all buffers.
+  /// Lays the parameters out, the decayed ones first. For training all buffers are zero, for inference the values are whatever they are.
   void allocate();
 
   const std::vector<Parameter>& all() const { return parameters_; }  // in the order of add()
@@ -49,10 +51,10 @@ class ParameterStore {
   void prepare(const LinearGroup& group) { groups_.push_back(group); }
   void zero_grad();
 
-  const Tensor& grad() const { return grad_; }
-  const Tensor& m() const { return m_; }
-  const Tensor& v() const { return v_; }
-  const Tensor& value() const { return value_; }
+  const Tensor& grad() const { return grad_.tensor(); }
+  const Tensor& m() const { return m_.tensor(); }
+  const Tensor& v() const { return v_.tensor(); }
+  const Tensor& value() const { return value_.tensor(); }
   /// The part of a parameter in the flat moments, for checkpoints.
   Tensor part(const Tensor& flat, const Parameter& p) const;
 
@@ -64,17 +66,17 @@ class ParameterStore {
   void set_updates(int64_t count);
 
  private:
-  Tensor allocate_flat(DType dtype);
+  Buffer zeroed(DType dtype);
   void prepare_groups();
 
   Ops& ops_;
   DType storage_;
+  ModelUse use_;
   std::vector<Parameter> parameters_;
   std::map<std::string, std::size_t> index_;
   std::vector<LinearGroup> groups_;
   int64_t size_ = 0, decayed_ = 0;
-  Tensor value_, grad_, m_, v_, half_, updates_;
-  std::vector<std::pair<void*, int64_t>> owned_;
+  Buffer value_, grad_, m_, v_, half_, updates_;
 };
 
 }  // namespace kava

@@ -128,9 +128,7 @@ void load_optimizer(Model& model, const std::filesystem::path& folder) {
       if (info->dtype != file_type(t.dtype) || info->shape != p.file_shape())
         refuse(fmt::format("tensor {} is {} {}, the run has {} {}", name, info->dtype, shape_text(info->shape), file_type(t.dtype),
                            shape_text(p.file_shape())));
-      std::vector<char> host(static_cast<std::size_t>(t.count() * size_of(t.dtype)));
-      file.read_as(*info, t.dtype, host.data(), true);
-      model.ops.upload(t, host.data());
+      read_tensor(model.ops, t, file, *info);
       ++found;
     }
   if (found != file.tensors().size()) refuse(fmt::format("holds {} tensors, the run has {}", file.tensors().size(), found));

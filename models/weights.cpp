@@ -116,6 +116,18 @@ std::vector<WeightSpec> weight_specs(const ModelConfig& c) {
   return specs;
 }
 
+void read_tensor(Ops& ops, const Tensor& to, const SafetensorsFile& file, const TensorInfo& tensor) {
+  constexpr std::int64_t kElements = std::int64_t{1} << 20;
+  KAVA_CHECK(tensor.count() == to.count(), "{} read as [{}, {}]", tensor.name, to.rows, to.cols);
+  const std::int64_t rows = std::max<std::int64_t>(1, kElements / std::max<std::int64_t>(to.cols, 1));
+  std::vector<char> host(static_cast<std::size_t>(std::min(rows, to.rows) * to.cols * size_of(to.dtype)));
+  for (std::int64_t row = 0; row < to.rows; row += rows) {
+    const Tensor piece = to.row_range(row, std::min(to.rows, row + rows));
+    file.read_as(tensor, row * to.cols, piece.count(), to.dtype, host.data(), true);
+    ops.upload(piece, host.data());
+  }
+}
+
 WeightFiles WeightFiles::open(const std::string& folder, const ModelConfig& config) {
   WeightFiles weights;
   weights.files_ = open_files(folder);
@@ -160,12 +172,10 @@ const SafetensorsFile& WeightFiles::file_of(const std::string& name) const {
   KAVA_CHECK(false, "{} was not checked when the weights were opened", name);
 }
 
-void WeightFiles::read(const WeightSpec& spec, void* out, DType type) const {
+void WeightFiles::read(const WeightSpec& spec, Ops& ops, const Tensor& to) const {
   const std::string name = name_in_file(spec.name);
   const SafetensorsFile& file = file_of(name);
-  const TensorInfo& tensor = *file.find(name);
-  KAVA_CHECK(tensor.count() == spec.rows * spec.cols, "{} read as [{}, {}]", spec.name, spec.rows, spec.cols);
-  file.read_as(tensor, type, out, true);
+  read_tensor(ops, to, file, *file.find(name));
 }
 
 std::string WeightFiles::header_text() const {

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/device/tensor.h"
+#include "engine/device/ops.h"
 #include "engine/files/safetensors.h"
 #include "models/config.h"
 
@@ -19,6 +19,10 @@ struct WeightSpec {
 /// Every tensor of the model: embedding, layers in order, final norm, and lm_head.weight where it is untied.
 std::vector<WeightSpec> weight_specs(const ModelConfig& config);
 
+/// Sets the elements of a tensor (f32, f64 or bf16) to those of a file, each rounded once to nearest even, through a buffer of a
+/// few megabytes. Error(code data) naming the tensor where a value is, or becomes in that type, NaN or infinite.
+void read_tensor(Ops& ops, const Tensor& to, const SafetensorsFile& file, const TensorInfo& tensor);
+
 /// The weights of a folder: model.safetensors, else the shards that model.safetensors.index.json names. Reads may come from several
 /// threads.
 class WeightFiles {
@@ -28,9 +32,8 @@ class WeightFiles {
   /// ignored. Names may lack "model." (a model saved without its head), and a tied lm_head.weight may stand for the embedding.
   static WeightFiles open(const std::string& folder, const ModelConfig& config);
 
-  /// out: rows * cols elements of `type` (f32, f64 or bf16), each rounded once to nearest even. Error(code data) naming the tensor where a
-  /// value is, or becomes in `type`, NaN or infinite.
-  void read(const WeightSpec& spec, void* out, DType type) const;
+  /// As read_tensor, by the tensor's name.
+  void read(const WeightSpec& spec, Ops& ops, const Tensor& to) const;
 
   /// The headers of all files, in order of their names: what identifies the weights without reading them.
   std::string header_text() const;

@@ -99,7 +99,7 @@ int inspect_step(const StepCommand& command) {
   if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));
 
   require_memory(*ops, config, text.shape, samples, available_memory());
-  Model model(*ops, config, text.shape);
+  Model model(*ops, config, text.shape, config.model.adapter.empty() ? Values::start : Values::loaded);
   if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
   Arena arena(*ops);
   const BatchTotals totals = batch_totals(config, recipe_of(config), samples);

@@ -79,7 +79,7 @@ class Run {
     require_memory(*ops_, config_, text_.shape, data_.train, available_memory());
     take_contents(state, from.has_value());
 
-    Model model(*ops_, config_, text_.shape);
+    Model model(*ops_, config_, text_.shape, from || !config_.model.adapter.empty() ? Values::loaded : Values::start);
     if (from) {
       if (state.base != model.base_digest)
         throw Error(Exit::data, escaped(config_.model.path, 4096), "has changed since the run began", "restore the model's folder");

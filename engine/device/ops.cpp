@@ -17,7 +17,12 @@ constexpr int64_t kDryAlign = 64;
 
 void* Ops::allocate(int64_t bytes) {
   KAVA_CHECK(bytes >= 0, "{} bytes", bytes);
-  if (!dry_) return do_allocate(bytes);
+  void* data = dry_ ? dry_addresses(bytes) : do_allocate(bytes);
+  held_ += bytes;
+  return data;
+}
+
+void* Ops::dry_addresses(int64_t bytes) {
   void* data = reinterpret_cast<void*>(next_dry_);
   next_dry_ += (bytes + kDryAlign - 1) / kDryAlign * kDryAlign;
   return data;
@@ -25,15 +30,18 @@ void* Ops::allocate(int64_t bytes) {
 
 void Ops::release(void* data, int64_t bytes) {
   if (!dry_) do_release(data, bytes);
+  held_ -= bytes;
 }
 
-AddressRange Ops::reserve() { return dry_ ? AddressRange{static_cast<char*>(allocate(kDryRange)), kDryRange} : do_reserve(); }
+AddressRange Ops::reserve() { return dry_ ? AddressRange{static_cast<char*>(dry_addresses(kDryRange)), kDryRange} : do_reserve(); }
 
 void Ops::commit(void* data, int64_t bytes) {
   if (!dry_) do_commit(data, bytes);
+  held_ += bytes;
 }
 
 void Ops::unreserve(const AddressRange& range, int64_t committed) {
+  held_ -= committed;
   if (!dry_) return do_unreserve(range, committed);
   // The next arena may have them, so that they never run out.
   if (reinterpret_cast<int64_t>(range.begin) + range.bytes == next_dry_) next_dry_ -= range.bytes;

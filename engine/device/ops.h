@@ -10,6 +10,7 @@
 // Ops that need room take it from the arena and give it back.
 #pragma once
 #include <array>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -98,6 +99,13 @@ class Ops {
   void unreserve(const AddressRange& range, int64_t committed);
   /// Told of committed memory that it holds a tensor from now on, or nothing: a backend may report what touches it in between.
   void in_use(void* data, int64_t bytes, bool used);
+  /// Bytes given out by allocate and commit and not given back.
+  int64_t held_bytes() const { return held_; }
+
+  /// Runs body(task) for every task in 0..tasks-1 on the host, on the backend's threads where it has some.
+  void on_host(int64_t tasks, const std::function<void(int64_t)>& body) {
+    if (!dry_) do_on_host(tasks, body);
+  }
   /// Host memory is contiguous and of the tensor's type.
   void upload(const Tensor& y, const void* host);
   void download(void* host, const Tensor& x);
@@ -230,6 +238,9 @@ class Ops {
   virtual void do_commit(void* data, int64_t bytes) = 0;
   virtual void do_unreserve(const AddressRange& range, int64_t committed) = 0;
   virtual void do_in_use(void*, int64_t, bool) {}
+  virtual void do_on_host(int64_t tasks, const std::function<void(int64_t)>& body) {
+    for (int64_t t = 0; t < tasks; ++t) body(t);
+  }
   virtual void do_upload(const Tensor& y, const void* host) = 0;
   virtual void do_download(void* host, const Tensor& x) = 0;
   virtual void do_fill(const Tensor& y, double value) = 0;
@@ -295,8 +306,11 @@ class Ops {
   template <class Run>
   void compute(const char* name, Tensors outputs, Tensors inputs, const Run& run);
 
+  void* dry_addresses(int64_t bytes);
+
   bool dry_;
-  int64_t next_dry_ = int64_t{1} << 62;  // an address in a range that no process maps
+  int64_t next_dry_ = int64_t{1} << 48;  // an address in a range that no process maps
+  int64_t held_ = 0;
   std::vector<OpObserver*> observers_;
 };
 

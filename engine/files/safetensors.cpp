@@ -231,18 +231,23 @@ bool SafetensorsFile::is_floating(const TensorInfo& tensor) {
 }
 
 void SafetensorsFile::read_as(const TensorInfo& tensor, DType type, void* out, bool finite) const {
+  read_as(tensor, 0, tensor.count(), type, out, finite);
+}
+
+void SafetensorsFile::read_as(const TensorInfo& tensor, std::int64_t first, std::int64_t count, DType type, void* out, bool finite) const {
+  KAVA_CHECK(0 <= first && 0 <= count && first + count <= tensor.count(), "elements {} + {} of {}", first, count, tensor.count());
   with_source_type(path(), tensor, [&](auto source) {
     using From = decltype(source);
     dispatch(type, [&]<class To>() {
       constexpr std::size_t at_once = kChunk / sizeof(From);
-      const auto total = static_cast<std::size_t>(tensor.count());
+      const auto total = static_cast<std::size_t>(count), begin = static_cast<std::size_t>(first);
       std::vector<From> chunk(std::is_same_v<From, To> ? 0 : std::min(total, at_once));
       for (std::size_t done = 0; done < total; done += at_once) {
         const std::size_t n = std::min(at_once, total - done);
         To* to = static_cast<To*>(out) + done;
         From* from = chunk.data();
         if constexpr (std::is_same_v<From, To>) from = to;
-        read(tensor, done * sizeof(From), from, n * sizeof(From));
+        read(tensor, (begin + done) * sizeof(From), from, n * sizeof(From));
         if (!convert(from, to, n) && finite)
           fail(path(), fmt::format("{} has a NaN or infinity in {}", named(tensor.name), name_of(type)),
                "use sound weights, or a wider model.dtype");

@@ -50,6 +50,8 @@ class SafetensorsFile {
   /// The values in another type (f32, f64 or bf16), each rounded once to nearest even, through a buffer of one megabyte. With `finite`, NaN
   /// and infinity in `out` are Error naming the tensor. A dtype that is not floating is Error.
   void read_as(const TensorInfo& tensor, DType type, void* out, bool finite = false) const;
+  /// `count` of them from element `first` on.
+  void read_as(const TensorInfo& tensor, std::int64_t first, std::int64_t count, DType type, void* out, bool finite) const;
 
  private:
   explicit SafetensorsFile(const std::string& path) : file_(path) {}

@@ -21,6 +21,7 @@ class CpuOps final : public Ops {
   void do_commit(void* data, int64_t bytes) override;
   void do_unreserve(const AddressRange& range, int64_t committed) override;
   void do_in_use(void* data, int64_t bytes, bool used) override;
+  void do_on_host(int64_t tasks, const std::function<void(int64_t)>& body) override { threads_.run(tasks, body); }
   void do_upload(const Tensor& y, const void* host) override;
   void do_download(void* host, const Tensor& x) override;
   void do_fill(const Tensor& y, double value) override;
@@ -76,13 +77,12 @@ class CpuOps final : public Ops {
   void do_adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad, const Tensor& grad_square,
                 const Tensor& updates, const AdamwOptions& options) override;
 
-  /// Counts memory given out, and refuses what the machine will not have when it is touched.
-  void account(int64_t bytes);
+  /// Refuses what the machine will not have when it is touched.
+  void require_available(int64_t bytes);
 
   Threads threads_;
   Matmul matmul_;
-  int64_t held_ = 0;       // bytes given out
-  int64_t unchecked_ = 0;  // of them, since the machine was last asked
+  int64_t unchecked_ = 0;  // bytes given out since the machine was last asked
   int workers_;            // threads that a task may run on, also where a dry backend has not started them
 };
 

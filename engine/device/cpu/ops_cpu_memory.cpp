@@ -38,35 +38,26 @@ void ask_for_large_pages(void* data, std::size_t bytes) { (void)madvise(data, by
 
 }  // namespace
 
-void CpuOps::account(int64_t bytes) {
-  held_ += bytes;
-  if (bytes <= 0 || (unchecked_ += bytes) < kUnchecked) return;
+void CpuOps::require_available(int64_t bytes) {
+  if ((unchecked_ += bytes) < kUnchecked) return;
   unchecked_ = 0;
   // Linux gives memory that it does not have and ends the program when it is touched. What was given and not touched yet is still to be
   // taken from what is available.
-  const int64_t untouched = std::max<int64_t>(0, held_ - bytes - resident_memory());
-  if (bytes <= available_physical_memory() - untouched) return;
-  held_ -= bytes;
-  refuse(bytes);
+  const int64_t untouched = std::max<int64_t>(0, held_bytes() - resident_memory());
+  if (bytes > available_physical_memory() - untouched) refuse(bytes);
 }
 
 void* CpuOps::do_allocate(int64_t bytes) {
   const std::size_t size = std::max<std::size_t>(static_cast<std::size_t>(bytes), 1);
   const bool large = size >= 2 * kLargePage;
   void* data = nullptr;
-  account(bytes);
-  if (posix_memalign(&data, large ? kLargePage : kCacheLine, size) != 0) {
-    held_ -= bytes;
-    refuse(bytes);
-  }
+  require_available(bytes);
+  if (posix_memalign(&data, large ? kLargePage : kCacheLine, size) != 0) refuse(bytes);
   if (large) ask_for_large_pages(data, size);
   return data;
 }
 
-void CpuOps::do_release(void* data, int64_t bytes) {
-  std::free(data);
-  account(-bytes);
-}
+void CpuOps::do_release(void* data, int64_t) { std::free(data); }
 
 AddressRange CpuOps::do_reserve() {
   // No step is larger than the machine. Where addresses are limited, some are left to everything else.
@@ -86,18 +77,14 @@ AddressRange CpuOps::do_reserve() {
 }
 
 void CpuOps::do_commit(void* data, int64_t bytes) {
-  account(bytes);
-  if (mprotect(data, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE) != 0) {
-    held_ -= bytes;
-    refuse(bytes);
-  }
+  require_available(bytes);
+  if (mprotect(data, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE) != 0) refuse(bytes);
   ask_for_large_pages(data, static_cast<std::size_t>(bytes));
 }
 
 void CpuOps::do_unreserve(const AddressRange& range, int64_t committed) {
   do_in_use(range.begin, committed, true);
   munmap(range.begin, static_cast<std::size_t>(range.bytes));
-  account(-committed);
 }
 
 void CpuOps::do_in_use(void* data, int64_t bytes, bool used) {
