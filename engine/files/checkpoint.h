@@ -41,8 +41,9 @@ std::filesystem::path write_checkpoint(const std::filesystem::path& run_dir, std
                                        const std::function<void(const std::filesystem::path&)>& fill);
 
 /// The manifest of a checkpoint folder after checking every file against it. Error(code data) naming the file where one is missing, not in
-/// the manifest, or changed; or the manifest is malformed or of another format version.
-Manifest verify_checkpoint(const std::filesystem::path& directory);
+/// the manifest, or changed; or the manifest is malformed or of another format version. `read`: what the names of the files begin with that
+/// are going to be read; of the others only the size is checked.
+Manifest verify_checkpoint(const std::filesystem::path& directory, std::string_view read = "");
 
 struct Checkpoint {
   std::filesystem::path path;

@@ -83,6 +83,10 @@ TEST_CASE("the newest checkpoint is found by number, past broken ones, and the r
   CHECK(skipped[0].find("step_300") != std::string::npos);
   CHECK(skipped[1].find("step_100/optimizer.safetensors") != std::string::npos);
   CHECK(skipped[2].find("step_10/manifest.json") != std::string::npos);
+  // Who reads the adapter alone is not stopped by moments of the right size.
+  CHECK(verify_checkpoint(all / "step_100", "adapter/").step == 100);
+  overwrite(all / "step_100" / "optimizer.safetensors", "moments");
+  CHECK_THROWS_AS(verify_checkpoint(all / "step_100", "adapter/"), Error);
 }
 
 TEST_CASE("a checkpoint under another step's name does not count") {
