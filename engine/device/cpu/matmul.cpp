@@ -159,16 +159,15 @@ void plain_tile(O* c, int64_t ldc, const Operand& a, const Operand& b, const T* 
   }
 }
 
-void plain_product(Threads& threads, const Tensor& c, const Operand& a, const Operand& b, DType type, int64_t k, const Tensor& bias,
-                   bool add) {
+void plain_product(Threads& threads, const Tensor& c, const Operand& a, const Operand& b, DType type, int64_t k, const Tensor& bias) {
   const int64_t row_tiles = (c.rows + kRowUnit - 1) / kRowUnit, col_tiles = (c.cols + kTileCols - 1) / kTileCols;
   threads.run(row_tiles * col_tiles, [&](int64_t task) {
     const int64_t row = task / col_tiles * kRowUnit, col = task % col_tiles * kTileCols;
     const int64_t m = std::min(kRowUnit, c.rows - row), n = std::min(kTileCols, c.cols - col);
     dispatch(type, [&]<class T>() {
       const T* added = static_cast<const T*>(bias.data);
-      if (c.dtype == type) plain_tile<T>(c.row<T>(row) + col, c.stride, a, b, added, row, col, m, n, k, add);
-      else plain_tile<T>(c.row<Sum<T>>(row) + col, c.stride, a, b, added, row, col, m, n, k, add);
+      if (c.dtype == type) plain_tile<T>(c.row<T>(row) + col, c.stride, a, b, added, row, col, m, n, k, false);
+      else plain_tile<T>(c.row<Sum<T>>(row) + col, c.stride, a, b, added, row, col, m, n, k, false);
     });
   });
 }
@@ -208,27 +207,38 @@ std::vector<Area> areas_of(int64_t m, int64_t n, int64_t tile_rows = kTileRows) 
   return areas;
 }
 
-// c (+)= a^T b, a sum over rows of the step: pieces of fixed length, the last one filled with zeros.
-void sum_product(Threads& threads, const Tensor& c, const Tensor& a, const Tensor& b, bool add) {
-  const DType type = a.dtype;
-  const int64_t k = a.rows, whole = k / kSumPiece * kSumPiece, rest = k - whole, rest_rows = round_up(rest, 64);
-  KAVA_CHECK(c.dtype == sum_type(type) || k <= kSumPiece, "a sum over {} rows in {}", k, name_of(c.dtype));
-  const Operand oa{a.data, a.stride, true}, ob{b.data, b.stride, false};
-  std::vector<char> a_rest, b_rest;
-  if (rest != rest_rows) a_rest = padded_rows(a, whole, k, rest_rows), b_rest = padded_rows(b, whole, k, rest_rows);
-  const std::vector<Area> areas = areas_of(c.rows, c.cols);
-  threads.run(static_cast<int64_t>(areas.size()), [&](int64_t task) {
-    const Area& t = areas[static_cast<std::size_t>(task)];
-    bool sum = add;
-    for (int64_t l = 0; l < whole; l += kSumPiece, sum = true)
-      tile_product({t.of(c), c.stride, c.dtype, oa.at(type, t.row, l), a.stride, ob.at(type, l, t.col), b.stride, type}, true, false,
-                   t.rows, t.cols, kSumPiece, sum);
-    if (rest == 0) return;
-    const Operand ra = a_rest.empty() ? Operand{oa.at(type, 0, whole), a.stride, true} : Operand{a_rest.data(), a.cols, true};
-    const Operand rb = b_rest.empty() ? Operand{ob.at(type, whole, 0), b.stride, false} : Operand{b_rest.data(), b.cols, false};
-    tile_product({t.of(c), c.stride, c.dtype, ra.at(type, t.row, 0), ra.stride, rb.at(type, 0, t.col), rb.stride, type}, true, false,
-                 t.rows, t.cols, rest_rows, sum);
-  });
+// Rows of an operand of a RowSum, the last piece filled with zeros.
+class PieceRows {
+ public:
+  PieceRows(const Tensor& x, int64_t whole, int64_t rest_rows) : x_(x), whole_(whole) {
+    if (x.rows - whole != rest_rows) rest_ = padded_rows(x, whole, x.rows, rest_rows);
+  }
+  const void* at(int64_t row, int64_t col) const {
+    if (row >= whole_ && !rest_.empty()) return rest_.data() + col * size_of(x_.dtype);
+    return static_cast<const char*>(x_.data) + (row * x_.stride + col) * size_of(x_.dtype);
+  }
+  int64_t stride(int64_t row) const { return row >= whole_ && !rest_.empty() ? x_.cols : x_.stride; }
+
+ private:
+  const Tensor& x_;
+  int64_t whole_;
+  std::vector<char> rest_;
+};
+
+// What a tile's products are summed in before something else is done to them; it belongs to the thread.
+template <class S>
+S* tile_scratch(int tiles) {
+  thread_local std::vector<S> scratch;
+  scratch.resize(static_cast<std::size_t>(tiles * kTileRows * kTileCols));
+  return scratch.data();
+}
+
+template <class S>
+void add_scaled(const Tensor& c, const Area& t, const S* product, S scale) {
+  for (int64_t r = 0; r < t.rows; ++r) {
+    S* out = c.row<S>(t.row + r) + t.col;
+    for (int64_t j = 0; j < t.cols; ++j) out[j] += scale * product[r * kTileCols + j];
+  }
 }
 
 // The rows of an operand by tiles: the last one is filled with zero rows to a multiple of kRowUnit.
@@ -250,8 +260,8 @@ class TileRows {
   std::vector<char> tail_;
 };
 
-// c (+)= a op(b) + bias, each with the last tile of its rows filled up.
-void row_products(Threads& threads, std::span<const Matmul::Product> products, bool add) {
+// Each with the last tile of its rows filled up.
+void row_products(Threads& threads, std::span<const Matmul::Product> products) {
   struct Task {
     std::size_t product;
     Area area;
@@ -265,8 +275,7 @@ void row_products(Threads& threads, std::span<const Matmul::Product> products, b
     rows.emplace_back(a);
     if (c.rows == 0 || !rows[i].padded(c.rows - 1)) continue;
     const int64_t begin = c.rows - c.rows % kTileRows, padded = round_up(c.rows - begin, kRowUnit);
-    c_tails[i] =
-        add ? padded_rows(c, begin, c.rows, padded) : std::vector<char>(static_cast<std::size_t>(padded * c.cols * size_of(c.dtype)));
+    c_tails[i].resize(static_cast<std::size_t>(padded * c.cols * size_of(c.dtype)));
   }
   threads.run(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
     const auto& [i, t] = tasks[static_cast<std::size_t>(task)];
@@ -284,7 +293,7 @@ void row_products(Threads& threads, std::span<const Matmul::Product> products, b
               type};
     if (p.bias) tile.bias = static_cast<const char*>(p.bias.data) + t.col * size_of(type);
     if (padded) tile.c = c_tails[i].data() + t.col * c_size, tile.ldc = n;
-    tile_product(tile, false, p.transpose_b, rows[i].rows(t), t.cols, p.a.cols, add);
+    tile_product(tile, false, p.transpose_b, rows[i].rows(t), t.cols, p.a.cols, false);
     for (int64_t r = 0; padded && r < t.rows; ++r)
       std::memcpy(t.of(p.c) + r * p.c.stride * c_size, static_cast<char*>(tile.c) + r * n * c_size,
                   static_cast<std::size_t>(t.cols * c_size));
@@ -294,33 +303,6 @@ void row_products(Threads& threads, std::span<const Matmul::Product> products, b
 bool multiplies_in_f32(DType type) { return has_onednn(type) && type == DType::bf16 && !has_bf16(); }
 
 }  // namespace
-
-void Matmul::run(const Tensor& c, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, Store store) {
-  const int64_t m = transpose_a ? a.cols : a.rows, k = transpose_a ? a.rows : a.cols;
-  const int64_t n = transpose_b ? b.rows : b.cols, kb = transpose_b ? b.cols : b.rows;
-  const DType type = a.dtype;
-  KAVA_CHECK(k == kb && c.rows == m && c.cols == n, "[{}, {}] = [{}, {}] [{}, {}]", c.rows, c.cols, m, k, kb, n);
-  KAVA_CHECK(b.dtype == type && (c.dtype == type || c.dtype == sum_type(type)), "{} = {} {}", name_of(c.dtype), name_of(type),
-             name_of(b.dtype));
-  const bool add = store == Store::add;
-  KAVA_CHECK(!add || c.dtype == sum_type(type), "sums are added in {}", name_of(sum_type(type)));
-  if (m == 0 || n == 0) return;
-  if (!has_onednn(type) || k == 0)
-    return plain_product(threads_, c, {a.data, a.stride, transpose_a}, {b.data, b.stride, transpose_b}, type, k, {}, add);
-  if (multiplies_in_f32(type)) {
-    std::vector<float> wide_a = widened(a), wide_b = widened(b), wide_c;
-    Tensor sum = c;
-    if (c.dtype == DType::bf16) wide_c.resize(static_cast<std::size_t>(c.count())), sum = view(wide_c, c.rows, c.cols);
-    run(sum, view(wide_a, a.rows, a.cols), transpose_a, view(wide_b, b.rows, b.cols), transpose_b, store);
-    for (int64_t r = 0; r < c.rows && !wide_c.empty(); ++r)
-      for (int64_t j = 0; j < n; ++j) c.row<bf16>(r)[j] = to_bf16(sum.row<float>(r)[j]);
-    return;
-  }
-
-  KAVA_CHECK(!transpose_a || !transpose_b, "both operands transposed");
-  if (transpose_a) sum_product(threads_, c, a, b, add);
-  else row_products(threads_, std::array{Product{c, a, b, transpose_b}}, add);
-}
 
 void Matmul::run_all(std::span<const Product> products) {
   for (const Product& p : products) {
@@ -334,16 +316,15 @@ void Matmul::run_all(std::span<const Product> products) {
   }
   if (products.empty() || products[0].c.rows == 0) return;
   const DType type = products[0].a.dtype;
-  if (has_onednn(type) && !multiplies_in_f32(type)) return row_products(threads_, products, false);
+  if (has_onednn(type) && !multiplies_in_f32(type)) return row_products(threads_, products);
   for (const Product& p : products) {
-    const Operand b{p.b.data, p.b.stride, p.transpose_b};
     if (!has_onednn(type)) {
-      plain_product(threads_, p.c, {p.a.data, p.a.stride, false}, b, type, p.a.cols, p.bias, false);
+      plain_product(threads_, p.c, {p.a.data, p.a.stride, false}, {p.b.data, p.b.stride, p.transpose_b}, type, p.a.cols, p.bias);
       continue;
     }
-    std::vector<float> wide(static_cast<std::size_t>(p.c.count()));
-    const Tensor sum = view(wide, p.c.rows, p.c.cols);
-    run(sum, p.a, false, p.b, p.transpose_b);
+    std::vector<float> a = widened(p.a), b = widened(p.b), sums(static_cast<std::size_t>(p.c.count()));
+    const Tensor sum = view(sums, p.c.rows, p.c.cols);
+    run({sum, view(a, p.a.rows, p.a.cols), view(b, p.b.rows, p.b.cols), p.transpose_b});
     for (int64_t r = 0; r < p.c.rows; ++r)
       for (int64_t j = 0; j < p.c.cols; ++j) {
         const float s = sum.row<float>(r)[j] + (p.bias ? to_float(p.bias.row<bf16>(0)[j]) : 0);
@@ -351,6 +332,52 @@ void Matmul::run_all(std::span<const Product> products) {
         else p.c.row<float>(r)[j] = s;
       }
   }
+}
+
+void Matmul::add_all(std::span<const RowSum> sums) {
+  if (sums.empty() || sums[0].a.rows == 0) return;
+  const DType type = sums[0].a.dtype;
+  const int64_t k = sums[0].a.rows;
+  for (const RowSum& s : sums) {
+    KAVA_CHECK(s.a.rows == k && s.b.rows == k && s.c.rows == s.a.cols && s.c.cols == s.b.cols, "[{}, {}] += [{}, {}]^T [{}, {}]", s.c.rows,
+               s.c.cols, s.a.rows, s.a.cols, s.b.rows, s.b.cols);
+    KAVA_CHECK(s.a.dtype == type && s.b.dtype == type && s.c.dtype == sum_type(type), "{} += {} {}", name_of(s.c.dtype), name_of(s.a.dtype),
+               name_of(s.b.dtype));
+  }
+  if (multiplies_in_f32(type)) {
+    for (const RowSum& s : sums) {
+      std::vector<float> a = widened(s.a), b = widened(s.b);
+      add_all(std::array{RowSum{s.c, view(a, k, s.a.cols), view(b, k, s.b.cols), s.scale}});
+    }
+    return;
+  }
+  const int64_t whole = k / kSumPiece * kSumPiece, rest_rows = round_up(k - whole, 64);
+  struct Task {
+    std::size_t sum;
+    Area area;
+  };
+  std::vector<Task> tasks;
+  std::vector<PieceRows> a, b;
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    for (const Area& t : areas_of(sums[i].c.rows, sums[i].c.cols)) tasks.push_back({i, t});
+    a.emplace_back(sums[i].a, whole, rest_rows), b.emplace_back(sums[i].b, whole, rest_rows);
+  }
+  threads_.run(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
+    const auto& [i, t] = tasks[static_cast<std::size_t>(task)];
+    const RowSum& s = sums[i];
+    dispatch(type, [&]<class T>() {
+      Sum<T>* product = tile_scratch<Sum<T>>(1);
+      for (int64_t row = 0; row < k; row += kSumPiece) {
+        if (has_onednn(type))
+          tile_product({product, kTileCols, s.c.dtype, a[i].at(row, t.row), a[i].stride(row), b[i].at(row, t.col), b[i].stride(row), type},
+                       true, false, t.rows, t.cols, row < whole ? kSumPiece : rest_rows, false);
+        else
+          plain_tile<T>(product, kTileCols, {s.a.row<T>(row), s.a.stride, true}, {s.b.row<T>(row), s.b.stride, false},
+                        static_cast<const T*>(nullptr), t.row, t.col, t.rows, t.cols, std::min(kSumPiece, k - row), false);
+        add_scaled(s.c, t, product, static_cast<Sum<T>>(s.scale));
+      }
+    });
+  });
 }
 
 void Matmul::sum_tiles(const Term& x, const Term& y, bool apart, const std::function<void(const SumTile&)>& finish) {
@@ -367,11 +394,12 @@ void Matmul::sum_tiles(const Term& x, const Term& y, bool apart, const std::func
   const std::vector<Area> areas = areas_of(m, n, plain ? kRowUnit : kTileRows);
   const TileRows x_rows(x.a), y_rows(y.a);
   threads_.run(static_cast<int64_t>(areas.size()), [&](int64_t task) {
-    thread_local std::vector<char> scratch;
     const Area& t = areas[static_cast<std::size_t>(task)];
-    const int64_t bytes = kTileCols * size_of(sum) * (plain ? kRowUnit : kTileRows);
-    scratch.resize(static_cast<std::size_t>(2 * bytes));
-    void *first = scratch.data(), *second = apart ? scratch.data() + bytes : first;
+    void *first = nullptr, *second = nullptr;
+    dispatch(sum, [&]<class S>() {
+      S* scratch = tile_scratch<S>(2);
+      first = scratch, second = apart ? scratch + kTileRows * kTileCols : scratch;
+    });
     auto product = [&](void* c, const Term& term, const TileRows& rows, bool add) {
       const Operand b{term.b.data, term.b.stride, false};
       if (plain)

@@ -13,19 +13,25 @@ class Matmul {
  public:
   explicit Matmul(Threads& threads) : threads_(threads) {}
 
-  enum class Store { set, add };
-  /// c [m, n] = op(a) [m, k] op(b) [k, n]; op transposes. a and b of one type; c of that type or of its sum type (add: sum type only).
-  /// Row i of c depends on row i of op(a) and on b alone, bit for bit, whatever m is.
-  void run(const Tensor& c, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, Store store = Store::set);
-
-  /// c = a op(b) + bias; bias [1, n] of a's type, or empty, is added before c is rounded.
+  /// c [m, n] = a [m, k] op(b) [k, n] + bias; op transposes. a and b of one type, c of that type or of its sum type; bias [1, n] of a's
+  /// type, or empty, is added before c is rounded.
   struct Product {
     Tensor c, a, b;
-    bool transpose_b;
+    bool transpose_b = false;
     Tensor bias = {};
   };
-  /// Products of one type and of as many rows each, whose tiles are handed out together. Rows are as independent as those of run().
+  /// Products of one type and of as many rows each, whose tiles are handed out together. Row i of c depends on row i of a and on b alone,
+  /// bit for bit, whatever m is.
   void run_all(std::span<const Product> products);
+  void run(const Product& product) { run_all(std::span(&product, 1)); }
+
+  /// c [m, n] += scale * a^T b, a [k, m] and b [k, n] of one type, c of its sum type: a sum over rows of the step.
+  struct RowSum {
+    Tensor c, a, b;
+    double scale = 1;
+  };
+  /// Their tiles are handed out together. The rows are cut into pieces of fixed length; each piece's product is scaled and added in order.
+  void add_all(std::span<const RowSum> sums);
 
   /// A tile of a sum of two products, in the sum type, rows kTileCols apart. second: the other product, where it is kept apart.
   struct SumTile {
@@ -36,7 +42,7 @@ class Matmul {
   struct Term {
     Tensor a, b;  // [m, k], [k, n]
   };
-  /// finish() for every tile of x.a x.b + y.a y.b. Rows are as independent as those of run().
+  /// finish() for every tile of x.a x.b + y.a y.b. Rows are as independent as those of run_all().
   void sum_tiles(const Term& x, const Term& y, bool apart, const std::function<void(const SumTile&)>& finish);
 
  private:

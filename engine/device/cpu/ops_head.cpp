@@ -1,5 +1,6 @@
 // cpu backend: the head's product with its cross-entropy, some rows at a time.
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "engine/device/cpu/ops_cpu.h"
@@ -70,7 +71,7 @@ void CpuOps::do_head_cross_entropy(Arena& arena, const Tensor& losses, const Ten
     const Tensor z = logits ? logits.row_range(first, last) : arena.alloc(sum, hc.rows, V);
     const Tensor dz = backward ? arena.alloc(type, hc.rows, V) : Tensor{};
     if (dry()) continue;
-    matmul_.run(z, hc, false, w, true);
+    matmul_.run({z, hc, w, true});
     dispatch(type, [&]<class T>() {
       using S = Sum<T>;
       threads_.blocks(hc.rows, 1, [&](int64_t r, int64_t) {
@@ -87,8 +88,8 @@ void CpuOps::do_head_cross_entropy(Arena& arena, const Tensor& losses, const Ten
         d[target] = rounded<T>(fast_exp(row[target] - s.most) * scale - w1);
       });
     });
-    if (dh) matmul_.run(dh.row_range(first, last), dz, false, w, false);
-    if (dw) matmul_.run(dw, dz, true, hc, false, Matmul::Store::add);
+    if (dh) matmul_.run({dh.row_range(first, last), dz, w});
+    if (dw) matmul_.add_all(std::array{Matmul::RowSum{dw, dz, hc}});
   }
   if (dry()) return;
   dispatch(sum, [&]<class S>() {

@@ -115,7 +115,7 @@ void CpuOps::do_lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& g, c
   const Matmul::Product xa{xx.col_range(g.in, xx.cols), dropped(threads_, arena, xx.col_range(0, g.in), dropout, dry()), g.a, true};
   if (dry()) return;
   if (reads == Reads::streamed) streamed_products(threads_, std::span(&xa, 1));
-  else matmul_.run_all(std::span(&xa, 1));
+  else matmul_.run(xa);
 }
 
 void CpuOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, const LinearGroup& g, Reads reads) {
@@ -145,7 +145,7 @@ void CpuOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& d
   for (const Ranks& other : {Ranks{0, ranks.begin}, Ranks{ranks.end, g.ranks()}})
     if (dxa && other.count() > 0) do_fill(dxa.col_range(other.begin, other.end), 0);
   if (!dx) return;
-  if (ranks.count() == 0) return matmul_.run(dx, dy, false, g.w(), false);
+  if (ranks.count() == 0) return matmul_.run({dx, dy, g.w()});
   dispatch(dx.dtype, [&]<class T>() {
     const bool drops = dropout.p > 0;
     matmul_.sum_tiles({dy, g.w()}, {dxa.col_range(ranks.begin, ranks.end), g.a.row_range(ranks.begin, ranks.end)}, drops,
@@ -171,38 +171,26 @@ void CpuOps::do_linear_group_bwd_params(Arena& arena, const LinearGroupGrad& gra
   ArenaScope scope(arena);
   const Tensor x = xx.col_range(0, g.in);
   const Ranks ranks = ranks_of(g);
-  if (grad.dw && !dry()) matmul_.run(grad.dw, dy, true, x, false, Matmul::Store::add);
-  if (grad.dbias && !dry())
-    dispatch(dy.dtype, [&]<class T>() {
-      threads_.blocks(g.outs(), 64, [&](int64_t begin, int64_t end) {
-        Sum<T>* sum = grad.dbias.row<Sum<T>>(0);
-        for (int64_t n = 0; n < dy.rows; ++n)
-          for (int64_t o = begin; o < end; ++o) sum[o] += to_float(dy.row<T>(n)[o]);
-      });
-    });
-  if (grad.da && ranks.count() > 0) {
-    const Tensor xd = dropped(threads_, arena, x, dropout, dry());
-    if (!dry())
-      matmul_.run(grad.da.row_range(ranks.begin, ranks.end), dxa.col_range(ranks.begin, ranks.end), true, xd, false, Matmul::Store::add);
-  }
+  std::vector<Matmul::RowSum> sums;
+  if (grad.dw) sums.push_back({grad.dw, dy, x});
+  if (grad.da && ranks.count() > 0)
+    sums.push_back(
+        {grad.da.row_range(ranks.begin, ranks.end), dxa.col_range(ranks.begin, ranks.end), dropped(threads_, arena, x, dropout, dry())});
   for (std::size_t j = 0; j < grad.db.size(); ++j) {
     const LinearPart& p = g.parts[j];
-    if (!grad.db[j]) continue;
-    ArenaScope inner(arena);
-    const Tensor product = arena.alloc(sum_type(x.dtype), p.outs, p.rank);
-    if (dry()) continue;
-    do_fill(product, 0);
-    const int64_t from = g.in + p.rank_begin;
-    matmul_.run(product, dy.col_range(p.out_begin, p.out_begin + p.outs), true, xx.col_range(from, from + p.rank), false,
-                Matmul::Store::add);
-    dispatch(product.dtype, [&]<class S>() {
-      threads_.blocks(product.rows, kRowBlock, [&](int64_t begin, int64_t end) {
-        for (int64_t o = begin; o < end; ++o)
-          for (int64_t i = 0; i < p.rank; ++i)
-            grad.db[j].row<Sum<S>>(o)[i] += static_cast<Sum<S>>(p.scale) * to_float(product.row<S>(o)[i]);
-      });
-    });
+    const int64_t out = p.out_begin, rank = g.in + p.rank_begin;
+    if (grad.db[j]) sums.push_back({grad.db[j], dy.col_range(out, out + p.outs), xx.col_range(rank, rank + p.rank), p.scale});
   }
+  if (dry()) return;
+  matmul_.add_all(sums);
+  if (!grad.dbias) return;
+  dispatch(dy.dtype, [&]<class T>() {
+    threads_.blocks(g.outs(), 64, [&](int64_t begin, int64_t end) {
+      Sum<T>* sum = grad.dbias.row<Sum<T>>(0);
+      for (int64_t n = 0; n < dy.rows; ++n)
+        for (int64_t o = begin; o < end; ++o) sum[o] += to_float(dy.row<T>(n)[o]);
+    });
+  });
 }
 
 }  // namespace kava
