@@ -1,11 +1,15 @@
 #include "engine/cli.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
+#include <ctime>
 #include <fstream>
 #include <iostream>
 #include <new>
@@ -14,6 +18,7 @@
 
 #include "commit.h"  // made by the build
 #include "engine/error.h"
+#include "engine/files/disk.h"
 #include "kernels/gpu_error.h"
 
 namespace kava {
@@ -21,14 +26,40 @@ namespace kava {
 namespace {
 
 // A signal handler can reach nothing but a global.
-volatile std::sig_atomic_t g_stop = 0;
+volatile std::sig_atomic_t g_stop = 0, g_checkpoint = 0;
+std::atomic<std::int64_t> g_stop_time = 0;  // milliseconds
+static_assert(std::atomic<std::int64_t>::is_always_lock_free);
+constexpr std::int64_t kSameStop = 2000;  // milliseconds
 
-void on_signal(int signal) {
-  if (g_stop) {
+void on_stop(int signal) {
+  timespec now = {};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  const std::int64_t time = std::int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
+  if (!g_stop) {
+    g_stop_time = time;
+    g_stop = 1;
+  } else if (time - g_stop_time >= kSameStop) {
     std::signal(signal, SIG_DFL);
     std::raise(signal);
   }
-  g_stop = 1;
+}
+
+void on_checkpoint(int) { g_checkpoint = 1; }
+
+void handle(int signal, void (*handler)(int)) {
+  struct sigaction action = {};
+  if (::sigaction(signal, nullptr, &action) == 0 && action.sa_handler == SIG_IGN) return;
+  action = {};
+  action.sa_handler = handler;
+  // One handler at a time: which stop signal came first must be certain.
+  ::sigfillset(&action.sa_mask);
+  ::sigaction(signal, &action, nullptr);
+}
+
+// A reader that went away is no full disk. The error number of the write that failed is lost by now; the pipe still tells.
+bool reader_is_gone() {
+  pollfd out = {STDOUT_FILENO, 0, 0};
+  return ::poll(&out, 1, 0) == 1 && (out.revents & POLLERR) != 0;
 }
 
 // A closed descriptor 0, 1 or 2 would be given to the next file that is opened, and a message would land in it. The stand-ins fail on use.
@@ -37,7 +68,11 @@ void occupy_standard_descriptors() {
     if (::fcntl(descriptor, F_GETFD) == -1 && errno == EBADF) (void)!::open("/dev/null", descriptor == 0 ? O_WRONLY : O_RDONLY);
 }
 
-Error stdout_failed() { return {Exit::write, "standard output", "could not write", "free some space or redirect it elsewhere"}; }
+Error stdout_failed() {
+  if (reader_is_gone())
+    return {Exit::write, "standard output", "its reader has closed it (broken pipe)", "read it to its end, or redirect it to a file"};
+  return {Exit::write, "standard output", "could not write", "free some space or redirect it elsewhere"};
+}
 
 int report(Exit code, const std::string& line) {
   std::fflush(stdout);
@@ -82,7 +117,13 @@ int run_program(const std::function<int()>& body) {
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is then an error of write()
   try {
+#ifdef KAVA_FAILPOINTS
+    disk::check_failpoints();
+#endif
     const int code = body();
+#ifdef KAVA_FAILPOINTS
+    disk::report_failpoints();
+#endif
     if (code == 0) require_printed();
     return code;
   } catch (const Error& e) {
@@ -132,12 +173,16 @@ std::string version_text(const std::string& program) {
 }
 
 void catch_signals() {
-  struct sigaction action = {};
-  action.sa_handler = on_signal;
-  ::sigaction(SIGTERM, &action, nullptr);
-  ::sigaction(SIGINT, &action, nullptr);
+  for (int signal : {SIGTERM, SIGINT, SIGUSR1, SIGHUP}) handle(signal, on_stop);
+  handle(SIGUSR2, on_checkpoint);
 }
 
 bool stop_requested() { return g_stop != 0; }
+
+bool checkpoint_requested() {
+  const bool asked = g_checkpoint != 0;
+  if (asked) g_checkpoint = 0;
+  return asked;
+}
 
 }  // namespace kava

@@ -23,8 +23,11 @@ std::string release_text(const std::string& program);
 /// That, and compiler and devices: what --version prints.
 std::string version_text(const std::string& program);
 
-/// Installs handlers for SIGTERM and SIGINT that set a flag; a second signal ends the process at once.
+/// Installs handlers, but where a signal is ignored. SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask for a stop; one more of them within 2 seconds
+/// is the same (Slurm sends two within 12 ms), a later one ends the process at once. SIGUSR2 asks for a checkpoint.
 void catch_signals();
 bool stop_requested();
+/// Whether a checkpoint was asked for since the last call.
+bool checkpoint_requested();
 
 }  // namespace kava

@@ -1,5 +1,6 @@
 #include "models/adapter.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <set>
 
@@ -71,23 +72,26 @@ Json adapter_config(const Model& model) {
           {"revision", nullptr}};
 }
 
-// f32 copies of parameters for a file.
-struct FileTensors {
-  std::vector<std::vector<float>> values;
-  std::vector<TensorOut> tensors;
-};
+// The values in f32, rounded once, at most a part of them in another type at a time.
+void download_as_f32(const Model& model, const Tensor& value, float* out) {
+  if (value.dtype == DType::f32) return model.ops.download(out, value);
+  const int64_t at_once = std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(value.cols, 1));
+  for (int64_t first = 0; first < value.rows; first += at_once) {
+    const std::vector<double> some = model.parameters.get(value.row_range(first, std::min(value.rows, first + at_once)));
+    out = std::copy(some.begin(), some.end(), out);
+  }
+}
 
 template <class Belongs>
-FileTensors collect(const Model& model, Belongs belongs) {
-  FileTensors out;
-  for (const Parameter& p : model.parameters.all()) {
-    if (!belongs(p.name)) continue;
-    const std::vector<double> host = model.parameters.get(p.value);
-    out.values.emplace_back(host.begin(), host.end());
-    out.tensors.push_back({p.name, "F32", p.file_shape(), nullptr});
-  }
-  for (std::size_t i = 0; i < out.tensors.size(); ++i) out.tensors[i].data = out.values[i].data();
-  return out;
+void save_file(const Model& model, FolderWriter& folder, const std::string& name, Belongs belongs,
+               const std::map<std::string, std::string>& metadata = {}) {
+  std::vector<TensorOut> tensors;
+  for (const Parameter& p : model.parameters.all())
+    if (belongs(p.name))
+      tensors.push_back({p.name, "F32", p.file_shape(), nullptr,
+                         [&model, value = p.value](void* out) { download_as_f32(model, value, static_cast<float*>(out)); }});
+  FileWriter file = folder.file(name);
+  write_safetensors(file, std::move(tensors), metadata);
 }
 
 std::string path_in(const std::string& folder, const char* name) { return (fs::path(folder) / name).string(); }
@@ -113,19 +117,11 @@ std::string config_of_written(const fs::path& base) {
   return config.dump(2) + "\n";
 }
 
-void make_folder(const fs::path& folder) {
-  std::error_code failed;
-  fs::create_directories(folder, failed);
-  if (failed) throw Error(Exit::write, folder.string(), "could not make the folder: " + failed.message(), "choose another --out");
-}
-
-void write_base_files(const Model& model, const fs::path& folder) {
+void write_base_files(const Model& model, FolderWriter& folder, const std::string& prefix) {
   const fs::path base = model.config.model.path;
-  write_file((folder / "config.json").string(), config_of_written(base));
-  for (const std::string& name : copied_files(base)) {
-    make_folder((folder / name).parent_path());
-    write_file((folder / name).string(), read_file((base / name).string(), std::size_t{256} << 20));
-  }
+  folder.write_file(prefix + "config.json", config_of_written(base));
+  for (const std::string& name : copied_files(base))
+    folder.write_file(prefix + name, read_file((base / name).string(), std::size_t{256} << 20));
 }
 
 }  // namespace
@@ -149,25 +145,27 @@ void load_adapter(Model& model, const std::string& folder) {
   model.parameters.refresh();
 }
 
-void save_adapter(const Model& model, const std::string& folder) {
-  make_folder(folder);
+void save_adapter(const Model& model, FolderWriter& folder, const std::string& prefix) {
   if (model.config.train.trainable == Trainable::all) {
-    write_base_files(model, folder);
-    FileTensors weights = collect(model, [](const std::string& name) { return !is_kava_tensor(name); });
-    write_safetensors(path_in(folder, "model.safetensors"), weights.tensors);
+    write_base_files(model, folder, prefix);
+    save_file(model, folder, prefix + "model.safetensors", [](const std::string& name) { return !is_kava_tensor(name); });
   } else {
-    write_file(path_in(folder, "adapter_config.json"), adapter_config(model).dump(2) + "\n");
-    FileTensors lora = collect(model, is_lora_tensor);
-    write_safetensors(path_in(folder, "adapter_model.safetensors"), lora.tensors);
+    folder.write_file(prefix + "adapter_config.json", adapter_config(model).dump(2) + "\n");
+    save_file(model, folder, prefix + "adapter_model.safetensors", is_lora_tensor);
   }
   if (!recipe_of(model.config).markers) return;
-  FileTensors extra = collect(model, is_kava_tensor);
-  write_safetensors(path_in(folder, "kava.safetensors"), extra.tensors,
-                    {{"kava.format", "1"},
-                     {"kava.base", model.base_digest},
-                     {"kava.method", name_of(model.config.method)},
-                     {"kava.latents", std::to_string(model.config.latent.count)},
-                     {"kava.iterations", std::to_string(model.config.latent.iterations)}});
+  save_file(model, folder, prefix + "kava.safetensors", is_kava_tensor,
+            {{"kava.format", "1"},
+             {"kava.base", model.base_digest},
+             {"kava.method", name_of(model.config.method)},
+             {"kava.latents", std::to_string(model.config.latent.count)},
+             {"kava.iterations", std::to_string(model.config.latent.iterations)}});
+}
+
+void save_adapter(const Model& model, const std::string& folder) {
+  FolderWriter out(folder);
+  save_adapter(model, out, "");
+  out.commit();
 }
 
 }  // namespace kava

@@ -3,6 +3,7 @@
 #pragma once
 #include <string>
 
+#include "engine/files/writers.h"
 #include "models/model.h"
 
 namespace kava {
@@ -11,7 +12,9 @@ namespace kava {
 /// values must be finite: else Error(code data) naming the tensor or the key.
 void load_adapter(Model& model, const std::string& folder);
 
-/// Writes the folder (made if missing). Error(code write).
+/// Writes the folder, in the place of an older one. Error(code write).
 void save_adapter(const Model& model, const std::string& folder);
+/// Writes its files into a folder under names that begin with `prefix`.
+void save_adapter(const Model& model, FolderWriter& folder, const std::string& prefix);
 
 }  // namespace kava

@@ -33,27 +33,35 @@ RunConfig plain_config(const std::string& folder) {
   return c;
 }
 
+void take_checkpoint(OpenedModel& m, Checkpoint checkpoint, const char* which) {
+  m.adapter = checkpoint.path / "adapter";
+  m.weights = fmt::format("checkpoints/step_{} ({})", checkpoint.manifest.step, which);
+  m.step = checkpoint.manifest.step;
+  m.lock = std::move(checkpoint.lock);
+  m.note.clear();
+}
+
 void choose_weights(OpenedModel& m) {
-  if (const std::optional<int64_t> best = linked_step(m.run_dir, "best")) {
-    const fs::path checkpoint = m.run_dir / "checkpoints" / fmt::format("step_{}", *best);
+  for (std::optional<int64_t> best = linked_step(m.run_dir, "best"); best;) {
     try {
-      verify_checkpoint(checkpoint, kRead);
-      m.adapter = checkpoint / "adapter";
-      m.weights = fmt::format("checkpoints/step_{} (best)", *best), m.step = *best;
+      take_checkpoint(m, open_checkpoint(m.run_dir / "checkpoints" / fmt::format("step_{}", *best), kRead), "best");
       return;
     } catch (const Error& e) {
       m.note = std::string("the best checkpoint was passed over: ") + e.what();
     }
+    // It was pruned for a better one, or it is damaged.
+    const std::optional<int64_t> now = linked_step(m.run_dir, "best");
+    if (now == best) break;
+    best = now;
   }
   if (is_there(m.run_dir / "adapter")) {
     m.adapter = m.run_dir / "adapter";
     m.weights = "adapter";
     return;
   }
-  const std::optional<Checkpoint> newest = newest_valid_checkpoint(m.run_dir);
+  std::optional<Checkpoint> newest = newest_valid_checkpoint(m.run_dir);
   if (!newest) throw Error(Exit::data, shown(m.run_dir), "the run has no valid checkpoint and no adapter", "train it first");
-  m.adapter = newest->path / "adapter";
-  m.weights = fmt::format("checkpoints/step_{} (newest)", newest->manifest.step), m.step = newest->manifest.step;
+  take_checkpoint(m, std::move(*newest), "newest");
 }
 
 // Of a run whose checkpoint tells what its base held; an adapter folder alone does not.
@@ -88,7 +96,9 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
     m.run_dir = path;
     choose_weights(m);
   } else if (is_there(path / "manifest.json")) {
-    m.step = verify_checkpoint(path, kRead).step;
+    Checkpoint checkpoint = open_checkpoint(path, kRead);
+    m.step = checkpoint.manifest.step;
+    m.lock = std::move(checkpoint.lock);
     m.run_dir = path.parent_path().parent_path();
     if (!is_there(m.run_dir / "config.toml"))
       throw Error(Exit::data, shown(path), "the checkpoint does not lie in its run, whose config.toml names the base",

@@ -1,6 +1,7 @@
 #include "models/params.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "engine/device/host.h"
@@ -98,6 +99,21 @@ void ParameterStore::zero_grad() {
 void ParameterStore::set_updates(int64_t count) {
   KAVA_CHECK(count >= 0 && count < std::numeric_limits<int32_t>::max(), "{} updates", count);
   ops_.fill(updates_.tensor(), static_cast<double>(count));
+}
+
+std::string ParameterStore::find_not_finite(Arena& arena) {
+  if (size_ == 0) return "";
+  // Of nearly all checkpoints one sum on the device is all that is asked.
+  const ArenaScope scope(arena);
+  const Tensor sum = arena.alloc(DType::f64, 1, 1);
+  ops_.sum_squares(arena, sum, value_);
+  double square = 0;
+  ops_.download(&square, sum);
+  if (std::isfinite(square)) return "";
+  for (const Parameter& p : parameters_)
+    for (double x : get(p.value))
+      if (!std::isfinite(x)) return p.name;
+  return "";
 }
 
 void ParameterStore::update(Arena& arena, AdamwOptions options, const Tensor& grad_square, const Tensor& losses) {

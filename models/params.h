@@ -64,6 +64,8 @@ class ParameterStore {
   void update(Arena& arena, AdamwOptions options, const Tensor& grad_square, const Tensor& losses);
   /// Updates made so far, as the bias corrections of AdamW count them.
   void set_updates(int64_t count);
+  /// The name of a parameter with a value that is not finite; "" where there is none.
+  std::string find_not_finite(Arena& arena);
 
  private:
   Buffer zeroed(DType dtype);

@@ -1,7 +1,5 @@
 #include "models/run_folder.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,16 +19,13 @@ namespace fs = std::filesystem;
 
 namespace {
 
+constexpr std::string_view kAdapter = "adapter/";
 constexpr std::size_t kMostMetrics = std::size_t{4} << 30;
 
 std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
 
 [[noreturn]] void unusable(const fs::path& path, const std::string& what) {
   throw Error(Exit::preflight, "--out " + shown(path), what, "choose another folder");
-}
-
-[[noreturn]] void write_failed(const fs::path& path, int error) {
-  throw Error(Exit::write, shown(path), fmt::format("could not write: {}", std::strerror(error)), "free some space or check the disk");
 }
 
 // The step of a line of metrics.jsonl, and whether it is a validation's; nothing for a broken line.
@@ -75,9 +70,9 @@ bool same_file(const fs::path& path, const ManifestFile& file) {
          sha256_file(path.string()) == file.sha256;
 }
 
-void copy_durably(const fs::path& from, const fs::path& to) {
+void copy(const fs::path& from, FolderWriter& folder, const std::string& name) {
   const FileReader in(from.string());
-  FileWriter out(to.string());
+  FileWriter out = folder.file(name);
   std::vector<char> chunk(std::size_t{1} << 20);
   for (uint64_t at = 0; at < in.size();) {
     const std::size_t n = in.read_some(at, chunk.data(), chunk.size());
@@ -116,56 +111,62 @@ void require_usable(const fs::path& path) {
 }
 
 RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {
-  std::error_code failed;
-  fs::create_directories(path_, failed);
-  if (failed) unusable(path_, "could not make the folder: " + failed.message());
-  lock_ = ::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (lock_ < 0) unusable(path_, fmt::format("could not open the folder: {}", std::strerror(errno)));
-  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-    ::close(lock_);
-    unusable(path_, "another process is training there");
-  }
+  lock();
+  recover_checkpoints(path_);
+  for (const char* name : {"adapter", "best", "last", "config.toml", "metrics.jsonl"}) remove_stale_parts(path_ / name);
 }
 
-RunFolder::~RunFolder() {
-  if (metrics_ >= 0) ::close(metrics_);
-  if (lock_ >= 0) ::close(lock_);
+void RunFolder::lock() {
+  constexpr int kAttempts = 8;
+  for (int attempt = 1;; ++attempt) {
+    std::error_code failed;
+    made_.reset();
+    made_ = std::make_unique<MadeFolder>(path_, failed);
+    if (failed) unusable(path_, "could not make the folder: " + failed.message());
+    std::error_code ignored;
+    const fs::path real = fs::canonical(path_, ignored);
+    lock_ = std::make_unique<PathLock>(real, PathLock::Kind::exclusive, false);
+    if (lock_->error() == 0) return;
+    if (lock_->error() == EWOULDBLOCK) unusable(path_, "another process is training there");
+    // Another process that made it and refused to train may just have removed it.
+    if (lock_->error() != ENOENT || attempt == kAttempts)
+      unusable(path_, fmt::format("could not lock the folder: {}", std::strerror(lock_->error())));
+  }
 }
 
 void RunFolder::open(const RunConfig& config, const TrainingState& state) {
   config_ = config;
-  const fs::path metrics = path_ / "metrics.jsonl";
-  const std::string lines = known_lines(metrics, state);
-  write_file((path_ / "config.toml").string(), to_toml(config, path_.string()));
-  write_file(metrics.string(), lines);
-  metrics_ = ::open(metrics.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
-  if (metrics_ < 0) write_failed(metrics, errno);
+  const fs::path metrics = path_ / "metrics.jsonl", told = path_ / "config.toml";
+  const bool had_metrics = is_there(metrics), had_config = is_there(told);
+  try {
+    const std::string lines = known_lines(metrics, state);
+    write_file(told.string(), to_toml(config, path_.string()));
+    write_file(metrics.string(), lines);
+    metrics_.emplace(metrics.string());
+  } catch (...) {
+    std::error_code ignored;
+    if (!had_metrics) fs::remove(metrics, ignored);
+    if (!had_config) fs::remove(told, ignored);
+    throw;
+  }
   set_links(state);
+  prune(state);
 }
 
-void RunFolder::append(const std::string& line) {
-  const std::string text = line + "\n";
-  const off_t before = ::lseek(metrics_, 0, SEEK_END);
-  for (std::size_t done = 0; done < text.size();) {
-    const ssize_t n = ::write(metrics_, text.data() + done, text.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) {
-      const int error = errno;
-      (void)!::ftruncate(metrics_, before);
-      write_failed(path_ / "metrics.jsonl", error);
-    }
-    done += static_cast<std::size_t>(n);
-  }
-}
+void RunFolder::append(const std::string& line) { metrics_->append(line); }
 
 void RunFolder::save(const Model& model, const TrainingState& state) {
   // A checkpoint must not tell of a step whose line could be lost.
-  if (::fdatasync(metrics_) != 0 && errno != EINVAL && errno != EROFS) write_failed(path_ / "metrics.jsonl", errno);
-  write_checkpoint(path_, state.step, config_hash(config_), [&](const fs::path& part) {
-    save_adapter(model, (part / "adapter").string());
-    save_training_state(part, model, state);
+  metrics_->sync();
+  write_checkpoint(path_, state.step, config_hash(config_), [&](FolderWriter& folder) {
+    save_adapter(model, folder, "adapter/");
+    save_training_state(folder, model, state);
   });
   set_links(state);
+  prune(state);
+}
+
+void RunFolder::prune(const TrainingState& state) {
   std::vector<int64_t> protect;
   if (state.best) protect.push_back(state.best->step);
   prune_checkpoints(path_, state.step, static_cast<int>(config_.train.keep_checkpoints), protect);
@@ -181,16 +182,24 @@ void RunFolder::set_links(const TrainingState& state) {
   link("best", state.best ? state.best->step : state.step);
 }
 
-void RunFolder::publish_adapter(const Checkpoint& checkpoint) {
-  const std::string prefix = "adapter/";
-  std::error_code failed;
-  for (const ManifestFile& file : checkpoint.manifest.files) {
-    if (!file.name.starts_with(prefix)) continue;
-    const fs::path folder = (path_ / file.name).parent_path();
-    fs::create_directories(folder, failed);
-    if (failed) write_failed(folder, failed.value());
-    if (!same_file(path_ / file.name, file)) copy_durably(checkpoint.path / file.name, path_ / file.name);
+void RunFolder::publish_adapter(int64_t step) {
+  const fs::path checkpoint = path_ / "checkpoints" / fmt::format("step_{}", step);
+  std::vector<ManifestFile> files;
+  bool same = true;
+  for (const ManifestFile& file : read_manifest(checkpoint).files) {
+    if (!file.name.starts_with(kAdapter)) continue;
+    files.push_back(file);
+    same = same && same_file(path_ / file.name, file);
   }
+  if (same) return;
+  FolderWriter folder(path_ / "adapter");
+  for (const ManifestFile& file : files) {
+    copy(checkpoint / file.name, folder, file.name.substr(kAdapter.size()));
+    if (folder.files().back().sha256 != file.sha256)
+      throw Error(Exit::data, shown(checkpoint / file.name), "has another SHA-256 than the manifest says",
+                  "resume from another checkpoint");
+  }
+  folder.commit();
 }
 
 }  // namespace kava

@@ -1,6 +1,8 @@
 // The folder of a run (docs/formats.md): its configuration, metrics.jsonl, checkpoints, the links best and last, the final adapter.
 #pragma once
 #include <filesystem>
+#include <memory>
+#include <optional>
 #include <string>
 
 #include "engine/config/config.h"
@@ -23,16 +25,14 @@ void require_usable(const std::filesystem::path& path);
 
 class RunFolder {
  public:
-  /// Makes the folder where it is missing and locks it against other processes. Error(code preflight).
+  /// Makes the folder where it is missing, locks it against other processes and clears up what killed ones left. Comes before anything in
+  /// it is read. A folder that it made and that stays empty goes away with it. Error(code preflight).
   explicit RunFolder(std::filesystem::path path);
-  RunFolder(const RunFolder&) = delete;
-  RunFolder& operator=(const RunFolder&) = delete;
-  ~RunFolder();
 
   const std::filesystem::path& path() const { return path_; }
 
-  /// Writes config.toml and opens metrics.jsonl, cut behind the lines that `state` knows of. Error(code write); code data for a
-  /// broken line among them.
+  /// Writes config.toml and opens metrics.jsonl, cut behind the lines that `state` knows of; makes up for links and pruning that a kill
+  /// prevented. Error(code write); code data for a broken line among them.
   void open(const RunConfig& config, const TrainingState& state);
 
   /// Appends one line to metrics.jsonl; a line that could not be written whole is taken back. Error(code write).
@@ -42,15 +42,20 @@ class RunFolder {
   /// are whole. Error(code write).
   void save(const Model& model, const TrainingState& state);
 
-  /// Copies the adapter of a checkpoint to adapter/, where it is not the same already. Error(code write).
-  void publish_adapter(const Checkpoint& checkpoint);
+  /// Copies the adapter of a step's checkpoint to adapter/, where it is not the same already. Error(code write); code data where the
+  /// checkpoint is damaged.
+  void publish_adapter(int64_t step);
 
  private:
+  void lock();
   void set_links(const TrainingState& state);
+  void prune(const TrainingState& state);
 
   std::filesystem::path path_;
+  std::unique_ptr<PathLock> lock_;
+  std::unique_ptr<MadeFolder> made_;  // goes first: an empty folder is removed while it is locked
   RunConfig config_;
-  int lock_ = -1, metrics_ = -1;
+  std::optional<LineWriter> metrics_;
 };
 
 }  // namespace kava

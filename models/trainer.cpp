@@ -142,12 +142,9 @@ void Trainer::validate(RunFolder& folder, const TrainingHooks& hooks) {
 
 void Trainer::save(RunFolder& folder, const TrainingHooks& hooks) {
   if (saved_) return;
-  const ParameterStore& parameters = model_.parameters;
-  for (const Parameter& p : parameters.all())
-    for (double x : parameters.get(p.value))
-      if (!std::isfinite(x))
-        throw Error(Exit::numeric, fmt::format("step {}", state_.step), fmt::format("{} holds a value that is not finite", p.name),
-                    "lower train.lr; the last checkpoint is whole");
+  if (const std::string name = model_.parameters.find_not_finite(arena_); !name.empty())
+    throw Error(Exit::numeric, fmt::format("step {}", state_.step), fmt::format("{} holds a value that is not finite", name),
+                "lower train.lr; the last checkpoint is whole");
   folder.save(model_, state_);
   saved_ = true;
   if (hooks.note) hooks.note(fmt::format("checkpoint of step {} written", state_.step));
@@ -171,8 +168,11 @@ bool Trainer::run(RunFolder& folder, const TrainingHooks& hooks) {
   for (;;) {
     auto stopped = [&] { return hooks.stop && hooks.stop(); };
     if (hooks.validate && due(options_.valid_every) && state_.validated_step != state_.step && !stopped()) validate(folder, hooks);
-    const bool stop = stopped(), best_now = state_.best && state_.best->step == state_.step;
-    if (stop || best_now || due(options_.checkpoint_every)) save(folder, hooks);
+    if (state_.finished() && state_.updates == 0)
+      throw Error(Exit::numeric, fmt::format("step {}", state_.step), "no step made an update: there was no finite loss and gradient",
+                  "lower train.lr, or check the data and the model");
+    const bool stop = stopped(), asked = hooks.checkpoint && hooks.checkpoint(), best_now = state_.best && state_.best->step == state_.step;
+    if (stop || asked || best_now || due(options_.checkpoint_every)) save(folder, hooks);
     if (state_.finished() && (!hooks.validate || state_.validated_step == state_.step)) return true;
     if (stop) return false;
     const auto start = std::chrono::steady_clock::now();

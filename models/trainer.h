@@ -52,6 +52,7 @@ struct TrainingHooks {
   std::function<void(int64_t step, const Validation&)> on_validation;
   std::function<void(const std::string&)> note;               // something a person wants to know
   std::function<bool()> stop;                                 // asked between steps
+  std::function<bool()> checkpoint;                           // asked between steps: one is wanted now
   std::function<std::optional<Validation>(Arena&)> validate;  // nothing: it was stopped
   double matrix_rate = 0;                                     // FLOP/s that mfu is a share of; 0: mfu is 0
 };
@@ -65,7 +66,8 @@ class Trainer {
   StepReport step();
 
   /// Steps, validation, metrics and checkpoints up to the end or until stopped; returns whether the end was reached. There is a checkpoint
-  /// of the last step either way. Error(code numeric) also where a trained value is not finite when a checkpoint is due.
+  /// of the last step either way. Error(code numeric) also where a trained value is not finite when a checkpoint is due, and where the end
+  /// is reached without one update.
   bool run(RunFolder& folder, const TrainingHooks& hooks);
 
   const TrainingState& state() const { return state_; }

@@ -37,18 +37,17 @@ double real(const JsonAt& at) {
 
 }  // namespace
 
-void save_training_state(const std::filesystem::path& folder, const Model& model, const TrainingState& state) {
+void save_training_state(FolderWriter& folder, const Model& model, const TrainingState& state) {
   const ParameterStore& parameters = model.parameters;
-  std::vector<std::vector<char>> bytes;
   std::vector<TensorOut> tensors;
   for (const Part& part : kParts)
     for (const Parameter& p : parameters.all()) {
       const Tensor t = parameters.part((parameters.*part.flat)(), p);
-      bytes.emplace_back(static_cast<std::size_t>(t.count() * size_of(t.dtype)));
-      model.ops.download(bytes.back().data(), t);
-      tensors.push_back({part.prefix + p.name, file_type(t.dtype), p.file_shape(), bytes.back().data()});
+      tensors.push_back(
+          {part.prefix + p.name, file_type(t.dtype), p.file_shape(), nullptr, [&model, t](void* out) { model.ops.download(out, t); }});
     }
-  write_safetensors((folder / kOptimizer).string(), tensors);
+  FileWriter file = folder.file(kOptimizer);
+  write_safetensors(file, std::move(tensors));
 
   Json json = {{"format_version", kFormatVersion},
                {"kava", release_text("kava")},
@@ -72,7 +71,7 @@ void save_training_state(const std::filesystem::path& folder, const Model& model
                {"adapter", state.adapter}};
   if (state.best) json["best"] = {{"step", state.best->step}, {"score", state.best->score}, {"loss", state.best->loss}};
   for (const DataDigest& d : state.data) json["data"].push_back({{"key", d.key}, {"sha256", d.sha256}, {"format", d.format}});
-  write_file((folder / kState).string(), json.dump(1) + "\n");
+  folder.write_file(kState, json.dump(1) + "\n");
 }
 
 TrainingState load_training_state(const std::filesystem::path& folder) {

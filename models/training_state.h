@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/files/writers.h"
 #include "models/contents.h"
 #include "models/model.h"
 
@@ -48,8 +49,8 @@ struct TrainingState {
   bool finished() const { return step >= total_steps; }
 };
 
-/// Writes both files into the folder. Error(code write).
-void save_training_state(const std::filesystem::path& folder, const Model& model, const TrainingState& state);
+/// Writes both files into the folder, one tensor at a time. Error(code write).
+void save_training_state(FolderWriter& folder, const Model& model, const TrainingState& state);
 
 /// state.json of a checkpoint folder. Error(code data) where a key is missing or of the wrong type.
 TrainingState load_training_state(const std::filesystem::path& folder);

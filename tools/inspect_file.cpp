@@ -166,8 +166,9 @@ void list_weights_folder(const fs::path& folder) {
   if (is_there(folder / "kava.safetensors")) check_kava_tensors(list_safetensors(folder / "kava.safetensors"));
 }
 
-void list_checkpoint(const fs::path& folder) {
-  const Manifest manifest = verify_checkpoint(folder);
+void list_checkpoint(const Checkpoint& checkpoint) {
+  const Manifest& manifest = checkpoint.manifest;
+  const fs::path& folder = checkpoint.path;
   for (const char* name : {"optimizer.safetensors", "state.json"})
     if (!manifest.has(name)) fail(folder, std::string("is a checkpoint without ") + name, "use another checkpoint");
   list_safetensors(folder / "optimizer.safetensors");
@@ -178,8 +179,11 @@ void list_checkpoint(const fs::path& folder) {
 
 int inspect_file(const std::string& path) {
   std::error_code ignored;
-  if (!fs::is_directory(path, ignored)) list_safetensors(path);
-  else if (is_there(fs::path(path) / "manifest.json")) list_checkpoint(path);
+  // best and last may move, and what they led to may be pruned, between any two looks at them.
+  const fs::path named = fs::path(path).has_filename() ? fs::path(path) : fs::path(path).parent_path();
+  const bool moving = linked_step(named.parent_path(), named.filename().string()).has_value();
+  if (moving || is_there(named / "manifest.json")) list_checkpoint(open_checkpoint(named));
+  else if (!fs::is_directory(path, ignored)) list_safetensors(path);
   else list_weights_folder(path);
   fmt::print("ok\n");
   return 0;

@@ -28,9 +28,11 @@ int64_t terminal_columns() {
 
 }  // namespace
 
-double measure_matrix_rate(Ops& ops, DType storage) {
+double measure_matrix_rate(Ops& ops, DType storage, double run_flops) {
+  const bool large = run_flops > 1e12;
   // The plain f64 product is some hundred times slower than oneDNN's.
-  const int64_t n = storage == DType::f64 ? 128 : 1536;
+  const int64_t n = storage == DType::f64 ? 128 : large ? 1536 : 384;
+  const double at_least = large ? 0.3 : 0.0;  // seconds
   Arena arena(ops);
   const Tensor x = arena.alloc(storage, n, n), y = arena.alloc(storage, n, n);
   const LinearGroup map = LinearGroup::plain(arena.alloc(storage, n, n));
@@ -39,7 +41,7 @@ double measure_matrix_rate(Ops& ops, DType storage) {
   const double flops = 2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n);
   double best = 0;
   const Clock::time_point start = Clock::now();
-  for (int i = 0; i < 2 || seconds_between(start, Clock::now()) < 0.3; ++i) {
+  for (int i = 0; i < 2 || seconds_between(start, Clock::now()) < at_least; ++i) {
     const Clock::time_point begin = Clock::now();
     ops.linear_group_fwd(arena, y, x, map);
     best = std::max(best, flops / std::max(seconds_between(begin, Clock::now()), 1e-9));

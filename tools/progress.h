@@ -9,8 +9,8 @@
 
 namespace kava {
 
-/// FLOP/s of the backend's matrix product in this type, from a short product.
-double measure_matrix_rate(Ops& ops, DType storage);
+/// FLOP/s of the backend's matrix product in this type, measured for a small part of the time that a run of so many FLOP takes.
+double measure_matrix_rate(Ops& ops, DType storage, double run_flops);
 
 /// "1:02:03"
 std::string duration_text(double seconds);

@@ -2,6 +2,7 @@
 
 #include "engine/error.h"
 #include "engine/files/files.h"
+#include "engine/files/parts.h"
 
 namespace kava {
 
@@ -69,10 +70,7 @@ void require_same_options(const fs::path& path, const Json& document) {
 void write_result(const fs::path& path, const Json& document, bool force) {
   if (const Json there = present(path); !force && !there.is_null() && compared(there) != compared(document))
     refuse(path, "holds another result");
-  std::error_code failed;
-  fs::create_directories(path.parent_path(), failed);
-  if (failed)
-    throw Error(Exit::write, shown(path.parent_path()), "could not make the folder: " + failed.message(), "check the run directory");
+  const MadeFolder folder(path.parent_path());
   write_file(path.string(), document.dump(1) + "\n");
 }
 

@@ -44,9 +44,14 @@ bool becomes_longer(const TrainingState& state, const RunConfig::Train& train) {
 
 }  // namespace
 
-std::optional<Checkpoint> checkpoint_to_begin_from(const fs::path& out, bool resume) {
+void require_place(const fs::path& out, bool resume) {
   std::error_code ignored;
   if (resume && !fs::is_directory(out, ignored)) nothing_to_resume(out, ": there is no such folder", "start the run without --resume");
+  require_usable(out);
+}
+
+std::optional<Checkpoint> checkpoint_to_begin_from(const fs::path& out, bool resume) {
+  std::error_code ignored;
   const FolderState found = state_of(out);
   if (found == FolderState::saved) {
     std::vector<std::string> skipped;
@@ -60,7 +65,6 @@ std::optional<Checkpoint> checkpoint_to_begin_from(const fs::path& out, bool res
     throw Error(Exit::usage, "--out " + shown(out), "holds a run without a checkpoint, and files that are not its own",
                 "remove them or the run, or choose another folder");
   if (resume && found != FolderState::never_saved) nothing_to_resume(out, ", and files that are not those of a run");
-  require_usable(out);
   if (found == FolderState::never_saved && (resume || !fs::is_empty(out, ignored)))
     say(shown(out) + " never had a checkpoint: beginning at step 0");
   return std::nullopt;

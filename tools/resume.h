@@ -11,9 +11,12 @@
 
 namespace kava {
 
-/// The checkpoint that a run in `out` goes on from; nothing where it begins at step 0. Tells on stdout what it passed over, and that a run
-/// which died before its first checkpoint begins again. Error(code usage) where there is a run and `resume` is not asked for, (code data)
-/// where there is nothing to go on from, (code preflight) where no folder could be made.
+/// Error(code data) where `resume` is asked for and there is no such folder, (code preflight) where none could be made or written.
+void require_place(const std::filesystem::path& out, bool resume);
+
+/// The checkpoint that a run in `out` goes on from; nothing where it begins at step 0. For the process that has locked it. Tells on stdout
+/// what it passed over, and that a run which died before its first checkpoint begins again. Error(code usage) where there is a run and
+/// `resume` is not asked for, (code data) where there is nothing to go on from.
 std::optional<Checkpoint> checkpoint_to_begin_from(const std::filesystem::path& out, bool resume);
 
 /// What a run goes on with.

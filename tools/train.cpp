@@ -9,6 +9,7 @@
 #include "engine/files/files.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
+#include "models/flops.h"
 #include "models/footprint.h"
 #include "models/run_folder.h"
 #include "models/text.h"
@@ -59,14 +60,18 @@ class Run {
       : command_(command), told_(config), config_(std::move(config)), ops_(std::move(ops)), out_(std::move(out)) {}
 
   int run() {
-    const std::optional<Checkpoint> from = checkpoint_to_begin_from(out_, command_.resume);
+    require_place(out_, command_.resume);
+    // The lock comes before anything is read: what another process is writing here must not be taken for what a run left.
+    RunFolder folder(out_);
+    std::optional<Checkpoint> from = checkpoint_to_begin_from(out_, command_.resume);
     TrainingState state;
     std::optional<Continued> before;
     if (from) {
       before = go_on(out_, *from, config_, command_.extend);
       state = before->state, config_ = before->config;
-      if (before->same_length() && state.finished() && (config_.data.valid.empty() || state.validated_step == state.step))
-        return already_finished(*from, *before);
+      if (before->same_length() && state.finished() && state.updates > 0 &&
+          (config_.data.valid.empty() || state.validated_step == state.step))
+        return already_finished(folder, *before);
       require_contents_there(config_);
     }
     text_ = open_text_model(config_.model.path);
@@ -84,11 +89,12 @@ class Run {
       if (state.base != model.base_digest)
         throw Error(Exit::data, escaped(config_.model.path, 4096), "has changed since the run began", "restore the model's folder");
       load_optimizer(model, from->path);
+      from->lock.reset();  // this run may prune it now
     } else if (!config_.model.adapter.empty()) {
       load_adapter(model, config_.model.adapter);
     }
     state.base = model.base_digest;
-    return train(model, std::move(state));
+    return train(folder, model, std::move(state));
   }
 
  private:
@@ -130,12 +136,14 @@ class Run {
     return config_.train.max_hours > 0 && stepped_ && hours >= config_.train.max_hours;
   }
 
-  int train(Model& model, TrainingState state) {
-    RunFolder folder(out_);
+  int train(RunFolder& folder, Model& model, TrainingState state) {
     folder.open(told_, state);
     const int64_t first = state.step;
     Trainer trainer(model, data_.train, std::move(state));
-    const double rate = trainer.state().finished() ? 0 : measure_matrix_rate(*ops_, model.storage);
+    const auto batch = std::span(data_.train).first(std::min(data_.train.size(), static_cast<std::size_t>(config_.train.batch)));
+    const double work =
+        minimum_flops(config_, recipe_of(config_), text_.shape, batch) * static_cast<double>(trainer.state().total_steps - first);
+    const double rate = trainer.state().finished() ? 0 : measure_matrix_rate(*ops_, model.storage, work);
     if (rate > 0) say(fmt::format("peak        {:.1f} GFLOP/s in {}, measured", rate * 1e-9, name_of(config_.model.dtype)));
     Progress progress(first, trainer.state().total_steps, config_.train.log_every, rate);
     TrainingHooks hooks;
@@ -146,6 +154,7 @@ class Run {
     hooks.on_validation = [&](int64_t step, const Validation& v) { progress.validation(step, v); };
     hooks.note = [&](const std::string& text) { progress.note(text); };
     hooks.stop = [&] { return stop_requested() || out_of_time(); };
+    hooks.checkpoint = checkpoint_requested;
     hooks.matrix_rate = rate;
     if (data_.valid) hooks.validate = [&](Arena& arena) { return data_.valid->run(model, arena, hooks.stop); };
     const bool finished = trainer.run(folder, hooks);
@@ -156,8 +165,7 @@ class Run {
                       stop_requested() ? "" : " after train.max_hours"));
       return static_cast<int>(Exit::stopped);
     }
-    const fs::path last = out_ / "checkpoints" / fmt::format("step_{}", trainer.state().step);
-    folder.publish_adapter({last, verify_checkpoint(last)});
+    folder.publish_adapter(trainer.state().step);
     say(fmt::format("finished at step {}: {}", trainer.state().step, escaped((out_ / "adapter").string(), 4096)));
     return 0;
   }
@@ -168,13 +176,12 @@ class Run {
   }
 
   // The end may have been cut short after its checkpoint. What the run read need not be there any more.
-  int already_finished(const Checkpoint& last, const Continued& before) {
+  int already_finished(RunFolder& folder, const Continued& before) {
     RunConfig config = told_;
     config.model.path = before.before.model.path, config.model.adapter = before.before.model.adapter;
     config.data.train = before.before.data.train, config.data.valid = before.before.data.valid;
-    RunFolder folder(out_);
     folder.open(config, before.state);
-    folder.publish_adapter(last);
+    folder.publish_adapter(before.state.step);
     say(fmt::format("{} is finished: {} steps of {}", escaped(out_.string(), 4096), before.state.step, before.state.total_steps));
     return 0;
   }

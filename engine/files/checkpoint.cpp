@@ -1,8 +1,5 @@
 #include "engine/files/checkpoint.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
@@ -37,7 +34,6 @@ void require(const std::error_code& error, const fs::path& path, const char* act
 
 fs::path folder_of(const fs::path& run_dir) { return run_dir / "checkpoints"; }
 std::string name_of_step(std::int64_t step) { return "step_" + std::to_string(step); }
-fs::path part_of(const fs::path& run_dir, std::int64_t step) { return folder_of(run_dir) / fmt::format(".step_{}.part", step); }
 
 // N of "step_N", written the one way that name_of_step writes it.
 std::optional<std::int64_t> parse_step(const std::string& name) {
@@ -48,17 +44,34 @@ std::optional<std::int64_t> parse_step(const std::string& name) {
   return step;
 }
 
-// All steps for which there is a folder, the highest first.
-std::vector<std::int64_t> steps_of(const fs::path& run_dir) {
-  std::vector<std::int64_t> steps;
+// N of ".step_N.ANYTHING.part".
+std::optional<std::int64_t> parse_part(const std::string& name) {
+  if (!name.starts_with(".step_") || !name.ends_with(".part")) return std::nullopt;
+  return parse_step(name.substr(1, name.find('.', 1) - 1));
+}
+
+struct Found {
+  std::int64_t step = 0;
+  fs::path path;
+  bool part = false;  // what a killed process left of it
+};
+
+// Everything in the folder of checkpoints that may be one: the highest step first, and of one step the parts last.
+std::vector<Found> list_checkpoints(const fs::path& run_dir) {
+  std::vector<Found> found;
   std::error_code error;
   fs::directory_iterator entry(folder_of(run_dir), error);
-  if (error == std::errc::no_such_file_or_directory) return steps;
-  for (; !error && entry != fs::directory_iterator(); entry.increment(error))
-    if (const auto step = parse_step(entry->path().filename().string())) steps.push_back(*step);
+  if (error == std::errc::no_such_file_or_directory || error == std::errc::not_a_directory) return found;
+  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (const auto step = parse_step(name)) found.push_back({*step, entry->path(), false});
+    if (const auto step = parse_part(name)) found.push_back({*step, entry->path(), true});
+  }
   if (error) fail_data(folder_of(run_dir), "could not list: " + error.message(), "check its permissions");
-  std::sort(steps.rbegin(), steps.rend());
-  return steps;
+  std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
+    return a.step != b.step ? a.step > b.step : std::pair(a.part, a.path) < std::pair(b.part, b.path);
+  });
+  return found;
 }
 
 // Names of all files in a checkpoint folder but the manifest, sorted. Anything else than files and the adapter folder is Error(`code`).
@@ -124,14 +137,6 @@ Manifest parse_manifest(const fs::path& path) {
   return manifest;
 }
 
-void sync_file(const fs::path& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  const bool done = descriptor >= 0 && ::fsync(descriptor) == 0;
-  const std::error_code error(done ? 0 : errno, std::generic_category());
-  if (descriptor >= 0) ::close(descriptor);
-  require(error, path, "write");
-}
-
 void remove_tree(const fs::path& path) {
   std::error_code error;
   // Of a link only the link goes, not what it leads to. Without its manifest a checkpoint is none, so a kill in the middle leaves no half
@@ -141,15 +146,15 @@ void remove_tree(const fs::path& path) {
   require(error, path, "remove");
 }
 
-void remove_leftovers(const fs::path& run_dir) {
-  std::vector<fs::path> leftovers;
-  std::error_code error;
-  for (fs::directory_iterator entry(folder_of(run_dir), error); !error && entry != fs::directory_iterator(); entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
-    if (name.starts_with(".step_") && name.ends_with(".part")) leftovers.push_back(entry->path());
+// Nothing where it does not verify.
+std::optional<Manifest> verified(const fs::path& path, std::int64_t step) {
+  try {
+    Manifest manifest = verify_checkpoint(path);
+    if (manifest.step == step) return manifest;
+  } catch (const Error& e) {
+    if (e.code() != Exit::data) throw;
   }
-  require(error, folder_of(run_dir), "list");
-  for (const fs::path& path : leftovers) remove_tree(path);
+  return std::nullopt;
 }
 
 }  // namespace
@@ -158,55 +163,37 @@ bool Manifest::has(std::string_view name) const {
   return std::any_of(files.begin(), files.end(), [&](const ManifestFile& f) { return f.name == name; });
 }
 
-fs::path begin_checkpoint(const fs::path& run_dir, std::int64_t step) {
+fs::path write_checkpoint(const fs::path& run_dir, std::int64_t step, const std::string& config_hash,
+                          const std::function<void(FolderWriter&)>& fill) {
   KAVA_CHECK(step >= 0, "checkpoint of step {}", step);
-  std::error_code error;
-  fs::create_directories(folder_of(run_dir), error);
-  require(error, folder_of(run_dir), "make the folder");
-  remove_leftovers(run_dir);
-  const fs::path part = part_of(run_dir, step);
-  fs::create_directory(part, error);
-  require(error, part, "make the folder");
-  return part;
-}
-
-fs::path commit_checkpoint(const fs::path& run_dir, std::int64_t step, const std::string& config_hash) {
-  const fs::path part = part_of(run_dir, step), target = folder_of(run_dir) / name_of_step(step);
+  recover_checkpoints(run_dir);
+  const fs::path target = folder_of(run_dir) / name_of_step(step);
+  FolderWriter folder(target);
+  fill(folder);
   Json files = Json::array();
-  bool adapter = false;
-  for (const std::string& name : list_files(part, Exit::write)) {
-    KAVA_CHECK(is_safe_name(name), "{} in a checkpoint", name);
-    adapter |= name.starts_with(kAdapter);
-    sync_file(part / name);
-    files.push_back({{"name", name}, {"size", fs::file_size(part / name)}, {"sha256", sha256_file((part / name).string())}});
+  std::vector<ManifestFile> written = folder.files();
+  std::sort(written.begin(), written.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  for (const ManifestFile& file : written) {
+    KAVA_CHECK(is_safe_name(file.name), "{} in a checkpoint", file.name);
+    files.push_back({{"name", file.name}, {"size", file.size}, {"sha256", file.sha256}});
   }
   const Json manifest = {{"format_version", kFormatVersion}, {"step", step}, {"config_hash", config_hash}, {"files", files}};
-  if (adapter) sync_directory(part / "adapter");
-  write_file((part / kManifest).string(), manifest.dump(1) + "\n");
-  sync_directory(part);
-
-  std::error_code error;
-  const fs::path replaced = folder_of(run_dir) / fmt::format(".step_{}.replaced.part", step);
-  if (is_there(target)) fs::rename(target, replaced, error);
-  require(error, target, "replace");
-  fs::rename(part, target, error);
-  require(error, target, "rename to");
-  sync_directory(folder_of(run_dir));
-  remove_tree(replaced);
+  folder.write_file(kManifest, manifest.dump(1) + "\n");
+  folder.commit();
   return target;
 }
 
-fs::path write_checkpoint(const fs::path& run_dir, std::int64_t step, const std::string& config_hash,
-                          const std::function<void(const fs::path&)>& fill) {
-  try {
-    fill(begin_checkpoint(run_dir, step));
-    return commit_checkpoint(run_dir, step, config_hash);
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(part_of(run_dir, step), ignored);
-    throw;
+void recover_checkpoints(const fs::path& run_dir) {
+  for (const Found& found : list_checkpoints(run_dir)) {
+    if (!found.part || is_being_written(found.path)) continue;
+    const fs::path target = folder_of(run_dir) / name_of_step(found.step);
+    if (!verified(target, found.step) && verified(found.path, found.step))
+      if (const int error = put_in_place(found.path, target)) fail_write(target.string(), error);
+    remove_tree(found.path);
   }
 }
+
+Manifest read_manifest(const fs::path& directory) { return parse_manifest(directory / kManifest); }
 
 Manifest verify_checkpoint(const fs::path& directory, std::string_view read) {
   Manifest manifest = parse_manifest(directory / kManifest);
@@ -222,34 +209,45 @@ Manifest verify_checkpoint(const fs::path& directory, std::string_view read) {
   return manifest;
 }
 
+Checkpoint open_checkpoint(const fs::path& path, std::string_view read) {
+  constexpr int kAttempts = 8;
+  for (int attempt = 1;; ++attempt) {
+    std::error_code failed;
+    const fs::path named = path.has_filename() ? path : path.parent_path();
+    // A link may move at any moment, so it is followed once.
+    const fs::path real = fs::is_symlink(named) ? fs::canonical(named, failed) : named;
+    if (failed && attempt < kAttempts) continue;
+    if (failed) fail_data(path, failed == std::errc::no_such_file_or_directory ? "no such checkpoint" : failed.message(), "check the path");
+    auto lock = std::make_shared<PathLock>(real, PathLock::Kind::shared, true);
+    if (lock->error() == ENOENT && attempt < kAttempts) continue;  // pruned or replaced in between
+    return {real, verify_checkpoint(real, read), std::move(lock)};
+  }
+}
+
 std::optional<Checkpoint> newest_valid_checkpoint(const fs::path& run_dir, std::vector<std::string>* skipped) {
-  for (std::int64_t step : steps_of(run_dir)) {
-    const fs::path path = folder_of(run_dir) / name_of_step(step);
+  for (const Found& found : list_checkpoints(run_dir)) {
+    if (found.part && (is_being_written(found.path) || !verified(found.path, found.step))) continue;
     try {
-      Manifest manifest = verify_checkpoint(path);
-      if (manifest.step != step) fail_data(path / kManifest, fmt::format("is that of step {}", manifest.step));
-      return Checkpoint{path, std::move(manifest)};
+      Checkpoint checkpoint = open_checkpoint(found.path);
+      if (checkpoint.manifest.step != found.step)
+        fail_data(found.path / kManifest, fmt::format("is that of step {}", checkpoint.manifest.step));
+      return checkpoint;
     } catch (const Error& e) {
       if (e.code() != Exit::data) throw;
-      if (skipped) skipped->push_back(e.what());
+      if (skipped) skipped->push_back(fmt::format("{}: {}", name_of_step(found.step), e.what()));
     }
   }
   return std::nullopt;
 }
 
 void set_link(const fs::path& run_dir, const std::string& name, std::int64_t step) {
-  const fs::path link = run_dir / name, temporary = run_dir / fmt::format(".{}.part", name);
-  std::error_code error;
-  fs::remove(temporary, error);
-  fs::create_directory_symlink(fs::path("checkpoints") / name_of_step(step), temporary, error);
-  require(error, link, "make the link");
-  fs::rename(temporary, link, error);
-  if (error) {
-    std::error_code ignored;
-    fs::remove(temporary, ignored);
-  }
-  require(error, link, "make the link");
-  sync_directory(run_dir);
+  const fs::path link = run_dir / name, temporary = part_beside(link);
+  std::error_code failed;
+  fs::create_directory_symlink(fs::path("checkpoints") / name_of_step(step), temporary, failed);
+  require(failed, link, "make the link");
+  int error = is_there(link) && !fs::is_symlink(fs::symlink_status(link, failed)) ? EEXIST : put_in_place(temporary, link);
+  fs::remove(temporary, failed);
+  if (error != 0) fail_write(link.string(), error);
 }
 
 std::optional<std::int64_t> linked_step(const fs::path& run_dir, const std::string& name) {
@@ -261,10 +259,13 @@ std::optional<std::int64_t> linked_step(const fs::path& run_dir, const std::stri
 
 void prune_checkpoints(const fs::path& run_dir, std::int64_t last, int keep, const std::vector<std::int64_t>& protect) {
   KAVA_CHECK(keep >= 1, "{} checkpoints to keep", keep);
-  std::vector<std::int64_t> steps = steps_of(run_dir);
-  std::erase_if(steps, [&](std::int64_t step) { return step > last; });
-  for (std::size_t i = static_cast<std::size_t>(keep); i < steps.size(); ++i)
-    if (std::find(protect.begin(), protect.end(), steps[i]) == protect.end()) remove_tree(folder_of(run_dir) / name_of_step(steps[i]));
+  std::vector<Found> all = list_checkpoints(run_dir);
+  std::erase_if(all, [&](const Found& found) { return found.part || found.step > last; });
+  for (std::size_t i = static_cast<std::size_t>(keep); i < all.size(); ++i) {
+    if (std::find(protect.begin(), protect.end(), all[i].step) != protect.end()) continue;
+    const PathLock lock(all[i].path, PathLock::Kind::exclusive, false);
+    if (lock.error() != EWOULDBLOCK) remove_tree(all[i].path);
+  }
 }
 
 }  // namespace kava

@@ -3,8 +3,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "engine/error.h"
 
@@ -22,9 +24,6 @@ void write_file(const std::string& path, std::string_view bytes);
 /// For an option that names a file to write at the end of the work: Error(code usage) where it is empty, Error(code preflight) where the
 /// file could not be opened for writing. Leaves what is there.
 void require_writable(const std::string& option, const std::string& path);
-
-/// fsync of a folder: makes renames in it durable. Error(code write).
-void sync_directory(const std::filesystem::path& directory);
 
 /// Lower-case hex SHA-256.
 std::string sha256(std::string_view bytes);
@@ -55,9 +54,13 @@ class FileReader {
   std::uint64_t size_ = 0;
 };
 
-/// Writes beside the target (path + ".part"); commit() fsyncs, renames and fsyncs the folder. Without commit() nothing is left behind and
-/// an older file stays as it was. A target that exists and is a device or a pipe is written to directly. Failures are Error(code write,
-/// path).
+class Digest;
+class FolderWriter;
+
+/// Writes beside the target, under a name that no other writer has; commit() flushes, puts the file in the target's place and makes that
+/// durable. Without commit(), and where it fails, nothing is left behind and an older file stays as it was; what a killed writer left goes
+/// away with the next writer of the target. A target that exists and is a device or a pipe is written to directly. Failures are Error(code
+/// write, path).
 class FileWriter {
  public:
   explicit FileWriter(const std::string& path);
@@ -70,12 +73,21 @@ class FileWriter {
   void commit();
 
  private:
+  friend class FolderWriter;
+  FileWriter(FolderWriter& folder, const std::string& name);
+  void put(const void* bytes, std::size_t count);
   void abandon();
 
   std::string target_;     // as given, for messages
   std::string final_;      // where the bytes end up: target_ with a link followed
   std::string temporary_;  // empty when written to directly
   int descriptor_ = -1;
+  std::string buffer_;
+  // Of a file in a folder that is written.
+  FolderWriter* folder_ = nullptr;
+  std::string name_;
+  std::uint64_t size_ = 0;
+  std::unique_ptr<Digest> digest_;
 };
 
 }  // namespace kava

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <set>
 
 #include "engine/files/json.h"
@@ -257,6 +258,11 @@ void SafetensorsFile::read_as(const TensorInfo& tensor, std::int64_t first, std:
 }
 
 void write_safetensors(const std::string& path, std::vector<TensorOut> tensors, const std::map<std::string, std::string>& metadata) {
+  FileWriter file(path);
+  write_safetensors(file, std::move(tensors), metadata);
+}
+
+void write_safetensors(FileWriter& file, std::vector<TensorOut> tensors, const std::map<std::string, std::string>& metadata) {
   std::sort(tensors.begin(), tensors.end(), [](const TensorOut& a, const TensorOut& b) {
     const std::uint64_t wide_a = bits_of(a.dtype), wide_b = bits_of(b.dtype);
     return wide_a != wide_b ? wide_a > wide_b : a.name < b.name;
@@ -280,13 +286,21 @@ void write_safetensors(const std::string& path, std::vector<TensorOut> tensors, 
   }
   header += "}";
   header.resize((header.size() + 7) / 8 * 8, ' ');
-  KAVA_CHECK(header.size() <= kLargestHeader, "the header of {} is too large", path);
+  KAVA_CHECK(header.size() <= kLargestHeader, "the header takes {} bytes", header.size());
 
   const std::uint64_t header_bytes = header.size();
-  FileWriter file(path);
   file.write(&header_bytes, sizeof header_bytes);
   file.write(header);
-  for (std::size_t i = 0; i < tensors.size(); ++i) file.write(tensors[i].data, bytes[i]);
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto size = static_cast<std::size_t>(bytes[i]);
+    if (tensors[i].data || size == 0) {
+      file.write(tensors[i].data, size);
+      continue;
+    }
+    const auto room = std::make_unique_for_overwrite<char[]>(size);
+    tensors[i].fill(room.get());
+    file.write(room.get(), size);
+  }
   file.commit();
 }
 

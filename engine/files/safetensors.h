@@ -2,6 +2,7 @@
 // is used: what the header claims never decides an allocation.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -67,11 +68,14 @@ struct TensorOut {
   std::string name;
   std::string dtype;  // as in the file
   std::vector<std::int64_t> shape;
-  const void* data = nullptr;  // contiguous
+  const void* data = nullptr;             // contiguous
+  std::function<void(void* out)> fill{};  // where data is null: called when this tensor is written, with room for all of it
 };
 
-/// Writes a file as write_file does, streamed from where the tensors lie. Wider types come first, then by name, so that every tensor is
-/// aligned. Metadata always has "format": "pt", which other readers demand.
+/// Writes a file as write_file does, one tensor at a time. Wider types come first, then by name, so that every tensor is aligned. Metadata
+/// always has "format": "pt", which other readers demand.
 void write_safetensors(const std::string& path, std::vector<TensorOut> tensors, const std::map<std::string, std::string>& metadata = {});
+/// The same to a writer, which it commits.
+void write_safetensors(FileWriter& file, std::vector<TensorOut> tensors, const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace kava

@@ -1,11 +1,17 @@
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
+#include <atomic>
 #include <catch2/catch_test_macros.hpp>
+#include <cerrno>
+#include <set>
+#include <thread>
 
 #include "engine/error.h"
 #include "engine/files/checkpoint.h"
 #include "engine/files/files.h"
 #include "tests/folders.h"
+#include "tests/io/denied_calls.h"
 
 using namespace kava;
 namespace fs = std::filesystem;
@@ -13,12 +19,11 @@ namespace fs = std::filesystem;
 namespace {
 
 fs::path make_checkpoint(const fs::path& run, std::int64_t step, const std::string& content = "state") {
-  const fs::path part = begin_checkpoint(run, step);
-  fs::create_directory(part / "adapter");
-  write_file((part / "adapter" / "kava.safetensors").string(), "weights " + content);
-  write_file((part / "optimizer.safetensors").string(), "moments " + content);
-  write_file((part / "state.json").string(), content);
-  return commit_checkpoint(run, step, "hash");
+  return write_checkpoint(run, step, "hash", [&](FolderWriter& out) {
+    out.write_file("adapter/kava.safetensors", "weights " + content);
+    out.write_file("optimizer.safetensors", "moments " + content);
+    out.write_file("state.json", content);
+  });
 }
 
 std::string refusal(const fs::path& checkpoint) {
@@ -33,14 +38,18 @@ std::string refusal(const fs::path& checkpoint) {
 
 std::string text_of(const fs::path& path) { return read_file(path.string(), 1 << 20); }
 
+std::set<std::string> names_in(const fs::path& folder) {
+  std::set<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder)) names.insert(entry.path().filename().string());
+  return names;
+}
+
 }  // namespace
 
 TEST_CASE("a checkpoint holds the chat templates of an adapter that is a whole model folder") {
   TempFolder run;
-  const fs::path part = begin_checkpoint(run.path(), 3), templates = part / "adapter" / "additional_chat_templates";
-  fs::create_directories(templates);
-  write_file((templates / "tool.jinja").string(), "text");
-  const fs::path path = commit_checkpoint(run.path(), 3, "hash");
+  const fs::path path = write_checkpoint(run.path(), 3, "hash",
+                                         [](FolderWriter& out) { out.write_file("adapter/additional_chat_templates/tool.jinja", "text"); });
   REQUIRE(verify_checkpoint(path).files.size() == 1);
   CHECK(verify_checkpoint(path).files[0].name == "adapter/additional_chat_templates/tool.jinja");
   fs::create_directory(path / "adapter" / "others");
@@ -171,59 +180,124 @@ TEST_CASE("a manifest that is malformed or reaches out of its folder is refused"
   CHECK(refusal(path) == "");
 }
 
-TEST_CASE("what a kill at any moment leaves is never taken for a checkpoint and goes away at the next one") {
+TEST_CASE("a part that verifies is the checkpoint where there is none, and every other part goes away") {
   TempFolder run;
   const fs::path all = run.path() / "checkpoints";
   make_checkpoint(run.path(), 1);
-  // Killed while writing, before and after the manifest, and between the two renames of a replaced step.
-  fs::path part = begin_checkpoint(run.path(), 2);
-  overwrite(part / "state.json", "half");
-  CHECK(newest_valid_checkpoint(run.path())->manifest.step == 1);
-  overwrite(part / "manifest.json.part", "{");
-  fs::copy(all / "step_1", all / ".step_1.replaced.part", fs::copy_options::recursive);
-  CHECK(newest_valid_checkpoint(run.path())->manifest.step == 1);
-  // Killed while pruning: the manifest goes first.
-  make_checkpoint(run.path(), 3);
-  CHECK(!fs::exists(part));
-  CHECK(!fs::exists(all / ".step_1.replaced.part"));
-  fs::remove(all / "step_3" / "manifest.json");
-  std::vector<std::string> skipped;
-  CHECK(newest_valid_checkpoint(run.path(), &skipped)->manifest.step == 1);
-  CHECK(skipped.size() == 1);
-  CHECK(make_checkpoint(run.path(), 3, "again") == all / "step_3");
+  make_checkpoint(run.path(), 2);
+  make_checkpoint(run.path(), 3, "third");
+  fs::rename(all / "step_3", all / ".step_3.abcdef.part");  // killed before the rename
+  fs::copy(all / "step_2", all / ".step_2.abcdef.part", fs::copy_options::recursive);
+  overwrite(all / ".step_2.abcdef.part" / "state.json", "older");
+  fs::create_directory(all / ".step_9.abcdef.part");
+  overwrite(all / ".step_9.abcdef.part" / "state.json", "half");
+  // A reader that may write nothing there finds it where it is.
   CHECK(newest_valid_checkpoint(run.path())->manifest.step == 3);
-  CHECK(text_of(all / "step_3" / "state.json") == "again");
-  CHECK(std::distance(fs::directory_iterator(all), fs::directory_iterator()) == 2);
+  recover_checkpoints(run.path());
+  CHECK(names_in(all) == std::set<std::string>{"step_1", "step_2", "step_3"});
+  CHECK(text_of(all / "step_3" / "state.json") == "third");
+  CHECK(text_of(all / "step_2" / "state.json") == "state");
+
+  // Of a damaged one of the same step it takes the place.
+  fs::copy(all / "step_3", all / ".step_3.ghijkl.part", fs::copy_options::recursive);
+  overwrite(all / "step_3" / "state.json", "thirD");
+  recover_checkpoints(run.path());
+  CHECK(names_in(all) == std::set<std::string>{"step_1", "step_2", "step_3"});
+  CHECK(text_of(all / "step_3" / "state.json") == "third");
 }
 
-TEST_CASE("a checkpoint that cannot be written leaves the older ones as they were") {
+TEST_CASE("a part that another process is writing is left alone") {
   TempFolder run;
   make_checkpoint(run.path(), 1);
-  const fs::path part = begin_checkpoint(run.path(), 2);
-  fs::create_directory(part / "manifest.json");
-  overwrite(part / "state.json", "x");
-  try {
-    commit_checkpoint(run.path(), 2, "hash");
-    FAIL("no error");
-  } catch (const Error& e) {
-    CHECK(e.code() == Exit::write);
+  const fs::path part = run.path() / "checkpoints" / ".step_2.abcdef.part";
+  fs::copy(run.path() / "checkpoints" / "step_1", part, fs::copy_options::recursive);
+  const PathLock writer(part, PathLock::Kind::exclusive, false);
+  REQUIRE(writer.error() == 0);
+  recover_checkpoints(run.path());
+  CHECK(fs::exists(part));
+}
+
+TEST_CASE("a checkpoint written again takes the older one's place") {
+  TempFolder run;
+  make_checkpoint(run.path(), 1, "first");
+  CHECK(make_checkpoint(run.path(), 1, "again") == run.path() / "checkpoints" / "step_1");
+  CHECK(text_of(run.path() / "checkpoints/step_1/state.json") == "again");
+  CHECK(names_in(run.path() / "checkpoints") == std::set<std::string>{"step_1"});
+}
+
+TEST_CASE("without an exchange of names a checkpoint written again steps aside, and comes back where that fails") {
+  TempFolder run;
+  make_checkpoint(run.path(), 1, "first");
+  const fs::path all = run.path() / "checkpoints";
+  for (int error : {EINVAL, ENOSYS}) {
+    CHECK(ends_well_without({{SYS_renameat2, error}}, [&] { make_checkpoint(run.path(), 1, fmt::format("again {}", error)); }));
+    CHECK(text_of(all / "step_1/state.json") == fmt::format("again {}", error));
+    CHECK(names_in(all) == std::set<std::string>{"step_1"});
   }
-  CHECK(newest_valid_checkpoint(run.path())->manifest.step == 1);
-  overwrite(run.path() / "file", "");
-  CHECK_THROWS_AS(begin_checkpoint(run.path() / "file", 1), Error);
+  CHECK(ends_well_without({{SYS_renameat2, EINVAL}, {SYS_fsync, EIO}}, [&] {
+    try {
+      make_checkpoint(run.path(), 1, "lost");
+      std::abort();
+    } catch (const Error& e) {
+      if (e.code() != Exit::write) std::abort();
+    }
+  }));
+  CHECK(text_of(all / "step_1/state.json") == fmt::format("again {}", ENOSYS));
+  CHECK(names_in(all) == std::set<std::string>{"step_1"});
 }
 
-TEST_CASE("a checkpoint whose writing fails leaves nothing") {
-  TempFolder run;
+TEST_CASE("a checkpoint that cannot be written leaves all as it was") {
+  TempFolder run, fresh;
   make_checkpoint(run.path(), 1);
-  const auto fill = [](const fs::path& part) {
-    overwrite(part / "state.json", "x");
+  const auto fill = [](FolderWriter& out) {
+    out.write_file("adapter/kava.safetensors", "x");
     write_file("/dev/full", "x");
   };
   CHECK_THROWS_AS(write_checkpoint(run.path(), 2, "hash", fill), Error);
-  CHECK(std::distance(fs::directory_iterator(run.path() / "checkpoints"), fs::directory_iterator()) == 1);
-  const fs::path path = write_checkpoint(run.path(), 2, "hash", [](const fs::path& part) { overwrite(part / "state.json", "x"); });
-  CHECK(newest_valid_checkpoint(run.path())->path == path);
+  CHECK_THROWS_AS(write_checkpoint(run.path(), 1, "hash", fill), Error);
+  CHECK(names_in(run.path() / "checkpoints") == std::set<std::string>{"step_1"});
+  CHECK(newest_valid_checkpoint(run.path())->manifest.step == 1);
+  CHECK_THROWS_AS(write_checkpoint(fresh.path(), 2, "hash", fill), Error);
+  CHECK(fs::is_empty(fresh.path()));
+  overwrite(run.path() / "file", "");
+  CHECK_THROWS_AS(make_checkpoint(run.path() / "file", 1), Error);
+}
+
+TEST_CASE("a checkpoint that is being read is pruned the next time only") {
+  TempFolder run;
+  for (std::int64_t step : {1, 2, 3}) make_checkpoint(run.path(), step);
+  {
+    const Checkpoint read = open_checkpoint(run.path() / "checkpoints/step_1");
+    prune_checkpoints(run.path(), 3, 1, {});
+    CHECK(names_in(run.path() / "checkpoints") == std::set<std::string>{"step_1", "step_3"});
+    CHECK(verify_checkpoint(read.path).step == 1);
+  }
+  prune_checkpoints(run.path(), 3, 1, {});
+  CHECK(names_in(run.path() / "checkpoints") == std::set<std::string>{"step_3"});
+}
+
+TEST_CASE("what a link leads to can be opened while the link moves and older ones go") {
+  TempFolder run;
+  make_checkpoint(run.path(), 1);
+  set_link(run.path(), "best", 1);
+  std::atomic<bool> done = false;
+  std::atomic<int> opened = 0;
+  std::string failure;
+  std::thread reader([&] {
+    try {
+      for (; !done; ++opened) open_checkpoint(run.path() / "best");
+    } catch (const Error& e) {
+      failure = e.what();
+    }
+  });
+  for (std::int64_t step = 2; step < 60 || (opened < 60 && failure.empty()); ++step) {
+    make_checkpoint(run.path(), step);
+    set_link(run.path(), "best", step);
+    prune_checkpoints(run.path(), step, 1, {});
+  }
+  done = true;
+  reader.join();
+  CHECK(failure == "");
 }
 
 TEST_CASE("links are relative, replaced in one step and give their step back") {
@@ -232,16 +306,16 @@ TEST_CASE("links are relative, replaced in one step and give their step back") {
   make_checkpoint(run.path(), 1);
   make_checkpoint(run.path(), 20);
   set_link(run.path(), "best", 1);
-  overwrite(run.path() / ".best.part", "left by a kill");
+  fs::create_symlink("checkpoints/step_7", run.path() / ".best.abcdef.part");  // left by a kill
   set_link(run.path(), "best", 20);
   CHECK(fs::read_symlink(run.path() / "best") == "checkpoints/step_20");
   CHECK(linked_step(run.path(), "best") == 20);
   CHECK(verify_checkpoint(run.path() / "best").step == 20);
-  CHECK(!fs::exists(fs::symlink_status(run.path() / ".best.part")));
+  CHECK(names_in(run.path()) == std::set<std::string>{"best", "checkpoints"});
   fs::create_directory(run.path() / "last");
   overwrite(run.path() / "last" / "x", "");
   CHECK_THROWS_AS(set_link(run.path(), "last", 1), Error);
-  CHECK(!fs::exists(fs::symlink_status(run.path() / ".last.part")));
+  CHECK(names_in(run.path()) == std::set<std::string>{"best", "checkpoints", "last"});
 }
 
 TEST_CASE("pruning keeps the newest and the protected") {

@@ -1,9 +1,12 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <fstream>
@@ -12,8 +15,10 @@
 
 #include "engine/cli.h"
 #include "engine/files/files.h"
+#include "engine/files/writers.h"
 #include "kernels/gpu_error.h"
 #include "tests/folders.h"
+#include "tests/io/denied_calls.h"
 
 using namespace kava;
 namespace fs = std::filesystem;
@@ -139,18 +144,130 @@ TEST_CASE("a failed write leaves the older file and nothing else") {
   CHECK(entries(folder.path()) == 1);
 }
 
-TEST_CASE("a partial file of a killed run is replaced") {
+TEST_CASE("what a killed writer left goes away with the next one, and what another is writing does not") {
   TempFolder folder;
-  std::ofstream(folder / "a.part") << "rest of a longer file that was never finished";
-  write_file(folder / "a", "new");
-  CHECK(read_file(folder / "a", 100) == "new");
+  overwrite(folder / ".a.abcdef.part", "rest of a longer file that was never finished");
+  overwrite(folder / ".ab.abcdef.part", "of another target");
+  FileWriter first(folder / "a"), second(folder / "a");
+  first.write("first");
+  second.write("second");
+  CHECK_FALSE(fs::exists(folder / ".a.abcdef.part"));
+  first.commit();
+  CHECK(read_file(folder / "a", 100) == "first");
+  second.commit();
+  CHECK(read_file(folder / "a", 100) == "second");
+  CHECK(entries(folder.path()) == 2);
+  CHECK(fs::exists(folder / ".ab.abcdef.part"));
+}
+
+TEST_CASE("writers of one target in several processes all succeed") {
+  TempFolder folder;
+  std::vector<pid_t> children;
+  for (int i = 0; i < 4; ++i) {
+    children.push_back(::fork());
+    if (children.back() != 0) continue;
+    try {
+      for (int n = 0; n < 50; ++n) write_file(folder / "a", std::string(static_cast<std::size_t>(5000 + i), static_cast<char>('a' + i)));
+    } catch (...) {
+      ::_exit(1);
+    }
+    ::_exit(0);
+  }
+  for (pid_t child : children) {
+    int status = 1;
+    ::waitpid(child, &status, 0);
+    CHECK(status == 0);
+  }
+  const std::string text = read_file(folder / "a", 1 << 20);
+  CHECK(text == std::string(5000 + static_cast<std::size_t>(text[0] - 'a'), text[0]));
   CHECK(entries(folder.path()) == 1);
+}
+
+TEST_CASE("an fsync of the folder that fails after the rename puts back what was there") {
+  TempFolder folder;
+  write_file(folder / "old", "old");
+  for (int rename_error : {0, EINVAL}) {
+    std::vector<DeniedCall> denied = {{SYS_fsync, EIO}};
+    if (rename_error != 0) denied.push_back({SYS_renameat2, rename_error});
+    CHECK(ends_well_without(denied, [&] {
+      for (const char* name : {"old", "new"}) {
+        overwrite(folder / "part", "new");
+        if (put_in_place(folder / "part", folder / name) != EIO) std::abort();
+        if (read_file(folder / "part", 100) != "new") std::abort();
+      }
+    }));
+    CHECK(read_file(folder / "old", 100) == "old");
+    CHECK_FALSE(fs::exists(folder / "new"));
+    CHECK(entries(folder.path()) == 2);
+  }
+}
+
+TEST_CASE("a file system that has no fsync is no failure, one that fails is") {
+  TempFolder folder;
+  for (int error : {EINVAL, ENOTSUP})
+    CHECK(ends_well_without({{SYS_fsync, error}}, [&] {
+      write_file(folder / "a", "x");
+      LineWriter lines(folder / "a");
+      lines.append("y");
+      lines.sync();
+    }));
+  for (int error : {EIO, EROFS, ENOSPC})
+    CHECK(ends_well_without({{SYS_fsync, error}}, [&] {
+      if (code_of([&] { write_file(folder / "b", "x"); }) != Exit::write) std::abort();
+      LineWriter lines(folder / "a");
+      if (code_of([&] { lines.sync(); }) != Exit::write) std::abort();
+    }));
+  CHECK(entries(folder.path()) == 1);
+}
+
+TEST_CASE("a folder takes its target's place whole or not at all, with the digests of its files") {
+  TempFolder folder;
+  const fs::path target = folder.path() / "new" / "made";
+  const auto fill = [&](const std::string& text) {
+    FolderWriter out(target);
+    out.write_file("a", text);
+    FileWriter file = out.file("sub/b");
+    file.write(std::string(3 << 20, 'x'));
+    file.write("end");
+    file.commit();
+    CHECK(out.files()[0].sha256 == sha256(text));
+    CHECK(out.files()[1].name == "sub/b");
+    CHECK(out.files()[1].size == (3 << 20) + 3);
+    CHECK(out.files()[1].sha256 == sha256(std::string(3 << 20, 'x') + "end"));
+    CHECK(entries(target.parent_path()) == (text == "old" ? 1 : 2));
+    out.commit();
+    CHECK(read_file((target / "a").string(), 100) == text);
+    CHECK(entries(target.parent_path()) == 1);
+  };
+  fill("old");
+  fill("new");
+  { FolderWriter(target).write_file("a", "lost"); }
+  CHECK(read_file((target / "a").string(), 100) == "new");
+  CHECK(entries(target.parent_path()) == 1);
+  { FolderWriter(folder.path() / "x" / "y" / "z").write_file("a", "lost"); }
+  CHECK_FALSE(fs::exists(folder / "x"));
+}
+
+TEST_CASE("a path is locked by one that writes or by all that read, and no longer once it names something else") {
+  TempFolder folder;
+  overwrite(folder / "a", "");
+  {
+    const PathLock reader(folder / "a", PathLock::Kind::shared, false), other(folder / "a", PathLock::Kind::shared, false);
+    CHECK(reader.error() == 0);
+    CHECK(other.error() == 0);
+    CHECK(PathLock(folder / "a", PathLock::Kind::exclusive, false).error() == EWOULDBLOCK);
+  }
+  CHECK(PathLock(folder / "a", PathLock::Kind::exclusive, false).error() == 0);
+  CHECK(PathLock(folder / "none", PathLock::Kind::shared, false).error() == ENOENT);
+  CHECK(ends_well_without({{SYS_flock, ENOLCK}}, [&] {
+    if (PathLock(folder / "a", PathLock::Kind::shared, false).error() != ENOLCK) std::abort();
+    write_file(folder / "b", "x");  // needs no lock
+  }));
 }
 
 TEST_CASE("a full device gives the exit code for writing and stays a device") {
   CHECK(code_of([] { write_file("/dev/full", "x"); }) == Exit::write);
   CHECK(fs::is_character_file("/dev/full"));
-  CHECK(!fs::exists("/dev/full.part"));
   CHECK(code_of([] { write_file("/dev/null", "x"); }) == Exit::ok);
   CHECK(fs::is_character_file("/dev/null"));
 }

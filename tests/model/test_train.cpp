@@ -216,8 +216,10 @@ TEST_CASE("state and optimiser of a checkpoint read back to the same bytes") {
     TrainingState state = trainer.state();
     state.best = Best{3, 0.4, 2.5}, state.data = {{"data.train", "b", "ids"}}, state.base = "digest", state.validated_step = 3;
     state.model = {{"config.json", "c"}}, state.adapter = {{"d", "e"}};
-    save_training_state(folder.path(), *run.model, state);
-    const TrainingState back = load_training_state(folder.path());
+    FolderWriter written(folder.path() / "state");
+    save_training_state(written, *run.model, state);
+    written.commit();
+    const TrainingState back = load_training_state(folder.path() / "state");
     CHECK(back.step == 5);
     CHECK(back.epoch == 1);
     CHECK(back.cursor == 4);
@@ -237,7 +239,7 @@ TEST_CASE("state and optimiser of a checkpoint read back to the same bytes") {
     CHECK(back.base == "digest");
     CHECK(back.validated_step == 3);
     TinyRun other({dtype, "train.epochs=4"});
-    load_optimizer(*other.model, folder.path());
+    load_optimizer(*other.model, folder.path() / "state");
     const ParameterStore &a = run.model->parameters, &b = other.model->parameters;
     CHECK(a.get(a.value()) == b.get(b.value()));
     CHECK(a.get(a.m()) == b.get(b.m()));
@@ -247,7 +249,7 @@ TEST_CASE("state and optimiser of a checkpoint read back to the same bytes") {
     for (int i = 0; i < 4; ++i) trainer.step(), resumed.step();
     CHECK(a.get(a.value()) == b.get(b.value()));
     TinyRun wider({dtype, "lora.rank=3"});
-    CHECK_THROWS_AS(load_optimizer(*wider.model, folder.path()), Error);
+    CHECK_THROWS_AS(load_optimizer(*wider.model, folder.path() / "state"), Error);
   }
 }
 

@@ -52,11 +52,14 @@ TEST_CASE("kava_inspect file verifies adapters and checkpoints") {
   write_safetensors(folder / "rows/kava.safetensors", {{"new_tokens.weight", "F32", {4, 8}, zeros.data()}});
   CHECK(inspect("file '" + folder / "rows" + "'").code == 4);
 
-  const fs::path part = begin_checkpoint(folder.path(), 7);
-  make_adapter(part / "adapter");
-  write_safetensors((part / "optimizer.safetensors").string(), {{"m", "F32", {2}, zeros.data()}});
-  overwrite(part / "state.json", "{}");
-  const fs::path checkpoint = commit_checkpoint(folder.path(), 7, "abc");
+  make_adapter(folder / "made");
+  const fs::path checkpoint = write_checkpoint(folder.path(), 7, "abc", [&](FolderWriter& out) {
+    for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "kava.safetensors"})
+      out.write_file(std::string("adapter/") + name, read_file(folder / "made" + "/" + name, 1 << 20));
+    FileWriter optimizer = out.file("optimizer.safetensors");
+    write_safetensors(optimizer, {{"m", "F32", {2}, zeros.data()}});
+    out.write_file("state.json", "{}");
+  });
   const Ended run = inspect("file '" + checkpoint.string() + "'");
   CHECK(run.code == 0);
   CHECK(run.out.find("checkpoint of step 7, configuration abc, 5 files verified") != std::string::npos);

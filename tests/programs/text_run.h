@@ -83,8 +83,7 @@ struct TextRun {
     const auto ops = make_cpu_ops(1);
     Model model(*ops, config, ModelConfig::load(base.string()));
     save_adapter(model, (dir / "adapter").string());
-    save_adapter(model, (begin_checkpoint(dir, 3) / "adapter").string());
-    commit_checkpoint(dir, 3, config_hash(config));
+    write_checkpoint(dir, 3, config_hash(config), [&](FolderWriter& checkpoint) { save_adapter(model, checkpoint, "adapter/"); });
     set_link(dir, "best", 3);
   }
   std::string write(const std::string& name, const std::string& text) const {

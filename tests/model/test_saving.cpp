@@ -1,0 +1,65 @@
+// What a checkpoint costs while it is written.
+#include <malloc.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <sstream>
+
+#include "engine/files/json.h"
+#include "models/run_folder.h"
+#include "tests/model/train_rig.h"
+
+using namespace kava;
+namespace fs = std::filesystem;
+
+namespace {
+
+// A line of /proc/self/status in bytes.
+std::int64_t status_bytes(const std::string& key) {
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with(key + ":")) return std::stoll(line.substr(key.size() + 1)) * 1024;
+  return 0;
+}
+
+// Makes the highest resident size that of now.
+bool forget_highest() {
+  std::ofstream file("/proc/self/clear_refs");
+  file << "5";
+  file.flush();
+  return file.good();
+}
+
+}  // namespace
+
+TEST_CASE("saving a checkpoint takes no more memory than its largest tensor") {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  SKIP("a sanitizer keeps what is freed");
+#endif
+  TempFolder folder;
+  // Ten tensors of 8 MiB and more, of each of which a checkpoint holds four copies.
+  Json shape = read_json(kGolden + "models/llama/config.json");
+  shape["hidden_size"] = 256, shape["intermediate_size"] = 8192, shape["vocab_size"] = 8192, shape["num_hidden_layers"] = 3;
+  shape["num_attention_heads"] = 4, shape["num_key_value_heads"] = 2, shape["head_dim"] = 64;
+  const std::int64_t largest = std::int64_t{8192} * 256 * 4;
+  overwrite(folder / "config.json", shape.dump());
+  overwrite(folder / "c.toml", tiny_toml());
+  const RunConfig config = load_config(
+      folder / "c.toml", {"model.path=" + folder.path().string(), "model.init=random", "train.trainable=all", "latent.count=2"});
+  const auto ops = make_cpu_ops(1);
+  const Model model(*ops, config, ModelConfig::load(folder.path().string()));
+  TrainingState state;
+  state.step = 3;
+  RunFolder out(folder.path() / "run");
+  out.open(config, state);
+  out.save(model, state);  // what is loaded once
+  ++state.step;
+  ::malloc_trim(0);
+  if (!forget_highest()) SKIP("/proc/self/clear_refs cannot be written");
+  const std::int64_t before = status_bytes("VmRSS");
+  out.save(model, state);
+  const std::int64_t grown = status_bytes("VmHWM") - before;
+  INFO(grown << " bytes; the largest tensor has " << largest);
+  // The buffer of a file, and what the heap keeps of small things.
+  CHECK(grown < largest + (std::int64_t{3} << 20));
+  CHECK(fs::file_size(folder.path() / "run/last/optimizer.safetensors") > 10 * 3 * static_cast<std::uintmax_t>(largest));
+}
