@@ -14,6 +14,7 @@
 #include "models/kava.h"
 #include "models/text.h"
 #include "tests/folders.h"
+#include "tests/golden_config.h"
 
 namespace kava::test {
 
@@ -39,7 +40,7 @@ class StepRig {
  public:
   explicit StepRig(std::vector<std::string> sets, int threads = 1, double noise = 0.2) {
     sets.insert(sets.begin(), "model.adapter=\"\"");
-    config = load_config(KAVA_SOURCE_DIR "/tests/golden/cases/kava_defaults.toml", sets);
+    config = golden_config("kava_defaults", sets);
     ops = make_cpu_ops(threads);
     text = open_text_model(config.model.path);
     int64_t dropped = 0;

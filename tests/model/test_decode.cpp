@@ -12,6 +12,7 @@
 #include "models/decode.h"
 #include "models/kava.h"
 #include "models/text.h"
+#include "tests/golden_config.h"
 
 namespace {
 
@@ -20,7 +21,7 @@ using namespace kava;
 // A golden case with its model loaded.
 struct Loaded {
   explicit Loaded(const std::string& name, const std::vector<std::string>& sets = {}, int threads = 2)
-      : config(load_config(std::string(KAVA_SOURCE_DIR "/tests/golden/cases/") + name + ".toml", sets)),
+      : config(golden_config(name, sets)),
         text(open_text_model(config.model.path)),
         ops(make_cpu_ops(threads)),
         model(*ops, config, text.shape),
