@@ -1,6 +1,5 @@
-// kava_data: makes and checks data files.
+// kava_data: makes, checks, describes and converts data files.
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,15 +8,13 @@
 #include <limits>
 #include <optional>
 #include <set>
-#include <unordered_set>
 
-#include "engine/data/data.h"
-#include "engine/data/equation.h"
 #include "engine/data/synth.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "tools/choice_option.h"
 #include "tools/command.h"
+#include "tools/data_files.h"
 
 namespace {
 
@@ -82,95 +79,10 @@ int synth(const SynthOptions& options, const std::string& out) {
   return 0;
 }
 
-// Keys by which rows are compared: the question and the whole trace, as text or as ids.
-std::string question_key(const Row& row) {
-  return row.is_ids ? fmt::format("ids {}", fmt::join(row.question_ids, " ")) : "text " + row.question;
-}
-
-std::optional<std::string> trace_key(const Row& row) {
-  if (row.is_ids) return row.trace_ids.empty() ? std::nullopt : std::optional(fmt::format("ids {}", fmt::join(row.trace_ids, " ")));
-  return row.steps.empty() ? std::nullopt : std::optional(fmt::format("text {}", fmt::join(row.steps, "\n")));
-}
-
-struct Equations {
-  int64_t hold = 0, fail = 0, unreadable = 0;
-  std::vector<std::string> first_false;
-};
-
-Equations judge(const RowFile& file, std::optional<int64_t> modulo) {
-  constexpr std::size_t kShown = 5;
-  Equations out;
-  for (const Row& row : file.rows)
-    for (const std::string& step : row.steps) {
-      if (!step.starts_with("<<")) continue;
-      switch (judge_equation(step, modulo)) {
-        case Verdict::holds:
-          ++out.hold;
-          break;
-        case Verdict::unreadable:
-          ++out.unreadable;
-          break;
-        case Verdict::fails:
-          if (++out.fail <= static_cast<int64_t>(kShown)) out.first_false.push_back(fmt::format("{}: {}", file.where(row), escaped(step)));
-      }
-    }
-  return out;
-}
-
-void print_summary(const RowFile& file, std::optional<int64_t> modulo) {
-  int64_t steps = 0, without = 0, duplicates = 0;
-  std::unordered_set<std::string> questions;
-  for (const Row& row : file.rows) {
-    steps += static_cast<int64_t>(row.is_ids ? row.trace_ids.size() : row.steps.size());
-    without += !trace_key(row);
-    duplicates += !questions.insert(question_key(row)).second;
-  }
-  fmt::print("{}: {}, {} rows, {} {}, {} rows without a trace, {} repeated questions\n", escaped(file.path, 4096), name_of(file.format),
-             file.rows.size(), steps, file.format == DataFormat::ids ? "trace ids" : "steps", without, duplicates);
-  const Equations equations = judge(file, modulo);
-  if (equations.hold + equations.fail + equations.unreadable == 0) return;
-  fmt::print("  equations{}: {} hold, {} are false, {} of another form\n", modulo ? fmt::format(" modulo {}", *modulo) : "", equations.hold,
-             equations.fail, equations.unreadable);
-  for (const std::string& line : equations.first_false) fmt::print("  false: {}\n", line);
-  if (equations.fail > static_cast<int64_t>(equations.first_false.size()))
-    fmt::print("  and {} more\n", equations.fail - static_cast<int64_t>(equations.first_false.size()));
-}
-
-int check(const std::vector<std::string>& paths, const std::vector<std::string>& against, std::optional<DataFormat> format,
-          std::optional<int64_t> modulo) {
-  std::vector<RowFile> files, others;
-  for (const std::string& path : paths) print_summary(files.emplace_back(read_rows(path, format)), modulo);
-  if (against.empty()) return 0;
-  for (const std::string& path : against) print_summary(others.emplace_back(read_rows(path, format)), modulo);
-
-  std::unordered_set<std::string> questions, traces;
-  for (const RowFile& file : others)
-    for (const Row& row : file.rows) {
-      questions.insert(question_key(row));
-      if (auto trace = trace_key(row)) traces.insert(*std::move(trace));
-    }
-  int64_t by_question = 0, by_trace = 0;
-  std::string first;
-  for (const RowFile& file : files)
-    for (const Row& row : file.rows) {
-      const auto trace = trace_key(row);
-      const bool question_there = questions.contains(question_key(row)), trace_there = trace && traces.contains(*trace);
-      by_question += question_there;
-      by_trace += trace_there;
-      if (first.empty() && (question_there || trace_there)) first = file.where(row);
-    }
-  fmt::print("overlap: {} by question, {} by trace\n", by_question, by_trace);
-  if (!first.empty())
-    throw Error(Exit::data, first,
-                fmt::format("{} rows share their question and {} their trace with the files of --against", by_question, by_trace),
-                "remove them from one side");
-  return 0;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Makes and checks data files", "kava_data");
+  CLI::App app("Makes, checks, describes and converts data files", "kava_data");
   app.require_subcommand(0, 1);
   app.footer("Example:\n  kava_data synth --out ring && kava_data check ring/train.txt --against ring/test.txt --modulo 10");
 
@@ -186,23 +98,40 @@ int main(int argc, char** argv) {
   synth_command->add_option("--steps", options.steps, "Steps of a question")->check(CLI::Range(1, kRingNames - 1))->capture_default_str();
   synth_command->add_option("--seed", options.seed, "Seed")->check(CLI::Range(int64_t{0}, kLargestSeed))->capture_default_str();
 
-  std::vector<std::string> files, against;
-  std::optional<int64_t> modulo;
+  const std::string format_help = "The form of the files, where it is not recognised: " + format_words();
+  CheckCommand check;
   CLI::App* check_command = app.add_subcommand("check", "Check every row, the equations, and what two sets of files share");
   check_command->footer("Example:\n  kava_data check train.txt --against test.txt");
-  check_command->add_option("FILE", files, "Data files")->required();
-  check_command->add_option("--against", against, "Files with which FILE should share no question and no trace");
-  std::optional<std::string> format;
-  check_command->add_option("--format", format, "The form of all files, where it is not recognised: " + format_words());
-  check_command->add_option("--modulo", modulo, "Equations hold modulo this number")->check(CLI::Range(int64_t{1}, int64_t{1'000'000'000}));
+  check_command->add_option("FILE", check.files, "Data files")->required();
+  check_command->add_option("--against", check.against, "Files with which FILE should share no question");
+  check_command->add_option("--format", check.format, format_help);
+  check_command->add_option("--modulo", check.modulo, "Equations hold modulo this number")
+      ->check(CLI::Range(int64_t{1}, int64_t{1'000'000'000}));
 
-  for (const char* name : {"stats", "convert"}) app.add_subcommand(name, "Not built yet")->allow_extras();
+  StatsCommand stats;
+  CLI::App* stats_command = app.add_subcommand("stats", "Describe the lengths of questions, chains and answers");
+  stats_command->footer("Example:\n  kava_data stats train.txt --tokenizer ring/model");
+  stats_command->add_option("FILE", stats.files, "Data files")->required();
+  stats_command->add_option("--tokenizer", stats.tokenizer, "A folder with tokenizer.json: lengths in tokens, and traces against latents");
+  stats_command->add_option("--format", stats.format, format_help);
+  stats_command->add_option("--latents", stats.latents, "M")->check(CLI::Range(1, 4096))->capture_default_str();
+  stats_command->add_option("--max-tokens", stats.max_tokens, "data.max_tokens")->check(CLI::Range(1, 1'000'000))->capture_default_str();
+  stats_command->add_flag("--all-steps", stats.all_steps, "As with data.drop_last_step = false");
+
+  ConvertCommand convert;
+  CLI::App* convert_command = app.add_subcommand("convert", "Write a data file of any form as JSON lines or text");
+  convert_command->footer("Example:\n  kava_data convert gsm8k.json gsm8k.txt");
+  convert_command->add_option("IN", convert.in, "A data file")->required();
+  convert_command->add_option("OUT", convert.out, "The file to write")->required();
+  convert_command->add_option("--format", convert.format, format_help);
+  convert_command->add_option("--to", convert.to, "jsonl or icot_text (default: icot_text for .txt, else jsonl)");
+  convert_command->add_flag("--skip-malformed", convert.skip_malformed, "Leave malformed rows out and tell them on standard error");
 
   return command_main(argc, argv, app, [&] {
     if (*synth_command) return synth(options, out);
-    if (*check_command) return check(files, against, choice_option<DataFormat>("--format", format), modulo);
-    if (app.get_subcommands().empty())
-      throw Error(Exit::usage, "kava_data", "no command given", "use synth or check; see kava_data --help");
-    throw Error(Exit::usage, "kava_data", app.get_subcommands().front()->get_name() + " is not built yet", "use synth or check");
+    if (*check_command) return check_data(check);
+    if (*stats_command) return describe_data(stats);
+    if (*convert_command) return convert_data(convert);
+    throw Error(Exit::usage, "kava_data", "no command given", "use synth, check, stats or convert; see kava_data --help");
   });
 }

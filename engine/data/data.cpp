@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/data/malformed.h"
 #include "engine/data/row_forms.h"
 #include "engine/files/files.h"
 
@@ -113,7 +114,10 @@ std::string_view stripped(std::string_view s) {
 
 std::string RowFile::where(const Row& row) const { return fmt::format("{}:{}", escaped(path, 4096), row.line); }
 
-RowFile read_rows(const std::string& path, std::optional<DataFormat> format) {
+namespace {
+
+// Malformed rows end the reading, or are told in `malformed` where it is given.
+RowFile read_file_rows(const std::string& path, std::optional<DataFormat> format, MalformedRows* malformed) {
   const std::string bytes = read_file(path, kMostBytes);
   const std::string file = escaped(path, 4096);
   std::string_view text = bytes;
@@ -124,27 +128,39 @@ RowFile read_rows(const std::string& path, std::optional<DataFormat> format) {
   const bool list = body.starts_with('[') && format != DataFormat::icot_text;
   if (!format && !list && !body.starts_with('{')) format = DataFormat::icot_text;
   RowFile out{path, DataFormat::icot_text, {}, sha256(bytes), "text"};
-  auto add_json = [&](std::string_view row_text, int64_t line) {
-    const RowPlace place{file, line};
+  auto take = [&](auto parse, std::string_view row_text, int64_t line) {
+    try {
+      out.rows.push_back(parse(row_text, RowPlace{file, line}));
+      out.rows.back().line = line;
+    } catch (const Error& e) {
+      if (!malformed || e.code() != Exit::data) throw;
+      if (++malformed->count <= 5) malformed->first.push_back(e);
+    }
+    return true;
+  };
+  auto parse_object = [&](std::string_view row_text, const RowPlace& place) {
     if (!list && stripped(row_text) == "{") place.refuse("a JSON object over several lines", "write one object a line, or a list of them");
     const Json row = parse_json(row_text, place.text());
     if (out.rows.empty() && row.is_object()) out.keys = key_list(row);
     if (!format) format = row.is_object() ? recognised_format(row) : DataFormat::jsonl;
-    out.rows.push_back(parse_json_row(row, *format, place));
-    out.rows.back().line = line;
-    return true;
+    return parse_json_row(row, *format, place);
   };
-  auto add_text = [&](std::string_view line, int64_t number) {
-    out.rows.push_back(parse_text_row(line, {file, number}));
-    out.rows.back().line = number;
-    return true;
-  };
+  auto add_json = [&](std::string_view row_text, int64_t line) { return take(parse_object, row_text, line); };
+  auto add_text = [&](std::string_view row_text, int64_t line) { return take(parse_text_row, row_text, line); };
   if (format == DataFormat::icot_text) each_line(text, add_text);
   else if (list) ElementCutter(text, file).each(add_json);
   else each_line(text, add_json);
-  if (out.rows.empty()) throw Error(Exit::data, file, "holds no row", "name a file with data");
-  out.format = *format;
+  if (out.rows.empty() && !(malformed && malformed->count > 0)) throw Error(Exit::data, file, "holds no row", "name a file with data");
+  out.format = format.value_or(DataFormat::jsonl);
   return out;
+}
+
+}  // namespace
+
+RowFile read_rows(const std::string& path, std::optional<DataFormat> format) { return read_file_rows(path, format, nullptr); }
+
+RowFile read_wellformed_rows(const std::string& path, std::optional<DataFormat> format, MalformedRows& malformed) {
+  return read_file_rows(path, format, &malformed);
 }
 
 }  // namespace kava

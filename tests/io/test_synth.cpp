@@ -181,6 +181,11 @@ TEST_CASE("equations are judged") {
   CHECK(judge_equation("<<-2*-3=6>>") == holds);
   CHECK(judge_equation("<<.5*4=2.>>") == holds);
   CHECK(judge_equation("<<10/3=3.33>>") == holds);
+  CHECK(judge_equation("<<20/3=6.66>>") == holds);
+  CHECK(judge_equation("<<5/1.4=3.57142>>") == holds);
+  CHECK(judge_equation("<<-20/3=-6.66>>") == holds);
+  CHECK(judge_equation("<<20/3=6.65>>") == fails);
+  CHECK(judge_equation("<<20/3=-6.66>>") == fails);
   CHECK(judge_equation("<<0.1+0.2=0.3>>") == holds);
   CHECK(judge_equation("<<1035=1035>>") == holds);
   CHECK(judge_equation("<<10/3=3>>") == fails);
@@ -254,13 +259,30 @@ TEST_CASE("kava_data check reports what it finds and exits by it") {
   CHECK(kava_data("check none.txt", folder).code == 4);
 }
 
-TEST_CASE("kava_data refuses wrong options and what is not built") {
+TEST_CASE("kava_data refuses wrong options") {
   TempFolder folder;
-  for (const char* arguments :
-       {"", "foo", "synth", "synth --out x --rows 0", "synth --out x --rows 1.5", "synth --out x --rows 99999999999999999999",
-        "synth --out x --steps 0", "synth --out x --steps 16", "synth --out x --seed -1", "synth --out x --seed 9223372036854775808",
-        "synth --out x --foo", "synth --out ''", "synth --out x --rows 400000 --steps 1", "check", "check a --modulo 0", "stats a.txt",
-        "stats a.txt --tokenizer d", "convert a b"}) {
+  for (const char* arguments : {"",
+                                "foo",
+                                "synth",
+                                "synth --out x --rows 0",
+                                "synth --out x --rows 1.5",
+                                "synth --out x --rows 99999999999999999999",
+                                "synth --out x --steps 0",
+                                "synth --out x --steps 16",
+                                "synth --out x --seed -1",
+                                "synth --out x --seed 9223372036854775808",
+                                "synth --out x --foo",
+                                "synth --out ''",
+                                "synth --out x --rows 400000 --steps 1",
+                                "check",
+                                "check a --modulo 0",
+                                "stats",
+                                "stats a --latents 0",
+                                "convert a",
+                                "convert a b --to svamp",
+                                "convert a b --format x",
+                                "check a --format x",
+                                "stats a --format x"}) {
     CAPTURE(arguments);
     const Ended run = kava_data(arguments, folder);
     CHECK(run.code == 2);
@@ -268,9 +290,8 @@ TEST_CASE("kava_data refuses wrong options and what is not built") {
     CHECK(std::count(run.err.begin(), run.err.end(), '\n') == 1);
     CHECK(run.out.empty());
   }
-  CHECK_THAT(kava_data("stats a.txt", folder).err, ContainsSubstring("stats is not built yet"));
   CHECK(names_in(folder.path()).empty());
-  for (const char* arguments : {"--help", "synth --help", "check --help"}) {
+  for (const char* arguments : {"--help", "synth --help", "check --help", "stats --help", "convert --help"}) {
     const Ended help = kava_data(arguments, folder);
     CHECK(help.code == 0);
     CHECK_THAT(help.out, ContainsSubstring("Example:\n  kava_data "));

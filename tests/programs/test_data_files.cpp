@@ -1,0 +1,99 @@
+// kava_data on files: what check finds, what stats counts, what convert writes.
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+#include "engine/data/data.h"
+#include "tests/programs/programs.h"
+
+using namespace kava;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+Ended kava_data(const std::string& arguments, const TempFolder& folder) { return run_command("kava_data " + arguments, folder.path()); }
+
+}  // namespace
+
+TEST_CASE("check names malformed rows by line and goes on") {
+  TempFolder folder;
+  overwrite(folder / "a.txt", "q||a #### 1\nno bars\nq 2||<<1+1=3>> #### 3\n||x #### 1\nq||a #### 1\n");
+  const Ended e = kava_data("check a.txt", folder);
+  CHECK(e.code == 4);
+  CHECK_THAT(e.out, ContainsSubstring("a.txt: icot_text, 3 rows, 3 steps, 0 rows without a trace, 1 repeated questions") &&
+                        ContainsSubstring("repeated: a.txt:5, as in line 1") && ContainsSubstring("2 malformed rows") &&
+                        ContainsSubstring("malformed: a.txt:2: no ||") && ContainsSubstring("malformed: a.txt:4: the question is empty") &&
+                        ContainsSubstring("false: a.txt:3: <<1+1=3>>"));
+  CHECK_THAT(e.err, ContainsSubstring("error: a.txt:2: no ||") && ContainsSubstring("2 rows of the file are malformed"));
+  CHECK(std::count(e.err.begin(), e.err.end(), '\n') == 1);
+
+  overwrite(folder / "b.jsonl", "{\n\"question\": 1\n}\n");
+  CHECK(kava_data("check b.jsonl", folder).code == 4);
+  overwrite(folder / "c.jsonl", "{broken\n{\"question\": \"q\", \"cot\": \"a\", \"answer\": \"1\"}\n");
+  CHECK_THAT(kava_data("check c.jsonl", folder).out, ContainsSubstring("c.jsonl: jsonl, 1 rows"));
+}
+
+TEST_CASE("a shared question is an error, a shared trace is told") {
+  TempFolder folder;
+  overwrite(folder / "a.txt", "q  1||<<1+1=2>> #### 2\nq 2||<<2+2=4>> #### 4\n");
+  overwrite(folder / "b.txt", "q 3||<<1+1=2>> #### 2\n");
+  overwrite(folder / "c.txt", "q 1||<<9=9>> #### 9\n");
+  const Ended trace = kava_data("check a.txt --against b.txt", folder), question = kava_data("check a.txt --against c.txt", folder);
+  CHECK(trace.code == 0);
+  CHECK_THAT(trace.out, ContainsSubstring("overlap: 0 by question, 1 by trace\n  trace: a.txt:1\n"));
+  CHECK(question.code == 4);
+  CHECK_THAT(question.out, ContainsSubstring("overlap: 1 by question, 0 by trace\n  question: a.txt:1\n"));
+  CHECK_THAT(question.err, ContainsSubstring("error: a.txt:1: 1 rows share their question"));
+}
+
+TEST_CASE("stats counts steps and tokens, and traces against the latents") {
+  TempFolder folder;
+  REQUIRE(kava_data("synth --out r --rows 200", folder).code == 0);
+  const Ended text = kava_data("stats r/train.txt", folder),
+              tokens = kava_data("stats r/train.txt --tokenizer r/model --latents 8", folder);
+  CHECK(text.code == 0);
+  CHECK_THAT(text.out, ContainsSubstring("r/train.txt: icot_text, 200 rows") &&
+                           ContainsSubstring("  3                                200  100.00 %"));
+  CHECK(tokens.code == 0);
+  CHECK_THAT(tokens.out,
+             ContainsSubstring("n_c against M = 8") && ContainsSubstring("0 of 200 rows would be left out: over max_tokens = 512"));
+
+  overwrite(folder / "ids.jsonl",
+            "{\"question\": [1, 2], \"trace\": [], \"answer\": [3]}\n{\"question\": [1], \"trace\": [4, 5, 6, 7], \"answer\": [3]}\n");
+  const Ended ids = kava_data("stats ids.jsonl --latents 4 --max-tokens 8", folder);
+  CHECK(ids.code == 0);
+  CHECK_THAT(ids.out, ContainsSubstring("  0                                  1   50.00 %") &&
+                          ContainsSubstring("  4                                  1   50.00 %") &&
+                          ContainsSubstring("1 of 2 rows would be left out: over max_tokens = 8 (the longest sequence has 9)"));
+  CHECK(kava_data("stats none.txt", folder).code == 4);
+  CHECK(kava_data("stats r/train.txt --tokenizer none", folder).code == 4);
+}
+
+TEST_CASE("convert writes rows of any form, and what reads back as the same rows") {
+  TempFolder folder;
+  overwrite(folder / "a.json",
+            R"([{"question": "q é", "cot": "<<1+1=2>> <<2+2=4>>", "answer": "4"}, {"question": "r", "cot": "One. Two.", "answer": "3"}])");
+  REQUIRE(kava_data("convert a.json a.jsonl", folder).code == 0);
+  REQUIRE(kava_data("convert a.jsonl a.txt", folder).code == 0);
+  CHECK(read_file(folder / "a.txt", 1 << 20) == "q é||<<1+1=2>> <<2+2=4>> #### 4\nr||One. Two. #### 3\n");
+  const RowFile from = read_rows(folder / "a.json"), lines = read_rows(folder / "a.jsonl"), text = read_rows(folder / "a.txt");
+  for (std::size_t i = 0; i < 2; ++i)
+    for (const RowFile* f : {&lines, &text}) {
+      CHECK(f->rows[i].question == from.rows[i].question);
+      CHECK(f->rows[i].steps == from.rows[i].steps);
+      CHECK(f->rows[i].answer == from.rows[i].answer);
+    }
+  for (const char* steps : {R"(["a b", "c"])", R"(["a\nb"])", R"(["<<1=1>>", "then"])", R"(["a #### 3"])"}) {
+    overwrite(folder / "b.jsonl", std::string(R"({"question": "q", "steps": )") + steps + R"(, "answer": "4"})");
+    const Ended e = kava_data("convert b.jsonl b.txt", folder);
+    CAPTURE(steps, e.err);
+    CHECK((e.code == 4) == (std::string(steps) != R"(["a #### 3"])"));
+  }
+  overwrite(folder / "c.txt", "q||a #### 1\nbroken\n");
+  CHECK(kava_data("convert c.txt c.jsonl", folder).code == 4);
+  CHECK_FALSE(std::filesystem::exists(folder / "c.jsonl"));
+  const Ended skipped = kava_data("convert c.txt c.jsonl --skip-malformed", folder);
+  CHECK(skipped.code == 0);
+  CHECK_THAT(skipped.err, ContainsSubstring("left out: c.txt:2: no ||"));
+  CHECK(read_file(folder / "c.jsonl", 1 << 20) == "{\"answer\":\"1\",\"question\":\"q\",\"steps\":[\"a\"]}\n");
+  CHECK(kava_data("convert c.txt ./c.txt", folder).code == 2);
+}

@@ -1,0 +1,77 @@
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "engine/data/malformed.h"
+#include "engine/data/row_forms.h"
+#include "engine/files/files.h"
+#include "tools/choice_option.h"
+#include "tools/data_files.h"
+
+namespace kava {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+bool same(const Row& a, const Row& b) { return a.question == b.question && a.steps == b.steps && a.answer == b.answer; }
+
+std::string json_line(const Row& row) {
+  Json out = Json::object();
+  if (row.is_ids) {
+    out["question"] = row.question_ids, out["trace"] = row.trace_ids, out["answer"] = row.answer_ids;
+    if (row.prompt) out["prompt"] = *row.prompt;
+  } else {
+    out["question"] = row.question, out["steps"] = row.steps, out["answer"] = row.answer;
+  }
+  return out.dump();
+}
+
+// Steps by one space: what reads back as the same row, or an error.
+std::string text_line(const RowFile& file, const Row& row) {
+  const auto refuse = [&](const std::string& what) -> void { throw Error(Exit::data, file.where(row), what, "convert to jsonl"); };
+  if (row.is_ids) refuse("ids cannot be written as icot_text");
+  std::string line = row.question + "||";
+  for (const std::string& step : row.steps) line += step + " ";
+  line += "#### " + row.answer;
+  if (line.find_first_of("\n\r") != std::string::npos) refuse("a row with a line end in its text cannot be written as icot_text");
+  const std::string where = escaped(file.path, 4096);
+  if (!same(parse_text_row(line, {where, row.line}), row))
+    refuse(
+        "written as icot_text, the row would read differently: its text holds || or ####, or its steps are not those that text splits "
+        "into");
+  return line;
+}
+
+DataFormat target_format(const ConvertCommand& command) {
+  if (const auto to = choice_option<DataFormat>("--to", command.to)) {
+    if (*to != DataFormat::jsonl && *to != DataFormat::icot_text)
+      throw Error(Exit::usage, "--to", name_of(*to) + " is not written", "give jsonl or icot_text");
+    return *to;
+  }
+  return fs::path(command.out).extension() == ".txt" ? DataFormat::icot_text : DataFormat::jsonl;
+}
+
+}  // namespace
+
+int convert_data(const ConvertCommand& command) {
+  const auto format = choice_option<DataFormat>("--format", command.format);
+  const DataFormat to = target_format(command);
+  std::error_code ignored;
+  if (fs::equivalent(command.in, command.out, ignored)) throw Error(Exit::usage, "OUT", "is the file that is read", "name another file");
+  require_writable("OUT", command.out);
+  MalformedRows malformed;
+  const RowFile file = command.skip_malformed ? read_wellformed_rows(command.in, format, malformed) : read_rows(command.in, format);
+  for (const Error& e : malformed.first) fmt::print(stderr, "left out: {}\n", e.what());
+  if (malformed.count > static_cast<int64_t>(malformed.first.size()))
+    fmt::print(stderr, "and {} more malformed rows\n", malformed.count - static_cast<int64_t>(malformed.first.size()));
+  if (file.rows.empty()) throw Error(Exit::data, escaped(file.path, 4096), "holds no row that can be read", "name its form by --format");
+  std::string text;
+  for (const Row& row : file.rows) text += (to == DataFormat::jsonl ? json_line(row) : text_line(file, row)) + "\n";
+  write_file(command.out, text);
+  fmt::print("{}: {} rows of {} written as {}, {} malformed ones left out\n", escaped(command.out, 4096), file.rows.size(),
+             name_of(file.format), file.format == DataFormat::ids ? "ids" : name_of(to), malformed.count);
+  return 0;
+}
+
+}  // namespace kava

@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Turns Parquet files, in which data hubs keep their sets, into one file of JSON lines that kava reads.
+
+  tools/parquet_to_jsonl.py train-00000-of-00001.parquet train.jsonl
+  tools/parquet_to_jsonl.py train-*.parquet train.jsonl
+
+Rows keep their order and their columns (docs/formats.md section 1 says which are read). Needs the package pyarrow.
+Exit codes: 0 done, 2 usage, 3 pyarrow is missing, 4 a file that is not Parquet, 7 could not write.
+"""
+import json
+import os
+import sys
+
+
+def fail(code, text):
+    print("error: " + text, file=sys.stderr)
+    sys.exit(code)
+
+
+def plain(value):
+    """What JSON has no word for (dates, bytes, decimals) as text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def finite(value):
+    """NaN and infinities, which stand for missing numbers in tables, as null."""
+    if isinstance(value, float) and value - value != 0:
+        return None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return value
+
+
+def rows_of(parquet, path):
+    try:
+        with open(path, "rb") as source:
+            for batch in parquet.ParquetFile(source).iter_batches(batch_size=4096):
+                yield from batch.to_pylist()
+    except OSError as error:
+        fail(4, f"{path}: {error.strerror or error}; name a Parquet file")
+    except Exception as error:  # pyarrow's own kinds
+        fail(4, f"{path}: not a Parquet file: {str(error).splitlines()[0]}; name a Parquet file")
+
+
+def main():
+    arguments = sys.argv[1:]
+    if arguments in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return
+    if len(arguments) < 2 or any(a.startswith("--") for a in arguments):
+        fail(2, "usage: parquet_to_jsonl.py IN.parquet... OUT.jsonl; see --help")
+    *inputs, out = arguments
+    if any(os.path.exists(out) and os.path.exists(i) and os.path.samefile(i, out) for i in inputs):
+        fail(2, f"{out}: is one of the inputs; name another file")
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        fail(3, "pyarrow is not installed; python3 -m pip install pyarrow")
+    part = f"{out}.part.{os.getpid()}"
+    count = 0
+    try:
+        with open(part, "w", encoding="utf-8", newline="\n") as target:
+            for path in inputs:
+                for row in rows_of(parquet, path):
+                    target.write(json.dumps(finite(row), ensure_ascii=False, allow_nan=False, default=plain) + "\n")
+                    count += 1
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(part, out)
+    except OSError as error:
+        fail(7, f"{out}: could not write: {error.strerror}; name another file or free some space")
+    finally:
+        if os.path.exists(part):
+            os.unlink(part)
+    print(f"{out}: {count} rows")
+
+
+if __name__ == "__main__":
+    main()
