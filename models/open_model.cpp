@@ -38,13 +38,13 @@ void take_checkpoint(OpenedModel& m, Checkpoint checkpoint, const char* which) {
   m.weights = fmt::format("checkpoints/step_{} ({})", checkpoint.manifest.step, which);
   m.step = checkpoint.manifest.step;
   m.lock = std::move(checkpoint.lock);
-  m.note.clear();
 }
 
 void choose_weights(OpenedModel& m) {
   for (std::optional<int64_t> best = linked_step(m.run_dir, "best"); best;) {
     try {
       take_checkpoint(m, open_checkpoint(m.run_dir / "checkpoints" / fmt::format("step_{}", *best), kRead), "best");
+      m.note.clear();
       return;
     } catch (const Error& e) {
       m.note = std::string("the best checkpoint was passed over: ") + e.what();
