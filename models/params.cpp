@@ -106,7 +106,7 @@ std::string ParameterStore::find_not_finite(Arena& arena) {
   // Of nearly all checkpoints one sum on the device is all that is asked.
   const ArenaScope scope(arena);
   const Tensor sum = arena.alloc(DType::f64, 1, 1);
-  ops_.sum_squares(arena, sum, value_);
+  ops_.sum_squares(arena, sum, value());
   double square = 0;
   ops_.download(&square, sum);
   if (std::isfinite(square)) return "";

@@ -105,9 +105,9 @@ TEST_CASE("a run is evaluated wherever it and its base lie, on the base that it 
   Model model(*ops, tiny.config, ModelConfig::load(tiny.config.model.path));
   TrainingState state;
   state.step = 5, state.model = model_digests(open_text_model(tiny.config.model.path), Init::random);
-  write_checkpoint(tiny.dir, 5, config_hash(tiny.config), [&](const fs::path& part) {
-    save_adapter(model, (part / "adapter").string());
-    save_training_state(part, model, state);
+  write_checkpoint(tiny.dir, 5, config_hash(tiny.config), [&](FolderWriter& out) {
+    save_adapter(model, out, "adapter/");
+    save_training_state(out, model, state);
   });
   set_link(tiny.dir, "best", 5);
   overwrite(tiny.dir / "config.toml", to_toml(tiny.config, tiny.dir.string()));
