@@ -184,10 +184,12 @@ TEST_CASE("a run of the version before goes on, and without its configuration is
   for (const char* key : {"max_steps", "epochs", "micro_batch", "device", "model", "adapter"}) state.erase(key);
   for (Json& data : state["data"]) data = {{"path", "/old"}, {"sha256", data["sha256"]}};
   fs::rename(p.root / "run/checkpoints/step_4", p.root / "whole");
-  write_checkpoint(p.root / "run", 4, "its hash covered other keys", [&](const fs::path& part) {
-    fs::copy(p.root / "whole/adapter", part / "adapter");
-    fs::copy(p.root / "whole/optimizer.safetensors", part / "optimizer.safetensors");
-    overwrite(part / "state.json", state.dump());
+  write_checkpoint(p.root / "run", 4, "its hash covered other keys", [&](FolderWriter& out) {
+    for (const auto& file : fs::recursive_directory_iterator(p.root / "whole"))
+      if (const std::string name = file.path().lexically_relative(p.root / "whole"); file.is_regular_file() && !name.ends_with(".json"))
+        out.write_file(name, p.bytes("whole/" + name));
+    out.write_file("adapter/adapter_config.json", p.bytes("whole/adapter/adapter_config.json"));
+    out.write_file("state.json", state.dump());
   });
   check(p.train("run --resume --set train.lr=1.0"), 2, "train.lr");
   check(p.train("run --resume --set train.max_steps=8"), 2, "train.max_steps: 6 -> 8");
