@@ -19,7 +19,17 @@ constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, std::array<u
 }
 
 /// What a random number is drawn for: the first word of the key. The second word is the run's seed.
-enum class Purpose : uint32_t { dropout = 1, init = 2, epoch_order = 3, fraction = 4, eviction = 5, bench = 6, synth = 7 };
+enum class Purpose : uint32_t {
+  dropout = 1,
+  init = 2,
+  epoch_order = 3,
+  fraction = 4,
+  eviction = 5,
+  bench = 6,
+  synth = 7,
+  stage = 8,
+  offset = 9
+};
 
 constexpr std::array<uint32_t, 2> philox_key(Purpose purpose, uint64_t seed) {
   // The high half of a seed beyond 32 bits is turned into the first word, so that no two seeds of one purpose share a key.

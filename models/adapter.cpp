@@ -141,7 +141,7 @@ void load_adapter(Model& model, const std::string& folder) {
   }
   const std::string extra = path_in(folder, "kava.safetensors");
   if (recipe_of(model.config).markers) load_file(model, extra, is_kava_tensor);
-  else if (is_there(extra)) mismatch(extra, "is there, but method " + name_of(model.config.method) + " has no latents");
+  else if (is_there(extra)) mismatch(extra, "is there, but method " + name_of(model.config.method) + " has no new tokens");
   model.parameters.refresh();
 }
 
@@ -154,12 +154,13 @@ void save_adapter(const Model& model, FolderWriter& folder, const std::string& p
     save_file(model, folder, prefix + "adapter_model.safetensors", is_lora_tensor);
   }
   if (!recipe_of(model.config).markers) return;
+  const Recipe decoding = decoding_recipe(model.config);
   save_file(model, folder, prefix + "kava.safetensors", is_kava_tensor,
             {{"kava.format", "1"},
              {"kava.base", model.base_digest},
              {"kava.method", name_of(model.config.method)},
-             {"kava.latents", std::to_string(model.config.latent.count)},
-             {"kava.iterations", std::to_string(model.config.latent.iterations)}});
+             {"kava.latents", std::to_string(decoding.latents)},
+             {"kava.iterations", std::to_string(decoding.iterations)}});
 }
 
 void save_adapter(const Model& model, const std::string& folder) {

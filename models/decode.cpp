@@ -38,7 +38,7 @@ class Batch {
  public:
   Batch(Model& model, Arena& arena, const RunConfig& config, const Recipe& recipe, std::span<const Sample> questions,
         const DecodeOptions& options)
-      : model_(model), ops_(model.ops), arena_(arena), options_(options), transformer_(model, arena, Use::decode, 0) {
+      : model_(model), ops_(model.ops), arena_(arena), recipe_(recipe), options_(options), transformer_(model, arena, Use::decode, 0) {
     std::vector<Sample> samples;
     for (const Sample& s : questions) samples.push_back(given(s, recipe));
     layout_ = make_layout(config, recipe, samples, 0, options.keep_latents);
@@ -58,6 +58,7 @@ class Batch {
   struct Active {
     std::size_t sample;
     int32_t next, position;     // the token to run, and where it stands
+    int32_t ends;               // EOS to come
     std::vector<int32_t> keys;  // rows of its K and V
   };
 
@@ -96,8 +97,9 @@ class Batch {
       active_.push_back({b,
                          0,
                          last.positions[row],
+                         recipe_.ends,
                          {segments.keys.begin() + segments.key_offsets[s], segments.keys.begin() + segments.key_offsets[s + 1]}});
-      const int64_t with_latents = layout_.latents > 0 ? layout_.iterations + 1 : 0;
+      const int64_t with_latents = recipe_.markers ? layout_.iterations + 1 : 0;
       results_[b].passes_merged = std::max<int64_t>(with_latents, 1);
       results_[b].passes = with_latents + 1;
     }
@@ -124,7 +126,7 @@ class Batch {
     for (std::size_t i = 0; i < active_.size(); ++i) {
       Active& a = active_[i];
       DecodeResult& r = results_[a.sample];
-      const bool ended = ids[i] == options_.eos;
+      const bool ended = ids[i] == options_.eos && --a.ends == 0;
       if (!ended) r.ids.push_back(ids[i]);
       r.hit_limit = !ended && static_cast<int64_t>(r.ids.size()) == options_.max_new_tokens;
       a.next = ended || r.hit_limit ? -1 : ids[i];
@@ -183,6 +185,7 @@ class Batch {
   Model& model_;
   Ops& ops_;
   Arena& arena_;
+  const Recipe& recipe_;
   const DecodeOptions& options_;
   Layout layout_;
   Transformer transformer_;
@@ -197,15 +200,15 @@ RunConfig decoding_config(const RunConfig& run, std::optional<Method> method) {
   RunConfig config = run;
   if (!method || *method == run.method) return config;
   config.method = *method;
-  if (*method == Method::codi) config.latent.iterations = config.latent.count;
+  if (*method == Method::codi || *method == Method::codi_exact) config.latent.iterations = config.latent.count;
   return config;
 }
 
-int64_t prompt_length(const Recipe& decoding, const Sample& s) { return lengths_of(decoding, given(s, decoding)).student; }
+int64_t prompt_length(const Recipe& decoding, const Sample& s) { return lengths_of(decoding, given(s, decoding), 0).student; }
 
 std::vector<DecodeResult> decode(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options) {
   const RunConfig config = decoding_config(model.config, options.method);
-  const Recipe recipe = decoding_recipe(config);
+  const Recipe recipe = options.stage ? decoding_recipe(config, *options.stage) : decoding_recipe(config);
   std::vector<DecodeResult> results;
   for (std::size_t first = 0; first < questions.size();) {
     std::size_t end = first;

@@ -20,6 +20,7 @@ struct DecodeOptions {
   int32_t eos = -1;              // a negative one never comes
   int64_t batch = kDecodeBatch;  // fewer are taken where they would need more than 2 GiB
   std::optional<Method> method;  // in place of the model's
+  std::optional<int64_t> stage;  // in place of the run's last
   bool keep_latents = false;
 };
 
@@ -33,8 +34,8 @@ struct LatentStates {
 struct DecodeResult {
   std::vector<int32_t> ids;  // generated, without EOS
   bool hit_limit = false;    // max_new_tokens came before EOS
-  // Forward passes, by the rule of docs/method.md section 7: with latents 1 + T + 1 (eot, prompt, first token), else 1 (everything given),
-  // and one for each generated token after the first, EOS included. merged: pass T and the prompt count as one.
+  // Forward passes, by the rule of docs/method.md section 7: with markers 1 + T + 1 (eot, a given prompt, the first token), else 1
+  // (everything given), and one for each generated token after the first, EOS included. merged: pass T and eot count as one.
   int64_t passes = 0, passes_merged = 0;
   LatentStates latents;  // if asked for, with latents
 };

@@ -13,14 +13,14 @@ namespace kava {
 
 namespace {
 
-std::vector<Scorer> scorers_for(const Recipe& recipe, DataFormat format, bool tokenizer) {
+std::vector<Scorer> scorers_for(Method method, DataFormat format, bool tokenizer) {
   if (format == DataFormat::ids) {
     std::vector<Scorer> s{Scorer::strict, Scorer::raw};
     if (tokenizer) s.push_back(Scorer::codi);
     return s;
   }
   std::vector<Scorer> s{Scorer::strict, Scorer::raw, Scorer::codi};
-  if (!recipe.forced) s.push_back(Scorer::gsm8k);
+  if (method == Method::full_cot) s.push_back(Scorer::gsm8k);
   if (format == DataFormat::gsm_hard) s.push_back(Scorer::gsm_hard);
   return s;
 }
@@ -77,13 +77,14 @@ class Evaluation {
         file_(file),
         options_(options),
         config_(decoding_config(model.config, options.method)),
-        recipe_(decoding_recipe(config_)) {
-    result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(recipe_, longest_gold());
+        recipe_(options.stage ? decoding_recipe(config_, *options.stage) : decoding_recipe(config_)) {
+    result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(config_, recipe_, longest_gold());
     if (options.limit > 0 && options.limit < static_cast<int64_t>(file_.rows.size()))
       file_.rows.resize(static_cast<std::size_t>(options.limit));
     result_.method = config_.method;
+    result_.prompt = recipe_.forced ? DecodePrompt::forced : DecodePrompt::free;
     result_.format = file.format;
-    result_.scorers = scorers_for(recipe_, file.format, text.tokenizer.has_value());
+    result_.scorers = scorers_for(config_.method, file.format, text.tokenizer.has_value());
   }
 
   EvalResult run() {
@@ -110,7 +111,11 @@ class Evaluation {
  private:
   // Tokens of a gold answer and EOS.
   int64_t gold_tokens(const Row& row) const {
-    if (!row.is_ids) return text_.tokenizer ? static_cast<int64_t>(text_.tokenizer->encode(row.answer).size()) + 1 : 0;
+    if (!row.is_ids)
+      return text_.tokenizer ? static_cast<int64_t>(
+                                   text_.tokenizer->encode(config_.data.answer_prefix + row.answer + config_.data.answer_suffix).size()) +
+                                   1
+                             : 0;
     const auto answer = static_cast<int64_t>(row.answer_ids.size()) - row.prompt.value_or(0);
     return answer + (text_.eos && row.answer_ids.back() == *text_.eos ? 0 : 1);
   }
@@ -124,7 +129,7 @@ class Evaluation {
   // Of every row: none is dropped here.
   std::vector<Sample> all_samples() const {
     SampleOptions o = sample_options(config_, text_.eos.value_or(-1), text_.shape.vocab);
-    o.length = nullptr;
+    o.length = nullptr, o.answers = Answers::all;
     o.fraction = 1;
     const Recipe trained = recipe_of(config_);
     o.needs_prompt = o.needs_prompt && trained.teacher && trained.student;
@@ -140,6 +145,7 @@ class Evaluation {
     o.eos = text_.eos.value_or(-1);
     o.batch = options_.batch;
     o.method = options_.method;
+    o.stage = options_.stage;
     std::vector<DecodeResult> some = decode(model_, arena_, questions, o);
     for (std::size_t i = 0; i < which.size(); ++i) to[which[i]] = std::move(some[i]);
   }
@@ -155,7 +161,7 @@ class Evaluation {
     r.question = row.question, r.gold = row.answer;
     r.output = text_.tokenizer->decode(decoded.ids, true);
     if (lost) return;
-    const std::optional<std::string> answer = !recipe_.forced ? answer_of_chain(r.output, config_.data.answer_prompt) : r.output;
+    const std::optional<std::string> answer = !recipe_.forced ? answer_of_chain(r.output, stripped(config_.data.answer_prompt)) : r.output;
     for (std::size_t s = 0; s < result_.scorers.size(); ++s) r.correct[s] = holds(result_.scorers[s], r.output, answer, r.gold);
   }
 
@@ -218,8 +224,9 @@ int64_t EvalResult::golds_over() const {
   return count_of(*this, [](const EvalRecord& r) { return r.gold_over; });
 }
 
-int64_t default_new_tokens(const Recipe& recipe, int64_t longest_gold) {
-  if (!recipe.forced) return 256;
+int64_t default_new_tokens(const RunConfig& config, const Recipe& decoding, int64_t longest_gold) {
+  if (config.decode.max_new_tokens > 0) return config.decode.max_new_tokens;
+  if (!decoding.forced) return 256;
   return longest_gold == 0 ? 32 : std::clamp<int64_t>(longest_gold, 10, kLongestPrompt);
 }
 
@@ -245,10 +252,19 @@ Json to_json(const EvalResult& result) {
                        {"hit_limit", r.hit_limit},
                        {"too_long", r.too_long}});
   }
-  return {{"method", name_of(result.method)}, {"format", name_of(result.format)},        {"max_new_tokens", result.max_new_tokens},
-          {"questions", result.count()},      {"accuracy", std::move(accuracy)},         {"correct", std::move(correct)},
-          {"passes", result.passes()},        {"passes_merged", result.passes_merged()}, {"limit_hits", result.limit_hits()},
-          {"too_long", result.too_long()},    {"golds_over_limit", result.golds_over()}, {"records", std::move(records)}};
+  return {{"method", name_of(result.method)},
+          {"prompt", name_of(result.prompt)},
+          {"format", name_of(result.format)},
+          {"max_new_tokens", result.max_new_tokens},
+          {"questions", result.count()},
+          {"accuracy", std::move(accuracy)},
+          {"correct", std::move(correct)},
+          {"passes", result.passes()},
+          {"passes_merged", result.passes_merged()},
+          {"limit_hits", result.limit_hits()},
+          {"too_long", result.too_long()},
+          {"golds_over_limit", result.golds_over()},
+          {"records", std::move(records)}};
 }
 
 }  // namespace kava

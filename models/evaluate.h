@@ -17,6 +17,7 @@ KAVA_CHOICE(Scorer, strict, raw, codi, gsm8k, gsm_hard)
 
 struct EvalOptions {
   std::optional<Method> method;  // in place of the model's
+  std::optional<int64_t> stage;  // in place of the run's last
   int64_t limit = 0;             // the first rows of the file; 0: all
   int64_t batch = kDecodeBatch;
   int64_t max_new_tokens = 0;  // 0: default_new_tokens of the whole file's longest gold answer
@@ -34,6 +35,7 @@ struct EvalRecord {
 
 struct EvalResult {
   Method method = Method::kava;
+  DecodePrompt prompt = DecodePrompt::forced;
   DataFormat format = DataFormat::icot_text;
   int64_t max_new_tokens = 0;
   std::vector<Scorer> scorers;
@@ -50,9 +52,9 @@ struct EvalResult {
   int64_t golds_over() const;
 };
 
-/// The most new tokens when none are asked for: 256 where the model writes the prompt itself, else what the longest gold answer and EOS
-/// need, from 10 to kLongestPrompt; 32 where there is no gold answer (0).
-int64_t default_new_tokens(const Recipe& recipe, int64_t longest_gold);
+/// The most new tokens when none are asked for: decode.max_new_tokens; else 256 where the model writes the prompt itself, else what the
+/// longest gold answer and EOS need, from 10 to kLongestPrompt; 32 where there is no gold answer (0).
+int64_t default_new_tokens(const RunConfig& config, const Recipe& decoding, int64_t longest_gold);
 
 /// Error(code data, FILE:LINE) for a row that cannot be decoded: an id outside the vocabulary, no token in the question, no "prompt" where
 /// the method needs it; Error(code data, FILE) for rows of text without a tokenizer.

@@ -99,7 +99,7 @@ double minimum_flops(const RunConfig& config, const ModelConfig& m, const Layout
 
 int64_t token_count(const Recipe& recipe, std::span<const Sample> samples) {
   int64_t n = 0;
-  for (const Sample& s : samples) n += lengths_of(recipe, s).tokens;
+  for (std::size_t i = 0; i < samples.size(); ++i) n += lengths_of(recipe, samples[i], static_cast<int64_t>(i)).tokens;
   return n;
 }
 

@@ -10,60 +10,9 @@
 
 namespace kava {
 
-BatchTotals batch_totals(const RunConfig& config, const Recipe& recipe, std::span<const Sample> batch) {
-  BatchTotals t;
-  for (const Sample& s : batch) {
-    const Lengths n = lengths_of(recipe, s);
-    ++t.samples;
-    t.student_tokens += n.student_tail, t.teacher_tokens += n.teacher_tail;
-    t.kv_slots += config.rkv.short_ == Short::zero ? n.latents : std::min(static_cast<int64_t>(s.trace.size()), n.latents);
-  }
-  return t;
-}
-
-double StepLosses::total(const RunConfig& c) const {
-  return c.loss.student * student_ce + c.loss.teacher * teacher_ce + c.codi.weight * codi + c.kv.weight * kv;
-}
-
-StepLosses& StepLosses::operator+=(const StepLosses& o) {
-  student_ce += o.student_ce, teacher_ce += o.teacher_ce, kv += o.kv, codi += o.codi;
-  forced_correct += o.forced_correct;
-  return *this;
-}
-
-StepLosses losses_of(std::span<const double> sums, const BatchTotals& totals) {
-  StepLosses l;
-  if (totals.student_tokens > 0) l.student_ce = sums[kStudentCe] / static_cast<double>(totals.student_tokens);
-  if (totals.teacher_tokens > 0) l.teacher_ce = sums[kTeacherCe] / static_cast<double>(totals.teacher_tokens);
-  l.kv = sums[kKv], l.codi = sums[kCodi];
-  return l;
-}
-
-void join(Dump& to, const Dump& next) {
-  for (const auto& [name, piece] : next) {
-    auto [it, fresh] = to.emplace(name, piece);
-    if (fresh) continue;
-    DumpTensor& all = it->second;
-    const auto axis = static_cast<std::size_t>(piece.axis);
-    int64_t outer = 1, inner = 1;
-    for (std::size_t i = 0; i < axis; ++i) outer *= piece.shape[i];
-    for (std::size_t i = axis + 1; i < piece.shape.size(); ++i) inner *= piece.shape[i];
-    auto merge = [&](auto& a, const auto& b) {
-      std::remove_reference_t<decltype(a)> joined;
-      const int64_t wa = all.shape[axis] * inner, wb = piece.shape[axis] * inner;
-      for (int64_t o = 0; o < outer; ++o) {
-        joined.insert(joined.end(), a.begin() + o * wa, a.begin() + (o + 1) * wa);
-        joined.insert(joined.end(), b.begin() + o * wb, b.begin() + (o + 1) * wb);
-      }
-      a = std::move(joined);
-    };
-    if (all.is_index) merge(all.indices, piece.indices);
-    else merge(all.values, piece.values);
-    all.shape[axis] += piece.shape[axis];
-  }
-}
-
 namespace {
+
+constexpr int64_t kSecondDraw = int64_t{1} << 30;  // beyond every index of a batch: the masks of a second forward
 
 // Everything one forward of the batch owns, in the order in which it is made.
 class Step {
@@ -86,7 +35,7 @@ class Step {
     for (const Sample& s : samples)
       valid_.push_back(static_cast<int32_t>(by_slots ? M_ : std::min<int64_t>(M_, static_cast<int64_t>(s.trace.size()))));
     for (const Sample& s : samples) {
-      const Lengths n = lengths_of(recipe_, s);
+      const Lengths n = lengths_of(recipe_, s, options.first_index + static_cast<int64_t>(judged_.size()));
       judged_.push_back(recipe_.student ? n.student_tail : static_cast<int64_t>(s.answer.size()));
       before_judged_.push_back(recipe_.student ? 0 : n.teacher_tail - judged_.back());
     }
@@ -103,7 +52,7 @@ class Step {
     cross_entropy(sums.col_range(kStudentCe, kTeacherCe + 1));
     if (config_.kv.weight > 0) kv_loss(sums.col_range(kKv, kKv + 1));
     if (config_.codi.weight > 0) codi_loss(sums.col_range(kCodi, kCodi + 1));
-    if (options_.dump && M_ > 0) dump_latents();
+    if (options_.dump && totals_.latents > 0) dump_latents();
     if (options_.flops)
       *options_.flops += has_fewest_rows(config_) ? minimum_flops(config_, model_.shape, layout_)
                                                   : minimum_flops(config_, recipe_, model_.shape, samples_);
@@ -262,9 +211,9 @@ class Step {
     if (options_.dump) dump_kv(layers, rkv);
   }
 
-  Tensor inverse(const Tensor& moments) {
+  Tensor inverse(const Tensor& moments, int power = 1) {
     Tensor t = arena_.alloc(sum_, 1, 1);
-    ops_.inverse_std(t, moments);
+    ops_.inverse_std(t, moments, power);
     return t;
   }
 
@@ -333,47 +282,78 @@ class Step {
     ops_.scatter_add_rows(i == 0 ? s.dk : s.dv, dstudent, latent_rows_);
   }
 
+  void gather_states(std::span<const Tensor> to, const Transformer& from, const Tensor& rows, const Tensor& live) {
+    const std::size_t embedded = to.size() - layer_count();
+    for (std::size_t s = 0; s + 1 < to.size(); ++s)
+      ops_.gather_rows(to[s], s < embedded ? from.all_inputs() : from.layers()[s + 1 - embedded].residual1, rows);
+    ops_.gather_rows(to.back(), from.all_hidden(), live);
+  }
+
+  // Only dropout tells a second forward of the teacher from the first.
+  bool separate_target() const {
+    return config_.codi.target == CodiTarget::separate && options_.dropout && config_.train.trainable == Trainable::lora &&
+           config_.lora.dropout > 0;
+  }
+
+  // Of a teacher that runs by itself, without gradient and with masks of its own.
+  void gather_separate_states(std::span<const Tensor> to) {
+    ArenaScope scope(arena_);
+    Recipe alone;
+    alone.teacher = true;
+    const Layout layout = make_layout(config_, alone, samples_, options_.first_index + kSecondDraw);
+    Transformer teacher(model_, arena_, Use::train, options_.step);
+    teacher.allocate(layout.rows, layout.live_rows, layout.rows);
+    const DevicePass d = upload_pass(ops_, arena_, layout.passes[0]);
+    ops_.embed_fwd(teacher.inputs(d), model_.embedding, model_.new_tokens, d.ids);
+    teacher.forward(d);
+    std::vector<int32_t> live;
+    for (int32_t row : layout.codi_teacher_rows) live.push_back(layout.live_of[static_cast<std::size_t>(row)]);
+    gather_states(to, teacher, indices(layout.codi_teacher_rows), indices(live));
+  }
+
+  // States are those after the blocks, the last one after the final norm; with codi.states = "all" the first is the embedding's output.
   void codi_loss(const Tensor& loss) {
-    const std::size_t L = layer_count();
+    const std::size_t first = config_.codi.states == CodiStates::all ? 1 : 0, S = layer_count() + first;
     const int64_t C = model_.shape.hidden;
     const Tensor student = indices(layout_.codi_student_rows), teacher = indices(layout_.codi_teacher_rows);
     const Tensor student_live = live_indices(layout_.codi_student_rows), teacher_live = live_indices(layout_.codi_teacher_rows);
     std::vector<int32_t> ones(static_cast<std::size_t>(B_), 1);
-    const Tensor valid = indices(ones), moments = arena_.alloc(sum_, static_cast<int64_t>(L), 3);
+    const Tensor valid = indices(ones), moments = arena_.alloc(sum_, static_cast<int64_t>(S), 3);
     std::vector<int32_t> in_pass;
     for (int32_t r : layout_.codi_student_rows) in_pass.push_back(static_cast<int32_t>(r - layout_.passes.back().begin));
     check_distinct(in_pass, layout_.passes.back().rows());
     const Tensor tap_rows = indices(in_pass);
-    std::vector<Tensor> x(L), target(L);
-    for (std::size_t l = 0; l < L; ++l) {  // state l: after block l, the last one after the final norm
-      x[l] = arena_.alloc(type_, B_, C), target[l] = arena_.alloc(type_, B_, C);
-      const bool last = l + 1 == L;
-      const Tensor& from = last ? transformer_.all_hidden() : transformer_.layers()[l + 1].residual1;
-      ops_.gather_rows(x[l], from, last ? student_live : student);
-      ops_.gather_rows(target[l], from, last ? teacher_live : teacher);
-      const int64_t at = static_cast<int64_t>(l);
-      ops_.moments(arena_, moments.row_range(at, at + 1), target[l], valid);
+    std::vector<Tensor> x(S), target(S);
+    for (std::size_t s = 0; s < S; ++s) x[s] = arena_.alloc(type_, B_, C), target[s] = arena_.alloc(type_, B_, C);
+    gather_states(x, transformer_, student, student_live);
+    if (separate_target()) gather_separate_states(target);
+    else gather_states(target, transformer_, teacher, teacher_live);
+    for (std::size_t s = 0; s < S; ++s) {
+      const int64_t at = static_cast<int64_t>(s);
+      ops_.moments(arena_, moments.row_range(at, at + 1), target[s], valid);
     }
-    const Tensor global = config_.codi.std == Std::global ? inverse(moments) : Tensor{};
-    const double factor = 1.0 / (static_cast<double>(totals_.samples) * static_cast<double>(C) * static_cast<double>(L));
-    for (std::size_t l = 0; l < L; ++l) {
-      const int64_t at = static_cast<int64_t>(l);
-      const Tensor scale = config_.codi.std == Std::layer ? inverse(moments.row_range(at, at + 1)) : global;
+    const int power = config_.codi.loss == Distance::mse ? static_cast<int>(config_.codi.mse_std) : 1;
+    const Tensor global = config_.codi.std == Std::global ? inverse(moments, power) : Tensor{};
+    const double factor = 1.0 / (static_cast<double>(totals_.samples) * static_cast<double>(C) * static_cast<double>(S));
+    for (std::size_t s = 0; s < S; ++s) {
+      const int64_t at = static_cast<int64_t>(s);
+      const Tensor scale = config_.codi.std == Std::layer ? inverse(moments.row_range(at, at + 1), power) : global;
       const Tensor d = arena_.alloc(sum_, B_, C);
-      ops_.distill(arena_, loss, d, x[l], target[l], valid, scale, config_.codi.loss, factor, config_.codi.weight);
+      ops_.distill(arena_, loss, d, x[s], target[s], valid, scale, config_.codi.loss, factor, config_.codi.weight);
       if (!options_.backward) continue;
-      if (l + 1 == L) ops_.scatter_add_rows(transformer_.dhidden(), d, student_live);
+      if (s + 1 == S) ops_.scatter_add_rows(transformer_.dhidden(), d, student_live);
+      else if (s < first) ops_.scatter_add_rows(transformer_.dinput(), d, student);
       else taps_.push_back({tap_rows, d});
     }
     if (options_.dump) {
-      std::vector<double> s, t;
-      for (std::size_t l = 0; l < L; ++l) {
-        const std::vector<double> a = host(x[l]), b = host(target[l]);
-        s.insert(s.end(), a.begin(), a.end());
-        t.insert(t.end(), b.begin(), b.end());
+      std::vector<double> of_student, of_teacher;
+      for (std::size_t s = 0; s < S; ++s) {
+        const std::vector<double> a = host(x[s]), b = host(target[s]);
+        of_student.insert(of_student.end(), a.begin(), a.end());
+        of_teacher.insert(of_teacher.end(), b.begin(), b.end());
       }
-      dump("codi.student", {static_cast<int64_t>(L), B_, C}, std::move(s), 1);
-      dump("codi.teacher", {static_cast<int64_t>(L), B_, C}, std::move(t), 1);
+      dump("codi.student", {static_cast<int64_t>(S), B_, C}, std::move(of_student), 1);
+      dump("codi.teacher", {static_cast<int64_t>(S), B_, C}, std::move(of_teacher), 1);
     }
   }
 
@@ -429,31 +409,52 @@ class Step {
     options_.dump->emplace("rkv.kept", std::move(kept));
   }
 
+  // The batch may hold samples with more latents and passes than this forward.
   void dump_latents() {
-    const int64_t C = model_.shape.hidden, L = model_.shape.layers;
+    const int64_t C = model_.shape.hidden, N = totals_.latents, T = totals_.iterations;
     const std::vector<double> inputs = host(transformer_.all_inputs());
     std::vector<double> out;
-    for (int32_t row : layout_.latent_input_rows) {
-      if (row < 0) out.insert(out.end(), static_cast<std::size_t>(C), 0.0);
-      else out.insert(out.end(), inputs.begin() + row * C, inputs.begin() + (row + 1) * C);
-    }
-    dump("latent.inputs", {layout_.iterations + 1, B_, M_, C}, std::move(out), 1);
+    for (int64_t t = 0; t <= T; ++t)
+      for (int64_t b = 0; b < B_; ++b)
+        for (int64_t i = 0; i < N; ++i) {
+          const bool here = t <= layout_.iterations && i < M_;
+          const int64_t row = here ? layout_.latent_input_rows[static_cast<std::size_t>((t * B_ + b) * M_ + i)] : -1;
+          if (row < 0) out.insert(out.end(), static_cast<std::size_t>(C), 0.0);
+          else out.insert(out.end(), inputs.begin() + row * C, inputs.begin() + (row + 1) * C);
+        }
+    dump("latent.inputs", {T + 1, B_, N, C}, std::move(out), 1);
     if (config_.kv.weight > 0) return;  // written with their targets
-    ArenaScope scope(arena_);
-    const Tensor rows = indices(layout_.latent_rows), positions = indices(positions_of(layout_.latent_rows));
-    for (int i = 0; i < 2; ++i) {
-      std::vector<Tensor> matched;
-      for (std::size_t l = 0; l < static_cast<std::size_t>(L); ++l) {
-        const LayerState& s = transformer_.layers()[l];
-        const Tensor x = arena_.alloc(type_, B_ * M_, KD_), y = arena_.alloc(type_, B_ * M_, KD_);
-        ops_.gather_rows(x, i == 0 ? s.k : s.v, rows);
-        if (i == 0) unrotate(x, positions);
-        const TrainedGroup* map = kv_map(l, i);
-        if (map) ops_.linear_group_fwd(arena_, by_head(y), by_head(x), map->map);
-        matched.push_back(map ? y : x);
-      }
-      dump_by_layer(i == 0 ? "latent.k" : "latent.v", matched);
+    std::vector<int32_t> real = layout_.latent_rows;
+    std::erase(real, -1);
+    for (int i = 0; i < 2; ++i) dump_latent_pairs(i == 0 ? "latent.k" : "latent.v", i, real);
+  }
+
+  // K (i = 0) or V of the latents' final rows, zero where a sample has fewer than the batch's most.
+  void dump_latent_pairs(const char* name, int i, std::span<const int32_t> real) {
+    const ModelConfig& m = model_.shape;
+    const int64_t n = static_cast<int64_t>(real.size()), N = totals_.latents, D = m.head_dim;
+    std::vector<double> out;
+    for (std::size_t l = 0; l < layer_count(); ++l) {
+      ArenaScope scope(arena_);
+      const LayerState& s = transformer_.layers()[l];
+      const Tensor x = arena_.alloc(type_, n, KD_), y = arena_.alloc(type_, n, KD_);
+      if (n > 0) ops_.gather_rows(x, i == 0 ? s.k : s.v, indices(real));
+      if (i == 0 && n > 0) unrotate(x, indices(positions_of(real)));
+      const TrainedGroup* map = kv_map(l, i);
+      if (map && n > 0) ops_.linear_group_fwd(arena_, by_head(y), by_head(x), map->map);
+      const std::vector<double> rows = n > 0 ? host(map ? y : x) : std::vector<double>{};
+      std::vector<int64_t> at(static_cast<std::size_t>(B_ * N), -1);
+      for (int64_t slot = 0, next = 0; slot < B_ * M_; ++slot)
+        if (layout_.latent_rows[static_cast<std::size_t>(slot)] >= 0) at[static_cast<std::size_t>(slot / M_ * N + slot % M_)] = next++;
+      for (int64_t b = 0; b < B_; ++b)
+        for (int64_t k = 0; k < m.kv_heads; ++k)
+          for (int64_t j = 0; j < N; ++j)
+            for (int64_t d = 0; d < D; ++d) {
+              const int64_t row = at[static_cast<std::size_t>(b * N + j)];
+              out.push_back(row < 0 ? 0.0 : rows[static_cast<std::size_t>(row * KD_ + k * D + d)]);
+            }
     }
+    dump(name, {m.layers, B_, m.kv_heads, N, D}, std::move(out), 1);
   }
 
   Model& model_;

@@ -16,8 +16,17 @@ namespace kava {
 /// What the means run over: the whole optimiser batch, however it is cut into forwards.
 struct BatchTotals {
   int64_t samples = 0, student_tokens = 0, teacher_tokens = 0, kv_slots = 0;
+  int64_t latents = 0, iterations = 0;  // of the sample with the most
+  int64_t rest = 0;                     // tokens of the traces that the student still writes
+  int64_t forwards = 0;                 // > 0: the cross-entropies are means over as many forwards of each one's own mean
 };
-BatchTotals batch_totals(const RunConfig& config, const Recipe& recipe, std::span<const Sample> batch);
+/// micro: samples of a forward; 0: the whole batch is one.
+BatchTotals batch_totals(const RunConfig& config, const Recipe& recipe, std::span<const Sample> batch, int64_t micro = 0);
+
+/// By what each forward of a batch, of `micro` samples, is divided: the batch's totals, but where its cross-entropies are means of its own,
+/// its own tokens times the number of forwards.
+std::vector<BatchTotals> totals_of_forwards(const RunConfig& config, const Recipe& recipe, const BatchTotals& totals,
+                                            std::span<const Sample> batch, int64_t micro);
 
 /// Unweighted terms of some forwards of a batch; those of all its forwards add up to the batch's.
 struct StepLosses {

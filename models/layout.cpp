@@ -40,7 +40,7 @@ class Builder {
       : config_(config), recipe_(recipe), samples_(samples), latents_live_(latents_live) {
     B_ = static_cast<int32_t>(samples.size());
     for (int32_t b = 0; b < B_; ++b) {
-      Cut cut = cut_of(recipe, samples[static_cast<std::size_t>(b)]);
+      Cut cut = cut_of(recipe, samples[static_cast<std::size_t>(b)], first_index + b);
       out_.iterations = std::max<int64_t>(out_.iterations, cut.iterations);
       // After as many passes as there are latents every one is final: more change nothing.
       if (config.step.prune_latents) cut.iterations = std::min(cut.iterations, cut.latents);
@@ -184,9 +184,12 @@ class Builder {
   void plain_sequence(int32_t b) {
     const Sample& s = samples_[static_cast<std::size_t>(b)];
     std::vector<int32_t> tail = recipe_.student ? student_tail(s, cut(b)) : teacher_tail(s);
-    const int32_t n_q = size(s.question), n = size(tail), q = add_tokens(b, s.question, 0);
-    add_tokens(b, tail, n_q);
+    const int32_t n_q = size(s.question), n = size(tail), q = static_cast<int32_t>(out_.rows);
+    for (int32_t i = 0; i < n_q + n; ++i)
+      add_token(b, i < n_q ? s.question[static_cast<std::size_t>(i)] : tail[static_cast<std::size_t>(i - n_q)],
+                i + (i >= cut(b).gap ? cut(b).shift : 0));
     drafts(b).push_back({{}, q, n_q + n, 1 + n});
+    if (!recipe_.student) out_.codi_teacher_rows.push_back(q + n_q + size(s.trace) + s.prompt + s.blank - 1);
     predicts_.push_back({b, recipe_.student, q + n_q - 1, q + n_q, n, std::move(tail)});
   }
 
@@ -200,8 +203,9 @@ class Builder {
     const int32_t skip = config_.rkv.queries == Queries::answer ? s.prompt : 0;
     append(out_.query_rows, range(tail + n_c + skip, n_a - skip));
     out_.query_offsets.push_back(size(out_.query_rows));
-    // The last token before the answer: the prompt's, else the trace's, else the question's.
-    out_.codi_teacher_rows.push_back(n_c + s.prompt > 0 ? tail + n_c + s.prompt - 1 : last_q);
+    // The last token before the answer: the blank after the prompt, the prompt's, else the trace's, else the question's.
+    const int32_t before = n_c + s.prompt + s.blank;
+    out_.codi_teacher_rows.push_back(before > 0 ? tail + before - 1 : last_q);
   }
 
   // [eot, rest, prompt, A, EOS] of the samples whose last pass is t.
@@ -217,7 +221,7 @@ class Builder {
       add_tokens(b, tail, first + 1);
       drafts(b).push_back({std::move(before), eot, 1 + n, 1 + n});
       predicts_.push_back({b, true, eot, eot + 1, n, std::move(tail)});
-      out_.codi_student_rows[static_cast<std::size_t>(b)] = eot + cut(b).rest() + s.prompt;
+      out_.codi_student_rows[static_cast<std::size_t>(b)] = eot + cut(b).rest() + s.prompt + s.blank;
     }
   }
 

@@ -77,13 +77,17 @@ std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelC
       }
   }
   if (!recipe_of(config).markers) return specs;
-  specs.push_back({"new_tokens.weight", 3, C, false, true, Start::mean_embedding});
+  const bool frozen = config.latent.tokens == NewTokens::frozen;
+  const Start row = config.latent.token_init.empty() ? Start::mean_embedding : Start::token_row;
+  specs.push_back({"new_tokens.weight", 3, C, false, !frozen, row});
   if (config.latent.projection) {
+    const ProjectionInit init = config.latent.projection_init;
+    const bool torch = init == ProjectionInit::torch;  // uniform within 1/sqrt(C), as LoRA's A
     for (const char* linear : {"linear1", "linear2"}) {
-      specs.push_back({fmt::format("latent_projection.{}.weight", linear), C, C, false, true, Start::normal});
-      specs.push_back({fmt::format("latent_projection.{}.bias", linear), 1, C, true, false, Start::zero});
+      specs.push_back({fmt::format("latent_projection.{}.weight", linear), C, C, false, true, torch ? Start::lora_a : Start::normal});
+      specs.push_back({fmt::format("latent_projection.{}.bias", linear), 1, C, true, false, torch ? Start::lora_a : Start::zero});
     }
-    const Start gain = config.latent.projection_init == ProjectionInit::one ? Start::one : Start::embedding_rms;
+    const Start gain = init == ProjectionInit::embedding_rms ? Start::embedding_rms : Start::one;
     specs.push_back({"latent_projection.norm.weight", 1, C, true, false, gain});
     specs.push_back({"latent_projection.norm.bias", 1, C, true, false, Start::zero});
   }
@@ -190,6 +194,7 @@ void Model::bind() {
   if (shape.tied) head = embedding, dhead = dembedding;
   else head = tensor("lm_head.weight", dhead);
   new_tokens = tensor("new_tokens.weight", dnew_tokens);
+  if (config.latent.tokens == NewTokens::frozen) dnew_tokens = {};
   for (int64_t l = 0; l < shape.layers; ++l) {
     LayerWeights w;
     const std::string prefix = layer_prefix(l);

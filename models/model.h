@@ -42,7 +42,7 @@ struct KvProjection {
 
 /// A trainable tensor by its name in the adapter (or checkpoint), and how it starts.
 struct TrainableSpec {
-  enum class Start { base, lora_a, zero, mean_embedding, normal, embedding_rms, one, identity };
+  enum class Start { base, lora_a, zero, mean_embedding, token_row, normal, embedding_rms, one, identity };
   std::string name;
   int64_t rows = 0, cols = 0;
   bool vector = false, decay = true;
@@ -90,7 +90,7 @@ class Model {
   std::string base_digest;  // SHA-256 of config.json and the weights' headers; empty for init = "random"
 
   Tensor embedding, head, final_norm, dembedding, dhead, dfinal_norm;  // [V, C], [V, C], [1, C]; head is embedding where tied
-  Tensor new_tokens, dnew_tokens;                                      // [3, C]: bot, eot, latent; empty without latents
+  Tensor new_tokens, dnew_tokens;                                      // [3, C]: bot, eot, latent; empty without markers
   std::vector<LayerWeights> layers;
   std::optional<LatentProjection> projection;
   std::vector<KvProjection> kv_projection;  // per layer, empty when off

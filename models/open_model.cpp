@@ -126,14 +126,26 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
 void require_method(const OpenedModel& m, std::optional<Method> method) {
   if (!method || *method == m.config.method) return;
   const std::string& name = name_of(*method);
-  if (*method == Method::icot || *method == Method::coconut)
-    throw Error(Exit::usage, "--method", name + " is not built yet", "give full_cot, no_cot, codi, pccot or kava");
   if (m.plain())
     throw Error(Exit::usage, "--method", name + " needs a trained run, and MODEL is a plain folder",
                 "give a run directory, or --method full_cot");
+  if (recipe_of(decoding_config(m.config, method)).has_stages())
+    throw Error(Exit::usage, "--method",
+                fmt::format("{} needs a run of its own, and the run's method is {}", name, name_of(m.config.method)),
+                "give a run trained by it, or leave --method out");
   if (recipe_of(decoding_config(m.config, method)).markers && !recipe_of(m.config).markers)
     throw Error(Exit::usage, "--method", fmt::format("{} needs latents, and the run's method {} has none", name, name_of(m.config.method)),
                 "give a run trained with latents");
+}
+
+void require_stage(const OpenedModel& m, std::optional<Method> method, std::optional<int64_t> stage) {
+  if (!stage) return;
+  const Method used = method.value_or(m.config.method);
+  if (used != Method::coconut)
+    throw Error(Exit::usage, "--stage", fmt::format("method {} decodes alike at every stage", name_of(used)), "leave it out");
+  if (*stage < 0 || *stage > m.config.coconut.max_stage + 1)
+    throw Error(Exit::usage, "--stage", fmt::format("{} is beyond the run's stages", *stage),
+                fmt::format("give 0 to {}", m.config.coconut.max_stage + 1));
 }
 
 std::unique_ptr<Model> load_model(Ops& ops, const OpenedModel& opened) {

@@ -33,6 +33,9 @@ OpenedModel open_model(const std::string& path, std::optional<StorageType> dtype
 /// Error(code usage) where these weights cannot decode by the method: a plain folder does only full_cot, and latents need a run with them.
 void require_method(const OpenedModel& opened, std::optional<Method> method);
 
+/// Error(code usage) where the method has no stages that decode apart, or not this one.
+void require_stage(const OpenedModel& opened, std::optional<Method> method, std::optional<int64_t> stage);
+
 /// The weights.
 std::unique_ptr<Model> load_model(Ops& ops, const OpenedModel& opened);
 

@@ -116,6 +116,11 @@ std::string ParameterStore::find_not_finite(Arena& arena) {
   return "";
 }
 
+void ParameterStore::reset_moments() {
+  if (size_ > 0) ops_.fill(m(), 0), ops_.fill(v(), 0);
+  set_updates(0);
+}
+
 void ParameterStore::update(Arena& arena, AdamwOptions options, const Tensor& grad_square, const Tensor& losses) {
   KAVA_CHECK(use_ == ModelUse::training, "no gradients are kept");
   ops_.sum_squares(arena, grad_square, grad());

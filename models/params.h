@@ -50,6 +50,8 @@ class ParameterStore {
   /// A group that reads parameters: it is prepared by every refresh and update.
   void prepare(const LinearGroup& group) { groups_.push_back(group); }
   void zero_grad();
+  /// Both moments are zero again.
+  void reset_moments();
 
   const Tensor& grad() const { return grad_.tensor(); }
   const Tensor& m() const { return m_.tensor(); }

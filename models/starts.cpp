@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <filesystem>
 
 #include "engine/device/host.h"
+#include "engine/error.h"
+#include "engine/files/files.h"
 #include "engine/rng.h"
+#include "engine/text/tokenizer.h"
 
 namespace kava {
 
@@ -66,6 +70,18 @@ EmbeddingStatistics statistics_of(Ops& ops, const Tensor& table) {
   return s;
 }
 
+// The one token that latent.token_init is.
+int64_t start_token(const RunConfig& config) {
+  const auto refuse = [&](const std::string& what) {
+    throw Error(Exit::usage, "latent.token_init", fmt::format("\"{}\" {}", escaped(config.latent.token_init), what),
+                "give a text that is one token, or \"\" for the mean of all rows");
+  };
+  if (!is_there(std::filesystem::path(config.model.path) / "tokenizer.json")) refuse("needs a tokenizer, and the model's folder has none");
+  const std::vector<int32_t> ids = Tokenizer::load(config.model.path).encode(config.latent.token_init);
+  if (ids.size() != 1) refuse(fmt::format("is {} tokens", ids.size()));
+  return ids[0];
+}
+
 bool reads_embedding(const TrainableSpec& t) { return t.start == Start::mean_embedding || t.start == Start::embedding_rms; }
 
 }  // namespace
@@ -109,6 +125,13 @@ void set_starts(Model& model, const std::vector<TrainableSpec>& specs) {
       case Start::mean_embedding:
         each([&](int64_t i) { return embedding.mean[static_cast<std::size_t>(i % t.cols)]; });
         break;
+      case Start::token_row: {
+        if (!model.config.model.adapter.empty()) break;  // which holds these rows
+        const int64_t id = start_token(model.config);
+        const std::vector<double> row = to_host(ops, model.embedding.row_range(id, id + 1));
+        each([&](int64_t i) { return row[static_cast<std::size_t>(i % t.cols)]; });
+        break;
+      }
       case Start::embedding_rms:
         ops.fill(to, embedding.rms);
         break;

@@ -32,13 +32,10 @@ TextModel open_text_model(const std::string& folder) {
 
 SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab_size) {
   SampleOptions options;
+  static_cast<RunConfig::Data&>(options) = config.data;
   options.length = [config](const Sample& sample) { return longest_sequence(config, sample); };
-  options.drop_last_step = config.data.drop_last_step;
-  options.step_separator = config.data.step_separator;
-  options.answer_prompt = config.data.answer_prompt;
-  options.max_tokens = config.data.max_tokens;
   options.needs_prompt = config.codi.weight > 0 || (config.kv.weight > 0 && config.rkv.queries == Queries::answer);
-  options.fraction = config.data.fraction;
+  options.before_answer = config.codi.token == CodiToken::before_answer;
   options.seed = config.seed;
   options.eos = eos;
   options.vocab_size = vocab_size;

@@ -16,8 +16,7 @@ struct Need {
 
 Need need_of(const RunConfig& config) {
   if (config.kv.weight > 0) return {"kv.weight > 0 needs one", "set kv.weight = 0"};
-  if (config.method == Method::full_cot || config.method == Method::icot || config.method == Method::coconut)
-    return {fmt::format("method {} learns to write one", name_of(config.method)), "use method no_cot"};
+  if (!recipe_of(config).student) return {fmt::format("method {} learns to write one", name_of(config.method)), "use method no_cot"};
   return {};
 }
 
@@ -29,7 +28,9 @@ std::string require_traces(const RunConfig& config, const std::vector<RowFile>& 
       files, [](const RowFile& f) { return std::ranges::any_of(f.rows, [](const Row& r) { return !r.steps.empty(); }); });
   const std::string rows = steps ? "no row has more than the one step that data.drop_last_step drops"
                                  : fmt::format("no row has a chain; its keys are {}", files[0].keys);
-  const Need need = need_of(config);
+  // Rows of ids say that a trace is empty; other forms may keep theirs under a key that is not known.
+  const bool as_given = std::ranges::all_of(files, [](const RowFile& f) { return f.format == DataFormat::ids; });
+  const Need need = as_given ? Need{} : need_of(config);
   if (!need.what.empty())
     throw Error(
         Exit::data, escaped(files[0].path, 4096), fmt::format("no trace token in data.train, and {}: {}", need.what, rows),

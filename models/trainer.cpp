@@ -22,20 +22,22 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 nlohmann::ordered_json metrics_line(const StepReport& r, const Speed& speed, double matrix_rate, double seconds) {
-  return {{"step", r.step},
-          {"epoch", r.epoch},
-          {"samples", r.samples},
-          {"loss", r.loss},
-          {"student_ce", r.losses.student_ce},
-          {"teacher_ce", r.losses.teacher_ce},
-          {"kv", r.losses.kv},
-          {"codi", r.losses.codi},
-          {"grad_norm", r.grad_norm},
-          {"lr", r.lr},
-          {"samples_per_s", speed.samples_per_s},
-          {"tokens_per_s", speed.tokens_per_s},
-          {"mfu", matrix_rate > 0 ? speed.flops_per_s / matrix_rate : 0.0},
-          {"seconds", seconds}};
+  nlohmann::ordered_json line = {{"step", r.step},
+                                 {"epoch", r.epoch},
+                                 {"samples", r.samples},
+                                 {"loss", r.loss},
+                                 {"student_ce", r.losses.student_ce},
+                                 {"teacher_ce", r.losses.teacher_ce},
+                                 {"kv", r.losses.kv},
+                                 {"codi", r.losses.codi},
+                                 {"grad_norm", r.grad_norm},
+                                 {"lr", r.lr},
+                                 {"samples_per_s", speed.samples_per_s},
+                                 {"tokens_per_s", speed.tokens_per_s},
+                                 {"mfu", matrix_rate > 0 ? speed.flops_per_s / matrix_rate : 0.0},
+                                 {"seconds", seconds}};
+  if (r.stage) line["stage"] = *r.stage, line["latents"] = r.latents, line["left"] = r.left;
+  return line;
 }
 
 }  // namespace
@@ -54,10 +56,15 @@ int64_t total_steps(const RunConfig::Train& train, int64_t samples) {
 }
 
 Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState state)
-    : model_(model), arena_(model.ops), options_(model.config.train), samples_(samples), state_(std::move(state)) {
+    : model_(model),
+      arena_(model.ops),
+      options_(model.config.train),
+      samples_(samples),
+      state_(std::move(state)),
+      steps_per_epoch_(ceil_div(std::max<int64_t>(1, std::ssize(samples)), options_.batch)),
+      curriculum_(model.config, steps_per_epoch_) {
   KAVA_CHECK(!samples.empty(), "nothing to train on");
   const int64_t n = static_cast<int64_t>(samples.size());
-  steps_per_epoch_ = ceil_div(n, options_.batch);
   const auto length = [&] { return std::tuple(state_.total_steps, state_.max_steps, state_.epochs, state_.micro_batch); };
   const bool begun = state_.total_steps > 0;
   const auto before = length();
@@ -66,53 +73,72 @@ Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState st
   state_.micro_batch = options_.micro_batch > 0 ? options_.micro_batch : options_.batch;
   state_.device = model.ops.name();
   saved_ = begun && length() == before, extended_ = begun && !saved_;
-  model_.parameters.set_updates(state_.updates);
-  scalars_ = arena_.alloc(DType::f64, 1, kStepSums + 1);
+  model_.parameters.set_updates(state_.moment_updates);
+  // Forwards whose cross-entropies are means of their own have sums of their own.
+  sums_apart_ = model.config.loss.mean == LossMean::forward;
+  const int64_t forwards = sums_apart_ && options_.micro_batch > 0 ? ceil_div(options_.batch, options_.micro_batch) : 1;
+  scalars_ = arena_.alloc(DType::f64, 1, forwards * kStepSums + 1);
 }
 
-std::span<const Sample> Trainer::next_batch() {
-  const int64_t epoch = state_.step / steps_per_epoch_, n = static_cast<int64_t>(samples_.size());
+std::span<const Sample> Trainer::batch_of(int64_t step) {
+  const int64_t epoch = step / steps_per_epoch_, n = static_cast<int64_t>(samples_.size());
   if (epoch != order_epoch_) order_ = epoch_order(n, model_.config.seed, epoch), order_epoch_ = epoch;
-  const int64_t first = state_.step % steps_per_epoch_ * options_.batch;
+  const int64_t first = step % steps_per_epoch_ * options_.batch;
   batch_.clear();
   for (int64_t i = first; i < std::min(n, first + options_.batch); ++i)
     batch_.push_back(samples_[static_cast<std::size_t>(order_[static_cast<std::size_t>(i)])]);
   return batch_;
 }
 
-double Trainer::gradients(std::span<const Sample> batch, const BatchTotals& totals) {
+// Whether the batch of a step had anything left of its traces.
+bool Trainer::left_in(int64_t step) {
+  const Recipe recipe = curriculum_.recipe(step);
+  int64_t index = 0;
+  return std::ranges::any_of(batch_of(step), [&](const Sample& s) { return cut_of(recipe, s, index++).rest() > 0; });
+}
+
+double Trainer::gradients(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards) {
   const std::size_t micro = options_.micro_batch > 0 ? static_cast<std::size_t>(options_.micro_batch) : batch.size();
   model_.parameters.zero_grad();
   model_.ops.fill(scalars_, 0);
   double flops = 0;
-  for (std::size_t first = 0; first < batch.size(); first += micro) {
+  for (std::size_t i = 0, first = 0; first < batch.size(); first += micro, ++i) {
     StepOptions options;
+    options.recipe = recipe;
     options.first_index = static_cast<int64_t>(first);
     options.step = static_cast<uint32_t>(state_.step);
     options.flops = &flops;
-    add_step(model_, arena_, batch.subspan(first, std::min(micro, batch.size() - first)), totals, options,
-             scalars_.col_range(0, kStepSums));
+    const int64_t at = sums_apart_ ? static_cast<int64_t>(i) * kStepSums : 0;
+    add_step(model_, arena_, batch.subspan(first, std::min(micro, batch.size() - first)), forwards[i], options,
+             scalars_.col_range(at, at + kStepSums));
   }
   return flops;
 }
 
 StepReport Trainer::step() {
-  const std::span<const Sample> batch = next_batch();
+  if (curriculum_.resets(state_.step, [&] { return left_in(state_.step - 1); }))
+    model_.parameters.reset_moments(), state_.moment_updates = 0;
+  const std::span<const Sample> batch = batch_of(state_.step);
+  const Recipe recipe = curriculum_.recipe(state_.step);
+  const BatchTotals totals = batch_totals(model_.config, recipe, batch, options_.micro_batch);
   StepReport r;
   r.epoch = state_.step / steps_per_epoch_;
-  const BatchTotals totals = batch_totals(model_.config, recipe_of(model_.config), batch);
-  r.flops = gradients(batch, totals);
+  if (recipe.has_stages()) r.stage = curriculum_.stage(state_.step);
+  r.latents = totals.latents, r.left = static_cast<double>(totals.rest) / static_cast<double>(batch.size());
+  const std::vector<BatchTotals> forwards = totals_of_forwards(model_.config, recipe, totals, batch, options_.micro_batch);
+  r.flops = gradients(batch, recipe, forwards);
   r.lr = learning_rate(options_, state_.step, state_.total_steps);
   AdamwOptions o;
   o.lr = r.lr, o.beta1 = options_.betas[0], o.beta2 = options_.betas[1], o.eps = options_.eps;
   o.weight_decay = options_.weight_decay, o.clip = options_.clip;
-  model_.parameters.update(arena_, o, scalars_.col_range(kStepSums, kStepSums + 1), scalars_.col_range(0, kStepSums));
+  model_.parameters.update(arena_, o, scalars_.col_range(scalars_.cols - 1, scalars_.cols), scalars_.col_range(0, scalars_.cols - 1));
   const std::vector<double> scalars = to_host(model_.ops, scalars_);
-  r.losses = losses_of(scalars, totals);
+  for (std::size_t i = 0; i < forwards.size() && (i == 0 || sums_apart_); ++i)
+    r.losses += losses_of(std::span(scalars).subspan(i * kStepSums, kStepSums), forwards[i]);
   r.loss = r.losses.total(model_.config);
-  r.grad_norm = std::sqrt(scalars[kStepSums]);
+  r.grad_norm = std::sqrt(scalars.back());
   r.updated = std::isfinite(r.grad_norm);
-  if (r.updated) ++state_.updates;
+  if (r.updated) ++state_.updates, ++state_.moment_updates;
   state_.skipped_in_row = r.updated ? 0 : state_.skipped_in_row + 1;
   state_.samples += static_cast<int64_t>(batch.size());
   r.step = ++state_.step;
@@ -120,7 +146,7 @@ StepReport Trainer::step() {
   state_.epoch = state_.step / steps_per_epoch_, state_.cursor = state_.step % steps_per_epoch_ * options_.batch;
   r.samples = state_.samples;
   r.batch_samples = static_cast<int64_t>(batch.size());
-  r.batch_tokens = token_count(recipe_of(model_.config), batch);
+  r.batch_tokens = token_count(recipe, batch);
   return r;
 }
 
@@ -128,15 +154,30 @@ bool Trainer::due(int64_t every) const {
   return state_.finished() || (state_.step > 0 && state_.step % (every > 0 ? every : steps_per_epoch_) == 0);
 }
 
+// A model of an early stage would be tested with what it has not learnt yet.
+bool Trainer::may_be_best() {
+  const RunConfig& c = model_.config;
+  const Recipe recipe = recipe_of(c);
+  if (!recipe.has_stages() || c.stages.best == BestOf::any || c.stages.fixed >= 0) return true;
+  if (recipe.rest == Recipe::Rest::steps)
+    return curriculum_.stage(std::max<int64_t>(0, state_.step - 1)) == curriculum_.stage(state_.total_steps - 1);
+  for (int64_t step = std::max<int64_t>(0, state_.validated_step); step < state_.step; ++step)
+    if (left_in(step)) return false;
+  return true;
+}
+
 void Trainer::validate(RunFolder& folder, const TrainingHooks& hooks) {
-  const std::optional<Validation> v = hooks.validate(arena_);
+  const int64_t stage = curriculum_.stage(std::max<int64_t>(0, state_.step - 1));
+  const std::optional<Validation> v = hooks.validate(arena_, stage);
   if (!v) return;
   nlohmann::ordered_json object = {{"step", state_.step}};
   for (const auto& [name, value] : v->values) object[name] = value;
   folder.append(nlohmann::ordered_json({{"valid", object}}).dump());
+  // Where no validation counted, the last checkpoint is the best.
+  const bool counts = may_be_best() || (state_.finished() && !state_.best);
   state_.validated_step = state_.step;
   saved_ = false;
-  if (!state_.best || state_.best->beaten_by(v->score, v->loss)) state_.best = Best{state_.step, v->score, v->loss};
+  if (counts && (!state_.best || state_.best->beaten_by(v->score, v->loss))) state_.best = Best{state_.step, v->score, v->loss};
   if (hooks.on_validation) hooks.on_validation(state_.step, *v);
 }
 

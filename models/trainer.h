@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "models/curriculum.h"
 #include "models/kava.h"
 #include "models/run_folder.h"
 #include "models/training_state.h"
@@ -32,7 +33,10 @@ struct StepReport {
   double loss = 0, grad_norm = 0, lr = 0;
   bool updated = true;  // false: loss or gradient was not finite
   int64_t batch_samples = 0, batch_tokens = 0;
-  double flops = 0;  // fewest, of the batch
+  std::optional<int64_t> stage;  // methods with stages: of the batch, and
+  int64_t latents = 0;           // the most latents of a sample,
+  double left = 0;               // the mean tokens of the traces that the student still wrote
+  double flops = 0;              // fewest, of the batch
 };
 
 struct Validation {
@@ -50,11 +54,11 @@ struct Speed {
 struct TrainingHooks {
   std::function<void(const StepReport&, const Speed&)> on_step;  // every step
   std::function<void(int64_t step, const Validation&)> on_validation;
-  std::function<void(const std::string&)> note;               // something a person wants to know
-  std::function<bool()> stop;                                 // asked between steps
-  std::function<bool()> checkpoint;                           // asked between steps: one is wanted now
-  std::function<std::optional<Validation>(Arena&)> validate;  // nothing: it was stopped
-  double matrix_rate = 0;                                     // FLOP/s that mfu is a share of; 0: mfu is 0
+  std::function<void(const std::string&)> note;                              // something a person wants to know
+  std::function<bool()> stop;                                                // asked between steps
+  std::function<bool()> checkpoint;                                          // asked between steps: one is wanted now
+  std::function<std::optional<Validation>(Arena&, int64_t stage)> validate;  // nothing: it was stopped
+  double matrix_rate = 0;                                                    // FLOP/s that mfu is a share of; 0: mfu is 0
 };
 
 class Trainer {
@@ -75,9 +79,11 @@ class Trainer {
   static constexpr int64_t kMostSkipped = 10;
 
  private:
-  std::span<const Sample> next_batch();
+  std::span<const Sample> batch_of(int64_t step);
   /// Returns the fewest operations that they take.
-  double gradients(std::span<const Sample> batch, const BatchTotals& totals);
+  double gradients(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards);
+  bool left_in(int64_t step);
+  bool may_be_best();
   bool due(int64_t every) const;
   void validate(RunFolder& folder, const TrainingHooks& hooks);
   void save(RunFolder& folder, const TrainingHooks& hooks);
@@ -85,11 +91,13 @@ class Trainer {
 
   Model& model_;
   Arena arena_;
-  Tensor scalars_;  // f64 [1, kStepSums + 1]: the sums of a step, and the square of its gradient's norm
+  Tensor scalars_;           // f64: the sums of a step, or of each of its forwards, and the square of its gradient's norm
+  bool sums_apart_ = false;  // of each forward
   const RunConfig::Train& options_;
   std::span<const Sample> samples_;
   TrainingState state_;
   int64_t steps_per_epoch_ = 0;
+  Curriculum curriculum_;
   std::vector<int64_t> order_;
   int64_t order_epoch_ = -1;
   std::vector<Sample> batch_;

@@ -57,6 +57,7 @@ void save_training_state(FolderWriter& folder, const Model& model, const Trainin
                {"cursor", state.cursor},
                {"samples", state.samples},
                {"updates", state.updates},
+               {"moment_updates", state.moment_updates},
                {"skipped_in_row", state.skipped_in_row},
                {"validated_step", state.validated_step},
                {"seconds", state.seconds},
@@ -91,6 +92,7 @@ TrainingState load_training_state(const std::filesystem::path& folder) {
                                                                      {"updates", &TrainingState::updates},
                                                                      {"skipped_in_row", &TrainingState::skipped_in_row}};
   for (const auto& [name, member] : counts) s.*member = whole(root.at(name), 0);
+  s.moment_updates = root.has("moment_updates") ? whole(root.at("moment_updates"), 0) : s.updates;
   s.validated_step = whole(root.at("validated_step"), -1);
   s.seconds = real(root.at("seconds"));
   s.base = root.at("base").string();

@@ -34,6 +34,7 @@ struct TrainingState {
   int64_t cursor = 0;          // samples of that epoch already used
   int64_t samples = 0;         // seen so far
   int64_t updates = 0;         // steps whose update was made
+  int64_t moment_updates = 0;  // of those, since the moments were last zero
   int64_t skipped_in_row = 0;  // steps just before this one whose loss or gradient was not finite
   int64_t validated_step = -1;
   double seconds = 0;  // spent on steps

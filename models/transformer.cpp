@@ -234,7 +234,10 @@ void Transformer::forward(const DevicePass& p) {
 }
 
 // Whether anything trainable lies at the inputs of the first layer.
-bool Transformer::wants_inputs() const { return model_.dembedding || model_.dnew_tokens || model_.projection || model_.layers[0].dnorm1; }
+bool Transformer::wants_inputs() const {
+  // Gradients pass through the latents' inputs even where the new tokens are frozen.
+  return model_.dembedding || model_.new_tokens || model_.layers[0].dnorm1;
+}
 
 void Transformer::mlp_block_backward(const DevicePass& p, std::size_t l, const Tensor& dresidual) {
   ArenaScope scope(arena_);

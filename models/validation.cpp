@@ -19,17 +19,20 @@ Validator::Validator(const TextModel& text, const RunConfig& config) : text_(&te
                 "raise data.max_tokens");
 }
 
-std::optional<Validation> Validator::run(Model& model, Arena& arena, const std::function<bool()>& stop) const {
+std::optional<Validation> Validator::run(Model& model, Arena& arena, int64_t stage, const std::function<bool()>& stop) const {
   Validation v;
   const auto end_if_stopped = [&] {
     if (stop && stop()) throw Stopped();
   };
   EvalOptions options;
+  const Recipe recipe = recipe_of(model.config, stage);
+  if (recipe.has_stages()) options.stage = stage;
   options.progress = [&](int64_t, int64_t) { end_if_stopped(); };
   const std::span<const Sample> all(samples_);
-  const BatchTotals totals = batch_totals(model.config, recipe_of(model.config), all);
   const auto at_once =
       static_cast<std::size_t>(model.config.train.micro_batch > 0 ? model.config.train.micro_batch : model.config.train.batch);
+  const BatchTotals totals = batch_totals(model.config, recipe, all, static_cast<int64_t>(at_once));
+  const std::vector<BatchTotals> forwards = totals_of_forwards(model.config, recipe, totals, all, static_cast<int64_t>(at_once));
   StepLosses losses;
   try {
     const EvalResult result = evaluate(model, arena, *text_, file_, options);
@@ -41,9 +44,10 @@ std::optional<Validation> Validator::run(Model& model, Arena& arena, const std::
     v.values["limit_hits"] = static_cast<double>(result.limit_hits());
     for (std::size_t first = 0; first < all.size(); first += at_once) {
       StepOptions step;
+      step.recipe = recipe, step.first_index = static_cast<int64_t>(first);
       step.backward = step.dropout = false;
       step.count_forced = true;
-      losses += run_step(model, arena, all.subspan(first, std::min(at_once, all.size() - first)), totals, step);
+      losses += run_step(model, arena, all.subspan(first, std::min(at_once, all.size() - first)), forwards[first / at_once], step);
       end_if_stopped();
     }
   } catch (const Stopped&) {

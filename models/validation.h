@@ -23,8 +23,8 @@ class Validator {
 
   /// Its score is strict (by equal ids where there is no tokenizer). Values: every scorer's accuracy, "forced" (share of the samples whose
   /// whole answer, prompt included, is the argmax under teacher forcing), "passes", "passes_merged", "limit_hits" and the losses. Nothing
-  /// where `stop` asked to stop.
-  std::optional<Validation> run(Model& model, Arena& arena, const std::function<bool()>& stop) const;
+  /// where `stop` asked to stop. What is run is that of the stage, without draws.
+  std::optional<Validation> run(Model& model, Arena& arena, int64_t stage, const std::function<bool()>& stop) const;
 
  private:
   const TextModel* text_;

@@ -12,6 +12,7 @@
 #include "engine/files/safetensors.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
+#include "models/curriculum.h"
 #include "models/footprint.h"
 #include "models/kava.h"
 #include "models/text.h"
@@ -28,15 +29,20 @@ struct StepCommand {
   DeviceOptions device;
 };
 
-void add_ids(Dump& dump, std::span<const Sample> samples) {
+// Of the trace, with stages, what is left.
+void add_ids(Dump& dump, const Recipe& recipe, std::span<const Sample> samples) {
   const std::pair<const char*, std::vector<int32_t> Sample::*> parts[] = {
       {"ids.question", &Sample::question}, {"ids.trace", &Sample::trace}, {"ids.answer", &Sample::answer}};
   for (const auto& [name, part] : parts) {
     DumpTensor ids, offsets;
     ids.is_index = offsets.is_index = true;
     offsets.indices.push_back(0);
-    for (const Sample& s : samples) {
-      ids.indices.insert(ids.indices.end(), (s.*part).begin(), (s.*part).end());
+    for (std::size_t i = 0; i < samples.size(); ++i) {
+      const Sample& s = samples[i];
+      const bool cuts = recipe.has_stages() && part == &Sample::trace;
+      const Cut cut = cuts ? cut_of(recipe, s, static_cast<int64_t>(i)) : Cut{};
+      const auto begin = (s.*part).begin() + cut.begin, end = cuts ? (s.*part).begin() + cut.end : (s.*part).end();
+      ids.indices.insert(ids.indices.end(), begin, end);
       offsets.indices.push_back(static_cast<int32_t>(ids.indices.size()));
     }
     ids.shape = {static_cast<int64_t>(ids.indices.size())}, offsets.shape = {static_cast<int64_t>(offsets.indices.size())};
@@ -59,6 +65,7 @@ void add_losses(Dump& dump, const StepLosses& losses, const RunConfig& config) {
 
 void add_gradients(Dump& dump, const Model& model) {
   for (const Parameter& p : model.parameters.all()) {
+    if (p.name == "new_tokens.weight" && !model.dnew_tokens) continue;  // frozen
     DumpTensor t;
     t.shape = p.file_shape();
     t.values = model.parameters.get(p.grad);
@@ -102,8 +109,10 @@ int inspect_step(const StepCommand& command) {
   Model model(*ops, config, text.shape, config.model.adapter.empty() ? Values::start : Values::loaded);
   if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
   Arena arena(*ops);
-  const BatchTotals totals = batch_totals(config, recipe_of(config), samples);
   const int64_t micro = config.train.micro_batch > 0 ? config.train.micro_batch : static_cast<int64_t>(samples.size());
+  const Recipe recipe = Curriculum(config, 1).recipe(0);
+  const BatchTotals totals = batch_totals(config, recipe, samples, micro);
+  const std::vector<BatchTotals> forwards = totals_of_forwards(config, recipe, totals, samples, micro);
   Dump dump;
   StepLosses losses;
   model.parameters.zero_grad();
@@ -111,12 +120,13 @@ int inspect_step(const StepCommand& command) {
   for (int64_t first = 0; first < static_cast<int64_t>(all.size()); first += micro) {
     Dump piece;
     StepOptions options;
-    options.first_index = first, options.dump = &piece;
+    options.recipe = recipe, options.first_index = first, options.dump = &piece;
     const auto count = std::min(static_cast<std::size_t>(micro), all.size() - static_cast<std::size_t>(first));
-    losses += run_step(model, arena, all.subspan(static_cast<std::size_t>(first), count), totals, options);
+    losses += run_step(model, arena, all.subspan(static_cast<std::size_t>(first), count), forwards[static_cast<std::size_t>(first / micro)],
+                       options);
     join(dump, piece);
   }
-  add_ids(dump, samples);
+  add_ids(dump, recipe, samples);
   add_losses(dump, losses, config);
   add_gradients(dump, model);
   fmt::print("{}: {} samples ({} over-long left out), loss {:.9g}: student_ce {:.9g}, teacher_ce {:.9g}, kv {:.9g}, codi {:.9g}\n",

@@ -51,13 +51,16 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
     fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9.2f}{:>9.2f}{:>8}{:>14.1f}\n", name, width + 1, r.count(),
                percent(r, Scorer::strict), percent(r, Scorer::raw), percent(r, Scorer::codi), percent(r, Scorer::gsm8k),
                percent(r, Scorer::gsm_hard), r.passes(), r.passes_merged(), r.limit_hits(), ms_per_question(r));
-  const bool chain = results[0].second.method == Method::full_cot;
+  const bool chain = results[0].second.method == Method::full_cot, free = results[0].second.prompt == DecodePrompt::free;
   fmt::print(
       "Scorers in % of all questions. Forward passes per question: {}; merged: {}. limit: questions that reached the largest number of\n"
       "new tokens{}. gsm_hard compares the last numbers as doubles with relative 1e-6.\n",
       chain ? "1, and one for each token after the first, EOS included"
-            : "pass 0, T, one for the prompt and the first token (no_cot: 1 in all), and one for each token after it",
-      "pass T and the prompt as one", chain ? ", which counts as wrong" : "");
+      : free
+          ? "pass 0, one for each latent, one for eot and the first token (icot: 1 in all), and one for each token after it, those of the\n"
+            "prompt that the model writes itself among them"
+          : "pass 0, T, one for the prompt and the first token (no_cot: 1 in all), and one for each token after it",
+      "pass T and the one behind it as one", free ? ", which counts as wrong" : "");
   for (const auto& [name, r] : results)
     if (r.too_long() > 0)
       fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, r.too_long(), kLongestPrompt);
@@ -79,6 +82,7 @@ Json header(const EvalCommand& command, const OpenedModel& opened, const Model& 
           {"device", model.ops.name()},
           {"options",
            {{"method", name_of(method)},
+            {"stage", m.stage ? Json(*m.stage) : Json()},
             {"format", command.format ? Json(*command.format) : Json()},
             {"limit", or_null(command.limit)},
             {"batch", command.batch},
@@ -122,7 +126,7 @@ int evaluate_files(const EvalCommand& command) {
   const auto format = choice_option<DataFormat>("--format", command.format);
   const auto [ops, opened, method] = choose_model(command.model);
   EvalOptions options;
-  options.method = method, options.max_new_tokens = command.model.max_new_tokens;
+  options.method = method, options.stage = command.model.stage, options.max_new_tokens = command.model.max_new_tokens;
   options.limit = command.limit, options.batch = command.batch;
   require_out_usable(command, opened);
   std::vector<RowFile> files;
@@ -133,7 +137,7 @@ int evaluate_files(const EvalCommand& command) {
   const Json head = header(command, opened, *model, by);
   std::vector<fs::path> paths;
   for (const RowFile& file : files)
-    if (!opened.plain()) paths.push_back(result_path(opened, file, by, command.limit));
+    if (!opened.plain()) paths.push_back(result_path(opened, file, by, command.model.stage, command.limit));
   if (!command.force)
     for (const fs::path& path : paths) require_same_options(path, head);
   fmt::print("model {}: {}, method {}, {}\n", escaped(command.model.model, 4096), opened.weights, name_of(by),

@@ -46,13 +46,13 @@ class Generator {
       : tokenizer_(*chosen.opened.text.tokenizer),
         model_(load_model(*chosen.ops, chosen.opened)),
         arena_(*chosen.ops),
-        config_(decoding_config(chosen.opened.config, chosen.method)) {
+        config_(decoding_config(chosen.opened.config, chosen.method)),
+        recipe_(command.model.stage ? decoding_recipe(config_, *command.model.stage) : decoding_recipe(config_)) {
     options_.eos = *chosen.opened.text.eos;
-    options_.method = chosen.method;
-    options_.max_new_tokens =
-        command.model.max_new_tokens > 0 ? command.model.max_new_tokens : default_new_tokens(decoding_recipe(config_), 0);
+    options_.method = chosen.method, options_.stage = command.model.stage;
+    options_.max_new_tokens = command.model.max_new_tokens > 0 ? command.model.max_new_tokens : default_new_tokens(config_, recipe_, 0);
     options_.keep_latents = command.latents;
-    if (command.latents && decoding_recipe(config_).latents == 0)
+    if (command.latents && recipe_.latents == 0)
       throw Error(Exit::usage, "--latents", "method " + name_of(config_.method) + " has no latents", "give a run trained with latents");
   }
 
@@ -80,15 +80,14 @@ class Generator {
     if (q.text.size() > kLongestQuestion)
       throw Error(Exit::data, q.where, fmt::format("the question has {} bytes", q.text.size()),
                   fmt::format("shorten it: at most {}", kLongestQuestion));
+    const SampleOptions options = sample_options(config_, options_.eos, tokenizer_.size());
     Sample s;
-    if (const auto bos = tokenizer_.bos()) s.question.push_back(*bos);
-    const std::vector<int32_t> ids = tokenizer_.encode(q.text);
-    s.question.insert(s.question.end(), ids.begin(), ids.end());
-    s.answer = tokenizer_.encode(config_.data.answer_prompt);
+    s.question = question_ids(tokenizer_, options, stripped(q.text));
+    s.answer = prompt_ids(tokenizer_, options);
     s.prompt = static_cast<int32_t>(s.answer.size());
     if (s.question.empty())
       throw Error(Exit::data, q.where, "the question has no token of the model's vocabulary", "give another question");
-    if (prompt_length(decoding_recipe(config_), s) > kLongestPrompt)
+    if (prompt_length(recipe_, s) > kLongestPrompt)
       throw Error(Exit::data, q.where, fmt::format("the question has {} tokens", s.question.size()),
                   fmt::format("shorten it: at most {} in all", kLongestPrompt));
     return s;
@@ -98,6 +97,7 @@ class Generator {
   std::unique_ptr<Model> model_;
   Arena arena_;
   const RunConfig config_;
+  const Recipe recipe_;
   DecodeOptions options_;
 };
 

@@ -8,12 +8,13 @@ namespace kava {
 
 CLI::Option* add_model_options(CLI::App& app, ModelOptions& options) {
   CLI::Option* model = app.add_option("MODEL", options.model, "A Hugging Face folder, a run directory, or a checkpoint in one");
-  app.add_option("--method", options.method, "full_cot, no_cot, codi, pccot or kava (default: the run's; full_cot for a plain folder)");
+  app.add_option("--method", options.method, "The method that decodes (default: the run's; full_cot for a plain folder)");
   app.add_option(
          "--max-new-tokens", options.max_new_tokens,
          "Largest number of tokens generated, EOS included (default: what the longest gold answer needs, at least 10; 32 without gold "
-         "answers; 256 where the chain is written)")
+         "answers; 256 where the prompt is written too)")
       ->check(CLI::Range(1, 65536));
+  app.add_option("--stage", options.stage, "coconut: decode with the latents of this stage (default: the run's last)");
   app.add_option("--dtype", options.dtype, "bf16, f32 or f64 (default: the run's; bf16 for a plain folder)");
   app.add_option("--base", options.base, "The folder of a run's base, where it is not where the run's config.toml says");
   add_device_options(app, options.device);
@@ -25,6 +26,7 @@ ChosenModel choose_model(const ModelOptions& options) {
   const auto dtype = choice_option<StorageType>("--dtype", options.dtype);
   ChosenModel chosen{make_ops(options.device), open_model(options.model, dtype, options.base), method};
   require_method(chosen.opened, method);
+  require_stage(chosen.opened, method, options.stage);
   for (const std::string& note : {chosen.opened.note, chosen.opened.text.note})
     if (!note.empty()) fmt::print(stderr, "{}\n", note);
   return chosen;

@@ -15,6 +15,7 @@ struct ModelOptions {
   std::string model;
   std::optional<std::string> method, dtype, base;
   int64_t max_new_tokens = 0;  // 0: the method's default
+  std::optional<int64_t> stage;
   DeviceOptions device;
 };
 

@@ -4,12 +4,15 @@
 
 #include <algorithm>
 
+#include "models/curriculum.h"
 #include "models/model.h"
 #include "models/trainer.h"
 
 namespace kava {
 
 namespace {
+
+constexpr int64_t kMostListed = 8;
 
 struct Count {
   int64_t total = 0, trainable = 0;
@@ -30,6 +33,21 @@ std::string group_of(const std::string& name) {
   return "mlp";
 }
 
+// The stages of a run with the steps before which each ends.
+std::string stage_line(const RunConfig& config, int64_t steps, int64_t steps_per_epoch) {
+  if (!recipe_of(config).has_stages()) return "";
+  const Curriculum curriculum(config, steps_per_epoch);
+  std::string out = "\nstages     ";
+  int64_t listed = 0;
+  for (int64_t step = 1; step <= steps; ++step) {
+    const int64_t stage = curriculum.stage(step - 1);
+    if (step < steps && curriculum.stage(step) == stage) continue;
+    if (++listed <= kMostListed || step == steps) out += fmt::format(" {} to step {}{}", stage, step, step < steps ? "," : "");
+    else if (listed == kMostListed + 1) out += " ...";
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string parameter_table(const RunConfig& config, const TextModel& text) {
@@ -45,7 +63,8 @@ std::string parameter_table(const RunConfig& config, const TextModel& text) {
   const bool all = config.train.trainable == Trainable::all;
   for (const WeightSpec& w : weight_specs(m)) count(w.name, w.rows * w.cols, true, all);
   for (const TrainableSpec& t : trainable_specs(config, m))
-    if (t.start != TrainableSpec::Start::base) count(t.name, t.rows * t.cols, true, true);
+    if (t.start != TrainableSpec::Start::base)
+      count(t.name, t.rows * t.cols, true, t.name != "new_tokens.weight" || config.latent.tokens == NewTokens::trained);
   std::string out = fmt::format("model       {}: {}, {} layers, hidden {}, {}/{} heads of {}, mlp {}, vocabulary {}, {} head\n",
                                 escaped(text.folder, 4096), m.family, m.layers, m.hidden, m.heads, m.kv_heads, m.head_dim, m.mlp, m.vocab,
                                 m.tied ? "tied" : "untied");
@@ -71,13 +90,14 @@ std::string run_summary(const RunConfig& config, std::span<const Sample> samples
     longest = std::max(longest, longest_sequence(config, s));
   }
   const double each = 1 / static_cast<double>(n);
+  const int64_t per_epoch = (n + config.train.batch - 1) / config.train.batch;
   const int64_t micro = config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch;
   return fmt::format(
-      "samples     {} ({} over data.max_tokens = {} left out)\n"
+      "samples     {} ({} left out: over data.max_tokens = {}, or by data.answers)\n"
       "tokens      question {:.1f}, trace {:.1f}, answer {:.1f} on average; longest sequence {}\n"
-      "steps       {} of {} samples, {} a forward; {:.2f} epochs",
+      "steps       {} of {} samples, {} a forward; {:.2f} epochs{}",
       n, dropped, config.data.max_tokens, question * each, trace * each, answer * each, longest, steps, std::min(config.train.batch, n),
-      std::min(micro, n), static_cast<double>(steps) / static_cast<double>((n + config.train.batch - 1) / config.train.batch));
+      std::min(micro, n), static_cast<double>(steps) / static_cast<double>(per_epoch), stage_line(config, steps, per_epoch));
 }
 
 }  // namespace kava

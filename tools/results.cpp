@@ -50,10 +50,11 @@ Json present(const fs::path& path) {
 
 }  // namespace
 
-fs::path result_path(const OpenedModel& opened, const RowFile& file, Method method, int64_t limit) {
+fs::path result_path(const OpenedModel& opened, const RowFile& file, Method method, std::optional<int64_t> stage, int64_t limit) {
   std::string name = shortened(fs::path(file.path).stem().string()) + "-" + file.sha256.substr(0, 8);
   name += opened.step ? fmt::format(".step_{}", *opened.step) : std::string(".adapter");
   if (method != opened.config.method) name += "." + name_of(method);
+  if (stage) name += fmt::format(".stage{}", *stage);
   if (limit > 0) name += fmt::format(".limit{}", limit);
   return opened.run_dir / "eval" / (name + ".json");
 }

@@ -156,7 +156,7 @@ class Run {
     hooks.stop = [&] { return stop_requested() || out_of_time(); };
     hooks.checkpoint = checkpoint_requested;
     hooks.matrix_rate = rate;
-    if (data_.valid) hooks.validate = [&](Arena& arena) { return data_.valid->run(model, arena, hooks.stop); };
+    if (data_.valid) hooks.validate = [&](Arena& arena, int64_t stage) { return data_.valid->run(model, arena, stage, hooks.stop); };
     const bool finished = trainer.run(folder, hooks);
     progress.finish();
     tell_best(trainer.state());

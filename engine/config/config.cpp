@@ -22,6 +22,7 @@
 
 #include "engine/config/config_schema.h"
 #include "engine/config/key_at.h"
+#include "engine/config/method_rules.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/paths.h"
@@ -37,6 +38,7 @@ constexpr std::size_t kMostBytes = std::size_t{1} << 20;
 constexpr std::size_t kMostDots = 4096;
 // A name longer than this is like no key.
 constexpr std::size_t kLongestName = 100;
+constexpr int64_t kMostLatents = 4096;
 
 [[noreturn]] void refuse(const std::string& where, const std::string& what, const std::string& remedy) {
   throw Error(Exit::usage, where, what, remedy);
@@ -288,27 +290,6 @@ class Assigner {
   }
 };
 
-// What a method makes of keys: `fixed` refuses every other value, else it is a default.
-struct Rule {
-  Method method;
-  const char* key;
-  const char* value;
-  bool fixed = true;
-};
-
-const Rule kRules[] = {
-    {Method::full_cot, "data.drop_last_step", "false"},
-    {Method::full_cot, "loss.student", "0.0"},
-    {Method::full_cot, "kv.weight", "0.0"},
-    {Method::full_cot, "codi.weight", "0.0"},
-    {Method::no_cot, "loss.teacher", "0.0"},
-    {Method::no_cot, "kv.weight", "0.0"},
-    {Method::no_cot, "codi.weight", "0.0"},
-    {Method::codi, "kv.weight", "0.0"},
-    {Method::codi, "latent.count", "6", false},
-    {Method::pccot, "kv.weight", "0.0"},
-};
-
 using Origins = std::map<std::string, std::string>;  // key -> where it was given
 
 toml::table parse_file(const std::string& file) {
@@ -328,6 +309,19 @@ toml::table parse_file(const std::string& file) {
     refuse(at(path, e.source()), fmt::format("not valid TOML{}: {}", key.empty() ? "" : " at " + key, escaped(e.description(), 200)),
            "correct the file");
   }
+}
+
+// The file that `include` names, whose keys lie below those of `path`; the key is taken out of `root`.
+std::string included_file(toml::table& root, const std::string& path) {
+  const toml::node* node = root.get("include");
+  if (!node) return "";
+  const std::string where = at(escaped(path, 4096), node->source());
+  if (!node->is_string()) refuse(where, fmt::format("include must be a string, not {}", type_name(*node)), "name one file");
+  const std::string name = node->as_string()->get();
+  root.erase("include");
+  if (name.empty()) return "";
+  if (!is_utf8(name) || name.find('\0') != std::string::npos) refuse(where, "include holds no path", "name one file");
+  return (fs::absolute(path).parent_path() / expand_home(name)).string();
 }
 
 std::vector<Setting> settings_of(const toml::table& root, const std::string& path, const Assigner& assigner) {
@@ -395,9 +389,30 @@ void apply_fixed(RunConfig& config, const Assigner& assigner, const Origins& giv
              "remove the key or change the method");
     assigner.assign_text(name, value);
   };
-  for (const Rule& rule : kRules)
+  for (const Rule& rule : method_rules())
     if (rule.method == config.method && rule.fixed) fix(rule.key, rule.value, "");
-  if (config.method == Method::codi) fix("latent.iterations", value_text(assigner.get("latent.count")), " (latent.count)");
+  if (config.method == Method::codi || config.method == Method::codi_exact)
+    fix("latent.iterations", value_text(assigner.get("latent.count")), " (latent.count)");
+}
+
+template <class Where>
+void check_stages(const RunConfig& config, const Where& where) {
+  const RunConfig::Stages& s = config.stages;
+  if (config.method != Method::coconut) return;
+  const RunConfig::Coconut& c = config.coconut;
+  if (c.thoughts * c.max_stage > kMostLatents)
+    refuse(where("coconut.thoughts"), fmt::format("coconut.thoughts times coconut.max_stage is {}", c.thoughts * c.max_stage),
+           fmt::format("make it at most {}", kMostLatents));
+  if (!c.markers && c.thoughts > 0)
+    refuse(where("coconut.markers"), fmt::format("latents need markers, and coconut.thoughts is {}", c.thoughts),
+           "set coconut.thoughts = 0, or leave the markers");
+  const std::pair<const char*, int64_t> asked[] = {{"stages.fixed", s.fixed}, {"stages.first", s.first}, {"stages.last", s.last}};
+  for (const auto& [key, stage] : asked)
+    if (stage > c.max_stage + 1)
+      refuse(where(key), fmt::format("{} = {} is beyond the last stage {}", key, stage, c.max_stage + 1),
+             "make it smaller, or raise coconut.max_stage");
+  if (s.last >= 0 && s.last < s.first)
+    refuse(where("stages.last"), fmt::format("stages.last = {} comes before stages.first = {}", s.last, s.first), "swap them");
 }
 
 void check_together(const RunConfig& config, const Origins& given, const std::string& path) {
@@ -405,8 +420,7 @@ void check_together(const RunConfig& config, const Origins& given, const std::st
     auto i = given.find(key);
     return i == given.end() ? path : i->second;
   };
-  if (config.method == Method::icot || config.method == Method::coconut)
-    refuse(where("method"), fmt::format("method {} is not built yet", name_of(config.method)), "use kava, pccot, codi, full_cot or no_cot");
+  check_stages(config, where);
   if (config.train.recompute != Recompute::none)
     refuse(where("train.recompute"), fmt::format("train.recompute = {} is not built yet", toml_string(name_of(config.train.recompute))),
            "use \"none\"");
@@ -425,17 +439,23 @@ RunConfig method_defaults(Method method) {
   RunConfig config;
   config.method = method;
   const Assigner assigner(config, "");
-  for (const Rule& rule : kRules)
+  for (const Rule& rule : method_rules())
     if (rule.method == method) assigner.assign_text(rule.key, rule.value);
   apply_fixed(config, assigner, {});
   return config;
 }
 
 RunConfig load_config(const std::string& path, const std::vector<std::string>& sets) {
-  const toml::table root = parse_file(path);
+  toml::table root = parse_file(path);
+  const std::string include = included_file(root, path);
+  const toml::table below = include.empty() ? toml::table{} : parse_file(include);
+  if (const toml::node* second = below.get("include"))
+    refuse(at(escaped(include, 4096), second->source()), "an included file includes another", "write its keys into this one");
   RunConfig config;
-  const Assigner from_file(config, fs::absolute(path).parent_path()), from_arguments(config, fs::current_path());
-  std::vector<Setting> settings = settings_of(root, escaped(path, 4096), from_file);
+  const Assigner from_include(config, fs::path(include).parent_path()), from_file(config, fs::absolute(path).parent_path()),
+      from_arguments(config, fs::current_path());
+  std::vector<Setting> settings = settings_of(below, escaped(include, 4096), from_include);
+  for (Setting& s : settings_of(root, escaped(path, 4096), from_file)) settings.push_back(std::move(s));
   std::deque<toml::table> values;
   for (const std::string& argument : sets) settings.push_back(setting_of(argument, values, from_arguments));
 

@@ -10,7 +10,7 @@
 
 namespace kava {
 
-KAVA_CHOICE(Method, full_cot, no_cot, icot, coconut, codi, pccot, kava)
+KAVA_CHOICE(Method, full_cot, no_cot, icot, coconut, codi, codi_exact, pccot, kava)
 KAVA_CHOICE(Init, pretrained, random)
 KAVA_CHOICE(StorageType, bf16, f32, f64)
 KAVA_CHOICE(DataFormat, icot_text, jsonl, gsm8k, gsm_hard, svamp, qa, ids)
@@ -18,7 +18,11 @@ KAVA_CHOICE(Trainable, lora, all)
 KAVA_CHOICE(Optimizer, adamw)
 KAVA_CHOICE(Schedule, cosine, linear, constant)
 KAVA_CHOICE(Recompute, none, cheap, block)
-KAVA_CHOICE(ProjectionInit, embedding_rms, one)
+KAVA_CHOICE(Commas, keep, remove)
+KAVA_CHOICE(Separator, none, eos)
+KAVA_CHOICE(Answers, all, digit)
+KAVA_CHOICE(NewTokens, trained, frozen)
+KAVA_CHOICE(ProjectionInit, embedding_rms, one, torch)
 KAVA_CHOICE(Update, replace, residual)
 KAVA_CHOICE(Queries, prompt_and_answer, answer)
 KAVA_CHOICE(Order, time, score)
@@ -26,6 +30,15 @@ KAVA_CHOICE(Short, mask, zero)
 KAVA_CHOICE(KvReduction, mean, slot_sum)
 KAVA_CHOICE(Std, layer, global, none)
 KAVA_CHOICE(Keys, post_rope, pre_rope)
+KAVA_CHOICE(CodiStates, blocks, all)
+KAVA_CHOICE(CodiToken, prompt, before_answer)
+KAVA_CHOICE(CodiTarget, shared, separate)
+KAVA_CHOICE(LossMean, batch, forward)
+KAVA_CHOICE(ResetOptimizer, epoch, stage, never)
+KAVA_CHOICE(BestOf, last, any)
+KAVA_CHOICE(Feedback, hidden, none)
+KAVA_CHOICE(Side, left, right)
+KAVA_CHOICE(DecodePrompt, forced, free)
 
 struct DataFile {
   std::string path;
@@ -54,6 +67,14 @@ struct RunConfig {
     std::string answer_prompt = "The answer is:";
     int64_t max_tokens = 512;
     double fraction = 1.0;
+    // Text around the parts, tokenised together with the part that it touches.
+    std::string question_prefix, question_suffix;
+    std::string trace_prefix, trace_suffix;  // before the first kept step, after the last
+    std::string step_suffix;
+    std::string answer_prefix, answer_suffix;
+    Commas answer_commas = Commas::keep;
+    Separator separator = Separator::none;  // eos: EOS after the question and after the trace
+    Answers answers = Answers::all;         // digit: rows whose answer does not begin with one are dropped
     bool operator==(const Data&) const = default;
   } data;
 
@@ -94,6 +115,8 @@ struct RunConfig {
     bool projection = true;
     ProjectionInit projection_init = ProjectionInit::embedding_rms;
     Update update = Update::replace;
+    std::string token_init;  // the one token whose row the new rows start as; empty: the mean of all rows
+    NewTokens tokens = NewTokens::trained;
     bool operator==(const Latent&) const = default;
   } latent;
 
@@ -121,14 +144,56 @@ struct RunConfig {
     double weight = 10.0;
     Distance loss = Distance::smooth_l1;
     Std std = Std::layer;
+    CodiStates states = CodiStates::blocks;
+    CodiToken token = CodiToken::prompt;
+    int64_t mse_std = 1;
+    CodiTarget target = CodiTarget::shared;
     bool operator==(const Codi&) const = default;
   } codi;
 
   struct Loss {
     double student = 1.0;
     double teacher = 1.0;
+    LossMean mean = LossMean::batch;
     bool operator==(const Loss&) const = default;
   } loss;
+
+  /// The curriculum of icot and coconut.
+  struct Stages {
+    int64_t fixed = -1;
+    int64_t first = 0, last = -1;
+    int64_t hold = 0;    // epochs at `first` before the schedule runs
+    int64_t epochs = 3;  // of a stage (coconut)
+    int64_t steps = 0;   // > 0: optimiser steps of a stage (icot: of a removed token) instead
+    double mix = 0.0;
+    ResetOptimizer reset_optimizer = ResetOptimizer::epoch;
+    BestOf best = BestOf::last;
+    bool operator==(const Stages&) const = default;
+  } stages;
+
+  struct Coconut {
+    int64_t thoughts = 2;   // c
+    int64_t max_stage = 3;  // K
+    bool pad_to_max = true;
+    bool markers = true;
+    Feedback feedback = Feedback::hidden;
+    bool operator==(const Coconut&) const = default;
+  } coconut;
+
+  struct Icot {
+    double remove_per_epoch = 8.0;
+    int64_t remove_all_from = 0;
+    double smoothing = 4.0;
+    Side side = Side::left;
+    bool keep_positions = false;
+    bool operator==(const Icot&) const = default;
+  } icot;
+
+  struct Decode {
+    DecodePrompt prompt = DecodePrompt::forced;
+    int64_t max_new_tokens = 0;
+    bool operator==(const Decode&) const = default;
+  } decode;
 
   struct Step {
     bool prefix_sharing = true;

@@ -15,6 +15,7 @@ Choice choice(E& value) {
 }
 
 constexpr int64_t kManySteps = 1'000'000'000;
+constexpr int64_t kMostStages = 1'000'000;
 constexpr Interval kFraction{0, 1};
 constexpr Interval kWeight{0, 1e6};
 constexpr Interval kPositive{0, 1e30, true};
@@ -44,6 +45,16 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"data.drop_last_step", Flag{&c.data.drop_last_step}},
       {"data.step_separator", Text{&c.data.step_separator}},
       {"data.answer_prompt", Text{&c.data.answer_prompt}},
+      {"data.question_prefix", Text{&c.data.question_prefix}},
+      {"data.question_suffix", Text{&c.data.question_suffix}},
+      {"data.trace_prefix", Text{&c.data.trace_prefix}},
+      {"data.trace_suffix", Text{&c.data.trace_suffix}},
+      {"data.step_suffix", Text{&c.data.step_suffix}},
+      {"data.answer_prefix", Text{&c.data.answer_prefix}},
+      {"data.answer_suffix", Text{&c.data.answer_suffix}},
+      {"data.answer_commas", choice(c.data.answer_commas)},
+      {"data.separator", choice(c.data.separator)},
+      {"data.answers", choice(c.data.answers)},
       {"data.max_tokens", Whole{&c.data.max_tokens, 1, 1'048'576}},
       {"data.fraction", Real{&c.data.fraction, {0, 1, true}}},
 
@@ -77,6 +88,8 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"latent.projection", Flag{&c.latent.projection}},
       {"latent.projection_init", choice(c.latent.projection_init)},
       {"latent.update", choice(c.latent.update)},
+      {"latent.token_init", Text{&c.latent.token_init}},
+      {"latent.tokens", choice(c.latent.tokens)},
 
       {"rkv.policy", choice(c.rkv.policy)},
       {"rkv.lambda", Real{&c.rkv.lambda, kFraction}},
@@ -95,9 +108,39 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"codi.weight", Real{&c.codi.weight, kWeight}},
       {"codi.loss", choice(c.codi.loss)},
       {"codi.std", choice(c.codi.std)},
+      {"codi.states", choice(c.codi.states)},
+      {"codi.token", choice(c.codi.token)},
+      {"codi.mse_std", Whole{&c.codi.mse_std, 1, 2}},
+      {"codi.target", choice(c.codi.target)},
 
       {"loss.student", Real{&c.loss.student, kWeight}},
       {"loss.teacher", Real{&c.loss.teacher, kWeight}},
+      {"loss.mean", choice(c.loss.mean)},
+
+      {"stages.fixed", Whole{&c.stages.fixed, -1, kMostStages}},
+      {"stages.first", Whole{&c.stages.first, 0, kMostStages}},
+      {"stages.last", Whole{&c.stages.last, -1, kMostStages}},
+      {"stages.hold", Whole{&c.stages.hold, 0, kMostStages}},
+      {"stages.epochs", Whole{&c.stages.epochs, 1, kMostStages}},
+      {"stages.steps", Whole{&c.stages.steps, 0, kMostStages}},
+      {"stages.mix", Real{&c.stages.mix, kFraction}},
+      {"stages.reset_optimizer", choice(c.stages.reset_optimizer)},
+      {"stages.best", choice(c.stages.best)},
+
+      {"coconut.thoughts", Whole{&c.coconut.thoughts, 0, 64}},
+      {"coconut.max_stage", Whole{&c.coconut.max_stage, 0, 1024}},
+      {"coconut.pad_to_max", Flag{&c.coconut.pad_to_max}},
+      {"coconut.markers", Flag{&c.coconut.markers}},
+      {"coconut.feedback", choice(c.coconut.feedback)},
+
+      {"icot.remove_per_epoch", Real{&c.icot.remove_per_epoch, {0, 1e6, true}}},
+      {"icot.remove_all_from", Whole{&c.icot.remove_all_from, 0, kMostStages}},
+      {"icot.smoothing", Real{&c.icot.smoothing, kWeight}},
+      {"icot.side", choice(c.icot.side)},
+      {"icot.keep_positions", Flag{&c.icot.keep_positions}},
+
+      {"decode.prompt", choice(c.decode.prompt)},
+      {"decode.max_new_tokens", Whole{&c.decode.max_new_tokens, 0, 65'536}},
 
       {"step.prefix_sharing", Flag{&c.step.prefix_sharing}},
       {"step.prune_latents", Flag{&c.step.prune_latents}},

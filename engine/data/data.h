@@ -25,8 +25,9 @@ struct Row {
   bool has_trace = true;  // false: the form has no chain, and no key of the row names one
   bool is_ids = false;    // then the ids below and not the text above
   std::vector<int32_t> question_ids, trace_ids, answer_ids;
-  std::optional<int64_t> prompt;  // leading answer ids that are the prompt
-  int64_t line = 0;               // in its file, from 1
+  std::vector<int32_t> step_lengths;  // of the steps that trace_ids is made of
+  std::optional<int64_t> prompt;      // leading answer ids that are the prompt
+  int64_t line = 0;                   // in its file, from 1
 };
 
 struct RowFile {
@@ -46,29 +47,35 @@ RowFile read_rows(const std::string& path, std::optional<DataFormat> format = st
 /// A JSON number as an answer: whole without point or exponent, else the shortest decimal that reads back, without exponent.
 std::string answer_text(double number);
 
-/// Token ids of one row. answer = prompt, answer, EOS; its first `prompt` ids are the prompt (0 for an ids row that does not say).
+/// Token ids of one row. answer = [separator] prompt, answer, EOS; its first `prompt` ids are the prompt with the separator (0 for an ids
+/// row that does not say).
 struct Sample {
   std::vector<int32_t> question, trace, answer;
   int32_t prompt = 0;
-  int64_t row = 0;  // index over the rows of all files
+  int64_t row = 0;             // index over the rows of all files
+  std::vector<int32_t> steps;  // lengths of the trace's steps
+  int32_t blank = 0;           // 1: the token after the prompt is white space alone, where codi.token = "before_answer" distils
 };
 
-struct SampleOptions {
-  bool drop_last_step = true;
-  std::string step_separator;
-  std::string answer_prompt = "The answer is:";
-  int64_t max_tokens = 512;
+/// The keys of [data], and what else of a run decides how rows become samples.
+struct SampleOptions : RunConfig::Data {
   std::function<int64_t(const Sample&)> length;  // tokens of the longest sequence that is made of it; absent: none is too long
   bool needs_prompt = false;                     // an ids row must say how long its prompt is
-  double fraction = 1.0;                         // of all rows, chosen by seed before over-long ones are dropped
+  bool before_answer = false;                    // Sample::blank is wanted
   int64_t seed = 0;
   int32_t eos = 0;
   int64_t vocab_size = 0;  // ids rows must lie below it
 };
 
-/// Tokenises the parts alone and concatenates them; the question carries BOS if the tokenizer adds one. Samples whose longest sequence is
-/// over max_tokens are left out and counted in *dropped. Order is that of the files. Error(code data, FILE:LINE) on an id outside the
-/// vocabulary, a question without a token or a missing prompt; Error(code data, FILE) on text rows without a tokenizer.
+/// Ids of a question: BOS if the tokenizer adds one, the text between its affixes, the separator.
+std::vector<int32_t> question_ids(const Tokenizer& tokenizer, const SampleOptions& options, std::string_view question);
+/// Ids of the prompt, the separator before it.
+std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const SampleOptions& options);
+
+/// Tokenises the parts, each with its affixes, alone and concatenates them. Samples whose longest sequence is over max_tokens, and rows
+/// that data.answers does not take, are left out and counted in *dropped; data.fraction applies before. Order is that of the files.
+/// Error(code data, FILE:LINE) on an id outside the vocabulary, a question without a token or a missing prompt; Error(code data, FILE) on
+/// text rows without a tokenizer.
 std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokenizer* tokenizer, const SampleOptions& options,
                                  int64_t* dropped);
 

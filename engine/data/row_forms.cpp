@@ -213,13 +213,17 @@ std::optional<std::vector<std::string>> chain_of(const Json& row, const RowPlace
   return steps;
 }
 
-std::vector<int32_t> ids_of(const Json& row, std::string_view key, const RowPlace& place) {
+const Json& ids_member(const Json& row, std::string_view key, const RowPlace& place) {
   const auto value = row.find(key);
   if (value == row.end()) refuse_missing(row, fmt::format("\"{}\"", key), place);
-  if (!value->is_array()) place.refuse(fmt::format("\"{}\" must be a list of token ids, not {}", key, value->type_name()));
+  return *value;
+}
+
+std::vector<int32_t> ids_in(const Json& value, std::string_view key, const RowPlace& place) {
+  if (!value.is_array()) place.refuse(fmt::format("\"{}\" must be a list of token ids, not {}", key, value.type_name()));
   std::vector<int32_t> ids;
-  ids.reserve(value->size());
-  for (const Json& id : *value) {
+  ids.reserve(value.size());
+  for (const Json& id : value) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() > std::numeric_limits<int32_t>::max())
       place.refuse(
           fmt::format("\"{}\" holds {}, which is no token id", key, escaped(id.dump(-1, ' ', true, Json::error_handler_t::replace), 40)));
@@ -228,11 +232,27 @@ std::vector<int32_t> ids_of(const Json& row, std::string_view key, const RowPlac
   return ids;
 }
 
+std::vector<int32_t> ids_of(const Json& row, std::string_view key, const RowPlace& place) {
+  return ids_in(ids_member(row, key, place), key, place);
+}
+
+// A list of ids, one step, or a list of such lists, one for each step.
+void read_ids_trace(Row& row, const Json& object, const RowPlace& place) {
+  const Json& trace = ids_member(object, "trace", place);
+  const bool by_step = trace.is_array() && !trace.empty() && trace[0].is_array();
+  for (std::size_t i = 0; i < (by_step ? trace.size() : 1); ++i) {
+    const std::vector<int32_t> ids = ids_in(by_step ? trace[i] : trace, "trace", place);
+    if (ids.empty()) continue;
+    row.trace_ids.insert(row.trace_ids.end(), ids.begin(), ids.end());
+    row.step_lengths.push_back(static_cast<int32_t>(ids.size()));
+  }
+}
+
 Row parse_ids(const Json& object, const RowPlace& place) {
   Row row;
   row.is_ids = true;
   row.question_ids = ids_of(object, "question", place);
-  row.trace_ids = ids_of(object, "trace", place);
+  read_ids_trace(row, object, place);
   row.answer_ids = ids_of(object, "answer", place);
   if (row.question_ids.empty()) place.refuse("the question is empty");
   if (row.answer_ids.empty()) place.refuse("the answer is empty");

@@ -22,25 +22,45 @@ Sample ids_sample(const RowFile& file, const Row& row, const SampleOptions& opti
   if (options.needs_prompt && !row.prompt)
     throw Error(Exit::data, file.where(row), "the row has no \"prompt\", on which codi.weight and rkv.queries = \"answer\" depend",
                 "give the number of leading answer ids that are the prompt");
-  return {row.question_ids, row.trace_ids, row.answer_ids, static_cast<int32_t>(row.prompt.value_or(0)), 0};
+  Sample sample;
+  sample.question = row.question_ids, sample.trace = row.trace_ids, sample.answer = row.answer_ids;
+  sample.steps = row.step_lengths;
+  sample.prompt = static_cast<int32_t>(row.prompt.value_or(0));
+  return sample;
+}
+
+void add_steps(Sample& sample, const Row& row, const Tokenizer& tokenizer, const SampleOptions& options) {
+  const std::size_t steps = row.steps.size() - (options.drop_last_step && !row.steps.empty() ? 1 : 0);
+  for (std::size_t i = 0; i < steps; ++i) {
+    std::string text = (i == 0 ? options.trace_prefix : options.step_separator) + row.steps[i] + options.step_suffix;
+    if (i + 1 == steps) text += options.trace_suffix;
+    const std::vector<int32_t> ids = tokenizer.encode(text);
+    append(sample.trace, ids);
+    sample.steps.push_back(static_cast<int32_t>(ids.size()));
+  }
 }
 
 Sample text_sample(const RowFile& file, const Row& row, const Tokenizer& tokenizer, const std::vector<int32_t>& prompt,
                    const SampleOptions& options) {
   Sample sample;
-  if (const auto bos = tokenizer.bos()) sample.question.push_back(*bos);
-  append(sample.question, tokenizer.encode(row.question));
+  sample.question = question_ids(tokenizer, options, row.question);
   // Its last row predicts what comes first; a vocabulary may lack single bytes.
   if (sample.question.empty())
     throw Error(Exit::data, file.where(row), "the question has no token of the model's vocabulary", "correct the row");
-  const std::size_t steps = row.steps.size() - (options.drop_last_step && !row.steps.empty() ? 1 : 0);
-  for (std::size_t i = 0; i < steps; ++i)
-    append(sample.trace, tokenizer.encode(i > 0 ? options.step_separator + row.steps[i] : row.steps[i]));
+  add_steps(sample, row, tokenizer, options);
   sample.answer = prompt;
   sample.prompt = static_cast<int32_t>(prompt.size());
-  append(sample.answer, tokenizer.encode(row.answer));
+  std::string answer = row.answer;
+  if (options.answer_commas == Commas::remove) std::erase(answer, ',');
+  const std::vector<int32_t> ids = tokenizer.encode(options.answer_prefix + answer + options.answer_suffix);
+  sample.blank = options.before_answer && !ids.empty() && stripped(tokenizer.decode({&ids[0], 1})).empty();
+  append(sample.answer, ids);
   sample.answer.push_back(options.eos);
   return sample;
+}
+
+bool is_taken(const Row& row, const SampleOptions& options) {
+  return row.is_ids || options.answers == Answers::all || (!row.answer.empty() && row.answer[0] >= '0' && row.answer[0] <= '9');
 }
 
 uint64_t random64(Purpose purpose, int64_t seed, uint64_t index, uint64_t epoch) {
@@ -52,12 +72,27 @@ uint64_t random64(Purpose purpose, int64_t seed, uint64_t index, uint64_t epoch)
 
 }  // namespace
 
+std::vector<int32_t> question_ids(const Tokenizer& tokenizer, const SampleOptions& options, std::string_view question) {
+  std::vector<int32_t> ids;
+  if (const auto bos = tokenizer.bos()) ids.push_back(*bos);
+  append(ids, tokenizer.encode(options.question_prefix + std::string(question) + options.question_suffix));
+  if (options.separator == Separator::eos) ids.push_back(options.eos);
+  return ids;
+}
+
+std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const SampleOptions& options) {
+  std::vector<int32_t> ids;
+  if (options.separator == Separator::eos) ids.push_back(options.eos);
+  append(ids, tokenizer.encode(options.answer_prompt));
+  return ids;
+}
+
 std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokenizer* tokenizer, const SampleOptions& options,
                                  int64_t* dropped) {
   int64_t total = 0;
   for (const RowFile& file : files) total += static_cast<int64_t>(file.rows.size());
   const std::vector<int64_t> chosen = chosen_rows(total, options.fraction, options.seed);
-  const std::vector<int32_t> prompt = tokenizer ? tokenizer->encode(options.answer_prompt) : std::vector<int32_t>{};
+  const std::vector<int32_t> prompt = tokenizer ? prompt_ids(*tokenizer, options) : std::vector<int32_t>{};
 
   std::vector<Sample> samples;
   samples.reserve(chosen.size());
@@ -71,6 +106,10 @@ std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokeni
       if (!row.is_ids && !tokenizer)
         throw Error(Exit::data, escaped(file.path, 4096), "rows of text need a tokenizer, and the model's folder has none",
                     "add tokenizer.json to it, or give rows of token ids");
+      if (!is_taken(row, options)) {
+        ++*dropped;
+        continue;
+      }
       Sample sample = row.is_ids ? ids_sample(file, row, options) : text_sample(file, row, *tokenizer, prompt, options);
       sample.row = *next;
       if (options.length && options.length(sample) > options.max_tokens) ++*dropped;

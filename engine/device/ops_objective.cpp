@@ -77,11 +77,12 @@ void Ops::moments(Arena& arena, const Tensor& moments, const Tensor& x, const Te
   call("moments", {moments}, {x, valid}, 0, [&](Ops& ops, const auto& at) { ops.do_moments(at(arena), at(moments), at(x), at(valid)); });
 }
 
-void Ops::inverse_std(const Tensor& inverse, const Tensor& moments) {
+void Ops::inverse_std(const Tensor& inverse, const Tensor& moments, int power) {
+  KAVA_CHECK(power == 1 || power == 2, "a power of {}", power);
   KAVA_CHECK(moments.dtype == DType::f32 || moments.dtype == DType::f64, "moments in {}", name_of(moments.dtype));
   require("moments", moments, moments.rows, 3, moments.dtype);
   require("inverse", inverse, 1, 1, moments.dtype);
-  compute("inverse_std", {inverse}, {moments}, [&](Ops& ops, const auto& at) { ops.do_inverse_std(at(inverse), at(moments)); });
+  compute("inverse_std", {inverse}, {moments}, [&](Ops& ops, const auto& at) { ops.do_inverse_std(at(inverse), at(moments), power); });
 }
 
 void Ops::distill(Arena& arena, const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,

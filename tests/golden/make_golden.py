@@ -47,9 +47,10 @@ MODELS = {
 }
 COMMON = {"hidden_act": "silu", "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": EOS, "torch_dtype": "float32"}
 
-# Lengths of question, trace and final answer (without prompt and EOS), and of the prompt (None: the row does not say).
+# Lengths of question, trace (a list: of its steps) and final answer (without prompt and EOS), and of the prompt (None: the row does not say).
 ROWS = {
     "rows": [(5, 8, 1, 3), (3, 0, 2, 3), (7, 3, 1, 3), (4, 11, 3, 3), (6, 5, 1, 3)],
+    "steps": [(5, [2, 1], 1, 3), (3, [], 2, 3), (7, [3], 1, 3), (4, [2, 4, 3, 2, 5], 3, 3), (6, [5, 1], 1, 3)],
     "without_prompt": [(4, 7, 2, None), (6, 0, 1, None), (3, 5, 1, None)],
     "empty_prompt": [(4, 6, 2, 0), (5, 0, 1, 0), (3, 9, 1, 0)],
     "without_trace": [(4, 0, 1, 3), (6, 0, 2, 3)],
@@ -108,7 +109,7 @@ def write_rows():
         random, lines = generator(name), []
         for question, trace, answer, prompt in lengths:
             ids = lambda n: [int(i) for i in random.integers(10, VOCABULARY_USED, n)]
-            row = {"question": [1] + ids(question - 1), "trace": ids(trace),
+            row = {"question": [1] + ids(question - 1), "trace": [ids(n) for n in trace] if isinstance(trace, list) else ids(trace),
                    "answer": ([] if prompt == 0 else PROMPT) + ids(answer) + [EOS]}
             lines.append(json.dumps(row if prompt is None else row | {"prompt": prompt}))
         path = HERE / "data" / f"{name}.jsonl"
@@ -183,6 +184,10 @@ def reduced(name, tensor):
 
 
 def must_vanish(config, name):
+    if name == "grad.new_tokens.weight":
+        return False
+    if name.startswith("grad.latent_projection.") and config["method"] == "coconut":
+        return inputs.stage_of(config) == 0
     if name.startswith("grad.latent_projection."):
         return config["latent"]["iterations"] == 0
     return name.startswith("grad.kv_projection.") and config["kv"]["weight"] == 0

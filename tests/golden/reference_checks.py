@@ -159,5 +159,5 @@ def run(here):
     check_against_loop(here, "codi_residual.toml", growing_loop, "T = M is the growing loop")
     check_against_loop(here, "kava_pause.toml", pause_tokens, "T = 0 is pause tokens")
     check_first_slots(here)
-    for toml in ("kava_defaults.toml", "kava_pre_rope_projected.toml", "qwen2_all.toml"):
+    for toml in ("kava_defaults.toml", "kava_pre_rope_projected.toml", "qwen2_all.toml", "coconut_projected.toml", "codi_exact.toml"):
         check_differences(here, toml)

@@ -19,17 +19,22 @@ DEFAULTS = {
              "max_tokens": 512, "fraction": 1.0},
     "train": {"trainable": "lora", "batch": 128, "micro_batch": 0},
     "lora": {"rank": 128, "alpha": 32.0, "dropout": 0.1, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]},
-    "latent": {"count": 24, "iterations": 3, "projection": True, "projection_init": "embedding_rms", "update": "replace"},
+    "latent": {"count": 24, "iterations": 3, "projection": True, "projection_init": "embedding_rms", "update": "replace",
+               "token_init": "", "tokens": "trained"},
     "rkv": {"policy": "rkv", "lambda": 0.1, "group": "max_logits", "queries": "prompt_and_answer", "order": "time", "short": "mask"},
     "kv": {"weight": 1.0, "reduction": "mean", "loss": "smooth_l1", "std": "layer", "keys": "post_rope", "projection": False},
-    "codi": {"weight": 10.0, "loss": "smooth_l1", "std": "layer"},
-    "loss": {"student": 1.0, "teacher": 1.0},
+    "codi": {"weight": 10.0, "loss": "smooth_l1", "std": "layer", "states": "blocks", "token": "prompt", "mse_std": 1, "target": "shared"},
+    "loss": {"student": 1.0, "teacher": 1.0, "mean": "batch"},
+    "stages": {"fixed": -1, "first": 0, "mix": 0.0},
+    "coconut": {"thoughts": 2, "max_stage": 3, "pad_to_max": True, "markers": True, "feedback": "hidden"},
+    "icot": {"remove_all_from": 0, "smoothing": 4.0, "side": "left", "keep_positions": False},
     "step": {"prefix_sharing": True, "prune_latents": True},
 }
 CHOICES = {
-    ("method",): ("kava", "pccot", "codi", "full_cot", "no_cot"),
+    ("method",): ("kava", "pccot", "codi", "codi_exact", "full_cot", "no_cot", "icot", "coconut"),
     ("train", "trainable"): ("lora", "all"),
-    ("latent", "projection_init"): ("embedding_rms", "one"),
+    ("latent", "projection_init"): ("embedding_rms", "one", "torch"),
+    ("latent", "tokens"): ("trained", "frozen"),
     ("latent", "update"): ("replace", "residual"),
     ("rkv", "policy"): ("rkv", "cosine", "attention", "crop", "uniform"),
     ("rkv", "group"): ("max_logits", "max_prob", "mean_prob"),
@@ -42,6 +47,13 @@ CHOICES = {
     ("kv", "keys"): ("post_rope", "pre_rope"),
     ("codi", "loss"): ("smooth_l1", "mse", "l1"),
     ("codi", "std"): ("layer", "global", "none"),
+    ("codi", "states"): ("blocks", "all"),
+    ("codi", "token"): ("prompt", "before_answer"),
+    ("codi", "mse_std"): (1, 2),
+    ("codi", "target"): ("shared", "separate"),
+    ("loss", "mean"): ("batch", "forward"),
+    ("coconut", "feedback"): ("hidden", "none"),
+    ("icot", "side"): ("left", "right"),
 }
 SECTIONS = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
             "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp"}
@@ -82,14 +94,20 @@ def load_config(path, sets=()):
         node[last] = value
     config = copy.deepcopy(DEFAULTS)
     method = given.get("method", "kava")
-    if method == "codi":
+    if method in ("codi", "codi_exact"):
         config["latent"]["count"] = 6
+    if method == "coconut":
+        config["latent"].update(projection=False, token_init="<<")
+    if method == "codi_exact":
+        config["latent"].update(tokens="frozen", projection_init="torch")
+        config["codi"].update(states="all", token="before_answer", mse_std=2, target="separate")
+        config["loss"]["mean"] = "forward"
     _merge(config, given)
-    if method in ("codi", "pccot", "full_cot", "no_cot"):
+    if method != "kava":
         config["kv"]["weight"] = 0.0
-    if method == "codi":
+    if method in ("codi", "codi_exact"):
         config["latent"]["iterations"] = config["latent"]["count"]
-    if method in ("full_cot", "no_cot"):
+    if method in ("full_cot", "no_cot", "icot", "coconut"):
         config["codi"]["weight"] = 0.0
         config["loss"]["student" if method == "full_cot" else "teacher"] = 0.0
     for keys, allowed in CHOICES.items():
@@ -100,6 +118,8 @@ def load_config(path, sets=()):
             raise Unsupported(f"{'.'.join(keys)} = {value!r}: the reference knows {allowed}")
     if config["train"]["trainable"] == "lora" and config["lora"]["dropout"] != 0:
         raise Unsupported("lora.dropout must be 0: the reference has no dropout")
+    if config["stages"]["mix"] != 0 or (method == "icot" and config["icot"]["smoothing"] != 0):
+        raise Unsupported("stages.mix and icot.smoothing draw from the engine's own generator")
     if config["data"]["fraction"] != 1.0 or config["model"]["init"] != "pretrained":
         raise Unsupported("data.fraction and model.init = random depend on the engine's own generator")
     at = path.resolve().parent
@@ -111,7 +131,7 @@ def load_config(path, sets=()):
 
 
 def runs_teacher(config):
-    return config["method"] != "no_cot"
+    return config["method"] not in ("no_cot", "icot", "coconut")
 
 
 def runs_student(config):
@@ -119,7 +139,31 @@ def runs_student(config):
 
 
 def has_latents(config):
-    return config["method"] in ("kava", "pccot", "codi")
+    """Methods whose latents iterate beside a teacher."""
+    return config["method"] in ("kava", "pccot", "codi", "codi_exact")
+
+
+def has_new_tokens(config):
+    return has_latents(config) or (config["method"] == "coconut" and config["coconut"]["markers"])
+
+
+def stage_of(config):
+    return config["stages"]["fixed"] if config["stages"]["fixed"] >= 0 else config["stages"]["first"]
+
+
+def cut(config, row):
+    """(latents, rest of the trace) of a row at the stage; only coconut has latents here."""
+    stage, trace, steps = stage_of(config), row["trace"], row["steps"]
+    if config["method"] == "coconut":
+        keys = config["coconut"]
+        dropped = min(stage, len(steps)) if stage <= keys["max_stage"] else len(steps)
+        replaced = stage if stage <= keys["max_stage"] else keys["max_stage"] if keys["pad_to_max"] else min(keys["max_stage"], len(steps))
+        return keys["thoughts"] * replaced, trace[sum(steps[:dropped]):]
+    if config["method"] == "icot":
+        everything = 0 < config["icot"]["remove_all_from"] <= stage
+        removed = len(trace) if everything else min(stage, len(trace))
+        return 0, trace[removed:] if config["icot"]["side"] == "left" else trace[: len(trace) - removed]
+    return 0, []
 
 
 def load_rows(config):
@@ -132,10 +176,14 @@ def load_rows(config):
             row = json.loads(line)
             if not isinstance(row.get("question"), list):
                 raise Unsupported(f"{file}: only ids rows")
-            rows.append({"question": row["question"], "trace": row["trace"], "answer": row["answer"], "prompt": row.get("prompt")})
+            steps = row["trace"] if row["trace"] and isinstance(row["trace"][0], list) else [row["trace"]] if row["trace"] else []
+            rows.append({"question": row["question"], "trace": sum(steps, []), "answer": row["answer"], "prompt": row.get("prompt"),
+                         "steps": [len(step) for step in steps]})
     needs_prompt = config["codi"]["weight"] > 0 or (config["kv"]["weight"] > 0 and config["rkv"]["queries"] == "answer")
     if needs_prompt and any(row["prompt"] is None for row in rows):
         raise Unsupported("a row without prompt")
+    for row in rows:
+        row["latents"], row["rest"] = cut(config, row)
     kept = [row for row in rows if longest(config, row) <= config["data"]["max_tokens"]][: config["train"]["batch"]]
     if not kept:
         raise Unsupported("no row is left")
@@ -145,6 +193,10 @@ def load_rows(config):
 def longest(config, row):
     question, trace, answer = len(row["question"]), len(row["trace"]), len(row["answer"])
     lengths = []
+    if config["method"] in ("icot", "coconut"):
+        if config["method"] == "coconut" and config["stages"]["fixed"] < 0:
+            raise Unsupported("coconut without stages.fixed: data.max_tokens looks at every stage")
+        return question + (row["latents"] + 2 if has_new_tokens(config) else 0) + len(row["rest"]) + answer
     if runs_teacher(config):
         lengths.append(question + trace + answer)
     if config["method"] == "no_cot":
@@ -195,7 +247,7 @@ def load_adapter(config, folder, layers):
 
 def extra_names(config, layers):
     """Names of the tensors of kava.safetensors."""
-    if not has_latents(config):
+    if not has_new_tokens(config):
         return []
     names = ["new_tokens.weight"]
     if config["latent"]["projection"]:

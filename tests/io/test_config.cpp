@@ -209,7 +209,12 @@ TEST_CASE("a value of the wrong type or out of range is refused") {
       "[data]\nfraction = 0.0", "[data]\nfraction = 1.1", "[data]\nmax_tokens = 0", "[data]\ntrain = 'a.txt'", "[data]\ntrain = [3]",
       "[data]\ntrain = ['']", "[data]\ntrain = [{format='ids'}]", "[data]\ntrain = [{path='a', format='csv'}]",
       "[data]\ntrain = [{path=3}]", "[model]\npath = 3", "[model]\npath = 'a\\u0000'\n[model]", "[model]\ndtype = 'fp16'",
-      "[step]\nprefix_sharing = 'no'", "method = 'icot'", "method = 'coconut'", "[model]\npath = \"a\\u0000b\"");
+      "[step]\nprefix_sharing = 'no'", "[codi]\nmse_std = 3", "[stages]\nmix = 1.5", "[stages]\nfixed = -2", "[stages]\nepochs = 0",
+      "[icot]\nremove_per_epoch = 0.0", "[icot]\nsmoothing = -1", "[coconut]\nthoughts = 65", "[coconut]\nmax_stage = 1025",
+      "method = 'coconut'\n[coconut]\nthoughts = 64\nmax_stage = 65", "method = 'coconut'\n[stages]\nfixed = 5",
+      "method = 'coconut'\n[stages]\nfirst = 2\nlast = 1", "method = 'coconut'\n[coconut]\nmarkers = false",
+      "method = 'icot'\n[loss]\nteacher = 1.0", "method = 'codi_exact'\n[latent]\niterations = 3", "include = 3", "include = 'absent.toml'",
+      "[model]\npath = \"a\\u0000b\"");
   CAPTURE(bad);
   CHECK_THAT(refusal(bad), !ContainsSubstring("accepted"));
 }
@@ -218,7 +223,6 @@ TEST_CASE("a refusal names the key, its range and the valid words") {
   CHECK_THAT(refusal("[rkv]\npolicy = 'lru'"), ContainsSubstring("rkv, cosine, attention, crop, random, uniform"));
   CHECK_THAT(refusal("[train]\nbatch = 0"), ContainsSubstring("run.toml:2:1: train.batch = 0 is outside its range; give 1 to 1048576"));
   CHECK_THAT(refusal("[lora]\ntargets = ['lm_head']"), ContainsSubstring("gate_proj"));
-  CHECK_THAT(refusal("method = 'icot'"), ContainsSubstring("icot is not built yet"));
   CHECK_THAT(refusal("[train]\nrecompute = 'block'"), ContainsSubstring("train.recompute") && ContainsSubstring("not built yet"));
 }
 
@@ -399,4 +403,58 @@ TEST_CASE("a value that TOML cannot hold names its key") {
   CHECK_THAT(refusal("# x\n[train]\nlr = 1.0\nmax_steps = 9223372036854775808"), ContainsSubstring("at train.max_steps: "));
   CHECK_THAT(refusal("[train]\nbetas = [0,\n 99999999999999999999]"), ContainsSubstring("at train.betas: "));
   CHECK_THAT(refusal("", {"train.max_steps=99999999999999999999"}), ContainsSubstring("train.max_steps must be an integer"));
+}
+
+TEST_CASE("an included file lies below the one that names it, and its paths start from its own folder") {
+  const TempFolder folder;
+  fs::create_directories(folder.path() / "common");
+  overwrite(folder / "common/lora.toml", "[model]\npath = \"base\"\n[train]\nlr = 1.0\nbatch = 3\n");
+  overwrite(folder / "run.toml", "include = \"common/lora.toml\"\n[train]\nlr = 2.0\n[data]\ntrain = [\"rows\"]\n");
+  const RunConfig c = load_config(folder / "run.toml", {"train.epochs=7"});
+  CHECK((c.train.lr == 2 && c.train.batch == 3 && c.train.epochs == 7));
+  CHECK(c.model.path == (folder.path() / "common/base").string());
+  CHECK(c.data.train[0].path == (folder.path() / "rows").string());
+  CHECK(to_toml(c).find("include") == std::string::npos);
+  overwrite(folder / "common/lora.toml", "include = \"other.toml\"\n");
+  CHECK_THROWS_AS(load_config(folder / "run.toml"), Error);
+  overwrite(folder / "common/lora.toml", "[train]\nlr = true\n");
+  try {
+    load_config(folder / "run.toml");
+    FAIL("accepted");
+  } catch (const Error& e) {
+    CHECK(e.code() == Exit::usage);
+    CHECK_THAT(e.what(), ContainsSubstring("lora.toml:2:1"));
+  }
+}
+
+TEST_CASE("the methods of Table 1 have their own text, latents and decoding") {
+  const RunConfig coconut = load("method = 'coconut'"), icot = load("method = 'icot'"), exact = load("method = 'codi_exact'");
+  CHECK((coconut.data.question_suffix == "\n" && coconut.data.step_suffix == "\n" && coconut.data.answer_prompt == "###"));
+  CHECK((!coconut.data.drop_last_step && !coconut.latent.projection && coconut.latent.token_init == "<<"));
+  CHECK((icot.data.separator == Separator::eos && icot.data.answer_commas == Commas::remove && icot.data.answer_prompt == " ####"));
+  CHECK(icot.stages.reset_optimizer == ResetOptimizer::stage);
+  CHECK((exact.latent.count == 6 && exact.latent.iterations == 6 && exact.latent.tokens == NewTokens::frozen));
+  CHECK((exact.codi.states == CodiStates::all && exact.codi.mse_std == 2 && exact.loss.mean == LossMean::forward &&
+         exact.data.drop_last_step));
+  for (const RunConfig& c : {coconut, icot, exact}) CHECK((c.decode.prompt == DecodePrompt::free && c.kv.weight == 0));
+  CHECK((coconut.loss.teacher == 0 && icot.codi.weight == 0 && exact.codi.weight == 10));
+  CHECK(load("method = 'coconut'\n[decode]\nprompt = 'forced'").decode.prompt == DecodePrompt::forced);
+}
+
+TEST_CASE("every configuration of Table 1 loads and is what its name says") {
+  int files = 0;
+  for (const auto& entry : fs::directory_iterator(KAVA_SOURCE_DIR "/configs/table1")) {
+    const std::string name = entry.path().stem().string();
+    if (name == "lora" || name == "full") continue;
+    INFO(name);
+    const RunConfig c = load_config(entry.path().string());
+    const std::string method = name.starts_with("cot_") ? "full_cot" : name_of(c.method);
+    CHECK(method == name_of(c.method));
+    CHECK((name.starts_with(method + "_") || name.starts_with("cot_")));
+    CHECK(c.data.train.at(0).path.find(name.find("_aug") != std::string::npos ? "gsm8k_aug" : "gsm8k_nl") != std::string::npos);
+    const char* model = name.find("qwen05b") != std::string::npos ? "Qwen2.5-0.5B" : name.find("3b") != std::string::npos ? "3B" : "1B";
+    CHECK((c.model.path.find(model) != std::string::npos || name.starts_with("coconut_")));
+    ++files;
+  }
+  CHECK(files >= 33);
 }

@@ -66,8 +66,9 @@ std::vector<std::string> typed(const char* dtype) { return {std::string("model.d
 }  // namespace
 
 TEST_CASE("what is generated is what teacher forcing predicts at every place") {
-  const std::string name = GENERATE("kava_defaults", "kava_pause", "kava_sequential", "kava_plain_form", "kava_mean_prob_residual",
-                                    "kava_one_pass", "kava_one_latent", "codi", "pccot", "no_cot", "qwen2_kava", "llama_scaled_kava");
+  const std::string name =
+      GENERATE("kava_defaults", "kava_pause", "kava_sequential", "kava_plain_form", "kava_mean_prob_residual", "kava_one_pass",
+               "kava_one_latent", "codi", "pccot", "no_cot", "qwen2_kava", "llama_scaled_kava", "coconut_beyond", "icot_all", "codi_exact");
   const char* dtype = GENERATE("f64", "f32");
   CAPTURE(name, dtype);
   Loaded l(name, typed(dtype));

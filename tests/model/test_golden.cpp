@@ -98,7 +98,7 @@ void run_cases(const std::string& dtype) {
     compare(name, golden, step, dtype == "f32" ? &errors.at(name) : nullptr);
     ++cases;
   }
-  REQUIRE(cases >= 44);
+  REQUIRE(cases >= 66);
 }
 
 }  // namespace

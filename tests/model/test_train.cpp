@@ -38,7 +38,10 @@ std::vector<Json> lines_of(const fs::path& file) {
 
 // A sample of given lengths; ids do not matter to its cost.
 Sample of_lengths(std::size_t question, std::size_t trace, std::size_t answer) {
-  return {std::vector<int32_t>(question, 1), std::vector<int32_t>(trace, 1), std::vector<int32_t>(answer, 1), 3, 0};
+  Sample s;
+  s.question.assign(question, 1), s.trace.assign(trace, 1), s.answer.assign(answer, 1);
+  s.prompt = 3;
+  return s;
 }
 
 ModelConfig llama_1b() {
@@ -291,7 +294,7 @@ TEST_CASE("the best checkpoint is that of the highest score, then of the lowest 
   const double scores[] = {0.5, 0.5, 0.2, 0.5, 0.5, 0.4}, losses[] = {3, 2, 1, 2, 2.5, 0.5};
   int at = 0;
   TrainingHooks hooks;
-  hooks.validate = [&](Arena&) {
+  hooks.validate = [&](Arena&, int64_t) {
     const int i = at++;
     return std::optional(Validation{scores[i], {{"strict", 0.5}}, losses[i]});
   };
@@ -314,7 +317,7 @@ TEST_CASE("a stop between steps leaves a checkpoint from which the run goes on, 
   int validations = 0;
   TrainingHooks hooks;
   hooks.stop = [&] { return stop; };
-  hooks.validate = [&](Arena&) {
+  hooks.validate = [&](Arena&, int64_t) {
     ++validations;
     stop = true;
     return std::optional<Validation>();
@@ -327,7 +330,7 @@ TEST_CASE("a stop between steps leaves a checkpoint from which the run goes on, 
     CHECK(trainer.state().step == 2);
   }
   stop = false;
-  hooks.validate = [&](Arena&) { return ++validations, std::optional(Validation{0.5, {}}); };
+  hooks.validate = [&](Arena&, int64_t) { return ++validations, std::optional(Validation{0.5, {}}); };
   const TrainingState state = load_training_state(folder.path() / "checkpoints" / "step_2");
   CHECK(state.validated_step == -1);
   Trainer trainer(*run.model, run.samples, state);
@@ -378,18 +381,18 @@ TEST_CASE("validation reports exact match by decoding, teacher-forced accuracy a
     const Validator validator(run.text, run.config);
     CHECK(validator.rows() == 5);
     Arena arena(*run.ops);
-    const Validation before = *validator.run(*run.model, arena, {});
+    const Validation before = *validator.run(*run.model, arena, 0, {});
     CHECK(before.score == 0);
     Trainer trainer(*run.model, run.samples, {});
     while (!trainer.state().finished()) trainer.step();
-    const Validation after = *validator.run(*run.model, arena, {});
+    const Validation after = *validator.run(*run.model, arena, 0, {});
     // Five rows learnt by heart: what teacher forcing gives is then also what decoding gives.
     CHECK(after.values.at("forced") == 1);
     CHECK(after.values.at("strict") == 1);
     CHECK(after.score == 1);
     // Pass T and the prompt are one, where there are latents.
     CHECK(after.values.at("passes") == Approx(after.values.at("passes_merged") + recipe_of(run.config).markers));
-    CHECK(!validator.run(*run.model, arena, [] { return true; }));
+    CHECK(!validator.run(*run.model, arena, 0, [] { return true; }));
   }
 }
 
@@ -399,7 +402,7 @@ TEST_CASE("validation judges the model without dropout") {
   for (const char* dropout : {"lora.dropout=0", "lora.dropout=0.5"}) {
     TinyRun run({kAdapter, dropout, "data.valid=" + kGolden + "data/rows.jsonl"});
     Arena arena(*run.ops);
-    found[i++] = *Validator(run.text, run.config).run(*run.model, arena, {});
+    found[i++] = *Validator(run.text, run.config).run(*run.model, arena, 0, {});
   }
   CHECK(found[0].values == found[1].values);
 }
@@ -433,12 +436,14 @@ TEST_CASE("memory is planned from the run's largest forward and the remedy names
   TinyRun run({"train.batch=4"});
   const std::unique_ptr<Ops> dry = run.ops->dry_twin();
   Model planned(*dry, run.config, run.text.shape, Values::none);
-  const std::vector<Sample> four = largest_forward(run.config, run.samples, 4), one = largest_forward(run.config, run.samples, 1);
+  const std::vector<Sample> four = largest_forward(run.config, run.samples, 4).samples,
+                            one = largest_forward(run.config, run.samples, 1).samples;
   CHECK(four.size() == 4);
   REQUIRE(one.size() == 1);
   for (const Sample& s : run.samples)
     CHECK(token_count(recipe_of(run.config), std::span(&s, 1)) <= token_count(recipe_of(run.config), one));
-  const int64_t large = step_bytes(planned, four), small = step_bytes(planned, one);
+  const Recipe recipe = recipe_of(run.config);
+  const int64_t large = step_bytes(planned, recipe, four), small = step_bytes(planned, recipe, one);
   CHECK(large > 2 * small);
   // The real step takes what was planned, the temporaries of the ops included.
   Arena arena(*run.ops);
@@ -456,7 +461,7 @@ TEST_CASE("memory is planned from the run's largest forward and the remedy names
     }
     return "";
   };
-  const int64_t two = step_bytes(planned, largest_forward(run.config, run.samples, 2));
+  const int64_t two = step_bytes(planned, recipe_of(run.config), largest_forward(run.config, run.samples, 2).samples);
   CHECK(refusal(base + two).find("train.micro_batch = 2,") != std::string::npos);
   CHECK(refusal(base + small).find("train.micro_batch = 1,") != std::string::npos);
   CHECK(refusal(base).find("not even one sample") != std::string::npos);

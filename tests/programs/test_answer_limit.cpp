@@ -23,9 +23,17 @@ TEST_CASE("the limit of new tokens follows the longest gold answer of the whole 
   CHECK(to_json(ready.evaluate(file, options)).at("golds_over_limit") == 2);
   options.max_new_tokens = 0, options.method = Method::full_cot;
   CHECK(ready.evaluate(file, options).max_new_tokens == 256);
-  CHECK(default_new_tokens(Recipe{}, 9) == 10);
-  CHECK(default_new_tokens(Recipe{}, 0) == 32);
-  CHECK(default_new_tokens(Recipe{}, 1'000'000) == kLongestPrompt);
+  RunConfig kava, no_cot, full_cot, coconut;
+  no_cot.method = Method::no_cot, full_cot.method = Method::full_cot, coconut.method = Method::coconut;
+  coconut.decode.prompt = DecodePrompt::free;
+  auto limit = [](const RunConfig& c, int64_t longest) { return default_new_tokens(c, decoding_recipe(c), longest); };
+  CHECK(limit(kava, 9) == 10);
+  CHECK(limit(kava, 0) == 32);
+  CHECK(limit(no_cot, 1'000'000) == kLongestPrompt);
+  CHECK(limit(full_cot, 9) == 256);
+  CHECK(limit(coconut, 9) == 256);
+  coconut.decode.max_new_tokens = 64;
+  CHECK(limit(coconut, 9) == 64);
 
   RowFile ids = read_rows(
       tiny.write("ids.jsonl", R"({"question": [1], "trace": [], "answer": [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 95], "prompt": 1})"));

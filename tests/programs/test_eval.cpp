@@ -149,6 +149,12 @@ TEST_CASE("methods that the weights cannot do are refused by name") {
   CHECK_NOTHROW(require_method(run, Method::full_cot));
   CHECK_NOTHROW(require_method(run, Method::codi));
   CHECK_THROWS_AS(require_method(run, Method::icot), Error);
+  CHECK_THROWS_AS(require_stage(run, std::nullopt, 1), Error);
+  OpenedModel staged = run;
+  staged.config.method = Method::coconut;
+  CHECK_NOTHROW(require_stage(staged, std::nullopt, 4));
+  CHECK_THROWS_AS(require_stage(staged, std::nullopt, 5), Error);
+  CHECK_THROWS_AS(require_stage(staged, std::nullopt, -1), Error);
   run.config.method = Method::no_cot;
   CHECK_THROWS_AS(require_method(run, Method::kava), Error);
   CHECK_NOTHROW(require_method(run, Method::full_cot));
@@ -233,6 +239,7 @@ TEST_CASE("kava_eval refuses what it cannot do before the work") {
                                                  {" --data " + data + " --threads 0", 2},
                                                  {" --data " + data + " --method nothing", 2},
                                                  {" --data " + data + " --method coconut", 2},
+                                                 {" --data " + data + " --stage 1", 2},
                                                  {" --data " + data + " --dtype f16", 2},
                                                  {" --data " + data + " --device tpu", 2},
                                                  {" --data " + data + " --threads ''", 2},

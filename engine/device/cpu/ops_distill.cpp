@@ -106,7 +106,7 @@ void CpuOps::do_moments(Arena& arena, const Tensor& moments, const Tensor& x, co
   });
 }
 
-void CpuOps::do_inverse_std(const Tensor& inverse, const Tensor& moments) {
+void CpuOps::do_inverse_std(const Tensor& inverse, const Tensor& moments, int power) {
   dispatch(moments.dtype, [&]<class S>() {
     Moments all;
     for (int64_t r = 0; r < moments.rows; ++r) {
@@ -114,7 +114,8 @@ void CpuOps::do_inverse_std(const Tensor& inverse, const Tensor& moments) {
       all.merge({double(load(m, 0)), double(load(m, 1)), double(load(m, 2))});
     }
     const bool undefined = all.count < 2 || all.squares == 0;
-    store(inverse.as<S>(), 0, undefined ? 0.0 : 1 / std::sqrt(all.squares / (all.count - 1)));
+    const double variance = undefined ? 0.0 : all.squares / (all.count - 1);
+    store(inverse.as<S>(), 0, undefined ? 0.0 : 1 / (power == 2 ? variance : std::sqrt(variance)));
   });
 }
 
