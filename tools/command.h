@@ -20,8 +20,10 @@ inline void refuse_unknown(int argc, char** argv, CLI::App& app) {
     const std::string word = argv[i];
     if (std::ranges::find(unknown, word) == unknown.end()) continue;
     const bool lacks_command = !app.get_subcommands({}).empty() && app.get_subcommands().empty();
-    const char* kind = word.starts_with('-') ? "option" : lacks_command ? "command" : "argument";
-    throw Error(Exit::usage, app.get_name(), fmt::format("{} {} is unknown", kind, escaped(word.substr(0, word.find('=')), 100)),
+    const bool option = word.starts_with('-');
+    const char* kind = option ? "option" : lacks_command ? "command" : "argument";
+    const std::string name = option ? word.substr(0, word.find('=')) : word;
+    throw Error(Exit::usage, app.get_name(), fmt::format("{} {} is unknown", kind, escaped(name, 100)),
                 "see " + app.get_name() + " --help");
   }
 }

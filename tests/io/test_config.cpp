@@ -130,11 +130,11 @@ prune_latents = false
   RunConfig e;
   e.method = Method::pccot, e.seed = 7;
   e.model = {"/m", Init::random, "/a", StorageType::f64};
-  e.data = {{{"/x.txt", std::nullopt}, {"/y", DataFormat::ids}}, "/v", false, " ", "", 99, 0.5};
+  e.data = {{{"/x.txt", std::nullopt}, {"/y", DataFormat::ids}}, "/v", false, " ", "", 99, 0.5, "", "", "", "", "", "", ""};
   e.train = {Trainable::all, 3, 17, 16, 4, Optimizer::adamw, 1.0, {0.0, 0.95}, 1e-6, 0.25, 1.5, Schedule::linear, 0.1, 5, 6, 7, 8,
              Recompute::none};
   e.lora = {9, 10.5, 0.0, {"down_proj"}};
-  e.latent = {11, 12, false, ProjectionInit::one, Update::residual};
+  e.latent = {11, 12, false, ProjectionInit::one, Update::residual, ""};
   e.rkv = {Policy::uniform, 0.75, Group::mean_prob, Queries::answer, Order::score, Short::zero};
   e.kv = {0.0, KvReduction::slot_sum, Distance::l1, Std::none, Keys::pre_rope, true};
   e.codi = {2.5, Distance::mse, Std::global};

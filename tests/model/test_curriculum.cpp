@@ -4,6 +4,7 @@
 #include <catch2/generators/catch_generators.hpp>
 
 #include "engine/files/json.h"
+#include "engine/files/writers.h"
 #include "models/decode.h"
 #include "models/validation.h"
 #include "tests/model/train_rig.h"
@@ -103,9 +104,11 @@ TEST_CASE("a resumed curriculum has the bytes of an uninterrupted one, inside a 
   TinyRun first(sets), second(sets, 2);
   Trainer before(*first.model, first.samples, {});
   for (int i = 0; i < stop; ++i) before.step();
-  save_training_state(folder.path(), *first.model, before.state());
-  load_optimizer(*second.model, folder.path());
-  Trainer after(*second.model, second.samples, load_training_state(folder.path()));
+  FolderWriter written(folder.path() / "state");
+  save_training_state(written, *first.model, before.state());
+  written.commit();
+  load_optimizer(*second.model, folder.path() / "state");
+  Trainer after(*second.model, second.samples, load_training_state(folder.path() / "state"));
   while (!after.state().finished()) after.step();
   CHECK(values(second) == values(whole));
   CHECK(after.state().moment_updates == all.state().moment_updates);

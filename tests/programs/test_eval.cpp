@@ -150,7 +150,7 @@ TEST_CASE("methods that the weights cannot do are refused by name") {
   CHECK_NOTHROW(require_method(run, Method::codi));
   CHECK_THROWS_AS(require_method(run, Method::icot), Error);
   CHECK_THROWS_AS(require_stage(run, std::nullopt, 1), Error);
-  OpenedModel staged = run;
+  OpenedModel staged = open_model(tiny.dir.string());
   staged.config.method = Method::coconut;
   CHECK_NOTHROW(require_stage(staged, std::nullopt, 4));
   CHECK_THROWS_AS(require_stage(staged, std::nullopt, 5), Error);
