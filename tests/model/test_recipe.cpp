@@ -84,7 +84,7 @@ TEST_CASE("coconut's latents run one by one, the last of them with eot and what 
   CHECK(l.student.targets == std::vector<int32_t>(said.begin() + 1, said.end()));
   CHECK(l.latents == 2);
   CHECK(l.latent_rows == std::vector<int32_t>{5, 6});
-  CHECK(l.passes[2].segments.keys.size() == 19);
+  CHECK(l.passes[2].segments.keys.size() == 7 + 19);  // of the latent, and of what follows it
 }
 
 TEST_CASE("samples with fewer latents end in an earlier pass, and predict in the order of the samples") {

@@ -58,7 +58,8 @@ TEST_CASE("no result in a run is replaced unseen") {
                         {"limit", nullptr},
                         {"batch", kDecodeBatch},
                         {"max_new_tokens", nullptr},
-                        {"base", nullptr}});
+                        {"base", nullptr},
+                        {"stage", nullptr}});
   // A name as long as a file's name can be leaves room for the rest.
   CHECK(run("kava_eval " + dir + " --data " + tiny.write(std::string(251, 'n') + ".txt", kQuestions)).code == 0);
 }
