@@ -69,7 +69,7 @@ struct ThreadRows {
 };
 
 /// Tiles of a segment's keys and values in shared memory, in two stages.
-template <int kDim>
+template <int kDim, bool kAligned>
 struct KeyStages {
   using KTile = Tile<kKeyTile, kDim>;
   static constexpr int kBytes = 4 * KTile::kBytes;
@@ -77,10 +77,10 @@ struct KeyStages {
 
   __device__ KTile k(int tile) const { return {base + static_cast<uint32_t>(tile % 2 * 2 * KTile::kBytes)}; }
   __device__ KTile v(int tile) const { return {k(tile).base + KTile::kBytes}; }
-  __device__ void load(int tile, const HeadSegment& seg, Rows<const bf16> k_rows, Rows<const bf16> v_rows, int D, bool aligned) const {
+  __device__ void load(int tile, const HeadSegment& seg, Rows<const bf16> k_rows, Rows<const bf16> v_rows, int D) const {
     const int first = tile * kKeyTile;
-    load_tile<kAttentionThreads>(k(tile), D, k_rows.data, aligned, [&](int r) { return seg.key(k_rows, first + r, D); });
-    load_tile<kAttentionThreads>(v(tile), D, v_rows.data, aligned, [&](int r) { return seg.key(v_rows, first + r, D); });
+    load_tile<kAttentionThreads, kAligned>(k(tile), D, k_rows.data, [&](int r) { return seg.key(k_rows, first + r, D); });
+    load_tile<kAttentionThreads, kAligned>(v(tile), D, v_rows.data, [&](int r) { return seg.key(v_rows, first + r, D); });
   }
 };
 
@@ -114,13 +114,17 @@ inline bool check_attention(const SegmentLists& s, const AttentionDims& dims) {
   return s.count > 0 && s.groups > 0 && s.most_queries > 0;
 }
 
-/// Calls f.template operator()<padded head size>().
+/// Calls f.template operator()<padded head size, kAligned>().
 template <class F>
-void dispatch_head_dim(int head_dim, F&& f) {
-  if (head_dim <= 16) f.template operator()<16>();
-  else if (head_dim <= 32) f.template operator()<32>();
-  else if (head_dim <= 64) f.template operator()<64>();
-  else f.template operator()<128>();
+void dispatch_tiles(int head_dim, bool aligned, F&& f) {
+  auto padded = [&]<int kDim>() {
+    if (aligned) f.template operator()<kDim, true>();
+    else f.template operator()<kDim, false>();
+  };
+  if (head_dim <= 16) padded.template operator()<16>();
+  else if (head_dim <= 32) padded.template operator()<32>();
+  else if (head_dim <= 64) padded.template operator()<64>();
+  else padded.template operator()<128>();
 }
 
 // ---- f32: a warp owns a row; lanes own its columns

@@ -98,21 +98,21 @@ struct QueryGradient {
 };
 
 template <int kDim>
-constexpr int kQuerySmem = 2 * Tile<kQueryTile, kDim>::kBytes + KeyStages<kDim>::kBytes;
+constexpr int kQuerySmem = 2 * Tile<kQueryTile, kDim>::kBytes + KeyStages<kDim, true>::kBytes;
 
-template <int kDim>
+template <int kDim, bool kAligned>
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
-    attention_bwd_q_bf16_kernel(Rows<bf16> dq, Saved<bf16> saved, SegmentLists segments, AttentionDims dims, bool aligned) {
+    attention_bwd_q_bf16_kernel(Rows<bf16> dq, Saved<bf16> saved, SegmentLists segments, AttentionDims dims) {
   const QueryBlock block(segments);
   const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
   const int first_row = block.tile * kQueryTile, D = dims.head_dim;
   if (first_row >= seg.stacked_rows()) return;
 
   const Tile<kQueryTile, kDim> q_smem{smem_addr(dynamic_smem<unsigned char>())}, dout_smem{q_smem.base + q_smem.kBytes};
-  const KeyStages<kDim> keys{dout_smem.base + dout_smem.kBytes};
-  load_tile<kAttentionThreads>(q_smem, D, saved.q.data, aligned, [&](int r) { return seg.query(saved.q, first_row + r, D); });
-  load_tile<kAttentionThreads>(dout_smem, D, saved.dout.data, aligned, [&](int r) { return seg.query(saved.dout, first_row + r, D); });
-  keys.load(0, seg, saved.k, saved.v, D, aligned);
+  const KeyStages<kDim, kAligned> keys{dout_smem.base + dout_smem.kBytes};
+  load_tile<kAttentionThreads, kAligned>(q_smem, D, saved.q.data, [&](int r) { return seg.query(saved.q, first_row + r, D); });
+  load_tile<kAttentionThreads, kAligned>(dout_smem, D, saved.dout.data, [&](int r) { return seg.query(saved.dout, first_row + r, D); });
+  keys.load(0, seg, saved.k, saved.v, D);
   cp_async_commit();
 
   const int warp_row = static_cast<int>(threadIdx.x) / kWarpSize * 16;
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
   const int key_tiles = seg.key_tiles(first_row);
   QueryGradient<kDim> gradient(saved, seg, rows);
   for (int tile = 0; tile < key_tiles; ++tile) {
-    if (tile + 1 < key_tiles) keys.load(tile + 1, seg, saved.k, saved.v, D, aligned);
+    if (tile + 1 < key_tiles) keys.load(tile + 1, seg, saved.k, saved.v, D);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();  // the tile is complete for all threads
@@ -215,10 +215,9 @@ struct KeyGradient {
   }
 };
 
-template <int kDim>
+template <int kDim, bool kAligned>
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
-    attention_bwd_kv_bf16_kernel(Rows<float> dk, Rows<float> dv, Saved<bf16> saved, SegmentLists segments, AttentionDims dims,
-                                 bool aligned) {
+    attention_bwd_kv_bf16_kernel(Rows<float> dk, Rows<float> dv, Saved<bf16> saved, SegmentLists segments, AttentionDims dims) {
   using Smem = KeySmem<kDim>;
   unsigned char* bytes = dynamic_smem<unsigned char>();
   const uint32_t smem = smem_addr(bytes);
@@ -234,9 +233,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     const HeadSegment seg(segments, dims, s, static_cast<int>(blockIdx.y));
     auto load_rows = [&](int tile) {
       const int first = tile * kRowTile, r = first + thread, stage = tile % 2;
-      load_tile<kAttentionThreads>(q_smem(stage), D, saved.q.data, aligned, [&](int i) { return seg.query(saved.q, first + i, D); });
-      load_tile<kAttentionThreads>(dout_smem(stage), D, saved.dout.data, aligned,
-                                   [&](int i) { return seg.query(saved.dout, first + i, D); });
+      load_tile<kAttentionThreads, kAligned>(q_smem(stage), D, saved.q.data, [&](int i) { return seg.query(saved.q, first + i, D); });
+      load_tile<kAttentionThreads, kAligned>(dout_smem(stage), D, saved.dout.data,
+                                             [&](int i) { return seg.query(saved.dout, first + i, D); });
       if (thread < kRowTile) {
         const bool valid = r < seg.stacked_rows();
         stats[stage].lse2[thread] = valid ? saved.lse[seg.query_row(r)][seg.head(r)] * kLog2E : 0.f;
@@ -245,8 +244,8 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     };
     const int row_tiles = div_up(seg.stacked_rows(), kRowTile);
     for (int first_key = 0; row_tiles > 0 && first_key < seg.key_count; first_key += kKeyTile) {
-      load_tile<kAttentionThreads>(k_smem, D, saved.k.data, aligned, [&](int r) { return seg.key(saved.k, first_key + r, D); });
-      load_tile<kAttentionThreads>(v_smem, D, saved.v.data, aligned, [&](int r) { return seg.key(saved.v, first_key + r, D); });
+      load_tile<kAttentionThreads, kAligned>(k_smem, D, saved.k.data, [&](int r) { return seg.key(saved.k, first_key + r, D); });
+      load_tile<kAttentionThreads, kAligned>(v_smem, D, saved.v.data, [&](int r) { return seg.key(saved.v, first_key + r, D); });
       // Rows before the first query that sees the tile's first key have nothing to add.
       const int first_query = first_key - (seg.key_count - seg.queries);
       const int first_tile = first_query > 0 ? first_query * seg.group / kRowTile : 0;
@@ -345,11 +344,11 @@ void attention_bwd(Stream stream, Rows<bf16> dq, Rows<float> dk, Rows<float> dv,
   const Saved<bf16> saved{dout, o, q, k, v, lse, delta};
   const bool aligned = chunks_aligned(q, dims.head_dim) && chunks_aligned(k, dims.head_dim) && chunks_aligned(v, dims.head_dim) &&
                        chunks_aligned(dout, dims.head_dim);
-  dispatch_head_dim(dims.head_dim, [&]<int kDim>() {
-    launch(stream, attention_bwd_q_bf16_kernel<kDim>, query_grid(segments, dims, kQueryTile), kAttentionThreads, kQuerySmem<kDim>, dq,
-           saved, segments, dims, aligned);
-    launch(stream, attention_bwd_kv_bf16_kernel<kDim>, group_grid(segments, dims, kDim / kColumns<kDim>), kAttentionThreads,
-           KeySmem<kDim>::kBytes, dk, dv, saved, segments, dims, aligned);
+  dispatch_tiles(dims.head_dim, aligned, [&]<int kDim, bool kAligned>() {
+    launch(stream, attention_bwd_q_bf16_kernel<kDim, kAligned>, query_grid(segments, dims, kQueryTile), kAttentionThreads, kQuerySmem<kDim>,
+           dq, saved, segments, dims);
+    launch(stream, attention_bwd_kv_bf16_kernel<kDim, kAligned>, group_grid(segments, dims, kDim / kColumns<kDim>), kAttentionThreads,
+           KeySmem<kDim>::kBytes, dk, dv, saved, segments, dims);
   });
 }
 

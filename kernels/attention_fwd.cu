@@ -64,21 +64,21 @@ struct RunningSoftmax {
 };
 
 template <int kDim>
-constexpr int kForwardSmem = Tile<kQueryTile, kDim>::kBytes + KeyStages<kDim>::kBytes;
+constexpr int kForwardSmem = Tile<kQueryTile, kDim>::kBytes + KeyStages<kDim, true>::kBytes;
 
-template <int kDim>
+template <int kDim, bool kAligned>
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     attention_fwd_bf16_kernel(Rows<bf16> o, Rows<float> lse, Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v,
-                              SegmentLists segments, AttentionDims dims, bool aligned) {
+                              SegmentLists segments, AttentionDims dims) {
   const QueryBlock block(segments);
   const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
   const int first_row = block.tile * kQueryTile, D = dims.head_dim;
   if (first_row >= seg.stacked_rows()) return;
 
   const Tile<kQueryTile, kDim> q_smem{smem_addr(dynamic_smem<unsigned char>())};
-  const KeyStages<kDim> keys{q_smem.base + q_smem.kBytes};
-  load_tile<kAttentionThreads>(q_smem, D, q.data, aligned, [&](int r) { return seg.query(q, first_row + r, D); });
-  keys.load(0, seg, k, v, D, aligned);
+  const KeyStages<kDim, kAligned> keys{q_smem.base + q_smem.kBytes};
+  load_tile<kAttentionThreads, kAligned>(q_smem, D, q.data, [&](int r) { return seg.query(q, first_row + r, D); });
+  keys.load(0, seg, k, v, D);
   cp_async_commit();
 
   const int warp_row = static_cast<int>(threadIdx.x) / kWarpSize * 16;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
   const int key_tiles = seg.key_tiles(first_row);
   RunningSoftmax<kDim> softmax;
   for (int tile = 0; tile < key_tiles; ++tile) {
-    if (tile + 1 < key_tiles) keys.load(tile + 1, seg, k, v, D, aligned);
+    if (tile + 1 < key_tiles) keys.load(tile + 1, seg, k, v, D);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();  // the tile is complete for all threads
@@ -152,9 +152,9 @@ void attention_fwd(Stream stream, Rows<bf16> o, Rows<float> lse, Rows<const bf16
                    const SegmentLists& segments, const AttentionDims& dims) {
   if (!check_attention(segments, dims)) return;
   const bool aligned = chunks_aligned(q, dims.head_dim) && chunks_aligned(k, dims.head_dim) && chunks_aligned(v, dims.head_dim);
-  dispatch_head_dim(dims.head_dim, [&]<int kDim>() {
-    launch(stream, attention_fwd_bf16_kernel<kDim>, query_grid(segments, dims, kQueryTile), kAttentionThreads, kForwardSmem<kDim>, o, lse,
-           q, k, v, segments, dims, aligned);
+  dispatch_tiles(dims.head_dim, aligned, [&]<int kDim, bool kAligned>() {
+    launch(stream, attention_fwd_bf16_kernel<kDim, kAligned>, query_grid(segments, dims, kQueryTile), kAttentionThreads, kForwardSmem<kDim>,
+           o, lse, q, k, v, segments, dims);
   });
 }
 

@@ -1,5 +1,8 @@
-// A block owns a tile of C of one problem (blockIdx.z) and walks its products in steps of 32 of k. bf16: 64 x 64, a warp owns 32 x 32 of it
-// in mma fragments, operands come through a double buffer. f32: 32 x 32, a thread owns 8 rows of one column.
+// A block owns a tile of C of one problem (blockIdx.z) and walks its products in steps of 32 of k.
+//
+// bf16: a tile of kTile x kTile by four warps, each of which owns a quarter of it in mma fragments; operands come through kStages stages of
+// asynchronous copies. Aligned: every chunk of 16 bytes lies wholly inside its operand or wholly outside, and is copied or zeroed at once.
+// f32: 32 x 32, a thread owns 8 rows of one column.
 #include "kernels/dropout.h"
 #include "kernels/gemm.h"
 #include "kernels/tile.h"
@@ -17,180 +20,251 @@ __device__ __forceinline__ void mask_bits(uint32_t (&bits)[4], const DropoutMask
                static_cast<uint32_t>(column_block));
 }
 
-/// The rows and columns of an operand that a block reads in one step.
+/// Stores element (r, c) of C.
 template <class T>
-struct Panel {
-  Rows<const T> x;
-  int first_row, rows, first_col, cols;  // of x; rows, cols: of all of x
-
-  __device__ const T* row(int r) const { return first_row + r < rows ? x[first_row + r] + first_col : nullptr; }
-};
-
-/// Panel of the operand that runs over `outer` (m or n) and k.
-template <bool kByK, class T>
-__device__ Panel<T> panel(Rows<const T> x, int first_outer, int outer, int first_k, int k) {
-  if constexpr (kByK) return {x, first_k, k, first_outer, outer};
-  else return {x, first_outer, outer, first_k, k};
+__device__ __forceinline__ void put(const Gemm<T>& g, int r, int c, float v) {
+  if (g.bias) v += to_float(g.bias[c]);
+  if (g.set.data) g.set[r][c] = from_float<T>(v);
+  else if (g.set_sum.data) g.set_sum[r][c] = v;
+  else g.add[r][c] += v;
 }
-
-/// A walk over all steps of all products.
-template <class T>
-struct Walk {
-  int product = 0, k = 0;
-
-  __device__ bool at_end(const Gemm<T>& g) const { return product == g.count; }
-  __device__ void advance(const Gemm<T>& g) {
-    k += kStep;
-    if (k < g.products[product].k) return;
-    k = 0;
-    ++product;
-  }
-  /// Whether the scaled sum is complete before this step.
-  __device__ bool after_scaled(const Gemm<T>& g) const { return k == 0 && product == g.scaled; }
-};
 
 // ---- bf16
 
-constexpr int kTile = 64, kWarpTile = 32;
-template <bool kByK>
-using OperandTile = std::conditional_t<kByK, Tile<kStep, kTile>, Tile<kTile, kStep>>;
-constexpr int kOperandBytes = kTile * kStep * 2, kStageBytes = 2 * kOperandBytes;
+constexpr int kStages = 3;
 
-__device__ __forceinline__ bool aligned(Rows<const bf16> x) { return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 8 == 0; }
+/// An operand on its way to shared memory: a block's rows of it, kStep of k at a time. Its tile has rows of k (kByK) or rows of the outer
+/// dimension, m or n. A thread copies the chunks of one column of chunks, every kRowStep-th row.
+template <bool kByK, int kTile, bool kAligned>
+struct Operand {
+  static constexpr int kRows = kByK ? kStep : kTile, kCols = kByK ? kTile : kStep;
+  using TileType = Tile<kRows, kCols>;
+  static constexpr int kRowStep = kThreads / TileType::kChunks, kTrips = kRows / kRowStep, kBytes = TileType::kBytes;
 
-template <class TileType>
-__device__ __forceinline__ void load_panel(TileType tile, const Panel<bf16>& p) {
-  load_tile<kThreads>(tile, p.cols - p.first_col, p.x.data, aligned(p.x), [&](int r) { return p.row(r); });
-}
+  const bf16 *next, *anywhere;  // the thread's first chunk of the next step, and any valid address
+  int64_t stride;
+  int row, col;     // of that chunk within the tile
+  int outer, left;  // of the outer dimension from the tile's begin; of k from the next step's begin
+  uint32_t place;   // of that chunk within the tile, in bytes
 
-/// Zeros what the mask drops, each thread the chunks that it loaded itself.
-template <class TileType>
-__device__ __forceinline__ void mask_panel(TileType tile, const Panel<bf16>& p, const DropoutMask& mask) {
-  for (int i = static_cast<int>(threadIdx.x); i < TileType::kChunkCount; i += kThreads) {
-    const int r = i / TileType::kChunks, c = i % TileType::kChunks;
-    if (p.first_row + r >= p.rows) continue;
-    uint32_t bits[4], *words = smem_words(tile.chunk(r, c));
-    mask_bits(bits, mask, p.first_row + r, p.first_col / 8 + c);
-    for (int w = 0; w < 4; ++w) {
-      const uint32_t low = dropout_keep(bits, 2 * w, mask.threshold) ? 0xffffu : 0u,
-                     high = dropout_keep(bits, 2 * w + 1, mask.threshold) ? 0xffff0000u : 0u;
-      words[w] &= low | high;
+  __device__ Operand(Rows<const bf16> x, int first_outer, int outer_size, int k)
+      : anywhere(x.data),
+        stride(x.stride),
+        row(static_cast<int>(threadIdx.x) / TileType::kChunks),
+        col(static_cast<int>(threadIdx.x) % TileType::kChunks * 8),
+        outer(outer_size - first_outer),
+        left(k),
+        place(TileType{0}.chunk(row, col / 8)) {
+    next = kByK ? x[row] + first_outer + col : x[first_outer + row] + col;
+  }
+
+  /// Columns of the chunk in trip j that are there.
+  __device__ __forceinline__ int there(int j) const {
+    const int r = row + j * kRowStep;
+    return r < (kByK ? left : outer) ? (kByK ? outer : left) - col : 0;
+  }
+
+  /// Starts the copies of the next step into the tile at `base`. Beyond the end of k they only write zeros.
+  __device__ __forceinline__ void load(uint32_t base) {
+#pragma unroll
+    for (int j = 0; j < kTrips; ++j) {
+      // The permutation of a tile's chunks repeats after kRowStep rows.
+      const uint32_t dst = base + place + static_cast<uint32_t>(j * kRowStep * TileType::kChunks * 16);
+      const bf16* src = next + j * kRowStep * stride;
+      const int count = there(j);
+      if constexpr (kAligned) cp_async_16(dst, count > 0 ? src : anywhere, count > 0 ? 16 : 0);
+      else put_chunk(dst, src, count);
+    }
+    next += kByK ? kStep * stride : kStep;
+    left -= kStep;
+  }
+
+  /// Zeros what the mask drops of the tile at `base`, whose step begins at first_k: each thread the chunks that it loaded itself. Rows of
+  /// the operand are rows of x.
+  __device__ __forceinline__ void drop(uint32_t base, const DropoutMask& mask, int first_outer, int first_k, int k) const {
+#pragma unroll
+    for (int j = 0; j < kTrips; ++j) {
+      const int r = (kByK ? first_k : first_outer) + row + j * kRowStep, end = kByK ? k : first_outer + outer;
+      if (r >= end) continue;
+      uint32_t bits[4], *words = smem_words(base + place + static_cast<uint32_t>(j * kRowStep * TileType::kChunks * 16));
+      mask_bits(bits, mask, r, ((kByK ? first_outer : first_k) + col) / 8);
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const uint32_t low = (bits[w] & 0xffffu) >= mask.threshold ? 0xffffu : 0u,
+                       high = bits[w] >> 16 >= mask.threshold ? 0xffff0000u : 0u;
+        words[w] &= low | high;
+      }
     }
   }
-}
+};
 
-/// A warp's 32 x 32 of C from (row, col) on.
-template <GemmForm form>
+/// A warp's kSize x kSize of C from (row, col) on.
+template <GemmForm form, int kSize>
 struct WarpSum {
   int row, col;
-  float acc[kWarpTile / 16][kWarpTile / 8][4] = {};
+  float acc[kSize / 16][kSize / 8][4] = {};
 
   /// Adds one step; warp_m, warp_n: the warp's place in the block's tile.
-  __device__ __forceinline__ void add(OperandTile<a_by_k(form)> a_smem, OperandTile<b_by_k(form)> b_smem, int warp_m, int warp_n) {
+  template <class TileA, class TileB>
+  __device__ __forceinline__ void add(TileA a_smem, TileB b_smem, int warp_m, int warp_n) {
 #pragma unroll
     for (int k = 0; k < kStep; k += 16) {
-      uint32_t a[kWarpTile / 16][4];
+      uint32_t a[kSize / 16][4];
 #pragma unroll
-      for (int i = 0; i < kWarpTile / 16; ++i) load_a<a_by_k(form)>(a[i], a_smem, warp_m + i * 16, k);
+      for (int i = 0; i < kSize / 16; ++i) load_a<a_by_k(form)>(a[i], a_smem, warp_m + i * 16, k);
 #pragma unroll
-      for (int j = 0; j < kWarpTile / 16; ++j) {
+      for (int j = 0; j < kSize / 16; ++j) {
         uint32_t b[2][2];
         load_b<b_by_k(form)>(b, b_smem, warp_n + j * 16, k);
 #pragma unroll
-        for (int i = 0; i < kWarpTile / 16; ++i)
+        for (int i = 0; i < kSize / 16; ++i)
+#pragma unroll
           for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(acc[i][2 * j + half], a[i], b[half]);
       }
     }
   }
 
-  /// Factor and mask of the scaled sum. The 8 columns of an accumulator are one block of the mask.
+  /// Factor and mask of the scaled sum. The 8 columns of an accumulator are one block of the mask, of which a thread holds the pair `lane %
+  /// 4`.
+  template <bool kMasked>
   __device__ __forceinline__ void finish_scaled(const Gemm<bf16>& g, const DropoutMask& mask) {
     const AccumulatorPlace place;
 #pragma unroll
-    for (int i = 0; i < kWarpTile / 16; ++i)
+    for (int i = 0; i < kSize / 16; ++i)
 #pragma unroll
-      for (int j = 0; j < kWarpTile / 8; ++j)
+      for (int j = 0; j < kSize / 8; ++j)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const int r = row + i * 16 + place.row(2 * h);
-          const bool masked = form == GemmForm::nn && g.masked && r < g.m;
-          uint32_t bits[4];
-          if (masked) mask_bits(bits, mask, r, col / 8 + j);
-          for (int e = 0; e < 2; ++e) {
-            const bool kept = !masked || dropout_keep(bits, static_cast<uint32_t>(place.col(e)), mask.threshold);
-            acc[i][j][2 * h + e] = kept ? acc[i][j][2 * h + e] * g.factor : 0.f;
+          bool low = true, high = true;
+          if constexpr (kMasked) {
+            const int r = row + i * 16 + place.row(2 * h);
+            if (g.masked && r < g.m) {
+              uint32_t bits[4];
+              mask_bits(bits, mask, r, col / 8 + j);
+              const int pair = place.lane % 4;
+              const uint32_t word = pair == 0 ? bits[0] : pair == 1 ? bits[1] : pair == 2 ? bits[2] : bits[3];
+              low = (word & 0xffffu) >= mask.threshold, high = word >> 16 >= mask.threshold;
+            }
           }
+          acc[i][j][2 * h] = low ? acc[i][j][2 * h] * g.factor : 0.f;
+          acc[i][j][2 * h + 1] = high ? acc[i][j][2 * h + 1] * g.factor : 0.f;
         }
   }
 
   __device__ __forceinline__ void store(const Gemm<bf16>& g) const {
     const AccumulatorPlace place;
 #pragma unroll
-    for (int i = 0; i < kWarpTile / 16; ++i)
+    for (int i = 0; i < kSize / 16; ++i)
 #pragma unroll
-      for (int j = 0; j < kWarpTile / 8; ++j)
+      for (int j = 0; j < kSize / 8; ++j)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int r = row + i * 16 + place.row(e), c = col + j * 8 + place.col(e);
-          if (r >= g.m || c >= g.n) continue;
-          const float v = acc[i][j][e] + (g.bias ? to_float(g.bias[c]) : 0.f);
-          if (g.set.data) g.set[r][c] = from_float<bf16>(v);
-          else g.add[r][c] += v;
+        for (int h = 0; h < 2; ++h) {
+          const int r = row + i * 16 + place.row(2 * h), c = col + j * 8 + place.col(0);
+          if (r >= g.m) continue;
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            if (c + e < g.n) put(g, r, c + e, acc[i][j][2 * h + e]);
         }
   }
 };
 
-template <GemmForm form>
+/// Where the mask acts.
+enum class Masked { nowhere, operand, scaled_sum };
+
+template <GemmForm form, int kTile, bool kAligned, Masked masked>
 __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_constant__ GemmBatch<bf16> batch) {
-  constexpr bool kAByK = a_by_k(form), kBByK = b_by_k(form);
+  constexpr int kWarpSize_ = kTile / 2;
+  using A = Operand<a_by_k(form), kTile, kAligned>;
+  using B = Operand<b_by_k(form), kTile, kAligned>;
+  constexpr uint32_t kStageBytes = A::kBytes + B::kBytes;
   const Gemm<bf16>& g = batch.gemms[blockIdx.z];
   const int first_n = static_cast<int>(blockIdx.x) * kTile, first_m = static_cast<int>(blockIdx.y) * kTile;
   if (first_m >= g.m || first_n >= g.n) return;
   const uint32_t smem = smem_addr(dynamic_smem<unsigned char>());
-  auto a_smem = [&](int stage) { return OperandTile<kAByK>{smem + static_cast<uint32_t>(stage * kStageBytes)}; };
-  auto b_smem = [&](int stage) { return OperandTile<kBByK>{smem + static_cast<uint32_t>(stage * kStageBytes + kOperandBytes)}; };
-  auto a_panel = [&](const Walk<bf16>& at) { return panel<kAByK>(g.products[at.product].a, first_m, g.m, at.k, g.products[at.product].k); };
-  auto b_panel = [&](const Walk<bf16>& at) { return panel<kBByK>(g.products[at.product].b, first_n, g.n, at.k, g.products[at.product].k); };
-  auto load = [&](const Walk<bf16>& at, int stage) {
-    load_panel(a_smem(stage), a_panel(at));
-    load_panel(b_smem(stage), b_panel(at));
-  };
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize, warp_m = warp / 2 * kWarpSize_, warp_n = warp % 2 * kWarpSize_;
+  WarpSum<form, kWarpSize_> sum{first_m + warp_m, first_n + warp_n};
+  const bool works = sum.row < g.m && sum.col < g.n;  // else the warp only helps to copy
 
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize, warp_m = warp / 2 * kWarpTile, warp_n = warp % 2 * kWarpTile;
-  WarpSum<form> sum{first_m + warp_m, first_n + warp_n};
-  Walk<bf16> at, ahead;
-  load(ahead, 0);
-  cp_async_commit();
-  for (int stage = 0; !at.at_end(g); at = ahead, stage ^= 1) {
-    ahead.advance(g);
-    if (!ahead.at_end(g)) load(ahead, stage ^ 1);
-    cp_async_commit();
-    cp_async_wait<1>();
-    if (form == GemmForm::nt && g.masked) mask_panel(a_smem(stage), a_panel(at), batch.mask);
-    if (form == GemmForm::tn && g.masked) mask_panel(b_smem(stage), b_panel(at), batch.mask);
-    __syncthreads();  // the step's operands are complete for all threads
-    if (at.after_scaled(g)) sum.finish_scaled(g, batch.mask);
-    sum.add(a_smem(stage), b_smem(stage), warp_m, warp_n);
-    __syncthreads();  // the stage is read before the next but one load overwrites it
+  for (int product = 0; product < g.count; ++product) {
+    if (product == g.scaled) sum.template finish_scaled<masked == Masked::scaled_sum>(g, batch.mask);
+    const Product<bf16>& p = g.products[product];
+    const int steps = div_up(p.k, kStep);
+    A a(p.a, first_m, g.m, p.k);
+    B b(p.b, first_n, g.n, p.k);
+#pragma unroll
+    for (uint32_t stage = 0; stage + 1 < kStages; ++stage) {
+      a.load(smem + stage * kStageBytes);
+      b.load(smem + stage * kStageBytes + A::kBytes);
+      cp_async_commit();
+    }
+    uint32_t at = smem, ahead = smem + (kStages - 1) * kStageBytes;
+    auto next_stage = [&](uint32_t stage) { return stage == smem + (kStages - 1) * kStageBytes ? smem : stage + kStageBytes; };
+    for (int step = 0; step < steps; ++step) {
+      cp_async_wait<kStages - 2>();
+      if (masked == Masked::operand && g.masked) {
+        if constexpr (form == GemmForm::nt) a.drop(at, batch.mask, first_m, step * kStep, p.k);
+        else b.drop(at + A::kBytes, batch.mask, first_n, step * kStep, p.k);
+      }
+      __syncthreads();  // the step's operands are complete for all threads, and the stage before it has been read by all
+      a.load(ahead);
+      b.load(ahead + A::kBytes);
+      cp_async_commit();
+      if (works) sum.add(typename A::TileType{at}, typename B::TileType{at + A::kBytes}, warp_m, warp_n);
+      at = next_stage(at), ahead = next_stage(ahead);
+    }
+    cp_async_wait<0>();
+    __syncthreads();  // the last steps have been read before the next product's copies overwrite them
   }
-  if (g.scaled == g.count) sum.finish_scaled(g, batch.mask);
-  sum.store(g);
+  if (g.scaled == g.count) sum.template finish_scaled<masked == Masked::scaled_sum>(g, batch.mask);
+  if (works) sum.store(g);
+}
+
+bool aligned(Rows<const bf16> x, int chunked) {
+  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride % 8 == 0 && chunked % 8 == 0;
+}
+
+template <GemmForm form>
+bool all_aligned(const GemmBatch<bf16>& batch) {
+  for (int i = 0; i < batch.count; ++i)
+    for (int j = 0; j < batch.gemms[i].count; ++j) {
+      const Gemm<bf16>& g = batch.gemms[i];
+      const Product<bf16>& p = g.products[j];
+      if (!aligned(p.a, a_by_k(form) ? g.m : p.k) || !aligned(p.b, b_by_k(form) ? g.n : p.k)) return false;
+    }
+  return true;
 }
 
 // ---- f32
 
 constexpr int kTileF32 = 32, kPitch = kTileF32 + 1, kRowsOfThread = kTileF32 * kTileF32 / kThreads;
 
+/// The rows and columns of an operand that a block reads in one step.
+struct Panel {
+  Rows<const float> x;
+  int first_row, rows, first_col, cols;  // of x; rows, cols: of all of x
+
+  __device__ const float* row(int r) const { return first_row + r < rows ? x[first_row + r] + first_col : nullptr; }
+};
+
+/// Panel of the operand that runs over `outer` (m or n) and k.
+template <bool kByK>
+__device__ Panel panel(Rows<const float> x, int first_outer, int outer, int first_k, int k) {
+  if constexpr (kByK) return {x, first_k, k, first_outer, outer};
+  else return {x, first_outer, outer, first_k, k};
+}
+
 /// tile[outer][k] of a panel of 32 x 32; a thread loads 8 columns, one block of the mask.
 template <bool kByK>
-__device__ __forceinline__ void load_panel(float* tile, const Panel<float>& p, bool masked, const DropoutMask& mask) {
+__device__ __forceinline__ void load_panel(float* tile, const Panel& p, bool masked, const DropoutMask& mask) {
   const int r = static_cast<int>(threadIdx.x) / 4, c0 = static_cast<int>(threadIdx.x) % 4 * 8;
   const float* src = p.row(r);
   uint32_t bits[4] = {};
   masked = masked && src;
   if (masked) mask_bits(bits, mask, p.first_row + r, (p.first_col + c0) / 8);
-  for (int c = c0; c < c0 + 8; ++c) {
-    const bool there = src && p.first_col + c < p.cols && (!masked || dropout_keep(bits, static_cast<uint32_t>(c), mask.threshold));
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int c = c0 + i;
+    const bool there = src && p.first_col + c < p.cols && (!masked || dropout_keep(bits, static_cast<uint32_t>(i), mask.threshold));
     tile[kByK ? c * kPitch + r : r * kPitch + c] = there ? src[c] : 0.f;
   }
 }
@@ -207,39 +281,38 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
   auto finish_scaled = [&] {
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
-      uint32_t bits[4];
       bool kept = true;
       if (form == GemmForm::nn && g.masked && first_m + m + i < g.m) {
+        uint32_t bits[4];
         mask_bits(bits, batch.mask, first_m + m + i, col / 8);
-        kept = dropout_keep(bits, static_cast<uint32_t>(col), batch.mask.threshold);
+        const int pair = col % 8 / 2;
+        const uint32_t word = pair == 0 ? bits[0] : pair == 1 ? bits[1] : pair == 2 ? bits[2] : bits[3];
+        kept = (col % 2 ? word >> 16 : word & 0xffffu) >= batch.mask.threshold;
       }
       acc[i] = kept ? acc[i] * g.factor : 0.f;
     }
   };
 
-  for (Walk<float> at; !at.at_end(g); at.advance(g)) {
-    const Product<float>& p = g.products[at.product];
-    load_panel<kAByK>(a_smem, panel<kAByK>(p.a, first_m, g.m, at.k, p.k), form == GemmForm::nt && g.masked, batch.mask);
-    load_panel<kBByK>(b_smem, panel<kBByK>(p.b, first_n, g.n, at.k, p.k), form == GemmForm::tn && g.masked, batch.mask);
-    __syncthreads();  // the step's operands are complete for all threads
-    if (at.after_scaled(g)) finish_scaled();
-    for (int k = 0; k < kStep; ++k) {
-      const float b = b_smem[n * kPitch + k];
+  for (int product = 0; product < g.count; ++product) {
+    if (product == g.scaled) finish_scaled();
+    const Product<float>& p = g.products[product];
+    for (int first_k = 0; first_k < p.k; first_k += kStep) {
+      load_panel<kAByK>(a_smem, panel<kAByK>(p.a, first_m, g.m, first_k, p.k), form == GemmForm::nt && g.masked, batch.mask);
+      load_panel<kBByK>(b_smem, panel<kBByK>(p.b, first_n, g.n, first_k, p.k), form == GemmForm::tn && g.masked, batch.mask);
+      __syncthreads();  // the step's operands are complete for all threads
+      for (int k = 0; k < kStep; ++k) {
+        const float b = b_smem[n * kPitch + k];
 #pragma unroll
-      for (int i = 0; i < kRowsOfThread; ++i) acc[i] += a_smem[(m + i) * kPitch + k] * b;
+        for (int i = 0; i < kRowsOfThread; ++i) acc[i] += a_smem[(m + i) * kPitch + k] * b;
+      }
+      __syncthreads();  // the operands are read before the next step overwrites them
     }
-    __syncthreads();  // the operands are read before the next step overwrites them
   }
   if (g.scaled == g.count) finish_scaled();
 
 #pragma unroll
-  for (int i = 0; i < kRowsOfThread; ++i) {
-    const int row = first_m + m + i;
-    if (row >= g.m || col >= g.n) continue;
-    const float v = acc[i] + (g.bias ? g.bias[col] : 0.f);
-    if (g.set.data) g.set[row][col] = v;
-    else g.add[row][col] += v;
-  }
+  for (int i = 0; i < kRowsOfThread; ++i)
+    if (first_m + m + i < g.m && col < g.n) put(g, first_m + m + i, col, acc[i]);
 }
 
 template <class T>
@@ -252,13 +325,37 @@ dim3 gemm_grid(const GemmBatch<T>& batch, int tile) {
   return dim3(static_cast<unsigned>(div_up(n, tile)), static_cast<unsigned>(div_up(m, tile)), static_cast<unsigned>(batch.count));
 }
 
+template <GemmForm form, int kTile, bool kAligned, Masked masked>
+void launch_bf16(Stream stream, const GemmBatch<bf16>& batch) {
+  constexpr std::size_t kSmem = kStages * 2 * std::size_t{kTile} * kStep * sizeof(bf16);
+  launch(stream, gemm_bf16_kernel<form, kTile, kAligned, masked>, gemm_grid(batch, kTile), kThreads, kSmem, batch);
+}
+
+/// From here on tiles of 128 are worth their coarser grid: some eight waves of two blocks on 132 SMs.
+constexpr int64_t kLargeOutput = int64_t{2048} * 2048;
+
 }  // namespace
 
 template <GemmForm form, class T>
 void gemm(Stream stream, const GemmBatch<T>& batch) {
   if (batch.count == 0) return;
-  if constexpr (sizeof(T) == 2) launch(stream, gemm_bf16_kernel<form>, gemm_grid(batch, kTile), kThreads, 2 * kStageBytes, batch);
-  else launch(stream, gemm_f32_kernel<form>, gemm_grid(batch, kTileF32), kThreads, 2 * kTileF32 * kPitch * sizeof(float), batch);
+  if constexpr (sizeof(T) == 2) {
+    constexpr Masked kPlace = form == GemmForm::nn ? Masked::scaled_sum : Masked::operand;
+    bool masked = false;
+    for (int i = 0; i < batch.count; ++i) masked = masked || batch.gemms[i].masked;
+    if (!all_aligned<form>(batch)) {
+      if (masked) launch_bf16<form, 64, false, kPlace>(stream, batch);
+      else launch_bf16<form, 64, false, Masked::nowhere>(stream, batch);
+    } else if (masked) {
+      launch_bf16<form, 64, true, kPlace>(stream, batch);
+    } else if (int64_t{batch.gemms[0].m} * batch.gemms[0].n >= kLargeOutput) {
+      launch_bf16<form, 128, true, Masked::nowhere>(stream, batch);
+    } else {
+      launch_bf16<form, 64, true, Masked::nowhere>(stream, batch);
+    }
+  } else {
+    launch(stream, gemm_f32_kernel<form>, gemm_grid(batch, kTileF32), kThreads, 2 * kTileF32 * kPitch * sizeof(float), batch);
+  }
 }
 
 template void gemm<GemmForm::nt>(Stream, const GemmBatch<bf16>&);

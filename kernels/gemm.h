@@ -1,8 +1,10 @@
 // Sums of matrix products with everything that a LoRA linear map needs around them, in one kernel:
 //   C [m, n] = factor * mask( sum over the first `scaled` products of A B ) + sum over the other products of A B + bias
-// stored to `set` or added to `add`. A product is A [m, k] B [k, n], in one of three forms by where k lies in memory:
+// stored to `set`, stored in f32 to `set_sum`, or added to `add`. A product is A [m, k] B [k, n], in one of three forms by where k lies in
+// memory:
 //   nt: A [m, k], B [n, k]     nn: A [m, k], B [k, n]     tn: A [k, m], B [k, n]
-// The dropout mask (kernels/dropout.h) may act on A (nt), on B (tn), both holding x by rows, or on the scaled sum (nn), whose rows are x's.
+// The dropout mask (kernels/dropout.h) may act on A (nt), on B (tn), both holding x by rows, of a single product, or on the scaled sum
+// (nn), whose rows are x's.
 #pragma once
 #include "kernels/kernels.h"
 
@@ -18,9 +20,9 @@ struct Product {
 
 template <class T>
 struct Gemm {
-  static constexpr int kMostProducts = 2 * kMostMaps;
+  static constexpr int kMostProducts = 2;
   Rows<T> set;
-  Rows<float> add;
+  Rows<float> set_sum, add;  // one of the three
   int m = 0, n = 0, scaled = 0, count = 0;
   float factor = 1;
   bool masked = false;
@@ -33,7 +35,7 @@ struct Gemm {
 /// Independent problems of one launch.
 template <class T>
 struct GemmBatch {
-  static constexpr int kMostGemms = 4;
+  static constexpr int kMostGemms = 1;
   Gemm<T> gemms[kMostGemms];
   int count = 0;
   DropoutMask mask;

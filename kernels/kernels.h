@@ -26,6 +26,158 @@ struct Rows {
   constexpr operator Rows<U>() const { return {data, stride}; }
 };
 
+// ---- rows: matrices of rows x cols, and lists of rows
+
+template <class Y>
+void fill_rows(Stream stream, Rows<Y> y, Y value, int64_t rows, int64_t cols);
+/// y = x, rounded to y's type.
+template <class Y, class X>
+void copy_rows(Stream stream, Rows<Y> y, Rows<const X> x, int64_t rows, int64_t cols);
+/// y += x
+template <class Y, class X>
+void add_rows(Stream stream, Rows<Y> y, Rows<const X> x, int64_t rows, int64_t cols);
+/// y = scale x
+template <class T>
+void scale_rows(Stream stream, Rows<T> y, Rows<const T> x, float scale, int64_t rows, int64_t cols);
+/// y[i] = x[from[i]]
+template <class Y, class X>
+void gather_rows(Stream stream, Rows<Y> y, Rows<const X> x, const int32_t* from, int64_t rows, int64_t cols);
+/// y[to[i]] = x[i]; the rows named are distinct.
+template <class Y, class X>
+void scatter_rows(Stream stream, Rows<Y> y, Rows<const X> x, const int32_t* to, int64_t rows, int64_t cols);
+/// y[to[i]] += x[i]; the rows named are distinct.
+template <class Y, class X>
+void scatter_add_rows(Stream stream, Rows<Y> y, Rows<const X> x, const int32_t* to, int64_t rows, int64_t cols);
+/// x[n] = table[ids[n]], or extra[-1 - ids[n]] where ids[n] < 0.
+template <class X, class T>
+void embed_fwd(Stream stream, Rows<X> x, Rows<const T> table, Rows<const T> extra, const int32_t* ids, int64_t rows, int64_t cols);
+/// Adds dx[n] to the row it came from, rows of one id in order; dtable or dextra may be null.
+void embed_bwd(Stream stream, Rows<float> dtable, Rows<float> dextra, Rows<const float> dx, const int32_t* ids, int64_t rows, int64_t cols);
+
+// ---- norms
+
+/// sum = a + b, y = sum rstd w; b, sum and rstd may be null, sum may be a itself.
+template <class T>
+void add_rms_norm_fwd(Stream stream, Rows<T> y, Rows<T> sum, Rows<float> rstd, Rows<const T> a, Rows<const T> b, const T* w, float eps,
+                      int64_t rows, int64_t cols);
+/// Rows that one sum of the first stage of dw and db runs over.
+constexpr int kGainRows = 64;
+/// Floats of the workspace for dw and db.
+constexpr int64_t norm_workspace(int64_t rows, int64_t cols) { return (rows + kGainRows - 1) / kGainRows * 2 * cols; }
+/// dx is added to. dw [cols] is added to and may be null; then no workspace is needed.
+template <class T, class G>
+void rms_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* workspace, Rows<const G> dy, Rows<const T> x, Rows<const float> rstd,
+                  const T* w, int64_t rows, int64_t cols);
+template <class T>
+void layer_norm_fwd(Stream stream, Rows<T> y, Rows<float> mean, Rows<float> rstd, Rows<const T> x, const T* w, const T* b, float eps,
+                    int64_t rows, int64_t cols);
+/// dx is set; dw and db are added to and may be null.
+template <class T, class G>
+void layer_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* db, float* workspace, Rows<const G> dy, Rows<const T> x,
+                    Rows<const float> mean, Rows<const float> rstd, const T* w, int64_t rows, int64_t cols);
+
+// ---- rotary embedding and activations
+
+/// y[r] = x[r] turned by the angle of positions[r], or back; in place where y is x.
+template <class Y, class X>
+void rope(Stream stream, Rows<Y> y, Rows<const X> x, const int32_t* positions, Rows<const float> cosine, Rows<const float> sine,
+          int64_t rows, int heads, int head_dim, bool inverse);
+template <class T>
+void swiglu_fwd(Stream stream, Rows<T> y, Rows<const T> gate, Rows<const T> up, int64_t rows, int64_t cols);
+template <class T>
+void swiglu_bwd(Stream stream, Rows<T> dgate, Rows<T> dup, Rows<const T> dy, Rows<const T> gate, Rows<const T> up, int64_t rows,
+                int64_t cols);
+template <class T>
+void gelu_fwd(Stream stream, Rows<T> y, Rows<const T> x, int64_t rows, int64_t cols);
+template <class T, class G>
+void gelu_bwd(Stream stream, Rows<T> dx, Rows<const G> dy, Rows<const T> x, int64_t rows, int64_t cols);
+
+// ---- the head's loss
+
+/// Each may be null. best: the first index of the maximum; hit: whether that is the target; dz = weights[class] (softmax - onehot).
+template <class T>
+struct HeadOutputs {
+  float* nll = nullptr;
+  int32_t *best = nullptr, *hit = nullptr;
+  Rows<T> dz = {};
+};
+/// From logits z [rows, V]. targets: null where only best is wanted; classes, 0 or 1, are read for dz.
+template <class T>
+void head_rows(Stream stream, const HeadOutputs<T>& out, Rows<const float> z, const int32_t* targets, const int32_t* classes,
+               const float (&weights)[2], int64_t rows, int64_t vocabulary);
+/// loss[c] += sum of nll over the rows of class c.
+void head_loss(Stream stream, double* loss, const float* nll, const int32_t* classes, int64_t rows);
+/// correct[owners[r]] = 0 for every row r without a hit that has an owner.
+void head_correct(Stream stream, int32_t* correct, const int32_t* hit, const int32_t* owners, int64_t rows);
+
+// ---- eviction
+
+enum class RkvPolicy { scored, crop, random, uniform };
+enum class RkvGroup { max_logits, max_prob, mean_prob };
+struct RkvDims {
+  int samples = 0, heads = 0, kv_heads = 0, head_dim = 0, latents = 0, trace_tokens = 0;
+  RkvPolicy policy = RkvPolicy::scored;
+  RkvGroup group = RkvGroup::max_logits;
+  bool by_score = false;
+  double lambda = 0;
+  uint64_t seed = 0;  // of policy random
+  uint32_t step = 0, layer = 0;
+};
+/// k, v: step rows, taken by trace_rows; match_k: the keys to gather, by trace_rows too or packed like the trace.
+template <class T>
+struct RkvInputs {
+  Rows<const T> q, k, match_k, v;
+  const int32_t *query_rows = nullptr, *query_offsets = nullptr, *trace_rows = nullptr, *trace_offsets = nullptr, *samples = nullptr;
+  bool match_by_rows = true;
+};
+/// targets [B*M, K*D], kept [B*M, K]; importance, redundancy, score [K, trace tokens] may be null.
+template <class T>
+struct RkvOutputs {
+  Rows<T> target_k, target_v;
+  Rows<int32_t> kept;
+  Rows<float> importance, redundancy, score;
+};
+/// Doubles of the workspace.
+int64_t rkv_workspace_words(const RkvDims& dims);
+template <class T>
+void rkv_select(Stream stream, const RkvOutputs<T>& out, double* workspace, const RkvInputs<T>& in, const RkvDims& dims);
+
+// ---- distillation: rows in groups of per_group, of which the first valid[g] count
+
+/// out [3] = count, mean, sum of squared deviations. parts: workspace [groups, 3].
+template <class T>
+void moments(Stream stream, float* out, double* parts, Rows<const T> x, const int32_t* valid, int groups, int per_group, int cols);
+/// inverse = 1 / that power, 1 or 2, of the unbiased standard deviation of all that the rows of moments describe, 0 where it is zero or
+/// undefined.
+void inverse_std(Stream stream, float* inverse, Rows<const float> moments, int rows, int power);
+enum class GroupDistance { smooth_l1, mse, l1 };
+/// loss += s sum distance(x - target), dx = weight s distance'(x - target) and 0 in other rows, s = factor * inverse (null: 1). dx may be
+/// null. parts: workspace [groups].
+template <class T>
+void distill(Stream stream, double* loss, Rows<float> dx, double* parts, Rows<const T> x, Rows<const T> target, const int32_t* valid,
+             const float* inverse, GroupDistance kind, double factor, double weight, int groups, int per_group, int cols);
+
+// ---- the update
+
+/// Doubles of the workspace for n elements.
+int64_t sum_squares_partials(int64_t n);
+template <class X>
+void sum_squares(Stream stream, double* out, double* partials, const X* x, int64_t n);
+struct AdamwRates {
+  double lr = 0, beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0, clip = 0;
+};
+/// Made on the device, for one update.
+struct AdamwFactors {
+  float scale, rate, root_correction;
+  int32_t updates;
+};
+/// *grad_square becomes NaN where one of losses [count] is not finite; ++*updates where it is finite.
+void count_update(Stream stream, int32_t* updates, double* grad_square, const double* losses, int count);
+/// One AdamW step; nothing changes where *grad_square is not finite. *updates: number of this update, from 1. half: null, or gets the
+/// values rounded. factors: workspace.
+void adamw(Stream stream, float* value, float* m, float* v, bf16* half, const float* grad, AdamwFactors* factors, const double* grad_square,
+           const int32_t* updates, const AdamwRates& rates, int64_t n);
+
 // ---- attention
 
 /// The lists of ops.h's Segments. The key rows of one segment are distinct; segments of different groups share none.
@@ -55,22 +207,6 @@ void attention_bwd(Stream stream, Rows<T> dq, Rows<float> dk, Rows<float> dv, Ro
 
 // ---- linear maps with LoRA
 
-/// One map y = x W^T + bias + scale * drop(x) A^T B^T with W [out, in], A [rank, in], B [out, rank]. rank 0: without LoRA; bias may be
-/// null.
-template <class T>
-struct LinearMap {
-  Rows<const T> w, lora_a, lora_b;
-  const T* bias = nullptr;
-  int out = 0, rank = 0;
-  float scale = 0;
-};
-
-/// Gradients that are added to; null where not wanted.
-struct LinearMapGrad {
-  Rows<float> dw, dlora_a, dlora_b;
-  float* dbias = nullptr;
-};
-
 /// The mask of kernels/dropout.h on the columns of x. row_keys [rows, 2], null: no dropout.
 struct DropoutMask {
   const int32_t* row_keys = nullptr;
@@ -79,23 +215,8 @@ struct DropoutMask {
   float inverse_keep = 1;  // 1 / (1 - p)
 };
 
-/// Maps of one group; more are std::invalid_argument.
-constexpr int kMostMaps = 4;
-
-/// y[j] [rows, out_j]; xa [rows, sum of ranks] gets drop(x) A^T of the maps with LoRA side by side.
+/// dbias[c] += sum_n dy[n, c], rows in order.
 template <class T>
-void linear_group_fwd(Stream stream, std::span<const Rows<T>> y, Rows<T> xa, Rows<const T> x, std::span<const LinearMap<T>> maps,
-                      const DropoutMask& mask, int rows, int in);
-
-/// dxa = scale * dy B side by side; dx = sum_j dy[j] W_j + drop'(dxa A), dx may be null.
-template <class T>
-void linear_group_bwd_input(Stream stream, Rows<T> dx, Rows<T> dxa, std::span<const Rows<const T>> dy, std::span<const LinearMap<T>> maps,
-                            const DropoutMask& mask, int rows, int in);
-
-/// dA += dxa^T drop(x), dB += scale * dy^T xa, dW += dy^T x, dbias += column sums of dy. One owner per element, rows in order.
-template <class T>
-void linear_group_bwd_params(Stream stream, std::span<const LinearMapGrad> grads, std::span<const Rows<const T>> dy, Rows<const T> dxa,
-                             Rows<const T> x, Rows<const T> xa, std::span<const LinearMap<T>> maps, const DropoutMask& mask, int rows,
-                             int in);
+void bias_bwd(Stream stream, float* dbias, Rows<const T> dy, int rows, int cols);
 
 }  // namespace kava

@@ -24,30 +24,32 @@ __device__ __forceinline__ uint32_t* smem_words(uint32_t addr) {
   return reinterpret_cast<uint32_t*>(base + (addr - smem_addr(base)));
 }
 
-/// Puts columns 0..count of src (at most 8) into the chunk at dst and zeros after them. src may be null when count <= 0. Where the source
-/// is aligned to 16 bytes the copy is asynchronous, else it is done at once; both are complete for this thread after cp_async_wait.
-__device__ __forceinline__ void load_chunk(uint32_t dst, const bf16* src, int count, const bf16* anywhere, bool aligned) {
-  count = count < 0 ? 0 : count > 8 ? 8 : count;
-  if (aligned) {
-    cp_async_16(dst, count > 0 ? src : anywhere, 2 * count);
-    return;
-  }
+/// Puts columns 0..count of src (at most 8) into the chunk at dst and zeros after them; complete for this thread at once.
+__device__ __forceinline__ void put_chunk(uint32_t dst, const bf16* src, int count) {
   uint32_t* words = smem_words(dst);
+#pragma unroll
   for (int i = 0; i < 4; ++i) {
-    uint32_t low = 2 * i < count ? src[2 * i].bits : 0u, high = 2 * i + 1 < count ? src[2 * i + 1].bits : 0u;
+    const uint32_t low = 2 * i < count ? src[2 * i].bits : 0u, high = 2 * i + 1 < count ? src[2 * i + 1].bits : 0u;
     words[i] = low | high << 16;
   }
 }
 
 /// Fills a tile from rows in global memory: row r from row(r), of which `cols` columns are there; a null row becomes zeros. All threads of
-/// the block take part. anywhere: any valid address, for the copies that read nothing.
-template <int kThreads, class TileType, class Row>
-__device__ __forceinline__ void load_tile(TileType tile, int cols, const bf16* anywhere, bool aligned, Row row) {
-#pragma unroll 4
-  for (int i = threadIdx.x; i < TileType::kChunkCount; i += kThreads) {
-    const int r = i / TileType::kChunks, c = i % TileType::kChunks;
+/// the block take part. kAligned: rows lie at multiples of 16 bytes and cols is a multiple of 8; then the copies are asynchronous, else
+/// done at once; both are complete for a thread after its cp_async_wait. anywhere: any valid address, for the copies that read nothing.
+template <int kThreads, bool kAligned, class TileType, class Row>
+__device__ __forceinline__ void load_tile(TileType tile, int cols, const bf16* anywhere, Row row) {
+  constexpr int kCount = TileType::kChunkCount, kRowStep = kThreads / TileType::kChunks;
+  static_assert((kCount < kThreads || kCount % kThreads == 0) && kThreads % TileType::kChunks == 0);
+  if (kCount < kThreads && static_cast<int>(threadIdx.x) >= kCount) return;
+  const int first = static_cast<int>(threadIdx.x) / TileType::kChunks, c = static_cast<int>(threadIdx.x) % TileType::kChunks;
+  const bool inside = c * 8 < cols;
+#pragma unroll
+  for (int j = 0; j < div_up(kCount, kThreads); ++j) {
+    const int r = first + j * kRowStep;
     const bf16* src = row(r);
-    load_chunk(tile.chunk(r, c), src ? src + c * 8 : nullptr, src ? cols - c * 8 : 0, anywhere, aligned);
+    if constexpr (kAligned) cp_async_16(tile.chunk(r, c), src && inside ? src + c * 8 : anywhere, src && inside ? 16 : 0);
+    else put_chunk(tile.chunk(r, c), src + (src ? c * 8 : 0), src ? cols - c * 8 : 0);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/dropout.h"
+#include "kernels/gemm.h"
 #include "tests/kernels/kernel_rig.h"
 #include "tests/ops/group_rig.h"
 
@@ -196,221 +197,89 @@ void check_attention(const char* type) {
   std::printf("attention kernels, %s: error at most %.2f of what is allowed\n", type, worst);
 }
 
-// ---- linear maps with LoRA
+// ---- sums of products
 
-struct MapGroup {
-  int64_t rows, in;
-  std::vector<int64_t> outs, ranks;
-  bool bias;
-  double p;
-  bool frozen = false;  // no dx, dW or dbias is wanted
-  double scale = 0.7;
+struct GemmCase {
+  GemmForm form;
+  int64_t m, n, k, k2;  // k2: of a second product, which is not scaled; 0: none. The mask on an operand is for one product
+  bool masked, bias;
 };
 
-constexpr uint64_t kSeed = 0x300000009;
-constexpr uint32_t kStep = 3, kSite = 5;
-std::pair<int, int> row_key(int64_t n) { return {static_cast<int>(n / 7), static_cast<int>(n % 7)}; }
-
-Matrices linear_inputs(const MapGroup& g, Random& random) {
-  Matrices m = {random.normal(g.rows, g.in)};
-  for (std::size_t j = 0; j < g.outs.size(); ++j) {
-    m.push_back(random.normal(g.outs[j], g.in, 0.3));
-    m.push_back(random.normal(1, g.outs[j]));
-    m.push_back(random.normal(g.ranks[j], g.in, 0.3));
-    m.push_back(random.normal(g.outs[j], g.ranks[j], 0.3));
-    m.push_back(random.normal(g.rows, g.outs[j]));
-  }
-  return m;
-}
-
-int64_t total_rank(const MapGroup& g) {
-  int64_t sum = 0;
-  for (int64_t r : g.ranks) sum += r;
-  return sum;
-}
-
-/// Gradients of parameters before the op.
-double before(int64_t r, int64_t c) { return 0.25 * static_cast<double>((r + 2 * c) % 5 - 2); }
-Matrix before_matrix(int64_t rows, int64_t cols) {
-  Matrix m(rows, cols);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < cols; ++c) m(r, c) = before(r, c);
-  return m;
-}
-
-/// c (+)= factor * op(a) op(b)
-void product(Matrix& c, double factor, const Matrix& a, bool ta, const Matrix& b, bool tb) {
-  for (int64_t i = 0; i < c.rows; ++i)
-    for (int64_t k = 0; k < (ta ? a.rows : a.cols); ++k) {
-      const double x = factor * (ta ? a(k, i) : a(i, k));
-      for (int64_t j = 0; j < c.cols; ++j) c(i, j) += x * (tb ? b(j, k) : b(k, j));
-    }
-}
-void put_columns(Matrix& m, int64_t first, const Matrix& x) {
-  for (int64_t r = 0; r < x.rows; ++r)
-    for (int64_t c = 0; c < x.cols; ++c) m(r, first + c) = x(r, c);
-}
-void drop(Matrix& m, const MapGroup& g) {
-  for (int64_t n = 0; n < m.rows && g.p > 0; ++n)
-    for (int64_t c = 0; c < m.cols; ++c) {
-      uint32_t bits[4];
-      dropout_bits(bits, kSeed, kStep, kSite, row_key(n).first, row_key(n).second, static_cast<uint32_t>(c / 8));
-      m(n, c) *=
-          dropout_keep(bits, static_cast<uint32_t>(c), dropout_threshold(g.p)) ? static_cast<double>(static_cast<float>(1 / (1 - g.p))) : 0;
-    }
-}
-
-// Outputs xa, dxa, dx, then y, dA, dB, dW and, with bias, dbias of each map, where they are wanted.
+// Output C. in: a, b, a2, b2, bias; rows of x, the masked operand, are those of c (nn), a (nt) or b (tn).
 template <class T>
-Matrices linear_reference(const MapGroup& g, const Matrices& m) {
-  const Matrix& x = m[0];
-  Matrix xd = x, xa(g.rows, total_rank(g)), dxa = xa, through_lora(g.rows, g.in), dx(g.rows, g.in);
-  drop(xd, g);
-  Matrices of_maps;
-  int64_t first = 0;
-  for (std::size_t j = 0; j < g.outs.size(); ++j) {
-    const Matrix &w = m[1 + kMapParts * j], &bias = m[2 + kMapParts * j], &a = m[3 + kMapParts * j], &b = m[4 + kMapParts * j],
-                 &dy = m[5 + kMapParts * j];
-    Matrix xa_j(g.rows, g.ranks[j]), dxa_j = xa_j, y(g.rows, g.outs[j]);
-    product(xa_j, 1, xd, false, a, true);
-    product(dxa_j, g.scale, dy, false, b, false);
-    xa_j = stored<T>(xa_j), dxa_j = stored<T>(dxa_j);
-    put_columns(xa, first, xa_j), put_columns(dxa, first, dxa_j);
-    product(y, 1, x, false, w, true);
-    product(y, g.scale, xa_j, false, b, true);
-    Matrix dw = before_matrix(w.rows, w.cols), da = before_matrix(a.rows, a.cols), db = before_matrix(b.rows, b.cols),
-           dbias = before_matrix(1, y.cols);
-    for (int64_t n = 0; n < g.rows; ++n)
-      for (int64_t o = 0; o < y.cols; ++o) {
-        if (g.bias) y(n, o) += bias(0, o);
-        dbias(0, o) += dy(n, o);
-      }
-    product(dx, 1, dy, false, w, false);
-    product(through_lora, 1, dxa_j, false, a, false);
-    product(dw, 1, dy, true, x, false);
-    product(da, 1, dxa_j, true, xd, false);
-    product(db, g.scale, dy, true, xa_j, false);
-    for (const Matrix& t : {stored<T>(y), da, db}) of_maps.push_back(t);
-    if (!g.frozen) of_maps.push_back(dw);
-    if (!g.frozen && g.bias) of_maps.push_back(dbias);
-    first += g.ranks[j];
-  }
-  drop(through_lora, g);
-  for (std::size_t i = 0; i < dx.at.size(); ++i) dx.at[i] += through_lora.at[i];
-  Matrices out = {xa, dxa};
-  if (!g.frozen) out.push_back(stored<T>(dx));
-  out.insert(out.end(), of_maps.begin(), of_maps.end());
-  return out;
-}
-
-Matrices linear_cpu(const MapGroup& g, const Matrices& m) {
-  Rig rig(2, DType::f64, DType::f64, 0);
-  Matrix keys(g.rows, 2);
-  for (int64_t n = 0; n < g.rows; ++n) keys(n, 0) = row_key(n).first, keys(n, 1) = row_key(n).second;
-  const Dropout dropout{.p = g.p, .seed = kSeed, .step = kStep, .site = kSite, .row_keys = rig.packed().in(keys, Kind::i32)};
-  Matrices placed = m;
-  for (std::size_t j = 0; j < g.outs.size() && !g.bias; ++j) placed[2 + kMapParts * j] = Matrix(1, 0);
-  const PlacedGroup t = place_group(rig, placed, g.ranks, g.scale);
-  const int64_t ranks = total_rank(g), outs = t.map.outs();
-  const Tensor y = rig.out(g.rows, outs), dxa = ranks > 0 ? rig.out(g.rows, ranks) : Tensor{};
-  const Tensor dx = g.frozen ? Tensor{} : rig.out(g.rows, g.in);
-  // Each map's gradients have their own numbers before, as they have for the kernels.
-  Matrices dw, dbias, da;
-  LinearGroupGrad grad;
-  for (std::size_t j = 0; j < g.outs.size(); ++j) {
-    dw.push_back(before_matrix(g.outs[j], g.in)), dbias.push_back(before_matrix(1, g.outs[j])),
-        da.push_back(before_matrix(g.ranks[j], g.in));
-    grad.db.push_back(g.ranks[j] > 0 ? rig.in_out(before_matrix(g.outs[j], g.ranks[j]), Kind::sum) : Tensor{});
-  }
-  if (!g.frozen) grad.dw = rig.in_out(stacked(dw), Kind::sum);
-  if (!g.frozen && g.bias) grad.dbias = rig.in_out(beside(dbias), Kind::sum);
-  if (ranks > 0) grad.da = rig.in_out(stacked(da), Kind::sum);
-  if (ranks > 0) rig.ops.lora_fwd(rig.arena, t.xx, t.map, dropout);
-  rig.ops.linear_group_fwd(rig.arena, y, t.xx, t.map);
-  rig.ops.linear_group_bwd_input(rig.arena, dx, dxa, t.dy, t.map, dropout);
-  rig.ops.linear_group_bwd_params(rig.arena, grad, t.dy, dxa, t.xx, t.map, dropout);
-  std::vector<Tensor> out = {ranks > 0 ? t.xx.col_range(g.in, t.xx.cols) : Tensor{}, dxa};
-  if (dx) out.push_back(dx);
-  for (std::size_t j = 0; j < g.outs.size(); ++j) {
-    const LinearPart& p = t.map.parts[j];
-    const int64_t begin = p.out_begin, end = begin + p.outs;
-    out.push_back(y.col_range(begin, end));
-    out.push_back(p.rank > 0 ? grad.da.row_range(p.rank_begin, p.rank_begin + p.rank) : Tensor{});
-    out.push_back(grad.db[j]);
-    if (grad.dw) out.push_back(grad.dw.row_range(begin, end));
-    if (grad.dbias) out.push_back(grad.dbias.col_range(begin, end));
-  }
-  return read_all(rig, out);
-}
-
-template <class T>
-Matrices linear_kernels(const MapGroup& g, const Matrices& m, Device& device) {
-  const int rows = static_cast<int>(g.rows), in = static_cast<int>(g.in), ranks = static_cast<int>(total_rank(g));
-  std::vector<int> keys;
-  for (int64_t n = 0; n < g.rows; ++n) keys.push_back(row_key(n).first), keys.push_back(row_key(n).second);
-  DropoutMask mask;
-  if (g.p > 0) mask = {device.index(keys), kSeed, kStep, kSite, dropout_threshold(g.p), static_cast<float>(1 / (1 - g.p))};
-  const Rows<const T> x = device.in<T>(m[0]);
-  Rows<T> dx, xa, dxa;
-  if (!g.frozen) dx = device.out<T>(g.rows, g.in);
-  if (ranks > 0) xa = device.out<T>(g.rows, ranks), dxa = device.out<T>(g.rows, ranks);
-  std::vector<Rows<T>> y;
-  std::vector<Rows<const T>> dy;
-  std::vector<LinearMap<T>> maps;
-  std::vector<LinearMapGrad> grads;
-  auto gradient = [&](const Matrix& of) { return of.at.empty() ? Rows<float>{} : device.in_out<float>(before_matrix(of.rows, of.cols)); };
-  for (std::size_t j = 0; j < g.outs.size(); ++j) {
-    const Matrix* part = &m[1 + kMapParts * j];
-    LinearMap<T> map{device.in<T>(part[0]),      {}, {}, nullptr, static_cast<int>(g.outs[j]), static_cast<int>(g.ranks[j]),
-                     static_cast<float>(g.scale)};
-    if (g.ranks[j] > 0) map.lora_a = device.in<T>(part[2]), map.lora_b = device.in<T>(part[3]);
-    LinearMapGrad grad{{}, gradient(part[2]), gradient(part[3]), nullptr};
-    if (g.bias) map.bias = device.in<T>(part[1]).data;
-    if (!g.frozen) grad.dw = gradient(part[0]);
-    if (!g.frozen && g.bias) grad.dbias = gradient(part[1]).data;
-    maps.push_back(map);
-    grads.push_back(grad);
-    dy.push_back(device.in<T>(part[4]));
-    y.push_back(device.out<T>(g.rows, g.outs[j]));
-  }
-  linear_group_fwd<T>(nullptr, y, xa, x, maps, mask, rows, in);
-  linear_group_bwd_input<T>(nullptr, dx, dxa, dy, maps, mask, rows, in);
-  linear_group_bwd_params<T>(nullptr, grads, dy, dxa, x, xa, maps, mask, rows, in);
-  Matrices out = {read(xa, ranks ? g.rows : 0, ranks), read(dxa, ranks ? g.rows : 0, ranks)};
-  if (dx.data) out.push_back(read(dx, g.rows, g.in));
-  for (std::size_t j = 0; j < g.outs.size(); ++j) {
-    out.push_back(read(y[j], g.rows, g.outs[j]));
-    out.push_back(read(grads[j].dlora_a, g.ranks[j], g.in));
-    out.push_back(read(grads[j].dlora_b, g.outs[j], g.ranks[j]));
-    if (grads[j].dw.data) out.push_back(read(grads[j].dw, g.outs[j], g.in));
-    if (grads[j].dbias) out.push_back(read(Rows<float>{grads[j].dbias, 0}, 1, g.outs[j]));
-  }
-  return out;
-}
-
-template <class T>
-void check_linear(const char* type) {
-  Random random(32);
-  double worst = 0;
-  const MapGroup groups[] = {
-      {1, 8, {5}, {0}, false, 0},
-      {1, 8, {3}, {2}, true, 0},
-      {33, 19, {12, 4, 4}, {3, 0, 2}, true, 0.25},
-      {70, 100, {64, 32, 32}, {16, 16, 16}, false, 0.1},
-      {65, 64, {65}, {8}, true, 0.1, true},
-      {130, 172, {70, 33}, {0, 0}, true, 0},
-      {64, 32, {32, 32, 32, 32}, {4, 4, 4, 4}, true, 0.5},
+Matrix gemm_reference(const GemmCase& c, const Matrices& in, const std::vector<int>& keys, double factor) {
+  Matrix out(c.m, c.n);
+  auto kept = [&](int64_t row, int64_t col) {
+    if (!c.masked) return true;
+    uint32_t bits[4];
+    dropout_bits(bits, 7, 3, 2, keys[static_cast<std::size_t>(2 * row)], keys[static_cast<std::size_t>(2 * row + 1)],
+                 static_cast<uint32_t>(col / 8));
+    return dropout_keep(bits, static_cast<uint32_t>(col), dropout_threshold(0.3));
   };
-  for (const MapGroup& g : groups) {
-    INFO("rows " << g.rows << ", in " << g.in << ", maps " << g.outs.size() << ", dropout " << g.p);
-    Matrices m = linear_inputs(g, random);
-    for (Matrix& x : m) x = stored<T>(x);
-    const Matrices exact = linear_cpu(g, m);
-    check_reference(linear_reference<double>(g, m), exact);
-    worst =
-        std::max(worst, check_kernel(exact, linear_reference<T>(g, m), [&](Device& device) { return linear_kernels<T>(g, m, device); }));
-  }
-  std::printf("linear_group kernels, %s: error at most %.2f of what is allowed\n", type, worst);
+  const bool a_by_k = c.form == GemmForm::tn, b_by_k = c.form != GemmForm::nt;
+  auto at = [](const Matrix& x, bool by_k, int64_t outer, int64_t k) { return by_k ? x(k, outer) : x(outer, k); };
+  for (int64_t i = 0; i < c.m; ++i)
+    for (int64_t j = 0; j < c.n; ++j) {
+      double sum = 0;
+      for (int64_t k = 0; k < c.k; ++k) {
+        if (c.form == GemmForm::nt && !kept(i, k)) continue;
+        if (c.form == GemmForm::tn && !kept(k, j)) continue;
+        sum += at(in[0], a_by_k, i, k) * at(in[1], b_by_k, j, k);
+      }
+      if (c.form == GemmForm::nn && !kept(i, j)) sum = 0;
+      sum *= factor;
+      for (int64_t k = 0; k < c.k2; ++k) sum += at(in[2], a_by_k, i, k) * at(in[3], b_by_k, j, k);
+      out(i, j) = stored<T>(sum + (c.bias ? in[4](0, j) : 0));
+    }
+  return out;
+}
+
+template <class T>
+Matrix gemm_kernel(Device& device, const GemmCase& c, const Matrices& in, const std::vector<int>& keys, double factor) {
+  GemmBatch<T> batch;
+  batch.mask = {device.index(keys), 7, 3, 2, dropout_threshold(0.3), 1};
+  Gemm<T>& g = batch.gemms[batch.count++];
+  g.set = device.out<T>(c.m, c.n);
+  g.m = static_cast<int>(c.m), g.n = static_cast<int>(c.n), g.scaled = 1, g.factor = static_cast<float>(factor), g.masked = c.masked;
+  g.then(device.in<T>(in[0]), device.in<T>(in[1]), static_cast<int>(c.k));
+  if (c.k2 > 0) g.then(device.in<T>(in[2]), device.in<T>(in[3]), static_cast<int>(c.k2));
+  if (c.bias) g.bias = device.in<T>(in[4]).data;
+  if (c.form == GemmForm::nt) gemm<GemmForm::nt>(nullptr, batch);
+  else if (c.form == GemmForm::nn) gemm<GemmForm::nn>(nullptr, batch);
+  else gemm<GemmForm::tn>(nullptr, batch);
+  return read(g.set, c.m, c.n);
+}
+
+template <class T>
+Matrices gemm_inputs(const GemmCase& c, unsigned seed) {
+  Random random(seed);
+  auto operand = [&](bool by_k, int64_t outer, int64_t k) { return stored<T>(by_k ? random.normal(k, outer) : random.normal(outer, k)); };
+  const bool a_by_k = c.form == GemmForm::tn, b_by_k = c.form != GemmForm::nt;
+  const int64_t k2 = std::max<int64_t>(c.k2, 1);
+  return {operand(a_by_k, c.m, c.k), operand(b_by_k, c.n, c.k), operand(a_by_k, c.m, k2), operand(b_by_k, c.n, k2),
+          stored<T>(random.normal(1, c.n))};
+}
+
+std::vector<int> mask_keys(int64_t rows) {
+  std::vector<int> keys;
+  for (int64_t r = 0; r < rows; ++r) keys.push_back(static_cast<int>(r / 3)), keys.push_back(static_cast<int>(100 - r));
+  return keys;
+}
+
+template <class T>
+void check_gemms(const char* type) {
+  double worst = 0;
+  for (GemmForm form : {GemmForm::nt, GemmForm::nn, GemmForm::tn})
+    for (const auto& [m, n, k, k2] : std::vector<std::array<int64_t, 4>>{{1, 1, 1, 0}, {3, 8, 40, 5}, {64, 64, 64, 0}, {70, 72, 136, 33}})
+      for (bool masked : {false, true}) {
+        const GemmCase c{form, m, n, k, masked && form != GemmForm::nn ? 0 : k2, masked, k2 > 0};
+        INFO("form " << static_cast<int>(form) << ", " << m << " x " << n << " x " << k << " + " << k2 << (masked ? ", masked" : ""));
+        const Matrices in = gemm_inputs<T>(c, static_cast<unsigned>(m + n));
+        const std::vector<int> keys = mask_keys(std::max({m, n, k}));
+        worst = std::max(worst, check_kernel({gemm_reference<double>(c, in, keys, 0.75)}, {gemm_reference<T>(c, in, keys, 0.75)},
+                                             [&](Device& device) { return Matrices{gemm_kernel<T>(device, c, in, keys, 0.75)}; }));
+      }
+  std::printf("products, %s: error at most %.2f of what is allowed\n", type, worst);
 }
 
 }  // namespace
@@ -423,16 +292,6 @@ TEST_CASE("attention kernels are as exact as bf16 tensor cores allow and the sam
 TEST_CASE("attention kernels in f32 are exact and the same under every schedule") {
   SKIP_IF_UNSUPPORTED();
   check_attention<float>("f32");
-}
-
-TEST_CASE("linear_group kernels are as exact as bf16 tensor cores allow and the same under every schedule") {
-  SKIP_IF_UNSUPPORTED();
-  check_linear<bf16>("bf16");
-}
-
-TEST_CASE("linear_group kernels in f32 are exact and the same under every schedule") {
-  SKIP_IF_UNSUPPORTED();
-  check_linear<float>("f32");
 }
 
 TEST_CASE("attention kernels give the same output where no lse is wanted") {
@@ -453,17 +312,6 @@ TEST_CASE("attention kernels give the same output where no lse is wanted") {
   CHECK(output.operator()<float>(true) == output.operator()<float>(false));
 }
 
-TEST_CASE("a launch that fails throws to the caller, whatever was still to be launched") {
-  SKIP_IF_UNSUPPORTED();
-  // More blocks in y than a GPU takes, in two launches.
-  float memory[1] = {};
-  const Rows<const float> one{memory, 1};
-  const std::vector<LinearMap<float>> maps(2, {one, one, one, nullptr, 1 << 22, 1, 1.f});
-  const std::vector<LinearMapGrad> grads(2, {{memory, 1}, {memory, 1}, {memory, 1}, nullptr});
-  const std::vector<Rows<const float>> dy(2, one);
-  CHECK_THROWS_AS(linear_group_bwd_params<float>(nullptr, grads, dy, one, one, one, maps, {}, 1, 1), std::runtime_error);
-}
-
 TEST_CASE("kernels refuse dimensions that they do not take and have nothing to do without rows") {
   for (const AttentionDims& dims :
        {AttentionDims{2, 1, 129, 1.f}, AttentionDims{2, 1, 0, 1.f}, AttentionDims{3, 2, 64, 1.f}, AttentionDims{0, 1, 64, 1.f}}) {
@@ -472,15 +320,41 @@ TEST_CASE("kernels refuse dimensions that they do not take and have nothing to d
   }
   CHECK_NOTHROW(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, {2, 1, 64, 1.f}));
   CHECK_NOTHROW(attention_bwd<float>(nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {2, 1, 64, 1.f}));
-  const std::vector<LinearMap<bf16>> one_map(1, {{}, {}, {}, nullptr, 8, 2, 1.f});
-  const std::vector<Rows<bf16>> one_y(1);
-  const std::vector<Rows<const bf16>> one_dy(1);
-  float gradient[1] = {};
-  const std::vector<LinearMapGrad> one_grad(1, {{gradient, 1}, {gradient, 1}, {gradient, 1}, gradient});
-  CHECK_NOTHROW(linear_group_fwd<bf16>(nullptr, one_y, {}, {}, one_map, {}, 0, 8));
-  CHECK_NOTHROW(linear_group_bwd_input<bf16>(nullptr, {}, {}, one_dy, one_map, {}, 0, 8));
-  CHECK_NOTHROW(linear_group_bwd_params<bf16>(nullptr, one_grad, one_dy, {}, {}, {}, one_map, {}, 0, 8));
-  const std::vector<LinearMap<float>> maps(kMostMaps + 1);
-  const std::vector<Rows<float>> y(maps.size());
-  CHECK_THROWS_AS(linear_group_fwd<float>(nullptr, y, {}, {}, maps, {}, 1, 1), std::invalid_argument);
+}
+
+TEST_CASE("product kernels are as exact as bf16 tensor cores allow and the same under every schedule") {
+  SKIP_IF_UNSUPPORTED();
+  check_gemms<bf16>("bf16");
+}
+
+TEST_CASE("product kernels in f32 are exact and the same under every schedule") {
+  SKIP_IF_UNSUPPORTED();
+  check_gemms<float>("f32");
+}
+
+TEST_CASE("a large product takes large tiles and gives what small ones give") {
+  SKIP_IF_UNSUPPORTED();
+  simt::set_schedule({});
+  const GemmCase large{GemmForm::nt, 2048, 2048, 40, 0, false, false};
+  GemmCase small = large;
+  small.m = 40;
+  const Matrices in = gemm_inputs<bf16>(large, 5);
+  Matrices few = in;
+  few[0] = Matrix(40, 40);
+  std::copy_n(in[0].at.begin(), few[0].at.size(), few[0].at.begin());
+  Device device(true), other(true);
+  const Matrix all = gemm_kernel<bf16>(device, large, in, {0, 0}, 1), part = gemm_kernel<bf16>(other, small, few, {0, 0}, 1);
+  CHECK(std::equal(part.at.begin(), part.at.end(), all.at.begin()));
+  CHECK(normalised_error(part, gemm_reference<bf16>(small, few, {}, 1)) < 1e-5);
+}
+
+TEST_CASE("a launch that no GPU takes throws to the caller") {
+  SKIP_IF_UNSUPPORTED();
+  float memory[1] = {};
+  // More blocks in y than a GPU takes.
+  GemmBatch<float> batch;
+  Gemm<float>& g = batch.gemms[batch.count++];
+  g.add = {memory, 1}, g.m = 1 << 22, g.n = 1;
+  g.then({memory, 1}, {memory, 1}, 1);
+  CHECK_THROWS_AS(gemm<GemmForm::nt>(nullptr, batch), std::runtime_error);
 }

@@ -128,8 +128,8 @@ __global__ void throwing_kernel() { throw std::runtime_error("from a kernel"); }
 template <bool kATransposed, bool kBTransposed>
 __global__ void product_kernel(float* d, const bf16* a, const bf16* b) {
   const Tile<16, 16> a_smem{smem_addr(dynamic_smem<char>())}, b_smem{a_smem.base + a_smem.kBytes};
-  load_tile<kWarpSize>(a_smem, 16, a, true, [&](int r) { return a + 16 * r; });
-  load_tile<kWarpSize>(b_smem, 16, b, false, [&](int r) { return b + 16 * r; });
+  load_tile<kWarpSize, true>(a_smem, 16, a, [&](int r) { return a + 16 * r; });
+  load_tile<kWarpSize, false>(b_smem, 16, b, [&](int r) { return b + 16 * r; });
   cp_async_commit();
   cp_async_wait<0>();
   __syncthreads();

@@ -1,5 +1,6 @@
 // kernels/gpu.h's vocabulary for the host compiler: CUDA's own words, and models of the wrappers of kernels/gpu_cuda.h.
 #pragma once
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -22,6 +23,13 @@ inline constinit thread_local simt::Dim3 threadIdx{0, 0, 0}, blockIdx{0, 0, 0}, 
 struct CUstream_st;  // as in CUDA; nothing here is asynchronous
 
 inline void __syncthreads(simt::Where where = simt::Where::current()) { simt::block_barrier(where); }
+
+inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
+inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
+inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
+inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
+
+inline int __syncthreads_or(int value, simt::Where where = simt::Where::current()) { return simt::block_any(value != 0, where); }
 
 namespace simt {
 template <class T>

@@ -89,6 +89,7 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<int> order, turn;  // order[turn[t]] == t
   int live = 0, waiting = 0, current = 0;
+  bool any = false, any_before = false;  // of the votes at the barrier that is filling, and at the last one
   Where barrier;
   Context main;
 
@@ -129,6 +130,7 @@ void release_barrier(Block& b) {
   for (Thread& t : b.threads)
     if (t.state == State::at_barrier) t.state = State::ready;
   b.waiting = 0;
+  b.any_before = b.any, b.any = false;
 }
 
 void fiber_main();
@@ -216,6 +218,7 @@ void start_block(Block& b, std::size_t id) {
   std::memset(b.smem->data(), 0xff, b.smem->size());
   b.live = b.size;
   b.waiting = 0;
+  b.any = false;
   for (int w = 0; w < static_cast<int>(b.warps.size()); ++w) {
     const int lanes = b.size - 32 * w;
     Warp& warp = b.warps[static_cast<std::size_t>(w)];
@@ -289,6 +292,12 @@ void block_barrier(const Where& where) {
   b.barrier = where;
   if (++b.waiting == b.live) release_barrier(b);
   else suspend(State::at_barrier, where);
+}
+
+bool block_any(bool value, const Where& where) {
+  t_block->any |= value;
+  block_barrier(where);
+  return t_block->any_before;
 }
 
 void warp_meet(std::uint32_t mask, void* slot, WarpOp op, const Where& where) {

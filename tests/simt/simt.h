@@ -42,6 +42,8 @@ void run(Dim3 grid, Dim3 block, std::size_t smem_bytes, void (*body)(void*), voi
 using Where = std::source_location;
 
 void block_barrier(const Where& where);
+/// A barrier that tells whether any thread that reached it brought true.
+bool block_any(bool value, const Where& where);
 /// Meets the other lanes of `mask`; the last one to arrive runs op(slots) for all of them, slots[lane] being null outside the mask.
 using WarpOp = void (*)(void* const (&slots)[32]);
 void warp_meet(std::uint32_t mask, void* slot, WarpOp op, const Where& where);

@@ -1,0 +1,147 @@
+// Rows read and written in chunks of eight columns, for kernels that are bound by memory: 16 bytes of bf16, twice 16 bytes of f32.
+// kAligned: base and stride are multiples of 16 bytes and the columns whole chunks, so that a chunk is one access (two in f32); else a
+// chunk is read and written element by element and ends with the row. What lies beyond the row is read as zero.
+#pragma once
+#include <stdexcept>
+
+#include "kernels/gpu.h"
+#include "kernels/kernels.h"
+
+namespace kava {
+
+constexpr int kChunk = 8;
+
+struct alignas(16) Bytes16 {
+  uint32_t word[4];
+};
+
+/// Eight columns in f32.
+struct Columns {
+  float at[kChunk];
+};
+
+template <class T, bool kAligned>
+__device__ __forceinline__ Columns load_columns(const T* row, int first, int cols) {
+  Columns x;
+  if constexpr (!kAligned) {
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) x.at[i] = first + i < cols ? to_float(row[first + i]) : 0.f;
+  } else if constexpr (sizeof(T) == 2) {
+    const Bytes16 bytes = *reinterpret_cast<const Bytes16*>(row + first);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) x.at[i] = to_float(bf16{static_cast<uint16_t>(bytes.word[i / 2] >> (i % 2 * 16))});
+  } else {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Bytes16 bytes = *reinterpret_cast<const Bytes16*>(row + first + 4 * half);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x.at[4 * half + i] = __uint_as_float(bytes.word[i]);
+    }
+  }
+  return x;
+}
+
+template <class T, bool kAligned>
+__device__ __forceinline__ void store_columns(T* row, int first, int cols, const Columns& x) {
+  if constexpr (!kAligned) {
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i)
+      if (first + i < cols) row[first + i] = from_float<T>(x.at[i]);
+  } else if constexpr (sizeof(T) == 2) {
+    Bytes16 bytes;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) bytes.word[i] = pack_bf16(x.at[2 * i], x.at[2 * i + 1]);
+    *reinterpret_cast<Bytes16*>(row + first) = bytes;
+  } else {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Bytes16 bytes;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bytes.word[i] = __float_as_uint(x.at[4 * half + i]);
+      *reinterpret_cast<Bytes16*>(row + first + 4 * half) = bytes;
+    }
+  }
+}
+
+/// Whether rows of `cols` columns can be read in whole chunks.
+template <class T>
+bool chunked(Rows<T> x, int64_t cols) {
+  return !x.data ||
+         (reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride * static_cast<int64_t>(sizeof(T)) % 16 == 0 && cols % kChunk == 0);
+}
+
+/// Calls f.template operator()<kAligned>().
+template <class F>
+void dispatch_aligned(bool aligned, F&& f) {
+  if (aligned) f.template operator()<true>();
+  else f.template operator()<false>();
+}
+
+// ---- maps over all chunks of a matrix
+
+constexpr int kMapThreads = 256, kMapLoads = 4;
+
+/// A map has `X load(row, first column)` and `void store(row, first column, X)`. A thread loads kMapLoads chunks before it stores the
+/// first.
+template <class Map>
+__global__ void __launch_bounds__(kMapThreads)
+    map_chunks_kernel(const __grid_constant__ Map map, uint32_t chunks, uint32_t chunks_per_row) {
+  const uint32_t first = blockIdx.x * (kMapThreads * kMapLoads) + threadIdx.x;
+  decltype(map.load(0, 0)) x[kMapLoads];
+#pragma unroll
+  for (int j = 0; j < kMapLoads; ++j) {
+    const uint32_t i = first + static_cast<uint32_t>(j) * kMapThreads;
+    if (i < chunks) x[j] = map.load(static_cast<int64_t>(i / chunks_per_row), static_cast<int>(i % chunks_per_row) * kChunk);
+  }
+#pragma unroll
+  for (int j = 0; j < kMapLoads; ++j) {
+    const uint32_t i = first + static_cast<uint32_t>(j) * kMapThreads;
+    if (i < chunks) map.store(static_cast<int64_t>(i / chunks_per_row), static_cast<int>(i % chunks_per_row) * kChunk, x[j]);
+  }
+}
+
+template <class Map>
+void map_chunks(Stream stream, const Map& map, int64_t rows, int64_t cols) {
+  const int64_t per_row = div_up(cols, int64_t{kChunk}), chunks = rows * per_row;
+  if (chunks == 0) return;
+  if (chunks >= int64_t{1} << 31) throw std::invalid_argument("a matrix of more than 2^34 elements");
+  const unsigned blocks = static_cast<unsigned>(div_up(chunks, int64_t{kMapThreads * kMapLoads}));
+  launch(stream, map_chunks_kernel<Map>, blocks, kMapThreads, 0, map, static_cast<uint32_t>(chunks), static_cast<uint32_t>(per_row));
+}
+
+// ---- sums over a block
+
+/// The sum of v over the block's threads, in a fixed order, for all of them. scratch: one word for each warp.
+template <class S, int kThreads>
+__device__ __forceinline__ S block_sum(S v, S* scratch) {
+  constexpr int kWarps = kThreads / kWarpSize;
+  for (int step = kWarpSize / 2; step > 0; step /= 2) v += __shfl_xor_sync(kAllLanes, v, step);
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  __syncthreads();  // the words of the sum before have been read
+  if (lane == 0) scratch[warp] = v;
+  __syncthreads();  // every warp's word is there
+  S total = scratch[0];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) total += scratch[w];
+  return total;
+}
+
+/// The largest v of the block's threads. scratch: one word for each warp.
+template <class S, int kThreads>
+__device__ __forceinline__ S block_max(S v, S* scratch) {
+  constexpr int kWarps = kThreads / kWarpSize;
+  for (int step = kWarpSize / 2; step > 0; step /= 2) {
+    const S other = __shfl_xor_sync(kAllLanes, v, step);
+    v = other > v ? other : v;
+  }
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  __syncthreads();  // the words of the maximum before have been read
+  if (lane == 0) scratch[warp] = v;
+  __syncthreads();  // every warp's word is there
+  S most = scratch[0];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) most = scratch[w] > most ? scratch[w] : most;
+  return most;
+}
+
+}  // namespace kava

@@ -1,0 +1,159 @@
+// Distillation on rows in groups of which a leading part is valid: moments of the targets, the inverse of their standard deviation, and the
+// loss with its gradient.
+//   loss += s sum distance(x - target),  dx = weight s distance'(x - target),  s = factor * inverse
+// A block owns a group. Sums are in f64; the groups' parts are added in order by one thread.
+#include "kernels/chunks.h"
+
+namespace kava {
+
+namespace {
+
+constexpr int kGroupThreads = 256;
+constexpr std::size_t kGroupScratch = kGroupThreads / kWarpSize * sizeof(double);
+
+/// Count, mean and sum of squared deviations; merged as Chan, Golub and LeVeque do (1979).
+struct MomentSum {
+  double count = 0, mean = 0, squares = 0;
+  __device__ void merge(double count_, double mean_, double squares_) {
+    if (count_ == 0) return;
+    const double total = count + count_, delta = mean_ - mean;
+    squares += squares_ + delta * delta * (count * count_ / total);
+    mean += delta * (count_ / total);
+    count = total;
+  }
+};
+
+/// Two passes over the differences from the first element: equal numbers give exactly zero squares.
+template <class T>
+__global__ void __launch_bounds__(kGroupThreads)
+    group_moments_kernel(double* parts, Rows<const T> x, const int32_t* valid, int per_group, int cols) {
+  const int64_t g = blockIdx.x, begin = g * per_group;
+  const int64_t count = static_cast<int64_t>(valid[g]) * cols;
+  double* scratch = dynamic_smem<double>();
+  const double first = count > 0 ? static_cast<double>(to_float(x[begin][0])) : 0.0;
+  double shift = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kGroupThreads)
+    shift += static_cast<double>(to_float(x[begin + i / cols][i % cols])) - first;
+  shift = count > 0 ? block_sum<double, kGroupThreads>(shift, scratch) / static_cast<double>(count) : 0.0;
+  double squares = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kGroupThreads) {
+    const double d = (static_cast<double>(to_float(x[begin + i / cols][i % cols])) - first) - shift;
+    squares += d * d;
+  }
+  squares = block_sum<double, kGroupThreads>(squares, scratch);
+  if (threadIdx.x == 0) parts[3 * g] = static_cast<double>(count), parts[3 * g + 1] = first + shift, parts[3 * g + 2] = squares;
+}
+
+__global__ void merge_moments_kernel(float* moments, const double* parts, int groups) {
+  MomentSum all;
+  for (int g = 0; g < groups; ++g) all.merge(parts[3 * g], parts[3 * g + 1], parts[3 * g + 2]);
+  moments[0] = static_cast<float>(all.count), moments[1] = static_cast<float>(all.mean), moments[2] = static_cast<float>(all.squares);
+}
+
+__global__ void inverse_std_kernel(float* inverse, Rows<const float> moments, int rows, int power) {
+  MomentSum all;
+  for (int r = 0; r < rows; ++r) all.merge(moments[r][0], moments[r][1], moments[r][2]);
+  const bool undefined = all.count < 2 || all.squares == 0;
+  const double variance = undefined ? 0 : all.squares / (all.count - 1);
+  *inverse = undefined ? 0.f : static_cast<float>(1 / (power == 2 ? variance : sqrt(variance)));
+}
+
+template <GroupDistance kind>
+__device__ __forceinline__ float distance(float d) {
+  const float size = fabsf(d);
+  if constexpr (kind == GroupDistance::mse) return d * d;
+  else if constexpr (kind == GroupDistance::l1) return size;
+  else return size < 1 ? 0.5f * d * d : size - 0.5f;
+}
+template <GroupDistance kind>
+__device__ __forceinline__ float distance_slope(float d) {
+  const float sign = d > 0 ? 1.f : d < 0 ? -1.f : d;  // a NaN stays one
+  if constexpr (kind == GroupDistance::mse) return 2 * d;
+  else if constexpr (kind == GroupDistance::l1) return sign;
+  else return d < 1 && d > -1 ? d : sign;
+}
+
+template <class T>
+struct Distill {
+  Rows<float> dx;
+  Rows<const T> x, target;
+  const int32_t* valid;
+  const float* inverse;
+  double factor, weight;
+  int per_group, cols;
+  __device__ double scale() const { return factor * (inverse ? static_cast<double>(*inverse) : 1.0); }
+};
+
+template <class T, GroupDistance kind, bool kAligned>
+__global__ void __launch_bounds__(kGroupThreads) distill_kernel(double* parts, const __grid_constant__ Distill<T> p) {
+  const int64_t g = blockIdx.x, begin = g * p.per_group;
+  const float slope = static_cast<float>(p.weight * p.scale());
+  const int per_row = div_up(p.cols, kChunk);
+  const int64_t chunks = static_cast<int64_t>(p.per_group) * per_row, valid = static_cast<int64_t>(p.valid[g]) * per_row;
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < chunks; i += kGroupThreads) {
+    const int64_t r = begin + i / per_row;
+    const int first = static_cast<int>(i % per_row) * kChunk;
+    Columns d = {};
+    if (i < valid) {
+      d = load_columns<T, kAligned>(p.x[r], first, p.cols);
+      const Columns target = load_columns<T, kAligned>(p.target[r], first, p.cols);
+      float part = 0;
+#pragma unroll
+      for (int c = 0; c < kChunk; ++c) {
+        const float difference = d.at[c] - target.at[c];
+        part += distance<kind>(difference);
+        d.at[c] = slope * distance_slope<kind>(difference);
+      }
+      sum += static_cast<double>(part);
+    }
+    if (p.dx.data) store_columns<float, kAligned>(p.dx[r], first, p.cols, d);
+  }
+  sum = block_sum<double, kGroupThreads>(sum, dynamic_smem<double>());
+  if (threadIdx.x == 0) parts[g] = sum;
+}
+
+/// loss += s sum of the groups' parts, in order.
+template <class T>
+__global__ void distill_loss_kernel(double* loss, const double* parts, const __grid_constant__ Distill<T> p, int groups) {
+  double sum = 0;
+  for (int g = 0; g < groups; ++g) sum += parts[g];
+  *loss += p.scale() * sum;
+}
+
+}  // namespace
+
+template <class T>
+void moments(Stream stream, float* out, double* parts, Rows<const T> x, const int32_t* valid, int groups, int per_group, int cols) {
+  if (groups > 0)
+    launch(stream, group_moments_kernel<T>, static_cast<unsigned>(groups), kGroupThreads, kGroupScratch, parts, x, valid, per_group, cols);
+  launch(stream, merge_moments_kernel, 1, 1, 0, out, parts, groups);
+}
+template void moments(Stream, float*, double*, Rows<const float>, const int32_t*, int, int, int);
+template void moments(Stream, float*, double*, Rows<const bf16>, const int32_t*, int, int, int);
+
+void inverse_std(Stream stream, float* inverse, Rows<const float> moments, int rows, int power) {
+  launch(stream, inverse_std_kernel, 1, 1, 0, inverse, moments, rows, power);
+}
+
+template <class T>
+void distill(Stream stream, double* loss, Rows<float> dx, double* parts, Rows<const T> x, Rows<const T> target, const int32_t* valid,
+             const float* inverse, GroupDistance kind, double factor, double weight, int groups, int per_group, int cols) {
+  if (groups == 0) return;
+  const Distill<T> p{dx, x, target, valid, inverse, factor, weight, per_group, cols};
+  dispatch_aligned(chunked(dx, cols) && chunked(x, cols) && chunked(target, cols), [&]<bool kAligned>() {
+    auto run = [&]<GroupDistance k>() {
+      launch(stream, distill_kernel<T, k, kAligned>, static_cast<unsigned>(groups), kGroupThreads, kGroupScratch, parts, p);
+    };
+    if (kind == GroupDistance::mse) run.template operator()<GroupDistance::mse>();
+    else if (kind == GroupDistance::l1) run.template operator()<GroupDistance::l1>();
+    else run.template operator()<GroupDistance::smooth_l1>();
+  });
+  launch(stream, distill_loss_kernel<T>, 1, 1, 0, loss, parts, p, groups);
+}
+template void distill(Stream, double*, Rows<float>, double*, Rows<const float>, Rows<const float>, const int32_t*, const float*,
+                      GroupDistance, double, double, int, int, int);
+template void distill(Stream, double*, Rows<float>, double*, Rows<const bf16>, Rows<const bf16>, const int32_t*, const float*,
+                      GroupDistance, double, double, int, int, int);
+
+}  // namespace kava

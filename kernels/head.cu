@@ -1,0 +1,139 @@
+// What follows the head's product: for each row of logits z [V] its maximum, the sum of exp(z - max), the first index of the maximum, the
+// negative log-likelihood of the target, and the gradient weight (softmax - onehot); then the sums of the losses by class.
+//
+// A block owns a row. It walks the row once with a running maximum and sum per thread, and once more for the gradient; threads own chunks
+// of eight columns.
+#include "kernels/chunks.h"
+
+namespace kava {
+
+namespace {
+
+constexpr int kHeadThreads = 256, kHeadWarps = kHeadThreads / kWarpSize;
+
+/// Maximum of some logits, the first place where it stands, and the sum of exp(z - most).
+struct Softmax {
+  float most = -INFINITY, sum = 0;
+  int best = 0x7fffffff;
+
+  __device__ __forceinline__ void merge(float most_, float sum_, int best_) {
+    const float high = most_ > most ? most_ : most;
+    if (most_ > most || (most_ == most && best_ < best)) best = best_;
+    // -infinity on both sides: nothing was seen yet.
+    sum = (most == high ? sum : sum * expf(most - high)) + (most_ == high ? sum_ : sum_ * expf(most_ - high));
+    most = high;
+  }
+};
+
+template <bool kAligned>
+__device__ __forceinline__ Softmax row_softmax(const float* z, int V) {
+  Softmax s;
+  for (int first = static_cast<int>(threadIdx.x) * kChunk; first < V; first += kHeadThreads * kChunk) {
+    const Columns x = load_columns<float, kAligned>(z, first, V);
+    float most = x.at[0];
+    int best = first;
+#pragma unroll
+    for (int i = 1; i < kChunk; ++i)
+      if (first + i < V && x.at[i] > most) most = x.at[i], best = first + i;
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i)
+      if (first + i < V) sum += expf(x.at[i] - most);
+    s.merge(most, sum, best);
+  }
+  float* scratch = dynamic_smem<float>();
+  for (int step = 1; step < kWarpSize; step *= 2) {
+    const float most = __shfl_xor_sync(kAllLanes, s.most, step), sum = __shfl_xor_sync(kAllLanes, s.sum, step);
+    const int best = __shfl_xor_sync(kAllLanes, s.best, step);
+    s.merge(most, sum, best);
+  }
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  if (threadIdx.x % kWarpSize == 0)
+    scratch[3 * warp] = s.most, scratch[3 * warp + 1] = s.sum, scratch[3 * warp + 2] = __int_as_float(s.best);
+  __syncthreads();  // every warp's part is there
+  Softmax all;
+  for (int w = 0; w < kHeadWarps; ++w) all.merge(scratch[3 * w], scratch[3 * w + 1], __float_as_int(scratch[3 * w + 2]));
+  return all;
+}
+
+template <class T>
+struct HeadRows {
+  float* nll;
+  int32_t *best, *hit;
+  Rows<T> dz;
+  Rows<const float> z;
+  const int32_t *targets, *classes;
+  float weights[2];
+  int V;
+};
+
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kHeadThreads) head_rows_kernel(const __grid_constant__ HeadRows<T> p) {
+  const int64_t r = blockIdx.x;
+  const float* z = p.z[r];
+  const Softmax s = row_softmax<kAligned>(z, p.V);
+  const int target = p.targets ? p.targets[r] : 0;
+  if (threadIdx.x == 0) {
+    const int best = s.best == 0x7fffffff ? 0 : s.best;
+    if (p.best) p.best[r] = best;
+    if (p.hit) p.hit[r] = best == target;
+    if (p.nll) p.nll[r] = logf(s.sum) + s.most - z[target];
+  }
+  if (!p.dz.data) return;
+  const float weight = p.classes[r] == 0 ? p.weights[0] : p.weights[1], scale = weight / s.sum;
+  for (int first = static_cast<int>(threadIdx.x) * kChunk; first < p.V; first += kHeadThreads * kChunk) {
+    Columns x = load_columns<float, kAligned>(z, first, p.V);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) x.at[i] = expf(x.at[i] - s.most) * scale - (first + i == target ? weight : 0.f);
+    store_columns<T, kAligned>(p.dz[r], first, p.V, x);
+  }
+}
+
+constexpr int kLossThreads = 256;
+
+/// loss[c] += sum of nll over the rows of class c. One block; a thread sums every 256th row, then the threads in a fixed order.
+__global__ void __launch_bounds__(kLossThreads) head_loss_kernel(double* loss, const float* nll, const int32_t* classes, int rows) {
+  double sum0 = 0, sum1 = 0;
+  for (int r = static_cast<int>(threadIdx.x); r < rows; r += kLossThreads) {
+    const double x = static_cast<double>(nll[r]);
+    if (classes[r] == 0) sum0 += x;
+    else sum1 += x;
+  }
+  double* scratch = dynamic_smem<double>();
+  const double first = block_sum<double, kLossThreads>(sum0, scratch), second = block_sum<double, kLossThreads>(sum1, scratch);
+  if (threadIdx.x == 0) loss[0] += first, loss[1] += second;
+}
+
+__global__ void __launch_bounds__(kLossThreads) head_correct_kernel(int32_t* correct, const int32_t* hit, const int32_t* owners, int rows) {
+  const int r = static_cast<int>(blockIdx.x) * kLossThreads + static_cast<int>(threadIdx.x);
+  if (r < rows && owners[r] >= 0 && !hit[r]) correct[owners[r]] = 0;
+}
+
+}  // namespace
+
+template <class T>
+void head_rows(Stream stream, const HeadOutputs<T>& out, Rows<const float> z, const int32_t* targets, const int32_t* classes,
+               const float (&weights)[2], int64_t rows, int64_t vocabulary) {
+  if (rows == 0) return;
+  const HeadRows<T> p{out.nll, out.best, out.hit, out.dz, z, targets, classes, {weights[0], weights[1]}, static_cast<int>(vocabulary)};
+  dispatch_aligned(chunked(z, vocabulary) && chunked(out.dz, vocabulary), [&]<bool kAligned>() {
+    launch(stream, head_rows_kernel<T, kAligned>, static_cast<unsigned>(rows), kHeadThreads, 3 * kHeadWarps * sizeof(float), p);
+  });
+}
+template void head_rows(Stream, const HeadOutputs<float>&, Rows<const float>, const int32_t*, const int32_t*, const float (&)[2], int64_t,
+                        int64_t);
+template void head_rows(Stream, const HeadOutputs<bf16>&, Rows<const float>, const int32_t*, const int32_t*, const float (&)[2], int64_t,
+                        int64_t);
+
+void head_loss(Stream stream, double* loss, const float* nll, const int32_t* classes, int64_t rows) {
+  if (rows == 0) return;
+  launch(stream, head_loss_kernel, 1, kLossThreads, kLossThreads / kWarpSize * sizeof(double), loss, nll, classes, static_cast<int>(rows));
+}
+
+void head_correct(Stream stream, int32_t* correct, const int32_t* hit, const int32_t* owners, int64_t rows) {
+  if (rows == 0) return;
+  launch(stream, head_correct_kernel, static_cast<unsigned>(div_up(rows, int64_t{kLossThreads})), kLossThreads, 0, correct, hit, owners,
+         static_cast<int>(rows));
+}
+
+}  // namespace kava

@@ -1,0 +1,297 @@
+// RMSNorm with the residual's sum, LayerNorm, and their gradients.
+//   RMSNorm:    sum = a + b,  y = sum rstd w,  rstd = (mean(sum^2) + eps)^-1/2
+//   backward:   dx += rstd (dy w) - rstd^3 mean(dy w x) x
+//   LayerNorm:  z = (x - mean) rstd,  y = z w + b;  backward: dx = rstd (g - mean(g) - z mean(g z)),  g = dy w
+//
+// A warp owns a row. It reads the row once, in chunks of eight columns, and keeps it in its part of shared memory, as rounded as it is
+// stored; lanes own chunks, so no barrier is needed. Gradients of gains and biases are sums over rows: a block owns 64 rows and 32 columns
+// of the first stage, whose sums the second stage adds in order.
+#include "kernels/chunks.h"
+
+namespace kava {
+
+namespace {
+
+constexpr int kNormWarps = 4, kNormThreads = kNormWarps * kWarpSize;
+
+/// This warp's row, -1 beyond the last.
+__device__ __forceinline__ int64_t warp_row(int64_t rows) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kNormWarps + threadIdx.x / kWarpSize;
+  return row < rows ? row : -1;
+}
+__device__ __forceinline__ int lane_column() { return static_cast<int>(threadIdx.x) % kWarpSize * kChunk; }
+
+/// This warp's copy of `count` rows in shared memory, whole chunks long.
+__device__ __forceinline__ float* warp_rows(int cols, int count) {
+  return dynamic_smem<float>() + threadIdx.x / kWarpSize * static_cast<unsigned>(count * div_up(cols, kChunk) * kChunk);
+}
+__host__ __device__ constexpr std::size_t norm_smem(int64_t cols, int count) {
+  return static_cast<std::size_t>(kNormWarps * count * div_up(cols, int64_t{kChunk}) * kChunk) * sizeof(float);
+}
+unsigned norm_blocks(int64_t rows) { return static_cast<unsigned>(div_up(rows, int64_t{kNormWarps})); }
+
+__device__ __forceinline__ void keep(float* row, int first, const Columns& x) { store_columns<float, true>(row, first, 0, x); }
+__device__ __forceinline__ Columns kept(const float* row, int first) { return load_columns<float, true>(row, first, 0); }
+
+template <class T>
+struct RmsNorm {
+  Rows<T> y, sum;
+  float* rstd;
+  int64_t rstd_stride;
+  Rows<const T> a, b;
+  const T* w;
+  float eps;
+};
+
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kNormThreads) add_rms_norm_fwd_kernel(const __grid_constant__ RmsNorm<T> p, int64_t rows, int cols) {
+  const int64_t r = warp_row(rows);
+  if (r < 0) return;
+  float* row = warp_rows(cols, 1);
+  float square = 0;
+  for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
+    Columns x = load_columns<T, kAligned>(p.a[r], first, cols);
+    if (p.b.data) {
+      const Columns other = load_columns<T, kAligned>(p.b[r], first, cols);
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) x.at[i] = to_float(from_float<T>(x.at[i] + other.at[i]));
+    }
+    if (p.sum.data) store_columns<T, kAligned>(p.sum[r], first, cols, x);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) square += x.at[i] * x.at[i];
+    keep(row, first, x);
+  }
+  const float scale = 1 / sqrtf(warp_sum(square) / static_cast<float>(cols) + p.eps);
+  if (p.rstd && threadIdx.x % kWarpSize == 0) p.rstd[r * p.rstd_stride] = scale;
+  for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
+    Columns x = kept(row, first);
+    const Columns gain = load_columns<T, kAligned>(p.w, first, cols);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) x.at[i] = x.at[i] * scale * gain.at[i];
+    store_columns<T, kAligned>(p.y[r], first, cols, x);
+  }
+}
+
+template <class T, class G>
+struct NormGradient {
+  Rows<T> dx;
+  Rows<const G> dy;
+  Rows<const T> x;
+  const float *mean, *rstd;  // mean: null for RMSNorm
+  int64_t mean_stride, rstd_stride;
+  const T* w;
+  __device__ float center(int64_t r) const { return mean ? mean[r * mean_stride] : 0.f; }
+  __device__ float scale(int64_t r) const { return rstd[r * rstd_stride]; }
+};
+
+template <class T, class G, bool kAligned>
+__global__ void __launch_bounds__(kNormThreads) rms_norm_bwd_kernel(const __grid_constant__ NormGradient<T, G> p, int64_t rows, int cols) {
+  const int64_t r = warp_row(rows);
+  if (r < 0) return;
+  float *x_row = warp_rows(cols, 2), *g_row = x_row + div_up(cols, kChunk) * kChunk;
+  float dot = 0;
+  for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
+    const Columns x = load_columns<T, kAligned>(p.x[r], first, cols), gain = load_columns<T, kAligned>(p.w, first, cols);
+    Columns g = load_columns<G, kAligned>(p.dy[r], first, cols);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) g.at[i] *= gain.at[i], dot += g.at[i] * x.at[i];
+    keep(x_row, first, x);
+    keep(g_row, first, g);
+  }
+  const float scale = p.scale(r), pull = scale * scale * scale * warp_sum(dot) / static_cast<float>(cols);
+  for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
+    const Columns x = kept(x_row, first), g = kept(g_row, first);
+    Columns d = load_columns<T, kAligned>(p.dx[r], first, cols);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) d.at[i] += scale * g.at[i] - pull * x.at[i];
+    store_columns<T, kAligned>(p.dx[r], first, cols, d);
+  }
+}
+
+template <class T>
+struct LayerNorm {
+  Rows<T> y;
+  float *mean, *rstd;
+  int64_t mean_stride, rstd_stride;
+  Rows<const T> x;
+  const T *w, *b;
+  float eps;
+};
+
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kNormThreads) layer_norm_fwd_kernel(const __grid_constant__ LayerNorm<T> p, int64_t rows, int cols) {
+  const int64_t r = warp_row(rows);
+  if (r < 0) return;
+  float* row = warp_rows(cols, 1);
+  float sum = 0;
+  for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
+    const Columns x = load_columns<T, kAligned>(p.x[r], first, cols);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) sum += x.at[i];
+    keep(row, first, x);
+  }
+  const float center = warp_sum(sum) / static_cast<float>(cols);
+  float square = 0;
+  for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
+    const Columns x = kept(row, first);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i)
+      if (first + i < cols) square += (x.at[i] - center) * (x.at[i] - center);
+  }
+  const float scale = 1 / sqrtf(warp_sum(square) / static_cast<float>(cols) + p.eps);
+  if (threadIdx.x % kWarpSize == 0) p.mean[r * p.mean_stride] = center, p.rstd[r * p.rstd_stride] = scale;
+  for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
+    Columns x = kept(row, first);
+    const Columns gain = load_columns<T, kAligned>(p.w, first, cols), bias = load_columns<T, kAligned>(p.b, first, cols);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) x.at[i] = (x.at[i] - center) * scale * gain.at[i] + bias.at[i];
+    store_columns<T, kAligned>(p.y[r], first, cols, x);
+  }
+}
+
+template <class T, class G, bool kAligned>
+__global__ void __launch_bounds__(kNormThreads)
+    layer_norm_bwd_kernel(const __grid_constant__ NormGradient<T, G> p, int64_t rows, int cols) {
+  const int64_t r = warp_row(rows);
+  if (r < 0) return;
+  float *z_row = warp_rows(cols, 2), *g_row = z_row + div_up(cols, kChunk) * kChunk;
+  const float center = p.center(r), scale = p.scale(r);
+  float g_sum = 0, gz_sum = 0;
+  for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
+    Columns z = load_columns<T, kAligned>(p.x[r], first, cols), g = load_columns<G, kAligned>(p.dy[r], first, cols);
+    const Columns gain = load_columns<T, kAligned>(p.w, first, cols);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) {
+      z.at[i] = (z.at[i] - center) * scale, g.at[i] *= gain.at[i];
+      g_sum += g.at[i], gz_sum += g.at[i] * z.at[i];
+    }
+    keep(z_row, first, z);
+    keep(g_row, first, g);
+  }
+  const float g_mean = warp_sum(g_sum) / static_cast<float>(cols), gz_mean = warp_sum(gz_sum) / static_cast<float>(cols);
+  for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
+    const Columns z = kept(z_row, first), g = kept(g_row, first);
+    Columns d;
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) d.at[i] = scale * (g.at[i] - g_mean - z.at[i] * gz_mean);
+    store_columns<T, kAligned>(p.dx[r], first, cols, d);
+  }
+}
+
+// ---- gradients of gains and biases
+
+constexpr int kGainWarps = 8, kGainThreads = kGainWarps * kWarpSize;
+
+/// partial[block of rows] = sums over its rows of dy z and of dy, z = (x - mean) rstd. A warp takes every eighth row, a lane a column; the
+/// warps' sums are added in order.
+template <class T, class G>
+__global__ void __launch_bounds__(kGainThreads)
+    norm_gain_kernel(float* partial, const __grid_constant__ NormGradient<T, G> p, int64_t rows, int cols) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int col = static_cast<int>(blockIdx.y) * kWarpSize + lane;
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kGainRows, end = begin + kGainRows < rows ? begin + kGainRows : rows;
+  float gain = 0, bias = 0;
+  if (col < cols)
+    for (int64_t r = begin + warp; r < end; r += kGainWarps) {
+      const float dy = to_float(p.dy[r][col]);
+      gain += dy * ((to_float(p.x[r][col]) - p.center(r)) * p.scale(r));
+      bias += dy;
+    }
+  float* sums = dynamic_smem<float>();
+  sums[warp * kWarpSize + lane] = gain;
+  sums[(kGainWarps + warp) * kWarpSize + lane] = bias;
+  __syncthreads();  // all warps' sums are there
+  if (warp > 1 || col >= cols) return;
+  float total = 0;
+  for (int w = 0; w < kGainWarps; ++w) total += sums[(warp * kGainWarps + w) * kWarpSize + lane];
+  partial[(static_cast<int64_t>(blockIdx.x) * 2 + warp) * cols + col] = total;
+}
+
+/// dw += sum over blocks of rows, in order; db likewise.
+__global__ void __launch_bounds__(kGainThreads) norm_gain_sum_kernel(float* dw, float* db, const float* partial, int blocks, int cols) {
+  const int col = static_cast<int>(blockIdx.x) * kGainThreads + static_cast<int>(threadIdx.x);
+  if (col >= cols) return;
+  float gain = 0, bias = 0;
+  for (int64_t b = 0; b < blocks; ++b) gain += partial[2 * b * cols + col], bias += partial[(2 * b + 1) * cols + col];
+  if (dw) dw[col] += gain;
+  if (db) db[col] += bias;
+}
+
+template <class T, class G>
+void norm_gains(Stream stream, float* dw, float* db, float* workspace, const NormGradient<T, G>& p, int64_t rows, int64_t cols) {
+  if ((!dw && !db) || rows == 0) return;
+  const int blocks = static_cast<int>(div_up(rows, int64_t{kGainRows}));
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(div_up(cols, int64_t{kWarpSize})));
+  launch(stream, norm_gain_kernel<T, G>, grid, kGainThreads, 2 * kGainThreads * sizeof(float), workspace, p, rows, static_cast<int>(cols));
+  launch(stream, norm_gain_sum_kernel, static_cast<unsigned>(div_up(cols, int64_t{kGainThreads})), kGainThreads, 0, dw, db, workspace,
+         blocks, static_cast<int>(cols));
+}
+
+}  // namespace
+
+template <class T>
+void add_rms_norm_fwd(Stream stream, Rows<T> y, Rows<T> sum, Rows<float> rstd, Rows<const T> a, Rows<const T> b, const T* w, float eps,
+                      int64_t rows, int64_t cols) {
+  if (rows == 0) return;
+  if (!b.data && sum.data == a.data) sum = {};
+  const bool aligned = chunked(y, cols) && chunked(sum, cols) && chunked(a, cols) && chunked(b, cols) && chunked(Rows<const T>{w, 8}, cols);
+  dispatch_aligned(aligned, [&]<bool kAligned>() {
+    launch(stream, add_rms_norm_fwd_kernel<T, kAligned>, norm_blocks(rows), kNormThreads, norm_smem(cols, 1),
+           RmsNorm<T>{y, sum, rstd.data, rstd.stride, a, b, w, eps}, rows, static_cast<int>(cols));
+  });
+}
+
+template <class T, class G>
+void rms_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* workspace, Rows<const G> dy, Rows<const T> x, Rows<const float> rstd,
+                  const T* w, int64_t rows, int64_t cols) {
+  if (rows == 0) return;
+  const NormGradient<T, G> p{dx, dy, x, nullptr, rstd.data, 0, rstd.stride, w};
+  const bool aligned = chunked(dx, cols) && chunked(dy, cols) && chunked(x, cols) && chunked(Rows<const T>{w, 8}, cols);
+  dispatch_aligned(aligned, [&]<bool kAligned>() {
+    launch(stream, rms_norm_bwd_kernel<T, G, kAligned>, norm_blocks(rows), kNormThreads, norm_smem(cols, 2), p, rows,
+           static_cast<int>(cols));
+  });
+  norm_gains(stream, dw, nullptr, workspace, p, rows, cols);
+}
+
+template <class T>
+void layer_norm_fwd(Stream stream, Rows<T> y, Rows<float> mean, Rows<float> rstd, Rows<const T> x, const T* w, const T* b, float eps,
+                    int64_t rows, int64_t cols) {
+  if (rows == 0) return;
+  const bool aligned = chunked(y, cols) && chunked(x, cols) && chunked(Rows<const T>{w, 8}, cols) && chunked(Rows<const T>{b, 8}, cols);
+  dispatch_aligned(aligned, [&]<bool kAligned>() {
+    launch(stream, layer_norm_fwd_kernel<T, kAligned>, norm_blocks(rows), kNormThreads, norm_smem(cols, 1),
+           LayerNorm<T>{y, mean.data, rstd.data, mean.stride, rstd.stride, x, w, b, eps}, rows, static_cast<int>(cols));
+  });
+}
+
+template <class T, class G>
+void layer_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* db, float* workspace, Rows<const G> dy, Rows<const T> x,
+                    Rows<const float> mean, Rows<const float> rstd, const T* w, int64_t rows, int64_t cols) {
+  if (rows == 0) return;
+  const NormGradient<T, G> p{dx, dy, x, mean.data, rstd.data, mean.stride, rstd.stride, w};
+  const bool aligned = chunked(dx, cols) && chunked(dy, cols) && chunked(x, cols) && chunked(Rows<const T>{w, 8}, cols);
+  dispatch_aligned(aligned, [&]<bool kAligned>() {
+    launch(stream, layer_norm_bwd_kernel<T, G, kAligned>, norm_blocks(rows), kNormThreads, norm_smem(cols, 2), p, rows,
+           static_cast<int>(cols));
+  });
+  norm_gains(stream, dw, db, workspace, p, rows, cols);
+}
+
+#define KAVA_NORMS_OF(T)                                                                                                                  \
+  template void add_rms_norm_fwd(Stream, Rows<T>, Rows<T>, Rows<float>, Rows<const T>, Rows<const T>, const T*, float, int64_t, int64_t); \
+  template void layer_norm_fwd(Stream, Rows<T>, Rows<float>, Rows<float>, Rows<const T>, const T*, const T*, float, int64_t, int64_t);
+#define KAVA_NORM_GRADIENTS_OF(T, G)                                                                                              \
+  template void rms_norm_bwd(Stream, Rows<T>, float*, float*, Rows<const G>, Rows<const T>, Rows<const float>, const T*, int64_t, \
+                             int64_t);                                                                                            \
+  template void layer_norm_bwd(Stream, Rows<T>, float*, float*, float*, Rows<const G>, Rows<const T>, Rows<const float>,          \
+                               Rows<const float>, const T*, int64_t, int64_t);
+KAVA_NORMS_OF(float)
+KAVA_NORMS_OF(bf16)
+KAVA_NORM_GRADIENTS_OF(float, float)
+KAVA_NORM_GRADIENTS_OF(bf16, bf16)
+KAVA_NORM_GRADIENTS_OF(bf16, float)
+#undef KAVA_NORMS_OF
+#undef KAVA_NORM_GRADIENTS_OF
+
+}  // namespace kava
