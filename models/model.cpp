@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "engine/device/host.h"
+#include "engine/error.h"
 #include "engine/files/files.h"
 #include "models/recipe.h"
 #include "models/starts.h"
@@ -100,6 +101,9 @@ std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelC
 
 Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s, Values values, ModelUse use)
     : ops(o), config(c), shape(s), storage(storage_of(c.model.dtype)), parameters(o, storage_of(c.model.dtype), use) {
+  if (!ops.stores(storage))
+    throw Error(Exit::usage, "model.dtype", fmt::format("{} is not a type of the device {}", name_of(storage), ops.name()),
+                "use bf16 or f32, or --device cpu");
   std::optional<WeightFiles> files;
   if (values != Values::none && config.model.init == Init::pretrained) {
     files = WeightFiles::open(config.model.path, shape);

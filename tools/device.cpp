@@ -4,6 +4,7 @@
 #include <charconv>
 #include <thread>
 
+#include "engine/device/cuda_module.h"
 #include "engine/error.h"
 
 namespace kava {
@@ -27,7 +28,7 @@ int thread_count(const DeviceOptions& options) {
 std::unique_ptr<Ops> make_ops(const DeviceOptions& options) {
   const int threads = thread_count(options);
   if (options.device == "cpu" || options.device == "auto") return make_cpu_ops(threads);
-  if (options.device == "cuda") throw Error(Exit::preflight, "--device", "no CUDA device is supported by this build", "use --device cpu");
+  if (options.device == "cuda") return make_cuda_ops();
   throw Error(Exit::usage, "--device", "\"" + escaped(options.device) + "\" is no device", "give cpu, cuda or auto");
 }
 

@@ -79,6 +79,8 @@ class Ops {
   Ops& operator=(const Ops&) = delete;
   virtual std::string name() const = 0;
   bool dry() const { return dry_; }
+  /// Whether weights and activations may be of this type.
+  virtual bool stores(DType) const { return true; }
   /// A dry backend of the same kind, which takes the same memory.
   virtual std::unique_ptr<Ops> dry_twin() const = 0;
 

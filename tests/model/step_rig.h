@@ -38,10 +38,10 @@ inline std::vector<double> drawn(const std::string& name, std::size_t count) {
 /// read: every trainable is its start plus noise, so that no gradient is zero for want of a B.
 class StepRig {
  public:
-  explicit StepRig(std::vector<std::string> sets, int threads = 1, double noise = 0.2) {
+  explicit StepRig(std::vector<std::string> sets, int threads = 1, double noise = 0.2, std::unique_ptr<Ops> backend = nullptr) {
     sets.insert(sets.begin(), "model.adapter=\"\"");
     config = golden_config("kava_defaults", sets);
-    ops = make_cpu_ops(threads);
+    ops = backend ? std::move(backend) : make_cpu_ops(threads);
     text = open_text_model(config.model.path);
     int64_t dropped = 0;
     samples = read_samples(text, config, read_train_files(config), &dropped);

@@ -63,8 +63,9 @@ enum class Kind { storage, sum, i32, f64 };
 class Rig {
  public:
   /// round_to: the type that storage and sum values are rounded to (storage itself, but for the f64 algorithm with rounded tensors).
-  Rig(int threads, DType storage, DType round_to, int64_t gap)
-      : ops(cpu(threads)), arena(ops), storage_(storage), round_to_(round_to), gap_(gap) {}
+  Rig(Ops& backend, DType storage, DType round_to, int64_t gap)
+      : ops(backend), arena(backend), storage_(storage), round_to_(round_to), gap_(gap) {}
+  Rig(int threads, DType storage, DType round_to, int64_t gap) : Rig(cpu(threads), storage, round_to, gap) {}
 
   DType type(Kind k) const {
     return k == Kind::i32 ? DType::i32 : k == Kind::f64 ? DType::f64 : k == Kind::sum ? sum_type(storage_) : storage_;
@@ -131,7 +132,7 @@ class Rig {
     Kind kind;
     Tensor tensor;
   };
-  static constexpr std::size_t kGuard = 72;
+  static constexpr std::size_t kGuard = 80;  // so that rows without gaps lie at multiples of 16 bytes where their length allows it
 
   Tensor place(int64_t rows, int64_t cols, Kind kind, unsigned char inside) {
     const DType t = type(kind);
@@ -224,28 +225,52 @@ inline double normalised_error(const Matrix& y, const Matrix& x) {
   return square > 0 ? error / square : error;
 }
 
-/// Runs the op in f64, f32 and bf16 with 1, 2 and 3 threads, twice, with gaps between rows and without: guards hold, no output is NaN, the
-/// bytes are equal, and the error against f64 is at most twice that of the f64 algorithm with rounded tensors, plus a floor of 1e-12
-/// (relative RMS 1e-6: sums in f32).
-inline void check_op(const char* name, const Matrices& in, const OpRun& op) {
+/// The cuda backend on the emulator's device, whose memory is the host's; null where the emulator cannot run.
+Ops* emulated_cuda();
+std::unique_ptr<Ops> make_emulated_cuda();
+/// Takes a schedule for the launches that follow, 0 <= number < kSchedules.
+constexpr int kSchedules = 3;
+void take_schedule(int number);
+
+/// The error against f64 is at most twice that of the f64 algorithm with rounded tensors, plus a floor.
+inline void check_errors(const Matrices& got, const Matrices& exact, const Matrices& rounded, double floor) {
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double error = normalised_error(got[i], exact[i]), allowed = normalised_error(rounded[i], exact[i]);
+    INFO("output " << i << " [" << got[i].rows << ", " << got[i].cols << "]: error " << error << ", of rounded tensors " << allowed);
+    REQUIRE(error <= 2 * allowed + floor);  // also refuses NaN
+  }
+}
+
+/// Runs the op in f64, f32 and bf16 with 1, 2 and 3 threads, twice, with gaps between rows and without, and in f32 and bf16 on the emulated
+/// cuda backend under several schedules: guards hold, no output is NaN, the bytes of a backend are equal, and the errors are those of
+/// check_errors with a floor of 1e-12 (relative RMS 1e-6: sums in f32).
+/// tensor_cores: the op's products take operands that are rounded to bf16 on their way, which the f64 algorithm does not know; its bf16 is
+/// judged by tests/kernels.
+inline void check_op(const char* name, const Matrices& in, const OpRun& op, bool tensor_cores = false) {
   const Matrices exact = run_f64(op, in);
   for (DType storage : {DType::f64, DType::f32, DType::bf16}) {
     Rig rounded_rig(1, DType::f64, storage, 0);
     const Matrices rounded = read_all(rounded_rig, op(rounded_rig, in));
     for (int64_t gap : {0, 3}) {
       std::vector<unsigned char> first;
-      for (int threads : {1, 2, 3, 1}) {
-        INFO(name << " in " << name_of(storage) << ", " << threads << " threads, gap " << gap);
-        Rig rig(threads, storage, storage, gap);
+      auto run = [&](Ops& backend) {
+        Rig rig(backend, storage, storage, gap);
         const Matrices got = read_all(rig, op(rig, in));
         REQUIRE(rig.guards_hold());
         if (first.empty()) first = rig.bytes();
         REQUIRE(rig.bytes() == first);
-        for (std::size_t i = 0; i < got.size(); ++i) {
-          const double error = normalised_error(got[i], exact[i]), allowed = normalised_error(rounded[i], exact[i]);
-          INFO("output " << i << " [" << got[i].rows << ", " << got[i].cols << "]: error " << error << ", of rounded tensors " << allowed);
-          REQUIRE(error <= 2 * allowed + (storage == DType::f64 ? 1e-28 : 1e-12));  // also refuses NaN
-        }
+        check_errors(got, exact, rounded, storage == DType::f64 ? 1e-28 : 1e-12);
+      };
+      for (int threads : {1, 2, 3, 1}) {
+        INFO(name << " in " << name_of(storage) << ", " << threads << " threads, gap " << gap);
+        run(cpu(threads));
+      }
+      first.clear();
+      for (int schedule = 0; schedule < kSchedules && emulated_cuda(); ++schedule) {
+        if (storage == DType::f64 || (storage == DType::bf16 && tensor_cores)) break;
+        INFO(name << " in " << name_of(storage) << ", emulated cuda, schedule " << schedule << ", gap " << gap);
+        take_schedule(schedule);
+        run(*emulated_cuda());
       }
     }
   }

@@ -1,0 +1,42 @@
+#include "engine/device/cuda/ops_cuda.h"
+
+namespace kava {
+
+namespace {
+SegmentLists lists_of(const Segments& s) {
+  return {data_of<const int32_t>(s.key_offsets),
+          data_of<const int32_t>(s.keys),
+          data_of<const int32_t>(s.query_begin),
+          data_of<const int32_t>(s.query_count),
+          data_of<const int32_t>(s.group_offsets),
+          static_cast<int>(s.count),
+          static_cast<int>(s.groups),
+          static_cast<int>(s.most_queries)};
+}
+AttentionDims dims_of(const Tensor& q, int64_t heads, int64_t kv_heads, double scale) {
+  return {static_cast<int>(heads), static_cast<int>(kv_heads), static_cast<int>(q.cols / heads), static_cast<float>(scale)};
+}
+}  // namespace
+
+void CudaOps::do_attention_fwd(Arena&, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                               const Segments& segments, int64_t heads, int64_t kv_heads, double scale) {
+  if (dry()) return;
+  on_storage(q.dtype, [&]<class T>() {
+    kava::attention_fwd(stream(), rows_of<T>(o), rows_of<float>(lse), rows_of<const T>(q), rows_of<const T>(k), rows_of<const T>(v),
+                        lists_of(segments), dims_of(q, heads, kv_heads, scale));
+  });
+}
+void CudaOps::do_attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
+                               const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments,
+                               int64_t heads, int64_t kv_heads, double scale) {
+  ArenaScope scope(arena);
+  const Tensor delta = arena.alloc(DType::f32, q.rows, heads);
+  if (dry()) return;
+  on_storage(q.dtype, [&]<class T>() {
+    kava::attention_bwd(stream(), rows_of<T>(dq), rows_of<float>(dk), rows_of<float>(dv), rows_of<float>(delta), rows_of<const T>(dout),
+                        rows_of<const T>(o), rows_of<const float>(lse), rows_of<const T>(q), rows_of<const T>(k), rows_of<const T>(v),
+                        lists_of(segments), dims_of(q, heads, kv_heads, scale));
+  });
+}
+
+}  // namespace kava

@@ -1,0 +1,114 @@
+// The cuda backend: each op hands rows, dimensions and a stream to the kernels of kernels/OP.cu. Its definitions stand in ops_*.cpp, by the
+// op. Storage is bf16 or f32; f64 is the cpu's.
+#pragma once
+#include <memory>
+
+#include "engine/device/cuda/runtime.h"
+#include "engine/device/ops.h"
+#include "kernels/gemm.h"
+#include "kernels/kernels.h"
+
+namespace kava {
+
+class CudaOps final : public Ops {
+ public:
+  /// A dry backend opens no device.
+  CudaOps(int device, bool dry);
+  ~CudaOps() override;
+  std::string name() const override { return gpu_backend_name(); }
+  bool stores(DType t) const override { return t != DType::f64; }
+  std::unique_ptr<Ops> dry_twin() const override { return std::make_unique<CudaOps>(device_, true); }
+
+ private:
+  void* do_allocate(int64_t bytes) override;
+  void do_release(void* data, int64_t bytes) override;
+  AddressRange do_reserve() override;
+  void do_commit(void* data, int64_t bytes) override;
+  void do_unreserve(const AddressRange& range, int64_t committed) override;
+  void do_upload(const Tensor& y, const void* host) override;
+  void do_download(void* host, const Tensor& x) override;
+  void do_fill(const Tensor& y, double value) override;
+  void do_copy(const Tensor& y, const Tensor& x) override;
+  void do_add(const Tensor& y, const Tensor& x) override;
+  void do_gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void do_scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void do_scatter_add_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void do_embed_fwd(const Tensor& x, const Tensor& table, const Tensor& extra, const Tensor& ids) override;
+  void do_embed_bwd(const Tensor& dtable, const Tensor& dextra, const Tensor& dx, const Tensor& ids) override;
+  void do_add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& rstd, const Tensor& a, const Tensor& b, const Tensor& w,
+                           double eps) override;
+  void do_rms_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                       const Tensor& w) override;
+  void do_linear_prepare(const LinearGroup& group) override;
+  void do_lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& group, const Dropout& dropout, Reads reads) override;
+  void do_linear_group_fwd(Arena& arena, const Tensor& y, const Tensor& xx, const LinearGroup& group, Reads reads) override;
+  void do_linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& group,
+                                 const Dropout& dropout) override;
+  void do_linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
+                                  const LinearGroup& group, const Dropout& dropout) override;
+  void do_rope_fwd(const Tensor& x, const Tensor& positions, const Tensor& cosine, const Tensor& sine, int64_t head_dim,
+                   bool inverse) override;
+  void do_rope_bwd(const Tensor& dqkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& positions, const Tensor& cosine,
+                   const Tensor& sine, int64_t head_dim) override;
+  void do_attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const Segments& segments, int64_t heads, int64_t kv_heads, double scale) override;
+  void do_attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
+                        const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments, int64_t heads,
+                        int64_t kv_heads, double scale) override;
+  void do_swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) override;
+  void do_swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) override;
+  void do_gelu_fwd(const Tensor& y, const Tensor& x) override;
+  void do_gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x) override;
+  void do_layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
+                         double eps) override;
+  void do_layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
+                         const Tensor& mean, const Tensor& rstd, const Tensor& w) override;
+  void do_head_cross_entropy(Arena& arena, const Tensor& losses, const Tensor& dh, const Tensor& dw, const Tensor& correct,
+                             const Tensor& logits, const Tensor& h, const Tensor& w, const Tensor& targets, const Tensor& classes,
+                             const Tensor& owners, const std::array<double, 2>& weights) override;
+  void do_head_argmax(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w) override;
+  void do_rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,
+                     const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_rows, const Tensor& q_offsets,
+                     const Tensor& k, const Tensor& v, const Tensor& k_rows, const Tensor& k_offsets, const Tensor& match_k,
+                     const RkvOptions& options) override;
+  void do_moments(Arena& arena, const Tensor& moments, const Tensor& x, const Tensor& valid) override;
+  void do_inverse_std(const Tensor& inverse, const Tensor& moments, int power) override;
+  void do_distill(Arena& arena, const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,
+                  const Tensor& inverse, Distance distance, double factor, double weight) override;
+  void do_sum_squares(Arena& arena, const Tensor& out, const Tensor& x) override;
+  void do_count_update(const Tensor& updates, const Tensor& grad_square, const Tensor& losses) override;
+  void do_adamw(const Tensor& value, const Tensor& m, const Tensor& v, const Tensor& half, const Tensor& grad, const Tensor& grad_square,
+                const Tensor& updates, const AdamwOptions& options) override;
+
+  Stream stream() const { return runtime_->stream(); }
+  /// c (set, or added to in f32) = op(a) op(b), op transposing.
+  void product(const Tensor& c, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, bool add = false);
+
+  int device_;
+  std::unique_ptr<GpuRuntime> runtime_;  // null in a dry backend
+  void* factors_ = nullptr;              // an AdamwFactors
+};
+
+/// The rows of a tensor as kernels take them; an empty tensor is a null pointer.
+template <class T>
+Rows<T> rows_of(const Tensor& t) {
+  if (t)
+    KAVA_CHECK(t.dtype == DTypeOf<std::remove_const_t<T>>::value, "a {} tensor used as {}", name_of(t.dtype),
+               name_of(DTypeOf<std::remove_const_t<T>>::value));
+  return {static_cast<T*>(t.data), t.stride};
+}
+/// The elements of a tensor of one row.
+template <class T>
+T* data_of(const Tensor& t) {
+  return rows_of<T>(t).data;
+}
+
+/// Calls f.template operator()<T>() with the storage type.
+template <class F>
+void on_storage(DType t, F&& f) {
+  if (t == DType::f32) return f.template operator()<float>();
+  KAVA_CHECK(t == DType::bf16, "the cuda backend stores bf16 or f32, not {}", name_of(t));
+  f.template operator()<bf16>();
+}
+
+}  // namespace kava

@@ -1,0 +1,59 @@
+#include <algorithm>
+
+#include "engine/device/cuda/ops_cuda.h"
+
+namespace kava {
+
+namespace {
+constexpr int64_t kHeadBytes = int64_t{96} << 20;  // of logits at a time
+int64_t chunk_rows(int64_t vocab) { return std::clamp<int64_t>(kHeadBytes / (vocab * 4) / 64 * 64, 64, 4096); }
+}  // namespace
+
+void CudaOps::do_head_cross_entropy(Arena& arena, const Tensor& losses, const Tensor& dh, const Tensor& dw, const Tensor& correct,
+                                    const Tensor& logits, const Tensor& h, const Tensor& w, const Tensor& targets, const Tensor& classes,
+                                    const Tensor& owners, const std::array<double, 2>& weights) {
+  ArenaScope all(arena);
+  const int64_t V = w.rows, n = h.rows, chunk = chunk_rows(V);
+  const bool backward = dh || dw;
+  const Tensor nll = arena.alloc(DType::f32, 1, n), hit = correct ? arena.alloc(DType::i32, 1, n) : Tensor{};
+  const float by_class[2] = {static_cast<float>(weights[0]), static_cast<float>(weights[1])};
+  for (int64_t first = 0; first < n; first += chunk) {
+    ArenaScope scope(arena);
+    const int64_t last = std::min(n, first + chunk);
+    const Tensor hc = h.row_range(first, last);
+    const Tensor z = logits ? logits.row_range(first, last) : arena.alloc(DType::f32, hc.rows, V);
+    const Tensor dz = backward ? arena.alloc(h.dtype, hc.rows, V) : Tensor{};
+    if (dry()) continue;
+    product(z, hc, false, w, true);
+    on_storage(h.dtype, [&]<class T>() {
+      HeadOutputs<T> out;
+      out.nll = data_of<float>(nll) + first, out.hit = hit ? data_of<int32_t>(hit) + first : nullptr, out.dz = rows_of<T>(dz);
+      kava::head_rows(stream(), out, rows_of<const float>(z), data_of<const int32_t>(targets) + first,
+                      data_of<const int32_t>(classes) + first, by_class, hc.rows, V);
+    });
+    if (dh) product(dh.row_range(first, last), dz, false, w, false);
+    if (dw) product(dw, dz, true, hc, false, true);
+  }
+  if (dry()) return;
+  kava::head_loss(stream(), data_of<double>(losses), data_of<const float>(nll), data_of<const int32_t>(classes), n);
+  if (!correct) return;
+  kava::fill_rows(stream(), rows_of<int32_t>(correct), 1, 1, correct.cols);
+  kava::head_correct(stream(), data_of<int32_t>(correct), data_of<const int32_t>(hit), data_of<const int32_t>(owners), n);
+}
+
+void CudaOps::do_head_argmax(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w) {
+  const int64_t n = h.rows, V = w.rows, chunk = chunk_rows(V);
+  for (int64_t first = 0; first < n; first += chunk) {
+    ArenaScope scope(arena);
+    const Tensor hc = h.row_range(first, std::min(n, first + chunk)), z = arena.alloc(DType::f32, hc.rows, V);
+    if (dry()) continue;
+    product(z, hc, false, w, true);
+    on_storage(h.dtype, [&]<class T>() {
+      HeadOutputs<T> out;
+      out.best = data_of<int32_t>(best) + first;
+      kava::head_rows(stream(), out, rows_of<const float>(z), nullptr, nullptr, {0.f, 0.f}, hc.rows, V);
+    });
+  }
+}
+
+}  // namespace kava

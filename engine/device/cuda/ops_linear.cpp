@@ -1,0 +1,125 @@
+#include <algorithm>
+
+#include "engine/device/cuda/ops_cuda.h"
+#include "kernels/dropout.h"
+
+namespace kava {
+
+namespace {
+DropoutMask mask_of(const Dropout& d) {
+  if (d.p == 0) return {};
+  return {data_of<const int32_t>(d.row_keys), d.seed, d.step, d.site, dropout_threshold(d.p), static_cast<float>(1 / (1 - d.p))};
+}
+template <class T>
+void set_output(Gemm<T>& g, const Tensor& c) {
+  g.m = static_cast<int>(c.rows), g.n = static_cast<int>(c.cols);
+}
+int to_int(int64_t n) { return static_cast<int>(n); }
+/// The parts' rank columns of xa that this group (or range of one) reads.
+struct Ranks {
+  int64_t begin = 0, end = 0;
+  int64_t count() const { return end - begin; }
+};
+Ranks ranks_of(const LinearGroup& g) {
+  Ranks r{g.ranks(), 0};
+  for (const LinearPart& p : g.parts)
+    if (p.rank > 0) r.begin = std::min(r.begin, p.rank_begin), r.end = std::max(r.end, p.rank_begin + p.rank);
+  return r.end > r.begin ? r : Ranks{};
+}
+}  // namespace
+
+void CudaOps::do_linear_prepare(const LinearGroup& g) {
+  if (g.ranks() == 0) return;
+  on_storage(g.joined.dtype, [&]<class T>() {
+    const Tensor columns = g.joined.col_range(g.in, g.joined.cols);
+    kava::fill_rows(stream(), rows_of<T>(columns), T{}, columns.rows, columns.cols);
+    for (const LinearPart& p : g.parts) {
+      if (p.rank == 0) continue;
+      const Tensor to = columns.row_range(p.out_begin, p.out_begin + p.outs).col_range(p.rank_begin, p.rank_begin + p.rank);
+      kava::scale_rows(stream(), rows_of<T>(to), rows_of<const T>(p.b), static_cast<float>(p.scale), to.rows, to.cols);
+    }
+  });
+}
+
+void CudaOps::do_lora_fwd(Arena&, const Tensor& xx, const LinearGroup& g, const Dropout& dropout, Reads) {
+  if (dry()) return;
+  on_storage(xx.dtype, [&]<class T>() {
+    GemmBatch<T> batch;
+    batch.mask = mask_of(dropout);
+    Gemm<T>& gemm_ = batch.gemms[batch.count++];
+    const Tensor xa = xx.col_range(g.in, xx.cols);
+    gemm_.set = rows_of<T>(xa);
+    set_output(gemm_, xa);
+    gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.a), to_int(g.in));
+    gemm_.scaled = 1, gemm_.factor = batch.mask.inverse_keep, gemm_.masked = dropout.p > 0;
+    gemm<GemmForm::nt>(stream(), batch);
+  });
+}
+
+void CudaOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, const LinearGroup& g, Reads) {
+  if (dry()) return;
+  on_storage(y.dtype, [&]<class T>() {
+    GemmBatch<T> batch;
+    Gemm<T>& gemm_ = batch.gemms[batch.count++];
+    gemm_.set = rows_of<T>(y);
+    set_output(gemm_, y);
+    gemm_.bias = data_of<const T>(g.bias);
+    // Without a rank among the parts nobody has written xa.
+    gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.joined), to_int(g.in + ranks_of(g).end));
+    gemm<GemmForm::nt>(stream(), batch);
+  });
+}
+
+void CudaOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& g,
+                                        const Dropout& dropout) {
+  if (dry()) return;
+  const Ranks ranks = ranks_of(g);
+  if (dxa) product(dxa, dy, false, g.joined.col_range(g.in, g.joined.cols), false);
+  if (!dx) return;
+  on_storage(dx.dtype, [&]<class T>() {
+    GemmBatch<T> batch;
+    batch.mask = mask_of(dropout);
+    Gemm<T>& gemm_ = batch.gemms[batch.count++];
+    gemm_.set = rows_of<T>(dx);
+    set_output(gemm_, dx);
+    if (ranks.count() > 0) {
+      gemm_.then(rows_of<const T>(dxa.col_range(ranks.begin, ranks.end)), rows_of<const T>(g.a.row_range(ranks.begin, ranks.end)),
+                 to_int(ranks.count()));
+      gemm_.scaled = 1, gemm_.factor = batch.mask.inverse_keep, gemm_.masked = dropout.p > 0;
+    }
+    gemm_.then(rows_of<const T>(dy), rows_of<const T>(g.joined), to_int(g.outs()));
+    gemm<GemmForm::nn>(stream(), batch);
+  });
+}
+
+void CudaOps::do_linear_group_bwd_params(Arena&, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
+                                         const LinearGroup& g, const Dropout& dropout) {
+  if (dry()) return;
+  const Tensor x = xx.col_range(0, g.in);
+  const Ranks ranks = ranks_of(g);
+  on_storage(dy.dtype, [&]<class T>() {
+    auto add = [&](const Tensor& c, const Tensor& a, const Tensor& b, double factor, bool masked) {
+      GemmBatch<T> batch;
+      batch.mask = mask_of(dropout);
+      Gemm<T>& gemm_ = batch.gemms[batch.count++];
+      gemm_.add = rows_of<float>(c);
+      set_output(gemm_, c);
+      gemm_.then(rows_of<const T>(a), rows_of<const T>(b), to_int(a.rows));
+      gemm_.scaled = 1, gemm_.factor = static_cast<float>(factor), gemm_.masked = masked;
+      gemm<GemmForm::tn>(stream(), batch);
+    };
+    if (dy.rows == 0) return;
+    if (grad.dw) add(grad.dw, dy, x, 1, false);
+    if (grad.da && ranks.count() > 0)
+      add(grad.da.row_range(ranks.begin, ranks.end), dxa.col_range(ranks.begin, ranks.end), x,
+          static_cast<double>(mask_of(dropout).inverse_keep), dropout.p > 0);
+    for (std::size_t j = 0; j < grad.db.size(); ++j) {
+      const LinearPart& p = g.parts[j];
+      const int64_t rank = g.in + p.rank_begin;
+      if (grad.db[j]) add(grad.db[j], dy.col_range(p.out_begin, p.out_begin + p.outs), xx.col_range(rank, rank + p.rank), p.scale, false);
+    }
+    if (grad.dbias) kava::bias_bwd(stream(), data_of<float>(grad.dbias), rows_of<const T>(dy), to_int(dy.rows), to_int(dy.cols));
+  });
+}
+
+}  // namespace kava

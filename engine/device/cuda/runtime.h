@@ -1,0 +1,62 @@
+// What the cuda backend asks of the CUDA runtime: one device, one stream, memory. runtime_cuda.cpp calls the runtime; where kernels are
+// emulated, tests/simt/runtime_emulated.cpp stands in its place.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "engine/device/arena.h"
+
+struct CUstream_st;
+
+namespace kava {
+
+struct GpuInfo {
+  std::string name;            // as the driver gives it; "emulated" in the emulator
+  int64_t memory_bytes = 0;    // of the device
+  int compute_capability = 0;  // 90 for 9.0
+  int multiprocessors = 0;
+  int driver = 0, runtime = 0;  // versions, 13000 for 13.0
+};
+
+/// "cuda", or "cuda (emulated)".
+const char* gpu_backend_name();
+
+/// How many devices there are. Where there is none, `why` says it in a line: no driver, a driver too old, the toolkit's link stub on the
+/// library path, or no device.
+int gpu_count(std::string& why);
+
+/// Everything is queued on one stream in the order of the calls. A failure is Error(code preflight) where memory is refused, else
+/// Error(code comm): the device is lost for this process.
+class GpuRuntime {
+ public:
+  explicit GpuRuntime(int device);
+  ~GpuRuntime();
+  GpuRuntime(const GpuRuntime&) = delete;
+  GpuRuntime& operator=(const GpuRuntime&) = delete;
+
+  const GpuInfo& info() const { return info_; }
+  CUstream_st* stream() const { return stream_; }
+  int64_t free_bytes() const;
+
+  void* allocate(int64_t bytes);
+  void release(void* data);
+  /// As Ops says.
+  AddressRange reserve();
+  void commit(void* data, int64_t bytes);
+  void unreserve(const AddressRange& range, int64_t committed);
+
+  /// The host's bytes are taken before it returns.
+  void write(void* device, const void* host, int64_t bytes);
+  /// Waits for all that is queued: the only call that does.
+  void read(void* host, const void* device, int64_t bytes);
+  void zero(void* device, int64_t bytes);
+
+ private:
+  GpuInfo info_;
+  CUstream_st* stream_ = nullptr;
+  int device_ = 0;
+  struct Staging;
+  Staging* staging_ = nullptr;
+};
+
+}  // namespace kava

@@ -1,0 +1,182 @@
+// GpuRuntime by the CUDA runtime. The driver's calls for address ranges are looked up through it, so that nothing links to the driver.
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "engine/device/cuda/runtime.h"
+#include "engine/error.h"
+
+namespace kava {
+
+namespace {
+
+constexpr int kOldestDriver = 13000;
+
+[[noreturn]] void fail(cudaError_t status, const char* call) {
+  const bool memory = status == cudaErrorMemoryAllocation;
+  throw Error(memory ? Exit::preflight : Exit::comm, "cuda", fmt::format("{}: {}", call, cudaGetErrorString(status)),
+              memory ? "lower train.micro_batch" : "the device is lost for this process; start again from the last checkpoint");
+}
+void check(cudaError_t status, const char* call) {
+  if (status != cudaSuccess) fail(status, call);
+}
+#define KAVA_CUDA(call) check(call, #call)
+
+/// A function of the driver, by name.
+template <class F>
+F driver_function(const char* name) {
+  void* address = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+  KAVA_CUDA(cudaGetDriverEntryPointByVersion(name, &address, 12000, cudaEnableDefault, &found));
+  if (found != cudaDriverEntryPointSuccess || !address)
+    throw Error(Exit::preflight, "cuda", fmt::format("the driver has no {}", name), "install a newer driver");
+  return reinterpret_cast<F>(address);
+}
+void check_driver(CUresult status, const char* call) {
+  if (status == CUDA_SUCCESS) return;
+  if (status == CUDA_ERROR_OUT_OF_MEMORY) fail(cudaErrorMemoryAllocation, call);
+  throw Error(Exit::comm, "cuda", fmt::format("{}: driver error {}", call, static_cast<int>(status)),
+              "the device is lost for this process; start again from the last checkpoint");
+}
+
+struct Driver {
+  decltype(&cuMemAddressReserve) reserve = driver_function<decltype(&cuMemAddressReserve)>("cuMemAddressReserve");
+  decltype(&cuMemAddressFree) free = driver_function<decltype(&cuMemAddressFree)>("cuMemAddressFree");
+  decltype(&cuMemCreate) create = driver_function<decltype(&cuMemCreate)>("cuMemCreate");
+  decltype(&cuMemRelease) release = driver_function<decltype(&cuMemRelease)>("cuMemRelease");
+  decltype(&cuMemMap) map = driver_function<decltype(&cuMemMap)>("cuMemMap");
+  decltype(&cuMemUnmap) unmap = driver_function<decltype(&cuMemUnmap)>("cuMemUnmap");
+  decltype(&cuMemSetAccess) access = driver_function<decltype(&cuMemSetAccess)>("cuMemSetAccess");
+};
+const Driver& driver() {
+  static const Driver d;
+  return d;
+}
+
+constexpr int64_t kStagingBytes = int64_t{32} << 20;
+
+}  // namespace
+
+const char* gpu_backend_name() { return "cuda"; }
+
+int gpu_count(std::string& why) {
+  int version = 0, count = 0;
+  cudaDriverGetVersion(&version);
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess && count > 0) return count;
+  if (status == cudaErrorStubLibrary) why = "the library path holds the toolkit's link stub in the driver's place: take stubs/ out of it";
+  else if (version == 0) why = "no NVIDIA driver is loaded";
+  else if (version < kOldestDriver)
+    why = fmt::format("the driver serves CUDA {}.{}, and {}.0 is needed", version / 1000, version % 1000 / 10, kOldestDriver / 1000);
+  else if (status == cudaErrorNoDevice || count == 0) why = "the driver shows no device";
+  else why = cudaGetErrorString(status);
+  return 0;
+}
+
+/// Pinned memory in two halves: a half is written again only after the copies from it were made.
+struct GpuRuntime::Staging {
+  char* data = nullptr;
+  cudaEvent_t done[2] = {};
+  int64_t used = 0;
+  int half = 0;
+};
+
+GpuRuntime::GpuRuntime(int device) : device_(device) {
+  std::string why;
+  const int count = gpu_count(why);
+  if (device >= count)
+    throw Error(Exit::preflight, "--device", count == 0 ? why : fmt::format("device {} of {}", device, count), "use --device cpu");
+  KAVA_CUDA(cudaSetDevice(device));
+  cudaDeviceProp p{};
+  KAVA_CUDA(cudaGetDeviceProperties(&p, device));
+  info_.name = p.name, info_.memory_bytes = static_cast<int64_t>(p.totalGlobalMem), info_.compute_capability = 10 * p.major + p.minor,
+  info_.multiprocessors = p.multiProcessorCount;
+  cudaDriverGetVersion(&info_.driver);
+  cudaRuntimeGetVersion(&info_.runtime);
+  KAVA_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  staging_ = new Staging;
+  KAVA_CUDA(cudaMallocHost(reinterpret_cast<void**>(&staging_->data), static_cast<std::size_t>(kStagingBytes)));
+  for (cudaEvent_t& e : staging_->done) KAVA_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+}
+
+GpuRuntime::~GpuRuntime() {
+  if (staging_) {
+    cudaStreamSynchronize(stream_);
+    for (cudaEvent_t e : staging_->done)
+      if (e) cudaEventDestroy(e);
+    cudaFreeHost(staging_->data);
+    delete staging_;
+  }
+  if (stream_) cudaStreamDestroy(stream_);
+}
+
+int64_t GpuRuntime::free_bytes() const {
+  std::size_t free = 0, total = 0;
+  KAVA_CUDA(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(free);
+}
+
+void* GpuRuntime::allocate(int64_t bytes) {
+  void* data = nullptr;
+  KAVA_CUDA(cudaMalloc(&data, static_cast<std::size_t>(std::max<int64_t>(bytes, 1))));
+  return data;
+}
+void GpuRuntime::release(void* data) { cudaFree(data); }
+
+AddressRange GpuRuntime::reserve() {
+  CUdeviceptr begin = 0;
+  const int64_t bytes = (info_.memory_bytes + Arena::kPiece - 1) / Arena::kPiece * Arena::kPiece;
+  check_driver(driver().reserve(&begin, static_cast<std::size_t>(bytes), 0, 0, 0), "cuMemAddressReserve");
+  return {reinterpret_cast<char*>(begin), bytes};
+}
+
+void GpuRuntime::commit(void* data, int64_t bytes) {
+  CUmemAllocationProp prop{};
+  prop.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  prop.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device_}};
+  CUmemGenericAllocationHandle handle{};
+  check_driver(driver().create(&handle, static_cast<std::size_t>(bytes), &prop, 0), "cuMemCreate");
+  const auto at = reinterpret_cast<CUdeviceptr>(data);
+  const CUresult mapped = driver().map(at, static_cast<std::size_t>(bytes), 0, handle, 0);
+  driver().release(handle);  // the mapping keeps the memory
+  check_driver(mapped, "cuMemMap");
+  CUmemAccessDesc access{};
+  access.location = prop.location;
+  access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+  check_driver(driver().access(at, static_cast<std::size_t>(bytes), &access, 1), "cuMemSetAccess");
+}
+
+void GpuRuntime::unreserve(const AddressRange& range, int64_t committed) {
+  cudaStreamSynchronize(stream_);
+  const auto at = reinterpret_cast<CUdeviceptr>(range.begin);
+  if (committed > 0) driver().unmap(at, static_cast<std::size_t>(committed));
+  driver().free(at, static_cast<std::size_t>(range.bytes));
+}
+
+void GpuRuntime::write(void* device, const void* host, int64_t bytes) {
+  constexpr int64_t kHalf = kStagingBytes / 2;
+  for (int64_t done = 0; done < bytes;) {
+    if (staging_->used == kHalf) {
+      KAVA_CUDA(cudaEventRecord(staging_->done[staging_->half], stream_));
+      staging_->half ^= 1, staging_->used = 0;
+      KAVA_CUDA(cudaEventSynchronize(staging_->done[staging_->half]));
+    }
+    const int64_t n = std::min(bytes - done, kHalf - staging_->used);
+    char* from = staging_->data + staging_->half * kHalf + staging_->used;
+    std::memcpy(from, static_cast<const char*>(host) + done, static_cast<std::size_t>(n));
+    KAVA_CUDA(cudaMemcpyAsync(static_cast<char*>(device) + done, from, static_cast<std::size_t>(n), cudaMemcpyHostToDevice, stream_));
+    staging_->used += n, done += n;
+  }
+}
+
+void GpuRuntime::read(void* host, const void* device, int64_t bytes) {
+  KAVA_CUDA(cudaMemcpyAsync(host, device, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
+  KAVA_CUDA(cudaStreamSynchronize(stream_));
+}
+
+void GpuRuntime::zero(void* device, int64_t bytes) { KAVA_CUDA(cudaMemsetAsync(device, 0, static_cast<std::size_t>(bytes), stream_)); }
+
+}  // namespace kava
