@@ -34,11 +34,11 @@ train() {
   shift 2
   local resume=()
   [ -e "$out/$name/config.toml" ] && resume=(--resume)
-  $bin/kava_train "configs/$config" --out "$out/$name" --set seed="$seed" --set data.valid="$PWD/$out/data/valid.txt" "${resume[@]}" "$@"
+  $bin/kava_train "configs/$config" --out "$out/$name" --set seed="$seed" --set data.valid="$out/data/valid.txt" "${resume[@]}" "$@"
 }
 say "2. the base: written chains of thought, from scratch"
-train base quickstart_base.toml --set model.path="$PWD/$out/data/model" --set data.train="[\"$PWD/$out/data/base.txt\"]"
-student=(--set model.path="$PWD/$out/base/adapter" --set data.train="[\"$PWD/$out/data/train.txt\"]")
+train base quickstart_base.toml --set model.path="$out/data/model" --set data.train="[\"$out/data/base.txt\"]"
+student=(--set model.path="$out/base/adapter" --set data.train="[\"$out/data/train.txt\"]")
 say "3. the KaVa student: 14 latents in 5 passes instead of a written chain"
 train kava quickstart.toml "${student[@]}"
 say "4. for comparison: as many updates without any thinking"
