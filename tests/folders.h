@@ -9,6 +9,10 @@
 
 namespace kava {
 
+/// The project's folder, and the built programs'.
+std::string source_dir();
+std::string bin_dir();
+
 class TempFolder {
  public:
   TempFolder() {
@@ -34,7 +38,7 @@ inline void overwrite(const std::filesystem::path& path, const std::string& text
 /// A path in the shared data (environment variable KAVA_SHARED, else beside the project); "" where it is absent: SKIP then.
 inline std::string shared_data(const std::string& name) {
   const char* given = std::getenv("KAVA_SHARED");
-  const std::filesystem::path path = std::filesystem::path(given ? given : KAVA_SOURCE_DIR "/../shared") / name;
+  const std::filesystem::path path = std::filesystem::path(given ? given : source_dir() + "/../shared") / name;
   return std::filesystem::exists(path) ? path.string() : "";
 }
 

@@ -392,7 +392,7 @@ TEST_CASE("training needs a model and data") {
 }
 
 TEST_CASE("the documentation of the keys is that of the schema") {
-  std::ifstream file(KAVA_SOURCE_DIR "/docs/configuration.md");
+  std::ifstream file(source_dir() + "/docs/configuration.md");
   std::stringstream text;
   text << file.rdbuf();
   CHECK_THAT(text.str(), ContainsSubstring(config_reference()));
@@ -443,7 +443,7 @@ TEST_CASE("the methods of Table 1 have their own text, latents and decoding") {
 
 TEST_CASE("every configuration of Table 1 loads and is what its name says") {
   int files = 0;
-  for (const auto& entry : fs::directory_iterator(KAVA_SOURCE_DIR "/configs/table1")) {
+  for (const auto& entry : fs::directory_iterator(source_dir() + "/configs/table1")) {
     const std::string name = entry.path().stem().string();
     if (name == "lora" || name == "full") continue;
     INFO(name);

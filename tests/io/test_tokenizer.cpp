@@ -19,7 +19,7 @@ namespace {
 
 const char* const kModels[] = {"llama-3.2-1b-instruct", "qwen2.5-0.5b-instruct", "smollm2-135m-instruct"};
 
-Json golden() { return read_json(KAVA_SOURCE_DIR "/tests/golden/tokenizer_golden.json"); }
+Json golden() { return read_json(source_dir() + "/tests/golden/tokenizer_golden.json"); }
 
 // A text cut by a split pattern, each piece decoded: pieces do not merge with each other.
 std::vector<std::string> pieces(const std::string& pattern, const std::string& text) {

@@ -79,7 +79,7 @@ std::string refusal(const Sets& sets, const std::string& folder) {
 }  // namespace
 
 TEST_CASE("trainables start as the method says, on every golden model") {
-  const Json golden = read_json(KAVA_SOURCE_DIR "/tests/golden/initial_values.json");
+  const Json golden = read_json(source_dir() + "/tests/golden/initial_values.json");
   for (const char* name : {"llama", "llama_scaled", "qwen2"}) {
     INFO(name);
     const std::string path = std::string("model.path=../models/") + name;
@@ -276,7 +276,7 @@ TEST_CASE("an adapter of other trainables is refused") {
 TEST_CASE("a folder of all weights says the type of its weights and has every tokenizer file of the base") {
   TempFolder folder;
   const fs::path base = folder.path() / "base", written = folder.path() / "written";
-  fs::copy(fs::path(KAVA_SOURCE_DIR) / "tests/golden/models/llama", base);
+  fs::copy(fs::path(source_dir()) / "tests/golden/models/llama", base);
   Json config = read_json((base / "config.json").string(), 1 << 20);
   config["dtype"] = config["torch_dtype"] = "bfloat16";
   overwrite((base / "config.json").string(), config.dump());

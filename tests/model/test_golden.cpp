@@ -13,7 +13,7 @@ using namespace kava;
 
 namespace {
 
-const fs::path kGolden = fs::path(KAVA_SOURCE_DIR) / "tests/golden";
+const fs::path kGolden = fs::path(source_dir()) / "tests/golden";
 
 double sign(uint64_t n) {
   uint64_t x = (n + 1) * 0x9E3779B97F4A7C15u;

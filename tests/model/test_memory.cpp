@@ -60,7 +60,7 @@ TEST_CASE("a buffer gives its memory back once") {
 
 TEST_CASE("a model that cannot be made gives back what it had") {
   TempFolder folder;
-  std::filesystem::copy(KAVA_SOURCE_DIR "/tests/golden/models/llama", folder.path(), std::filesystem::copy_options::recursive);
+  std::filesystem::copy(source_dir() + "/tests/golden/models/llama", folder.path(), std::filesystem::copy_options::recursive);
   TinyRun run({"model.path=\"" + folder.path().string() + "\""});
   const SafetensorsFile file = SafetensorsFile::open(folder / "model.safetensors");
   std::vector<TensorOut> tensors;

@@ -10,7 +10,7 @@
 
 namespace kava {
 
-inline const std::string kGolden = KAVA_SOURCE_DIR "/tests/golden/";
+inline const std::string kGolden = source_dir() + "/tests/golden/";
 
 /// A configuration on the tiny LLaMA; `more` holds further lines, section headers included.
 inline std::string tiny_toml(const std::string& more = "") {

@@ -20,7 +20,7 @@ struct Ended {
 inline Ended run_command(const std::string& line, const std::filesystem::path& folder = ".") {
   const TempFolder streams;
   const int status = std::system(
-      fmt::format("cd '{}' && ( '{}'/{} ) >'{}' 2>'{}'", folder.string(), KAVA_BIN_DIR, line, streams / "out", streams / "err").c_str());
+      fmt::format("cd '{}' && ( '{}'/{} ) >'{}' 2>'{}'", folder.string(), bin_dir(), line, streams / "out", streams / "err").c_str());
   INFO(line);
   REQUIRE(WIFEXITED(status));
   return {WEXITSTATUS(status), read_file(streams / "out", 1 << 24), read_file(streams / "err", 1 << 24)};

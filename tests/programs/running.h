@@ -29,7 +29,7 @@ class Running {
 
   explicit Running(std::vector<std::string> arguments) : Running(std::move(arguments), Limits()) {}
   Running(std::vector<std::string> arguments, Limits limits) {
-    arguments.insert(arguments.begin(), KAVA_BIN_DIR "/kava_train");
+    arguments.insert(arguments.begin(), bin_dir() + "/kava_train");
     std::vector<char*> argv;
     for (std::string& a : arguments) argv.push_back(a.data());
     argv.push_back(nullptr);

@@ -9,7 +9,7 @@ using namespace kava;
 TEST_CASE("kava_bench refuses what it cannot do in one line before it measures") {
   TempFolder folder;
   overwrite(folder / "empty", "");
-  const std::string model = "--tokenizer " KAVA_SOURCE_DIR "/tests/golden/models/llama";
+  const std::string model = "--tokenizer " + source_dir() + "/tests/golden/models/llama";
   const std::pair<std::string, int> refused[] = {{"--filter '('", 2},
                                                  {"--filter \"$(head -c 100000 /dev/zero | tr '\\0' '(')\"", 2},
                                                  {"--threads 0", 2},

@@ -21,7 +21,7 @@ using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::WithinAbs;
 
 TEST_CASE("rows of ids are judged by equal ids, the end of sequence left out") {
-  const RunConfig config = load_config(KAVA_SOURCE_DIR "/tests/golden/cases/kava_defaults.toml");
+  const RunConfig config = load_config(source_dir() + "/tests/golden/cases/kava_defaults.toml");
   const TextModel text = open_text_model(config.model.path);
   const auto ops = make_cpu_ops(2);
   Model model(*ops, config, text.shape);
@@ -306,8 +306,8 @@ TEST_CASE("memory that runs out anywhere is exit 3") {
   TextRun tiny;
   std::set<int> codes;
   for (int kilobytes = 110'000; kilobytes <= 400'000; kilobytes += kilobytes / 20) {
-    const Finished f = run(fmt::format("kava_inspect --version > /dev/null; ulimit -v {}; " KAVA_BIN_DIR "/kava_generate {} A --threads 1",
-                                       kilobytes, tiny.dir.string()));
+    const Finished f = run(fmt::format("kava_inspect --version > /dev/null; ulimit -v {}; {}/kava_generate {} A --threads 1", kilobytes,
+                                       bin_dir(), tiny.dir.string()));
     CAPTURE(kilobytes, f.output);
     CHECK((f.code == 0 || (f.code == 3 && f.output.starts_with("error: memory: "))));
     codes.insert(f.code);
@@ -365,7 +365,6 @@ TEST_CASE("kava_inspect tokens encodes lines and decodes them back") {
   CHECK(run("kava_inspect tokens " + base + " > /dev/full < " + tiny.write("input.txt", "!\n")).code == 7);
   CHECK(run("kava_inspect tokens " + base + " < " + base).code == 4);
   CHECK(run("kava_inspect tokens " + base + " < /dev/zero").output.starts_with("error: standard input: a line is longer"));
-  CHECK(
-      run("kava_inspect --version > /dev/null; yes | timeout 60 " KAVA_BIN_DIR "/kava_inspect tokens " + base + " 2>&1 > /dev/full").code ==
-      7);
+  CHECK(run("kava_inspect --version > /dev/null; yes | timeout 60 " + bin_dir() + "/kava_inspect tokens " + base + " 2>&1 > /dev/full")
+            .code == 7);
 }

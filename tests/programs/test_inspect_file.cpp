@@ -85,7 +85,7 @@ TEST_CASE("what kava_inspect cannot do is one error line with its exit code") {
   one_line(inspect("doctor"), 2);
   one_line(inspect("file --no-such-option x"), 2);
   one_line(inspect("--version >/dev/full"), 7);
-  const std::string step = "step '" KAVA_SOURCE_DIR "/tests/golden/cases/kava_defaults.toml' --threads 1 --out ",
+  const std::string step = "step '" + source_dir() + "/tests/golden/cases/kava_defaults.toml' --threads 1 --out ",
                     out = folder / "step.safetensors";
   one_line(inspect(step + "''"), 2);
   one_line(inspect(step + "'" + folder.path().string() + "'"), 3);

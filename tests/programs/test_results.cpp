@@ -90,7 +90,7 @@ TEST_CASE("what is read is not written over") {
   }
   CHECK(run("kava_eval " + dir + " --data " + data + " --out " + (tiny.folder / "new.json")).code == 0);
   CHECK(run("kava_eval " + dir + " --data " + data + " --out " + (tiny.folder / "new.json")).code == 0);
-  fs::copy(KAVA_SOURCE_DIR "/tests/golden", tiny.folder.path() / "golden", fs::copy_options::recursive);
+  fs::copy(source_dir() + "/tests/golden", tiny.folder.path() / "golden", fs::copy_options::recursive);
   const std::string golden = tiny.folder / "golden";
   for (const char* input : {"cases/kava_defaults.toml", "data/rows.jsonl", "models/llama/model.safetensors"}) {
     CAPTURE(input);

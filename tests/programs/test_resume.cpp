@@ -202,7 +202,7 @@ TEST_CASE("a run of the version before goes on, and without its configuration is
 
 TEST_CASE("a leading ~ is the home folder wherever the shell leaves it") {
   Project p;
-  const std::string home = "env HOME='" + p.root.string() + "' '" KAVA_BIN_DIR "'/kava_train ";
+  const std::string home = "env HOME='" + p.root.string() + "' '" + bin_dir() + "'/kava_train ";
   auto train = [&](const std::string& arguments) { return run_command("kava_train --version; " + home + arguments); };
   check(train("'~/c.toml' --out='~/run' --set train.max_steps=1"), 0, "finished at step 1");
   check(train("--resume '~/run' --set data.valid='~/data/valid.jsonl'"), 0, "is finished");

@@ -17,7 +17,7 @@ TEST_CASE("a build names the commit that it is made from, and an unchanged one c
     return run("cd '" + sources + "' && date +%N > file && git add file && git -c user.name=a -c user.email=a@b commit -m x");
   };
   auto generate = [&] {
-    REQUIRE(run("cmake -DSOURCE='" + sources + "' -DHEADER='" + header + "' -P '" KAVA_SOURCE_DIR "/cmake/commit.cmake'"));
+    REQUIRE(run("cmake -DSOURCE='" + sources + "' -DHEADER='" + header + "' -P '" + source_dir() + "/cmake/commit.cmake'"));
     return read_file(header, 1 << 10);
   };
   REQUIRE(run("git init '" + sources + "'"));
