@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "engine/config/config.h"
+#include "tests/folders.h"
 
 namespace kava {
 
