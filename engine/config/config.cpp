@@ -3,17 +3,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-// toml++ 3.3 states some of what a file may break as assertions ("[ {": a bracket without a key), with which Debian's library is built:
-// here they say nothing, and its own error follows.
-#pragma push_macro("NDEBUG")
-#undef NDEBUG
-#undef TOML_HEADER_ONLY
-#undef TOML_SHARED_LIB
-#define TOML_HEADER_ONLY 1
-#define TOML_ASSERT(expression) static_cast<void>(0)
-#include <toml++/toml.h>
-#pragma pop_macro("NDEBUG")
-
 #include <algorithm>
 #include <cmath>
 #include <deque>
@@ -21,8 +10,8 @@
 #include <map>
 
 #include "engine/config/config_schema.h"
-#include "engine/config/key_at.h"
 #include "engine/config/method_rules.h"
+#include "engine/config/toml_text.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/paths.h"
@@ -34,8 +23,6 @@ namespace {
 namespace fs = std::filesystem;
 using namespace schema;
 
-constexpr std::size_t kMostBytes = std::size_t{1} << 20;
-constexpr std::size_t kMostDots = 4096;
 // A name longer than this is like no key.
 constexpr std::size_t kLongestName = 100;
 constexpr int64_t kMostLatents = 4096;
@@ -71,47 +58,6 @@ const char* type_name(const toml::node& node) {
     default:
       return "a date or time";
   }
-}
-
-std::size_t end_of_string(std::string_view text, std::size_t i) {
-  const char quote = text[i];
-  const std::string fence(3, quote);
-  const bool lines = text.substr(i).starts_with(fence);
-  for (i += lines ? 3 : 1; i < text.size(); ++i) {
-    if (quote == '"' && text[i] == '\\') ++i;
-    else if (lines && text.substr(i).starts_with(fence)) {
-      // The string itself may end in one or two quotes.
-      const auto end = std::min(text.find_first_not_of(quote, i), text.size());
-      return std::min(end, i + 5);
-    } else if (!lines && (text[i] == quote || text[i] == '\n')) return i + 1;
-  }
-  return text.size();
-}
-
-// What lies outside strings and comments, where toml++ is not safe: it counts on there being few characters beyond ASCII, all of which are
-// errors, and frees the tables that dotted keys nest by recursion.
-struct Code {
-  std::size_t dots = 0;
-  std::size_t foreign = std::string_view::npos;  // the first byte beyond ASCII
-};
-
-Code scan(std::string_view text) {
-  Code code;
-  for (std::size_t i = text.starts_with("\xEF\xBB\xBF") ? 3 : 0; i < text.size();) {
-    const char c = text[i];
-    if (c == '#') i = std::min(text.find('\n', i), text.size());
-    else if (c == '"' || c == '\'') i = end_of_string(text, i);
-    else {
-      if (static_cast<unsigned char>(c) >= 0x80) code.foreign = std::min(code.foreign, i);
-      code.dots += c == '.';
-      ++i;
-    }
-  }
-  return code;
-}
-
-std::string at(const std::string& path, const toml::source_region& region) {
-  return fmt::format("{}:{}:{}", path, region.begin.line, region.begin.column);
 }
 
 // The valid key nearest to `name`: the same leaf in another section, else the least edit distance.
@@ -292,25 +238,6 @@ class Assigner {
 
 using Origins = std::map<std::string, std::string>;  // key -> where it was given
 
-toml::table parse_file(const std::string& file) {
-  const std::string text = read_file(file, kMostBytes, Exit::usage), path = escaped(file, 4096);
-  if (text.find('\0') != std::string::npos) refuse(path, "holds a NUL character", "name a TOML file");
-  const Code code = scan(text);
-  if (code.dots > kMostDots) refuse(path, fmt::format("holds more than {} dots in keys and values", kMostDots), "make it shorter");
-  if (code.foreign != std::string::npos) {
-    const auto line = 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(code.foreign), '\n');
-    refuse(fmt::format("{}:{}", path, line), "not valid TOML: there are characters beyond ASCII outside strings and comments",
-           "put them in quotes");
-  }
-  try {
-    return toml::parse(text, path);
-  } catch (const toml::parse_error& e) {
-    const std::string key = key_at(text, e.source().begin.line);
-    refuse(at(path, e.source()), fmt::format("not valid TOML{}: {}", key.empty() ? "" : " at " + key, escaped(e.description(), 200)),
-           "correct the file");
-  }
-}
-
 // The file that `include` names, whose keys lie below those of `path`; the key is taken out of `root`.
 std::string included_file(toml::table& root, const std::string& path) {
   const toml::node* node = root.get("include");
@@ -351,7 +278,7 @@ std::vector<Setting> settings_of(const toml::table& root, const std::string& pat
 toml::table parse_value(const std::string& value) {
   auto parse = [](const std::string& text) -> std::optional<toml::table> {
     try {
-      if (const Code code = scan(text); code.dots > kMostDots || code.foreign != std::string::npos) return std::nullopt;
+      if (!is_safe_toml(text)) return std::nullopt;
       return toml::parse(text);
     } catch (const toml::parse_error&) {
       return std::nullopt;
@@ -446,9 +373,9 @@ RunConfig method_defaults(Method method) {
 }
 
 RunConfig load_config(const std::string& path, const std::vector<std::string>& sets) {
-  toml::table root = parse_file(path);
+  toml::table root = parse_toml_file(path);
   const std::string include = included_file(root, path);
-  const toml::table below = include.empty() ? toml::table{} : parse_file(include);
+  const toml::table below = include.empty() ? toml::table{} : parse_toml_file(include);
   if (const toml::node* second = below.get("include"))
     refuse(at(escaped(include, 4096), second->source()), "an included file includes another", "write its keys into this one");
   RunConfig config;

@@ -1,0 +1,89 @@
+#include "engine/config/toml_text.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "engine/config/key_at.h"
+#include "engine/error.h"
+#include "engine/files/files.h"
+
+namespace kava {
+
+namespace {
+
+constexpr std::size_t kMostBytes = std::size_t{1} << 20;
+constexpr std::size_t kMostDots = 4096;
+
+[[noreturn]] void refuse(const std::string& where, const std::string& what, const std::string& remedy) {
+  throw Error(Exit::usage, where, what, remedy);
+}
+
+std::size_t end_of_string(std::string_view text, std::size_t i) {
+  const char quote = text[i];
+  const std::string fence(3, quote);
+  const bool lines = text.substr(i).starts_with(fence);
+  for (i += lines ? 3 : 1; i < text.size(); ++i) {
+    if (quote == '"' && text[i] == '\\') ++i;
+    else if (lines && text.substr(i).starts_with(fence)) {
+      // The string itself may end in one or two quotes.
+      const auto end = std::min(text.find_first_not_of(quote, i), text.size());
+      return std::min(end, i + 5);
+    } else if (!lines && (text[i] == quote || text[i] == '\n')) return i + 1;
+  }
+  return text.size();
+}
+
+// What lies outside strings and comments, where toml++ is not safe: it counts on there being few characters beyond ASCII, all of which are
+// errors, and frees the tables that dotted keys nest by recursion.
+struct Code {
+  std::size_t dots = 0;
+  std::size_t foreign = std::string_view::npos;  // the first byte beyond ASCII
+};
+
+Code scan(std::string_view text) {
+  Code code;
+  for (std::size_t i = text.starts_with("\xEF\xBB\xBF") ? 3 : 0; i < text.size();) {
+    const char c = text[i];
+    if (c == '#') i = std::min(text.find('\n', i), text.size());
+    else if (c == '"' || c == '\'') i = end_of_string(text, i);
+    else {
+      if (static_cast<unsigned char>(c) >= 0x80) code.foreign = std::min(code.foreign, i);
+      code.dots += c == '.';
+      ++i;
+    }
+  }
+  return code;
+}
+
+}  // namespace
+
+std::string at(const std::string& path, const toml::source_region& region) {
+  return fmt::format("{}:{}:{}", path, region.begin.line, region.begin.column);
+}
+
+bool is_safe_toml(std::string_view text) {
+  const Code code = scan(text);
+  return code.dots <= kMostDots && code.foreign == std::string::npos;
+}
+
+toml::table parse_toml_file(const std::string& file) {
+  const std::string text = read_file(file, kMostBytes, Exit::usage), path = escaped(file, 4096);
+  if (text.find('\0') != std::string::npos) refuse(path, "holds a NUL character", "name a TOML file");
+  const Code code = scan(text);
+  if (code.dots > kMostDots) refuse(path, fmt::format("holds more than {} dots in keys and values", kMostDots), "make it shorter");
+  if (code.foreign != std::string::npos) {
+    const auto line = 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(code.foreign), '\n');
+    refuse(fmt::format("{}:{}", path, line), "not valid TOML: there are characters beyond ASCII outside strings and comments",
+           "put them in quotes");
+  }
+  try {
+    return toml::parse(text, path);
+  } catch (const toml::parse_error& e) {
+    const std::string key = key_at(text, e.source().begin.line);
+    refuse(at(path, e.source()), fmt::format("not valid TOML{}: {}", key.empty() ? "" : " at " + key, escaped(e.description(), 200)),
+           "correct the file");
+  }
+}
+
+}  // namespace kava
