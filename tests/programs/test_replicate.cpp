@@ -1,0 +1,295 @@
+// replicate: its table files, what it does with runs that fail and folders in use, and what it makes of results.
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_floating_point.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <cmath>
+#include <regex>
+#include <set>
+#include <sstream>
+
+#include "engine/files/parts.h"
+#include "tests/programs/text_run.h"
+#include "tools/replicate_results.h"
+#include "tools/replicate_slurm.h"
+#include "tools/replicate_work.h"
+
+using namespace kava;
+namespace fs = std::filesystem;
+using Catch::Matchers::ContainsSubstring;
+using Catch::Matchers::WithinAbs;
+
+namespace {
+
+// A table of two rows on a tiny random model, with one column; each training takes a few steps.
+struct TableRig {
+  TableRig() {
+    model.write("train.txt", kQuestions);
+    model.write("test.txt", kQuestions);
+    model.write("no_cot.toml",
+                "method = \"no_cot\"\n[model]\npath = \"base\"\ninit = \"random\"\ndtype = \"f32\"\n[data]\ntrain = [\"train.txt\"]\n"
+                "[train]\nmax_steps = 2\nbatch = 2\n[lora]\nrank = 2\n");
+    save(kRows);
+  }
+
+  void save(const std::string& rows, const std::string& head = "seeds = [1, 2]\nreference = \"other\"\n") const {
+    model.write("table.toml", head + "[[column]]\nname = \"test\"\ndata = \"test.txt\"\n" + rows);
+  }
+
+  Ended run(const std::string& options = "") const {
+    return run_command("replicate table.toml --out out --device cpu " + options, model.folder.path());
+  }
+
+  ReplicaTable read() const { return read_table(model.folder / "table.toml"); }
+
+  /// A finished evaluation of a row, without its training: what each seed got right.
+  void put_result(const std::string& row, int64_t seed, const std::string& verdicts, double passes = 2) const {
+    fs::create_directories(out() / "state");
+    const auto works = works_of(read(), {}, out());
+    for (const Work& work : works) {
+      if (work.id == row + "." + std::to_string(seed) + ".train")
+        write_state(out(), work, {true, 1, 0, "", 1.5, work.fingerprint, nullptr});
+      if (work.id != row + "." + std::to_string(seed) + ".eval_test") continue;
+      const double share = static_cast<double>(std::ranges::count(verdicts, '1')) / static_cast<double>(verdicts.size());
+      const Json result = {{"data", "d"},       {"questions", verdicts.size()},      {"questions_sha256", "q"},
+                           {"weights", "best"}, {"accuracy", {{"strict", share}}},   {"passes", passes},
+                           {"ms", 1.25},        {"verdicts", {{"strict", verdicts}}}};
+      write_state(out(), work, {true, 1, 0, "", 1.5, work.fingerprint, result});
+    }
+  }
+
+  Json table() const { return read_json(out() / "table.json"); }
+  std::string form(const char* name) const { return read_file(out() / name, 1 << 24); }
+  fs::path out() const { return model.folder.path() / "out"; }
+
+  static inline const std::string kRows =
+      "[[row]]\nname = \"first\"\nconfig = \"no_cot.toml\"\n[[row]]\nname = \"second\"\nconfig = \"no_cot.toml\"\n"
+      "set = [\"train.max_steps=3\"]\ngroups = [\"other\"]\n";
+  TextRun model;
+};
+
+void check_refused(const Ended& run, int code, const std::string& about) {
+  INFO(run.out << run.err);
+  CHECK(run.code == code);
+  CHECK(run.err.starts_with("error: "));
+  CHECK(std::ranges::count(run.err, '\n') == 1);
+  CHECK_THAT(run.err, ContainsSubstring(about));
+}
+
+std::string row(const std::string& name, const std::string& more = "") {
+  return "[[row]]\nname = \"" + name + "\"\nconfig = \"no_cot.toml\"\n" + more;
+}
+
+}  // namespace
+
+TEST_CASE("replicate runs a table once, and again only what is not done") {
+  const TableRig rig;
+  const Ended first = rig.run("--jobs 2");
+  INFO(first.out << first.err);
+  REQUIRE(first.code == 0);
+  const Json table = rig.table();
+  CHECK(table["rows"][0]["cells"][0]["n"] == 2);
+  CHECK(table["rows"][0]["cells"][1]["mean"] == read_json(rig.out() / "state/first.1.eval_test.json")["result"]["passes"]);
+  CHECK(table["missing"].empty());
+  CHECK(fs::exists(rig.out() / "runs/second/2/adapter"));
+  CHECK(fs::exists(rig.out() / "runs/second/2/log/train.log"));
+  const std::string before = rig.form("table.json"), times = rig.form("times.json");
+  const Ended second = rig.run();
+  CHECK(second.code == 0);
+  CHECK_THAT(second.out, ContainsSubstring("8 of 8 works done"));
+  CHECK_THAT(second.out, !ContainsSubstring("begins"));
+  CHECK(rig.form("table.json") == before);
+  CHECK(rig.form("times.json") == times);
+  CHECK(rig.run("--dry-run").out.empty());
+  CHECK_THAT(rig.run("--status").out, ContainsSubstring("8 of 8 works done, 0 running, 0 failed, 0 open"));
+  // Another configuration is not what was done.
+  rig.save(row("first", "set = [\"train.lr=1e-5\"]\n"));
+  check_refused(rig.run(), 2, "is the result of another configuration");
+  CHECK(rig.form("table.json") == before);
+}
+
+TEST_CASE("a run that fails keeps its reason, is tried again, and the others go on") {
+  const TableRig rig;
+  rig.save(row("bad", "set = [\"train.lr=1e30\", \"train.clip=1e30\", \"train.max_steps=40\"]\n") + row("child", "start = \"bad\"\n") +
+               row("good"),
+           "seeds = [1]\n");
+  const Ended run = rig.run();
+  INFO(run.out << run.err);
+  CHECK(run.code == 5);
+  const Json state = read_json(rig.out() / "state/bad.1.train.json");
+  CHECK(state["status"] == "failed");
+  CHECK(state["attempts"] == 2);
+  CHECK(state["code"] == 5);
+  CHECK(!state["reason"].get<std::string>().empty());
+  CHECK(fs::exists(rig.out() / state["log"].get<std::string>()));
+  CHECK_THAT(run.out, ContainsSubstring("child.1.train waits for bad.1.train"));
+  CHECK(rig.table()["rows"][2]["cells"][0]["n"] == 1);
+  CHECK(rig.table()["rows"][0]["cells"][0]["mean"].is_null());
+  CHECK(rig.run("--retries 0").code == 5);
+  CHECK(read_json(rig.out() / "state/bad.1.train.json")["attempts"] == 3);
+}
+
+TEST_CASE("replicate refuses what is wrong in one line and leaves what is finished") {
+  const TableRig rig;
+  const std::string column = "published = [{ column = \"test\", value = 50.0 }]\n";
+  const std::pair<std::string, std::string> tables[] = {
+      {row("first", column), "published without a source"},
+      {row("first", "confg = 1\n"), "is no key of a table; the nearest is config"},
+      {row("first") + row("first"), "is taken by another row"},
+      {row("first", "start = \"none\"\n"), "names no row above first"},
+      {row("../first"), "use up to 100 letters"},
+      {row("first", "set = [\"method=magic\"]\n"), "method"},
+      {row("first", "published = [{ column = \"none\", value = 1.0, source = \"s\" }]\n"), "names no column"},
+      {"[[row]]\nname = \"x\"\nconfig = \"none.toml\"\n", "none.toml"},
+      {"x = 1979-05-27\n", "is a date"},
+      {"[[row]\n", "not valid TOML"}};
+  for (const auto& [rows, about] : tables) {
+    CAPTURE(rows);
+    rig.save(rows);
+    check_refused(rig.run(), 2, about);
+    CHECK(!fs::exists(rig.out()));
+  }
+  rig.save(TableRig::kRows, "seeds = [1, 1]\n");
+  check_refused(rig.run(), 2, "names 1 twice");
+  rig.save(TableRig::kRows);
+  check_refused(rig.run("--only none"), 2, "is no row and no group");
+  check_refused(rig.run("--seeds 7"), 2, "7 is no seed of the table");
+  check_refused(rig.run("--jobs 0"), 2, "--jobs");
+  // Everything that is missing is named at once.
+  rig.save(row("first", "set = [\"data.train=[\\\"gone_a.txt\\\"]\", \"model.path=gone_b\"]\n"));
+  const Ended missing = rig.run();
+  check_refused(missing, 4, "gone_a.txt");
+  CHECK_THAT(missing.err, ContainsSubstring("gone_b"));
+  rig.save(TableRig::kRows, "seeds = [1]\nsha256 = { \"test.txt\" = \"" + std::string(64, '0') + "\" }\n");
+  check_refused(rig.run(), 4, "has another SHA-256");
+  // A half-written state.
+  rig.save(TableRig::kRows);
+  rig.put_result("first", 1, "1010");
+  const std::string done = rig.form("state/first.1.eval_test.json");
+  overwrite(rig.out() / "state/first.2.train.json", "{\"format\": 1, \"sta");
+  check_refused(rig.run(), 4, "first.2.train.json");
+  CHECK(rig.form("state/first.1.eval_test.json") == done);
+}
+
+TEST_CASE("two replicates do not work in one folder") {
+  const TableRig rig;
+  fs::create_directories(rig.out());
+  const PathLock other(rig.out(), PathLock::Kind::exclusive, false);
+  REQUIRE(other.error() == 0);
+  check_refused(rig.run(), 3, "another replicate works in this folder");
+  CHECK(rig.run("--status").code == 0);
+}
+
+TEST_CASE("the only rows asked for are run, with those that they start from") {
+  const TableRig rig;
+  rig.save(row("base", "shown = false\n") + row("first", "start = \"base\"\ngroups = [\"g\"]\n") + row("second"), "seeds = [1, 2]\n");
+  const std::string lines = rig.run("--dry-run --only g --seeds 2").out;
+  CHECK_THAT(lines, ContainsSubstring("runs/base/2 "));
+  CHECK_THAT(lines, ContainsSubstring("runs/first/2"));
+  CHECK_THAT(lines, !ContainsSubstring("second"));
+  CHECK(std::ranges::count(lines, '\n') == 3);
+  // Rows that start from one row are one task of a seed: no run is trained by two.
+  const ReplicaTable table = rig.read();
+  const auto works = works_of(table, {}, rig.out());
+  std::multiset<std::string> ids;
+  for (int64_t task = 0; task < 4; ++task)
+    for (const Work& work : task_works(table, works, task)) ids.insert(work.id);
+  CHECK(ids.size() == works.size());
+  CHECK(std::set<std::string>(ids.begin(), ids.end()).size() == works.size());
+  CHECK_THROWS(task_works(table, works, 4));
+}
+
+TEST_CASE("means, sample deviations, flags and comparisons of a table") {
+  const TableRig rig;
+  rig.save(
+      row("first",
+          "published = [{ column = \"test\", value = 53.4, source = \"a\" }, { column = \"test\", value = 60, sd = 20, source = \"b|c\" },"
+          " { column = \"test\", value = 55, sd = 2, source = \"b|c\" }]\n") +
+          row("second", "groups = [\"other\"]\n"),
+      "seeds = [1, 2, 3]\nreference = \"other\"\n");
+  rig.put_result("first", 1, "1100");
+  rig.put_result("first", 2, "1110");
+  rig.put_result("second", 1, "0000");
+  rig.put_result("second", 3, "1111");
+  const Json json = aggregate(rig.read(), rig.out(), false);
+  const Json& cell = json["rows"][0]["cells"][0];
+  CHECK(cell["n"] == 2);
+  CHECK(cell["values"] == Json{50.0, 75.0, nullptr});
+  CHECK(cell["mean"] == 62.5);
+  CHECK_THAT(cell["sd"].get<double>(), WithinAbs(12.5 * std::sqrt(2.0), 1e-12));
+  CHECK(cell["published"][0]["flags"] == Json{"points"});                // 9.1 is over 3, not over 2 of 17.7
+  CHECK(cell["published"][1]["flags"] == Json::array());                 // 2.5
+  CHECK(cell["published"][2]["flags"] == Json{"points", "deviations"});  // 7.5 against a published 2
+  // Only seed 1 is in both.
+  REQUIRE(json["comparisons"].size() == 1);
+  const Json& c = json["comparisons"][0];
+  CHECK(c["seeds"] == 1);
+  CHECK(c["difference"] == 50.0);
+  CHECK(c["low"].get<double>() >= 0);
+  CHECK(c["high"].get<double>() <= 100);
+  CHECK(json["missing"].size() == 4);
+  CHECK(json["measures"] == Json{"accuracy", "passes"});
+  CHECK(aggregate(rig.read(), rig.out(), true)["rows"][0]["cells"][2]["mean"] == 1.25);
+}
+
+TEST_CASE("a paired bootstrap gives the interval of the normal approximation where there are many questions") {
+  std::string a, b;
+  for (int i = 0; i < 4000; ++i) a += i % 5 < 3 ? '1' : '0', b += i % 2 == 0 ? '1' : '0';
+  const Paired p = paired_bootstrap({a, a}, {b, b});
+  // Differences are +1 for 3/10 and -1 for 2/10 of the questions: mean 0.1, variance 0.5 - 0.01.
+  CHECK_THAT(p.difference, WithinAbs(10, 1e-9));
+  const double half = 196 * std::sqrt(0.49 / 4000);
+  // The 2.5 % quantile of 2,000 draws has a standard error of 0.06 standard deviations; four of them are 0.12 of the half interval.
+  CHECK_THAT(p.high - p.difference, WithinAbs(half, 0.13 * half));
+  CHECK_THAT(p.difference - p.low, WithinAbs(half, 0.13 * half));
+  const Paired same = paired_bootstrap({a}, {a});
+  CHECK((same.low == 0 && same.high == 0));
+}
+
+TEST_CASE("Markdown, LaTeX, CSV and JSON of a table hold the same numbers") {
+  const TableRig rig;
+  rig.save("[[column]]\nname = \"codi\"\ndata = \"test.txt\"\nscorer = \"codi\"\n" +
+           row("first",
+               "title = \"One & two_%, \\\"x\\\"\"\nblock = \"B|1\"\npublished = [{ column = \"test\", value = 61.25, sd = 0.5, source = "
+               "\"p, q\" }]\n") +
+           row("second", "block = \"B|1\"\n"));
+  rig.put_result("first", 1, "1100", 7.25);
+  rig.put_result("first", 2, "1110", 7.75);
+  rig.put_result("second", 1, "0001", 3);
+  write_tables(rig.read(), rig.out(), false);
+  const Json json = rig.table();
+  // What each form says, in reading order, is what the JSON rounds to.
+  std::vector<std::string> expected;
+  auto text = [](const Json& v) { return fmt::format("{:.2f}", v.get<double>()); };
+  for (const Json& measure : json["measures"])
+    for (const Json& r : json["rows"])
+      for (const Json& cell : r["cells"]) {
+        if (cell["measure"] != measure) continue;
+        for (const char* key : {"mean", "sd"})
+          if (!cell[key].is_null()) expected.push_back(text(cell[key]));
+        for (const Json& p : cell["published"]) expected.push_back(text(p["value"])), expected.push_back(text(p["sd"]));
+      }
+  auto numbers = [](const std::string& form, const std::string& row_start) {
+    std::vector<std::string> out;
+    std::istringstream lines(form);
+    const std::regex number("[0-9]+\\.[0-9][0-9]");
+    for (std::string line; std::getline(lines, line);)
+      if (line.starts_with(row_start + "One") || line.starts_with(row_start + "second"))
+        for (std::sregex_iterator i(line.begin(), line.end(), number), end; i != end; ++i) out.push_back(i->str());
+    return out;
+  };
+  REQUIRE(expected.size() == 11);
+  CHECK(numbers(rig.form("table.md"), "| ") == expected);
+  CHECK(numbers(rig.form("table.tex"), "") == expected);
+  CHECK_THAT(rig.form("table.tex"), ContainsSubstring("One \\& two\\_\\%"));
+  CHECK_THAT(rig.form("table.md"), ContainsSubstring("**B\\|1**"));
+  const std::string csv = rig.form("table.csv");
+  for (const Json& r : json["rows"])
+    for (const Json& cell : r["cells"]) {
+      const std::string line =
+          fmt::format("measured,B|1,{},{},{},{},{},{},,\n", r["name"].get<std::string>(), cell["column"].get<std::string>(),
+                      cell["measure"].get<std::string>(), cell["mean"].is_null() ? "" : cell["mean"].dump(),
+                      cell["sd"].is_null() ? "" : cell["sd"].dump(), cell["n"].dump());
+      CHECK_THAT(csv, ContainsSubstring(line));
+    }
+  CHECK_THAT(csv, ContainsSubstring("published,B|1,first,test,accuracy,61.25,0.5,,\"p, q\","));
+}

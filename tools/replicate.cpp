@@ -1,0 +1,133 @@
+// replicate: plans, runs, resumes and aggregates a table of results.
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <sstream>
+
+#include "engine/cli.h"
+#include "engine/files/files.h"
+#include "engine/files/parts.h"
+#include "tools/command.h"
+#include "tools/replicate_plan.h"
+#include "tools/replicate_results.h"
+#include "tools/replicate_run.h"
+#include "tools/replicate_slurm.h"
+#include "tools/replicate_work.h"
+#include "tools/say.h"
+
+namespace {
+
+using namespace kava;
+namespace fs = std::filesystem;
+
+struct ReplicateCommand {
+  std::string table, out;
+  std::vector<std::string> only;
+  std::vector<int64_t> seeds;
+  std::string keep = "best";
+  std::optional<double> rate;
+  std::optional<int64_t> task;
+  bool plan = false, dry_run = false, status = false, times = false, slurm = false;
+  RunOptions run;
+};
+
+Selection selection_of(const ReplicateCommand& command, const ReplicaTable& table) {
+  for (int64_t seed : command.seeds)
+    if (std::ranges::find(table.seeds, seed) == table.seeds.end())
+      throw Error(Exit::usage, "--seeds", fmt::format("{} is no seed of the table", seed), "add it to the table's seeds");
+  return {command.only, command.seeds};
+}
+
+std::unique_ptr<PathLock> lock_folder(const fs::path& out, PathLock::Kind kind) {
+  auto lock = std::make_unique<PathLock>(out, kind, false);
+  const std::string where = "--out " + escaped(out.string(), 4096);
+  if (lock->error() == EWOULDBLOCK)
+    throw Error(Exit::preflight, where, "another replicate works in this folder", "wait for it; --status shows it");
+  if (lock->error() != 0) throw Error(Exit::preflight, where, std::string("could not be locked: ") + std::strerror(lock->error()));
+  return lock;
+}
+
+void make_folders(const fs::path& out) {
+  for (const char* name : {"state", "runs"}) {
+    std::error_code failed;
+    fs::create_directories(out / name, failed);
+    if (failed) throw Error(Exit::preflight, "--out " + escaped(out.string(), 4096), "could not make the folder: " + failed.message());
+  }
+  if (::access(out.c_str(), W_OK | X_OK) != 0)
+    throw Error(Exit::preflight, "--out " + escaped(out.string(), 4096), "cannot be written", "choose another folder");
+}
+
+void tell_tables(const ReplicaTable& table, const fs::path& out, const ReplicateCommand& command) {
+  write_tables(table, out, command.times);
+  say(fmt::format("written {}", escaped((out / "table.md").string(), 4096)));
+}
+
+// One of several tasks on one folder: the last one to end writes the tables.
+int run_task(const ReplicateCommand& command, const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out) {
+  int code = 0;
+  {
+    const auto lock = lock_folder(out, PathLock::Kind::shared);
+    code = run_works(table, task_works(table, works, *command.task), out, command.run);
+  }
+  const PathLock alone(out, PathLock::Kind::exclusive, false);
+  if (alone.error() == 0) tell_tables(table, out, command);
+  return code;
+}
+
+int replicate(ReplicateCommand& command) {
+  const ReplicaTable table = read_table(command.table);
+  const fs::path out = fs::absolute(command.out.empty() ? fs::path("runs") / table.name : fs::path(command.out)).lexically_normal();
+  if (::chdir(table.folder.c_str()) != 0) throw Error(Exit::usage, escaped(table.folder.string(), 4096), "is no folder to work in");
+  command.run.keep_all = command.keep == "all";
+  const std::vector<Work> works = works_of(table, selection_of(command, table), out);
+  if (command.status) return print_status(table, works, out);
+  if (command.dry_run) return print_commands(works, out, command.run);
+  if (command.plan) print_counts(works, out);
+  require_files(table, works, out);
+  if (command.plan) return print_plan(table, works, out, command.run, command.rate);
+  make_folders(out);
+  if (command.slurm) return submit_to_slurm(table, works, out, command.only, command.seeds);
+  catch_signals();
+  if (command.task) return run_task(command, table, works, out);
+  const auto lock = lock_folder(out, PathLock::Kind::exclusive);
+  const int code = run_works(table, works, out, command.run);
+  tell_tables(table, out, command);
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Plans, runs, resumes and aggregates a table of results", "replicate");
+  app.footer(
+      "Examples:\n  replicate configs/tables/tiny.toml --out runs/tiny --jobs 2\n"
+      "  replicate configs/tables/table1.toml --out runs/table1 --only kava --plan --rate 400\n"
+      "  replicate configs/tables/table1.toml --out runs/table1 --status");
+  ReplicateCommand c;
+  app.add_option("TABLE", c.table, "The table (TOML): rows, columns, seeds, published numbers")->required();
+  app.add_option("--out", c.out, "Folder of the runs and tables (default: runs/ and the table's name)");
+  app.add_option("--only", c.only, "Names or groups of rows, separated by commas")->delimiter(',')->allow_extra_args(false);
+  app.add_option("--seeds", c.seeds, "Some of the table's seeds, separated by commas")->delimiter(',')->allow_extra_args(false);
+  app.add_option("--jobs", c.run.jobs, "Runs at a time, each with a part of the cores or a GPU of its own")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--retries", c.run.retries, "How often a run that failed is tried again")
+      ->check(CLI::Range(0, 100))
+      ->capture_default_str();
+  app.add_option("--budget-hours", c.run.budget_hours, "Stop after so many hours, with checkpoints; exit 75")->check(CLI::PositiveNumber);
+  app.add_option("--keep", c.keep, "Checkpoints of a run that is evaluated: best or all")
+      ->check(CLI::IsMember({"best", "all"}))
+      ->capture_default_str();
+  app.add_option("--device", c.run.device, "cpu, cuda or auto, of every run")
+      ->check(CLI::IsMember({"cpu", "cuda", "auto"}))
+      ->capture_default_str();
+  app.add_flag("--plan", c.plan, "Print runs, hours, disk and end, and do nothing");
+  app.add_option("--rate", c.rate, "TFLOP/s that a run reaches, for --plan")->check(CLI::PositiveNumber);
+  app.add_flag("--dry-run", c.dry_run, "Print the command of every run that is not done");
+  app.add_flag("--status", c.status, "Print what is done, running and failed; from any shell");
+  app.add_flag("--times", c.times, "Put milliseconds into the tables, which differ between equal runs");
+  app.add_flag("--slurm", c.slurm, "Submit one array job in place of running here");
+  app.add_option("--task", c.task, "The runs of one task of that job")->check(CLI::Range(int64_t{0}, int64_t{1} << 30));
+  return command_main(argc, argv, app, [&] { return replicate(c); });
+}

@@ -1,0 +1,220 @@
+#include "tools/replicate_plan.h"
+
+#include <fmt/chrono.h>
+#include <fmt/core.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
+#include <map>
+#include <set>
+#include <thread>
+
+#include "engine/cli.h"
+#include "engine/error.h"
+#include "engine/files/files.h"
+#include "engine/files/json_at.h"
+#include "engine/files/parts.h"
+#include "tools/progress.h"
+#include "tools/say.h"
+
+namespace kava {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+bool lies_in(const fs::path& path, const fs::path& folder) {
+  const std::string below = path.lexically_normal().lexically_relative(folder).string();
+  return !below.empty() && !below.starts_with("..");
+}
+
+RunConfig config_of(const ReplicaTable& table, const Work& work, const fs::path& out) {
+  const TableRow& row = table.rows[work.row];
+  return load_config((table.folder / row.config).lexically_normal().string(), settings_of(table, row, out, work.seed));
+}
+
+// The files of works that are not done, but those that are made on the way.
+std::set<std::string> files_of(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out) {
+  std::set<std::string> files;
+  for (const Work& work : works) {
+    const auto state = read_state(out, work);
+    if (state && state->done) continue;
+    if (work.kind == WorkKind::eval) files.insert(table_path(table, table.columns[work.column].data, out, work.seed).string());
+    if (work.kind != WorkKind::train) continue;
+    const RunConfig config = config_of(table, work, out);
+    std::vector<std::string> needed = {config.model.path + "/config.json", config.model.adapter, config.data.valid};
+    for (const DataFile& file : config.data.train) needed.push_back(file.path);
+    for (const std::string& file : needed)
+      if (!file.empty()) files.insert(fs::path(file).lexically_normal().string());
+  }
+  std::erase_if(files, [&](const std::string& file) { return lies_in(file, out); });
+  return files;
+}
+
+// What kava_train --plan says of one run.
+struct RunPlan {
+  std::optional<double> seconds;
+  double disk = 0, steps = 0;
+  bool fits = true;
+};
+
+struct TempFile {
+  explicit TempFile(const std::string& name) : path(fs::temp_directory_path() / fmt::format("kava_replicate_{}_{}", ::getpid(), name)) {}
+  ~TempFile() {
+    std::error_code ignored;
+    fs::remove(path, ignored);
+  }
+  const fs::path path;
+};
+
+RunPlan plan_of(const ReplicaTable& table, const Work& work, const fs::path& out, const RunOptions& options, std::optional<double> rate) {
+  const TempFile json("plan.json"), log("plan.log");
+  const TableRow& row = table.rows[work.row];
+  std::vector<std::string> command = {"kava_train", work.arguments[1], "--plan", "--json", json.path.string(), "--device", options.device};
+  if (rate) command.insert(command.end(), {"--rate", fmt::format("{}", *rate)});
+  for (const std::string& set : settings_of(table, row, out, work.seed))
+    if (row.start.empty() || !set.starts_with("model.")) command.insert(command.end(), {"--set", set});
+  // A start that is not trained yet has the shape of what it starts from itself.
+  if (const TableRow* start = table.find(row.start)) {
+    const TableRow* first = start;
+    while (const TableRow* before = table.find(first->start)) first = before;
+    const RunConfig config = load_config((table.folder / first->config).string(), settings_of(table, *first, out, work.seed));
+    command.insert(command.end(), {"--set", "model.path=" + Json(config.model.path).dump()});
+  }
+  ChildProcess process(command, log.path, {});
+  std::optional<int> code;
+  while (!(code = process.ended())) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  if (*code != 0 && !(*code == static_cast<int>(Exit::preflight) && is_there(json.path)))
+    throw Error(static_cast<Exit>(*code > 0 ? *code : 1), "row " + row.name, "kava_train --plan: " + process.last_words());
+  const std::string file = json.path.string();
+  const Json value = read_json(file);
+  const JsonAt root(value, file);
+  RunPlan plan;
+  auto real = [&](const char* key) {
+    if (!root.at(key).value().is_number()) root.at(key).refuse("is no number", "");
+    return root.at(key).value().get<double>();
+  };
+  if (root.has("seconds")) plan.seconds = real("seconds");
+  plan.disk = real("disk_bytes"), plan.steps = real("steps"), plan.fits = root.at("fits").boolean();
+  return plan;
+}
+
+std::string local_time(double seconds_from_now) {
+  const std::time_t at = std::time(nullptr) + static_cast<std::time_t>(seconds_from_now);
+  return fmt::format("{:%Y-%m-%d %H:%M}", fmt::localtime(at));
+}
+
+// In a shell's words.
+std::string shell_word(const std::string& word) {
+  const bool plain = !word.empty() && word.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./=-+:,@%") ==
+                                          std::string::npos;
+  if (plain) return word;
+  std::string out = "'";
+  for (char c : word) out += c == '\'' ? "'\\''" : std::string(1, c);
+  return out + "'";
+}
+
+// "63 %, 0:12:00 left" where the run tells.
+std::string progress_text(const fs::path& run) {
+  try {
+    const Json json = read_json((run / "progress.json").string(), 1 << 20);
+    std::string out = fmt::format("{:.0f} %", json.at("percent").get<double>());
+    if (json.contains("eta_s") && json["eta_s"].is_number()) out += fmt::format(", {} left", duration_text(json["eta_s"].get<double>()));
+    return out;
+  } catch (const std::exception&) {
+    return "begun";
+  }
+}
+
+bool is_running(const fs::path& run) {
+  std::error_code ignored;
+  return fs::exists(run, ignored) && PathLock(run, PathLock::Kind::shared, false).error() == EWOULDBLOCK;
+}
+
+}  // namespace
+
+void require_files(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out) {
+  std::vector<std::string> missing;
+  const std::set<std::string> files = files_of(table, works, out);
+  for (const std::string& file : files)
+    if (std::error_code failed; !fs::exists(file, failed)) missing.push_back(escaped(file, 4096));
+  if (!missing.empty())
+    throw Error(Exit::data, escaped(table.file.string(), 4096), fmt::format("needs what is not there: {}", fmt::join(missing, ", ")),
+                "put it there, or change the table");
+  for (const auto& [name, digest] : table.digests) {
+    const std::string file = table_path(table, name, out, 0).string();
+    if (files.contains(file) && sha256_file(file) != digest)
+      throw Error(Exit::data, escaped(file, 4096), "has another SHA-256 than the table says, " + escaped(digest),
+                  "take the file from its origin again");
+  }
+}
+
+void print_counts(const std::vector<Work>& works, const fs::path& out) {
+  std::size_t trainings = 0, evaluations = 0;
+  for (const Work& work : works) {
+    const auto state = read_state(out, work);
+    if (state && state->done) continue;
+    trainings += work.kind == WorkKind::train, evaluations += work.kind == WorkKind::eval;
+  }
+  say(fmt::format("runs        {} trainings, {} evaluations", trainings, evaluations));
+}
+
+int print_plan(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out, const RunOptions& options,
+               std::optional<double> rate) {
+  double seconds = 0, disk = 0;
+  bool known = true;
+  say(fmt::format("{:<34}{:>6}{:>10}{:>12}{:>12}{:>7}", "row", "runs", "steps", "hours each", "GB each", "fits"));
+  std::map<std::size_t, std::vector<const Work*>> open;  // trainings by row
+  for (const Work& work : works)
+    if (work.kind == WorkKind::train)
+      if (const auto state = read_state(out, work); !state || !state->done) open[work.row].push_back(&work);
+  for (const auto& [row, trainings] : open) {
+    const RunPlan plan = plan_of(table, *trainings[0], out, options, rate);
+    const auto runs = static_cast<double>(trainings.size());
+    disk += plan.disk * runs, seconds += plan.seconds.value_or(0) * runs;
+    known = known && plan.seconds.has_value();
+    say(fmt::format("{:<34}{:>6}{:>10.0f}{:>12}{:>12.2f}{:>7}", table.rows[row].name, trainings.size(), plan.steps,
+                    plan.seconds ? fmt::format("{:.2f}", *plan.seconds / 3600) : "-", plan.disk * 1e-9, plan.fits ? "yes" : "no"));
+  }
+  say(known ? fmt::format("hours       {:.1f} planned, {:.1f} with {} at a time; evaluation is not in it", seconds / 3600,
+                          seconds / 3600 / options.jobs, options.jobs)
+            : std::string("hours       not known: no rate measured here; give --rate TFLOPS"));
+  say(fmt::format("disk        {:.2f} GB", disk * 1e-9));
+  if (known) say("end         " + local_time(seconds / options.jobs) + ", begun now");
+  require_printed();
+  return 0;
+}
+
+int print_commands(const std::vector<Work>& works, const fs::path& out, const RunOptions& options) {
+  for (const Work& work : works) {
+    const auto state = read_state(out, work);
+    if (state && state->done) continue;
+    std::string line;
+    for (const std::string& word : command_of(work, options)) line += (line.empty() ? "" : " ") + shell_word(word);
+    fmt::print("{}\n", line);
+  }
+  require_printed();
+  return 0;
+}
+
+int print_status(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out) {
+  std::size_t done = 0, failed = 0, running = 0;
+  for (const Work& work : works) {
+    const auto state = read_state(out, work);
+    const bool runs = work.kind == WorkKind::train && !(state && state->done) && is_running(work.run);
+    if (state && state->done) ++done;
+    else if (runs) ++running, fmt::print("running  {}: {}\n", work.id, progress_text(work.run));
+    else if (state)
+      ++failed, fmt::print("failed   {} ({}), {} times: {}; log: {}\n", work.id, state->code, state->attempts, state->reason,
+                           escaped(work.log.string(), 4096));
+  }
+  fmt::print("{}: {} of {} works done, {} running, {} failed, {} open\n", table.title, done, works.size(), running, failed,
+             works.size() - done - running - failed);
+  require_printed();
+  return 0;
+}
+
+}  // namespace kava

@@ -1,0 +1,27 @@
+// What `replicate` says without doing it: its plan, its commands, and how far it is.
+#pragma once
+#include <filesystem>
+#include <optional>
+#include <vector>
+
+#include "tools/replicate_run.h"
+
+namespace kava {
+
+/// Error(code data) naming every model and data file at once that the works not done need and that is missing, or that has another SHA-256
+/// than the table says.
+void require_files(const ReplicaTable& table, const std::vector<Work>& works, const std::filesystem::path& out);
+
+/// How many trainings and evaluations are not done.
+void print_counts(const std::vector<Work>& works, const std::filesystem::path& out);
+
+/// Steps, hours, disk and end of what is not done, by kava_train --plan. `rate`: TFLOP/s. Returns 0, or kava_train's code where it fails.
+int print_plan(const ReplicaTable& table, const std::vector<Work>& works, const std::filesystem::path& out, const RunOptions& options,
+               std::optional<double> rate);
+
+int print_commands(const std::vector<Work>& works, const std::filesystem::path& out, const RunOptions& options);
+
+/// Needs no lock, so that it works beside the replicate that runs.
+int print_status(const ReplicaTable& table, const std::vector<Work>& works, const std::filesystem::path& out);
+
+}  // namespace kava

@@ -1,0 +1,265 @@
+#include "tools/replicate_run.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <thread>
+
+#include "engine/cli.h"
+#include "engine/error.h"
+#include "engine/files/files.h"
+#include "engine/files/parts.h"
+#include "tools/progress.h"
+#include "tools/say.h"
+
+namespace kava {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr auto kPause = std::chrono::milliseconds(20);
+constexpr auto kOrphanPatience = std::chrono::seconds(10);
+
+std::vector<int> usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<int> cores;
+  if (::sched_getaffinity(0, sizeof set, &set) == 0)
+    for (int i = 0; i < CPU_SETSIZE; ++i)
+      if (CPU_ISSET(i, &set)) cores.push_back(i);
+  return cores;
+}
+
+std::vector<std::string> visible_gpus() {
+  std::vector<std::string> gpus;
+  const char* given = std::getenv("CUDA_VISIBLE_DEVICES");
+  std::istringstream words(given ? given : "");
+  for (std::string word; std::getline(words, word, ',');) gpus.push_back(word);
+  return gpus;
+}
+
+// Cores in equal parts, where there are enough; one GPU for each.
+std::vector<Share> shares(const RunOptions& options) {
+  const std::vector<int> cores = usable_cores();
+  const std::vector<std::string> gpus = visible_gpus();
+  const auto jobs = static_cast<std::size_t>(options.jobs), each = cores.size() / jobs;
+  std::vector<Share> out(jobs);
+  for (std::size_t i = 0; i < jobs && jobs > 1; ++i) {
+    if (each > 0)
+      out[i].cores.assign(cores.begin() + static_cast<std::ptrdiff_t>(i * each),
+                          cores.begin() + static_cast<std::ptrdiff_t>((i + 1) * each));
+    if (options.device == "cpu") continue;
+    if (gpus.empty()) out[i].gpu = fmt::format("{}", i);
+    else if (i < gpus.size()) out[i].gpu = gpus[i];
+  }
+  return out;
+}
+
+// A failure that the same command gives again.
+bool is_final(int code) { return code == 2 || code == 3 || code == 4 || code == 7 || code == 127; }
+
+int exit_code_of(int ended) {
+  if (ended >= 0) return ended == 127 ? static_cast<int>(Exit::internal) : ended;
+  return static_cast<int>(ended == -SIGKILL ? Exit::comm : Exit::internal);  // killed from outside, or crashed
+}
+
+std::string reason_of(int ended, const std::string& words) {
+  if (ended == 127) return "the program could not be started";
+  if (ended < 0) return fmt::format("ended by signal {}{}", -ended, words.empty() ? "" : "; its last line: " + words);
+  return words;
+}
+
+// What ended with a replicate that was killed holds its folder for a moment longer.
+void wait_for_orphans(const fs::path& run) {
+  std::error_code ignored;
+  if (!fs::exists(run, ignored)) return;
+  const auto start = std::chrono::steady_clock::now();
+  while (PathLock(run, PathLock::Kind::exclusive, false).error() == EWOULDBLOCK &&
+         std::chrono::steady_clock::now() - start < kOrphanPatience)
+    std::this_thread::sleep_for(kPause);
+}
+
+// Leaves the best checkpoint of a run that is done, or its last where there is no best.
+void prune_checkpoints(const fs::path& run) {
+  std::error_code failed;
+  fs::path kept = fs::read_symlink(run / "best", failed);
+  if (failed) kept = fs::read_symlink(run / "last", failed);
+  if (failed) return;
+  for (const auto& entry : fs::directory_iterator(run / "checkpoints", failed))
+    if (entry.path().filename() != kept.filename() && entry.path().filename().string().starts_with("step_"))
+      fs::remove_all(entry.path(), failed);
+  if (!fs::exists(run / "last", failed)) fs::remove(run / "last", failed);
+}
+
+class Runner {
+ public:
+  Runner(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out, const RunOptions& options)
+      : table_(table), works_(works), out_(out), options_(options), shares_(shares(options)), jobs_(shares_.size()), items_(works.size()) {
+    for (std::size_t i = 0; i < works.size(); ++i) {
+      items_[i].state = read_state(out, works[i]).value_or(WorkState{});
+      items_[i].stage = items_[i].state.done ? Stage::done : Stage::open;
+      done_ += items_[i].state.done;
+      items_[i].state.fingerprint = works[i].fingerprint;
+    }
+  }
+
+  int run() {
+    say(fmt::format("{}: {} of {} works done, {} at a time", table_.title, done_, works_.size(), jobs_.size()));
+    for (;;) {
+      const bool ran = reap();
+      if (should_stop()) stop_all();
+      else start_ready();
+      if (std::ranges::all_of(jobs_, [](const auto& job) { return !job.process; })) break;
+      if (!ran) std::this_thread::sleep_for(kPause);
+    }
+    tell_left();
+    if (stopping_ && done_ < works_.size()) return static_cast<int>(Exit::stopped);
+    return first_failure_;
+  }
+
+ private:
+  enum class Stage { open, running, done, failed };
+  struct Item {
+    Stage stage = Stage::open;
+    WorkState state;
+    int tries = 0;  // in this call
+  };
+  struct Job {
+    std::unique_ptr<ChildProcess> process;
+    std::size_t work = 0;
+  };
+
+  bool should_stop() const {
+    const double hours = std::chrono::duration<double, std::ratio<3600>>(std::chrono::steady_clock::now() - start_).count();
+    return stop_requested() || (options_.budget_hours > 0 && hours >= options_.budget_hours);
+  }
+
+  void stop_all() {
+    if (std::exchange(stopping_, true)) return;
+    say(stop_requested() ? "stopping: each run writes a checkpoint" : "stopping after --budget-hours: each run writes a checkpoint");
+    for (const Job& job : jobs_)
+      if (job.process) job.process->send(SIGTERM);
+  }
+
+  bool is_ready(std::size_t i) const {
+    return items_[i].stage == Stage::open &&
+           std::ranges::all_of(works_[i].needs, [&](std::size_t n) { return items_[n].stage == Stage::done; });
+  }
+
+  void start_ready() {
+    for (std::size_t j = 0; j < jobs_.size(); ++j) {
+      if (jobs_[j].process) continue;
+      for (std::size_t i = 0; i < works_.size() && !jobs_[j].process; ++i)
+        if (is_ready(i)) start(j, i);
+    }
+  }
+
+  void start(std::size_t j, std::size_t i) {
+    const Work& work = works_[i];
+    std::vector<std::string> command = command_of(work, options_);
+    if (work.kind != WorkKind::data && !shares_[j].cores.empty())
+      command.insert(command.end(), {"--threads", fmt::format("{}", shares_[j].cores.size())});
+    if (work.kind == WorkKind::train) wait_for_orphans(work.run);
+    jobs_[j].process = std::make_unique<ChildProcess>(command, work.log, shares_[j]);
+    jobs_[j].work = i;
+    items_[i].stage = Stage::running, ++items_[i].tries, ++items_[i].state.attempts;
+    say(fmt::format("[{}/{}] {} begins", done_, works_.size(), work.id));
+  }
+
+  // Whether anything ended.
+  bool reap() {
+    bool any = false;
+    for (Job& job : jobs_) {
+      if (!job.process) continue;
+      const std::optional<int> code = job.process->ended();
+      if (!code) continue;
+      any = true;
+      const auto process = std::exchange(job.process, nullptr);
+      finish(job.work, *code, *process);
+    }
+    return any;
+  }
+
+  void finish(std::size_t i, int ended, const ChildProcess& process) {
+    const Work& work = works_[i];
+    Item& item = items_[i];
+    item.state.seconds += process.seconds();
+    if (ended == static_cast<int>(Exit::stopped) || (stopping_ && ended < 0)) {
+      item.stage = Stage::open, --item.tries;
+      return;
+    }
+    if (ended != 0) return fail(i, exit_code_of(ended), reason_of(ended, process.last_words()), is_final(ended));
+    try {
+      if (work.kind == WorkKind::eval) item.state.result = evaluation_summary(work.result.string());
+    } catch (const Error& e) {
+      return fail(i, static_cast<int>(e.code()), e.what(), false);
+    }
+    item.state.done = true, item.state.code = 0, item.state.reason.clear();
+    write_state(out_, work, item.state);
+    item.stage = Stage::done, ++done_;
+    std::error_code ignored;
+    if (work.kind == WorkKind::eval) fs::remove(work.result, ignored);
+    say(fmt::format("[{}/{}] {} done in {}", done_, works_.size(), work.id, duration_text(process.seconds())));
+    if (!options_.keep_all && work.kind != WorkKind::data && is_run_finished(work)) prune_checkpoints(work.run);
+  }
+
+  bool is_run_finished(const Work& work) const {
+    for (std::size_t i = 0; i < works_.size(); ++i)
+      if (works_[i].run == work.run && items_[i].stage != Stage::done) return false;
+    return true;
+  }
+
+  void fail(std::size_t i, int code, const std::string& reason, bool final) {
+    const Work& work = works_[i];
+    Item& item = items_[i];
+    item.state.code = code, item.state.reason = reason;
+    write_state(out_, work, item.state);
+    const bool again = !final && item.tries <= options_.retries && !stopping_;
+    item.stage = again ? Stage::open : Stage::failed;
+    if (!again && first_failure_ == 0) first_failure_ = code;
+    say(fmt::format("[{}/{}] {} failed ({}): {}; log: {}{}", done_, works_.size(), work.id, code, reason, escaped(work.log.string(), 4096),
+                    again ? "; tried again" : ""));
+  }
+
+  void tell_left() const {
+    for (std::size_t i = 0; i < works_.size(); ++i) {
+      if (items_[i].stage != Stage::open || stopping_) continue;
+      for (std::size_t need : works_[i].needs)
+        if (items_[need].stage != Stage::done) say(fmt::format("{} waits for {}", works_[i].id, works_[need].id));
+    }
+  }
+
+  const ReplicaTable& table_;
+  const std::vector<Work>& works_;
+  const fs::path& out_;
+  const RunOptions& options_;
+  const std::vector<Share> shares_;
+  std::vector<Job> jobs_;
+  std::vector<Item> items_;
+  std::size_t done_ = 0;
+  int first_failure_ = 0;
+  bool stopping_ = false;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
+std::vector<std::string> command_of(const Work& work, const RunOptions& options) {
+  std::vector<std::string> command = work.arguments;
+  if (work.kind == WorkKind::data) return command;
+  if (work.kind == WorkKind::train && is_there(work.run / "config.toml")) command.push_back("--resume");
+  command.insert(command.end(), {"--device", options.device});
+  return command;
+}
+
+int run_works(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out, const RunOptions& options) {
+  return Runner(table, works, out, options).run();
+}
+
+}  // namespace kava

@@ -1,0 +1,27 @@
+// The runs of a table, several at a time: begun in order, gone on with where they were stopped, tried again where they failed.
+#pragma once
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "tools/replicate_process.h"
+#include "tools/replicate_work.h"
+
+namespace kava {
+
+struct RunOptions {
+  int jobs = 1;
+  int retries = 1;          // of a work in one call, after a failure that may be a passing one
+  double budget_hours = 0;  // > 0: stop after that
+  bool keep_all = false;    // checkpoints of a run that is evaluated, beside the best
+  std::string device = "auto";
+};
+
+/// Runs what is not done. Returns 0 where all is; the code of the first work that failed for good; 75 where it was stopped, by a signal
+/// or by the budget.
+int run_works(const ReplicaTable& table, const std::vector<Work>& works, const std::filesystem::path& out, const RunOptions& options);
+
+/// The command of a work at this moment: with --resume where its run has begun.
+std::vector<std::string> command_of(const Work& work, const RunOptions& options);
+
+}  // namespace kava

@@ -1,0 +1,223 @@
+#include "tools/replicate_work.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "engine/error.h"
+#include "engine/files/files.h"
+#include "engine/files/json_at.h"
+
+namespace kava {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr int kFormat = 1;
+
+bool is_asked_for(const TableRow& row, const Selection& selection) {
+  if (selection.only.empty()) return true;
+  return std::ranges::any_of(
+      selection.only, [&](const std::string& word) { return word == row.name || std::ranges::find(row.groups, word) != row.groups.end(); });
+}
+
+void require_known_words(const ReplicaTable& table, const Selection& selection) {
+  for (const std::string& word : selection.only)
+    if (std::ranges::none_of(table.rows, [&](const TableRow& row) { return is_asked_for(row, {{word}, {}}); }))
+      throw Error(Exit::usage, "--only", "\"" + escaped(word) + "\" is no row and no group of the table",
+                  "give names or groups of rows, separated by commas");
+}
+
+// The rows asked for and those that they start from.
+std::vector<bool> needed_rows(const ReplicaTable& table, const Selection& selection) {
+  require_known_words(table, selection);
+  std::vector<bool> needed(table.rows.size());
+  for (std::size_t i = table.rows.size(); i-- > 0;) {
+    needed[i] = needed[i] || is_asked_for(table.rows[i], selection);
+    if (!needed[i] || table.rows[i].start.empty()) continue;
+    needed[static_cast<std::size_t>(table.find(table.rows[i].start) - table.rows.data())] = true;  // starts stand above
+  }
+  return needed;
+}
+
+std::string synth_fingerprint(const SynthOptions& s) { return sha256(fmt::format("synth {} {} {}", s.rows, s.steps, s.seed)); }
+
+class Planner {
+ public:
+  Planner(const ReplicaTable& table, const Selection& selection, fs::path out)
+      : table_(table), selection_(selection), out_(std::move(out)) {}
+
+  std::vector<Work> works() {
+    const std::vector<bool> needed = needed_rows(table_, selection_);
+    if (table_.synth) add_data(*table_.synth);
+    for (int64_t seed : selection_.seeds.empty() ? table_.seeds : selection_.seeds)
+      for (std::size_t row = 0; row < table_.rows.size(); ++row)
+        if (needed[row]) add_row(row, seed, is_asked_for(table_.rows[row], selection_));
+    return std::move(works_);
+  }
+
+ private:
+  void add(Work work) {
+    index_[work.id] = works_.size();
+    works_.push_back(std::move(work));
+  }
+
+  void add_data(const SynthOptions& s) {
+    Work work;
+    work.id = "data", work.fingerprint = synth_fingerprint(s);
+    work.log = out_ / "runs" / "data.log";
+    work.arguments = {"kava_data", "synth",
+                      "--out",     (out_ / "data").string(),
+                      "--rows",    fmt::format("{}", s.rows),
+                      "--steps",   fmt::format("{}", s.steps),
+                      "--seed",    fmt::format("{}", s.seed)};
+    add(std::move(work));
+  }
+
+  void add_row(std::size_t index, int64_t seed, bool evaluated) {
+    const TableRow& row = table_.rows[index];
+    const std::string config = (table_.folder / row.config).lexically_normal().string();
+    const std::vector<std::string> sets = settings_of(table_, row, out_, seed);
+    const RunConfig loaded = load_config(config, sets);
+    require_for_training(loaded, config);
+    Work work;
+    work.kind = WorkKind::train, work.id = train_id(row, seed), work.row = index, work.seed = seed;
+    work.run = out_ / "runs" / row.name / fmt::format("{}", seed);
+    work.log = work.run / "log" / "train.log";
+    work.fingerprint = config_hash(loaded);
+    if (table_.synth) work.needs.push_back(index_.at("data"));
+    if (!row.start.empty()) {
+      work.needs.push_back(index_.at(train_id(*table_.find(row.start), seed)));
+      work.fingerprint = sha256(work.fingerprint + works_[work.needs.back()].fingerprint);
+    }
+    if (table_.synth) work.fingerprint = sha256(work.fingerprint + synth_fingerprint(*table_.synth));
+    work.arguments = {"kava_train", config, "--out", work.run.string()};
+    for (const std::string& set : sets) work.arguments.insert(work.arguments.end(), {"--set", set});
+    const Work train = work;
+    add(std::move(work));
+    if (!row.shown || !evaluated) return;
+    for (std::size_t column = 0; column < table_.columns.size(); ++column)
+      if (data_column(table_, column) == column) add_evaluation(train, row, column);
+  }
+
+  void add_evaluation(const Work& train, const TableRow& row, std::size_t column) {
+    const TableColumn& c = table_.columns[column];
+    Work work;
+    work.kind = WorkKind::eval, work.id = eval_id(table_, row, train.seed, column);
+    work.row = train.row, work.column = column, work.seed = train.seed, work.run = train.run;
+    work.needs = {index_.at(train.id)};
+    work.log = work.run / "log" / ("eval_" + c.name + ".log"), work.result = work.run / "log" / ("eval_" + c.name + ".json");
+    const std::string form = c.format ? name_of(*c.format) : "";
+    work.fingerprint = sha256(fmt::format("{} {} {} {}", train.fingerprint, c.data, form, c.limit));
+    work.arguments = {"kava_eval", work.run.string(),    "--data", table_path(table_, c.data, out_, train.seed).string(),
+                      "--out",     work.result.string(), "--force"};
+    if (c.format) work.arguments.insert(work.arguments.end(), {"--format", form});
+    if (c.limit > 0) work.arguments.insert(work.arguments.end(), {"--limit", fmt::format("{}", c.limit)});
+    add(std::move(work));
+  }
+
+  const ReplicaTable& table_;
+  const Selection& selection_;
+  const fs::path out_;
+  std::vector<Work> works_;
+  std::map<std::string, std::size_t> index_;
+};
+
+std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
+
+std::optional<WorkState> state_at(const fs::path& out, const std::string& id) {
+  const fs::path path = state_path(out, id);
+  if (!is_there(path)) return std::nullopt;
+  const std::string file = path.string();
+  try {
+    const Json json = read_json(file);
+    const JsonAt root(json, file);
+    if (root.at("format").whole(1 << 20) != kFormat) root.refuse("is of another format");
+    WorkState state;
+    const std::string& status = root.at("status").string();
+    if (status != "done" && status != "failed") root.at("status").refuse("is neither done nor failed");
+    state.done = status == "done", state.attempts = root.at("attempts").whole(1 << 20);
+    state.code = root.at("code").whole(255), state.reason = root.at("reason").string();
+    state.fingerprint = root.at("fingerprint").string();
+    if (!root.at("seconds").value().is_number()) root.at("seconds").refuse("is no number");
+    state.seconds = json["seconds"].get<double>(), state.result = root.at("result").value();
+    if (state.done && id.find(".eval_") != std::string::npos) {
+      const JsonAt result = root.at("result");
+      for (const auto& [scorer, verdicts] : result.at("verdicts").object()) (void)result.at("verdicts").at(scorer.c_str()).string();
+      (void)result.at("accuracy").object(), (void)result.at("questions_sha256").string();
+      for (const char* key : {"passes", "ms", "questions"})
+        if (!result.at(key).value().is_number()) result.at(key).refuse("is no number");
+    }
+    return state;
+  } catch (const Error& e) {
+    throw Error(Exit::data, shown(path), std::string(e.what()).substr(0, 400), "remove it, and this work is done again");
+  }
+}
+
+}  // namespace
+
+std::size_t data_column(const ReplicaTable& table, std::size_t column) {
+  const TableColumn& c = table.columns[column];
+  for (std::size_t i = 0; i < column; ++i)
+    if (table.columns[i].data == c.data && table.columns[i].format == c.format && table.columns[i].limit == c.limit) return i;
+  return column;
+}
+
+std::string train_id(const TableRow& row, int64_t seed) { return fmt::format("{}.{}.train", row.name, seed); }
+
+std::string eval_id(const ReplicaTable& table, const TableRow& row, int64_t seed, std::size_t column) {
+  return fmt::format("{}.{}.eval_{}", row.name, seed, table.columns[data_column(table, column)].name);
+}
+
+std::vector<Work> works_of(const ReplicaTable& table, const Selection& selection, const fs::path& out) {
+  return Planner(table, selection, out).works();
+}
+
+fs::path state_path(const fs::path& out, const std::string& id) { return out / "state" / (id + ".json"); }
+
+std::optional<WorkState> read_state(const fs::path& out, const Work& work) {
+  auto state = state_at(out, work.id);
+  if (state && state->fingerprint != work.fingerprint) {
+    if (state->done)
+      throw Error(Exit::usage, shown(state_path(out, work.id)), "is the result of another configuration than the table's",
+                  "choose another --out, or remove it and the run");
+    return std::nullopt;
+  }
+  return state;
+}
+
+void write_state(const fs::path& out, const Work& work, const WorkState& state) {
+  Json json = {{"format", kFormat},
+               {"work", work.id},
+               {"status", state.done ? "done" : "failed"},
+               {"attempts", state.attempts},
+               {"code", state.code},
+               {"reason", state.reason},
+               {"log", work.log.lexically_relative(out).string()},
+               {"seconds", state.seconds},
+               {"fingerprint", state.fingerprint},
+               {"result", state.result}};
+  write_file(state_path(out, work.id).string(), json.dump(1) + "\n");
+}
+
+Json evaluation_summary(const std::string& path) {
+  const Json json = read_json(path);
+  const JsonAt root(json, path), results = root.at("results");
+  if (results.array().size() != 1) results.refuse("is not of one data file");
+  const JsonAt result = results.at(std::size_t{0}), records = result.at("records");
+  Json verdicts = Json::object();
+  for (const auto& [scorer, value] : result.at("accuracy").object()) {
+    std::string line;
+    for (std::size_t i = 0; i < records.array().size(); ++i) line += records.at(i).at("correct").at(scorer.c_str()).boolean() ? '1' : '0';
+    verdicts[scorer] = line;
+  }
+  Json questions = Json::array();
+  for (std::size_t i = 0; i < records.array().size(); ++i) questions.push_back(records.at(i).at("question").string());
+  return {{"data", result.at("sha256").string()},         {"questions", records.array().size()},
+          {"questions_sha256", sha256(questions.dump())}, {"weights", root.at("weights").string()},
+          {"accuracy", result.at("accuracy").value()},    {"passes", result.at("passes").value()},
+          {"ms", result.at("ms_per_question").value()},   {"verdicts", std::move(verdicts)}};
+}
+
+}  // namespace kava
