@@ -16,11 +16,13 @@ struct Ended {
   std::string out, err;
 };
 
-/// Runs a line of the shell that begins with a program's name, in `folder`. What the line leads elsewhere is not in `out` and `err`.
-inline Ended run_command(const std::string& line, const std::filesystem::path& folder = ".") {
+/// Runs a line of the shell that begins with a program's name, in `folder`, with variables ("NAME=VALUE") in its environment. What the line
+/// leads elsewhere is not in `out` and `err`.
+inline Ended run_command(const std::string& line, const std::filesystem::path& folder = ".", const std::string& variables = "") {
   const TempFolder streams;
   const int status = std::system(
-      fmt::format("cd '{}' && ( '{}'/{} ) >'{}' 2>'{}'", folder.string(), bin_dir(), line, streams / "out", streams / "err").c_str());
+      fmt::format("cd '{}' && ( {} '{}'/{} ) >'{}' 2>'{}'", folder.string(), variables, bin_dir(), line, streams / "out", streams / "err")
+          .c_str());
   INFO(line);
   REQUIRE(WIFEXITED(status));
   return {WEXITSTATUS(status), read_file(streams / "out", 1 << 24), read_file(streams / "err", 1 << 24)};

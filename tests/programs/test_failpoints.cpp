@@ -1,0 +1,115 @@
+// Every program but kava_train (tests/kill_resume.cpp) at each of its failpoints (engine/files/disk.h): killed there, the next call gives
+// what a call that was not killed gives; with an error there, it ends with 7 and one line, and leaves what was there before.
+#include <map>
+#include <sstream>
+
+#include "tests/programs/text_run.h"
+
+using namespace kava;
+namespace fs = std::filesystem;
+
+namespace {
+
+using Tree = std::map<std::string, std::string>;
+
+// Of a folder: names, and what the files hold, but for times.
+Tree tree_of(const fs::path& folder) {
+  Tree tree;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    const std::string name = entry.path().lexically_relative(folder).string();
+    if (entry.is_directory()) {
+      tree[name] = "folder";
+      continue;
+    }
+    tree[name] = read_file(entry.path().string(), 1 << 26);
+    if (!name.ends_with(".json")) continue;
+    Json json = Json::parse(tree[name], nullptr, false);
+    if (json.is_discarded() || !json.contains("results")) continue;
+    for (Json& result : json["results"]) result.erase("seconds"), result.erase("ms_per_question");
+    tree[name] = json.dump();
+  }
+  return tree;
+}
+
+// What there is besides the parts of a writer that was killed, which go away with the next one.
+Tree without_parts(Tree tree) {
+  std::erase_if(tree, [](const auto& entry) { return entry.first.find(".part") != std::string::npos; });
+  return tree;
+}
+
+class Failing {
+ public:
+  // `line` writes below `folder`, which holds what it does at the start.
+  Failing(std::string line, fs::path folder) : line_(std::move(line)), folder_(std::move(folder)) {
+    fs::copy(folder_, start_.path() / "start", fs::copy_options::recursive);
+  }
+
+  void check_all() {
+    INFO(line_);
+    const Ended counted = call("count");
+    REQUIRE(counted.code == 0);
+    if (counted.err.find("failpoints: ") == counted.err.npos) SKIP("built without KAVA_FAILPOINTS");
+    whole_ = tree_of(folder_);
+    std::istringstream words(counted.err.substr(counted.err.find("failpoints: ") + 12));
+    int points = 0;
+    for (std::string kind, range; words >> kind >> range;) {
+      const int last = std::stoi(range.substr(range.find("..") + 2));
+      for (int k = 1; k <= last; ++k, ++points) check(kind, k);
+    }
+    CHECK(points >= 4);
+  }
+
+ private:
+  Ended call(const std::string& fail) {
+    fs::remove_all(folder_);
+    fs::copy(start_.path() / "start", folder_, fs::copy_options::recursive);
+    return run_command(line_, ".", "KAVA_FAIL=" + fail);
+  }
+
+  void check(const std::string& kind, int k) {
+    static constexpr const char* kErrors[] = {"eio", "enospc", "erofs", "emfile"};
+    const std::string point = fmt::format("{}:{}", kind, k);
+    INFO(point);
+    const Tree before = tree_of(start_.path() / "start");
+    const Ended killed = call(point + ":kill");
+    CHECK(killed.code == 128 + 9);
+    for (const auto& [name, bytes] : without_parts(tree_of(folder_)))  // old or new, never half
+      if (bytes != "folder")
+        CHECK((before.contains(name) ? bytes == before.at(name) || bytes == whole_.at(name) : bytes == whole_.at(name)));
+    const Ended again = run_command(line_);
+    CHECK(again.code == 0);
+    CHECK(tree_of(folder_) == whole_);
+    const Ended failed = call(point + ":" + kErrors[k % 4]);
+    CHECK(failed.code == 7);
+    CHECK(failed.err.starts_with("error: "));
+    CHECK(std::count(failed.err.begin(), failed.err.end(), '\n') == 1);
+    const Tree after = tree_of(folder_);
+    CHECK((after == before || after == whole_));
+  }
+
+  std::string line_;
+  fs::path folder_;
+  TempFolder start_;
+  Tree whole_;
+};
+
+}  // namespace
+
+TEST_CASE("no program loses or half writes a file when it is killed or fails at any of its writes") {
+  TextRun tiny;
+  const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string();
+  const fs::path out = tiny.folder.path() / "out";
+  const std::string to = out.string() + "/";
+  auto writes = [&](const std::string& line, const std::string& old = "") {
+    fs::remove_all(out);
+    fs::create_directory(out);
+    if (!old.empty()) overwrite(to + old, "old");
+    Failing(line, out).check_all();
+  };
+  const std::string step = "kava_inspect step " + source_dir() + "/tests/golden/cases/kava_defaults.toml --threads 1 --out ";
+  SECTION("kava_inspect step, over an old file") { writes(step + to + "o.safetensors", "o.safetensors"); }
+  SECTION("kava_eval --out") { writes("kava_eval " + dir + " --threads 1 --data " + data + " --out " + to + "r.json"); }
+  SECTION("kava_eval into a run") { Failing("kava_eval " + dir + " --threads 1 --data " + data, tiny.dir).check_all(); }
+  SECTION("kava_data convert, over an old file") { writes("kava_data convert " + data + " " + to + "rows.jsonl", "rows.jsonl"); }
+  SECTION("kava_data synth") { writes("kava_data synth --rows 10 --out " + to + "ring"); }
+}
