@@ -49,8 +49,9 @@ int64_t held_bytes(const RunConfig& config, const ModelConfig& shape, ModelUse u
 int64_t model_bytes(const RunConfig& config, const ModelConfig& shape) {
   int64_t trained = 0;
   for (const TrainableSpec& t : trainable_specs(config, shape)) trained += t.rows * t.cols;
-  // Three host copies while a checkpoint is written.
-  return held_bytes(config, shape, ModelUse::training) + trained * 3 * sum_bytes(config);
+  // Three host copies while a checkpoint is written, and the sum of the gradients of several forwards.
+  const int64_t copies = config.train.micro_batch > 0 && config.train.micro_batch < config.train.batch ? 4 : 3;
+  return held_bytes(config, shape, ModelUse::training) + trained * copies * sum_bytes(config);
 }
 
 int64_t inference_bytes(const RunConfig& config, const ModelConfig& shape) { return held_bytes(config, shape, ModelUse::inference); }

@@ -50,6 +50,8 @@ class ParameterStore {
   /// A group that reads parameters: it is prepared by every refresh and update.
   void prepare(const LinearGroup& group) { groups_.push_back(group); }
   void zero_grad();
+  /// A buffer like grad(), of which nothing is set.
+  Buffer like_grad() const { return {ops_, grad().dtype, 1, size_}; }
   /// Both moments are zero again.
   void reset_moments();
 

@@ -4,10 +4,12 @@
 #include <chrono>
 #include <cmath>
 #include <numbers>
+#include <numeric>
 #include <tuple>
 
 #include "engine/device/host.h"
 #include "engine/error.h"
+#include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "models/flops.h"
 
@@ -55,8 +57,9 @@ int64_t total_steps(const RunConfig::Train& train, int64_t samples) {
   return train.max_steps > 0 ? train.max_steps : train.epochs * ceil_div(samples, train.batch);
 }
 
-Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState state)
+Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState state, Comm* comm)
     : model_(model),
+      comm_(comm ? *comm : self_),
       arena_(model.ops),
       options_(model.config.train),
       samples_(samples),
@@ -74,10 +77,9 @@ Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState st
   state_.device = model.ops.name();
   saved_ = begun && length() == before, extended_ = begun && !saved_;
   model_.parameters.set_updates(state_.moment_updates);
-  // Forwards whose cross-entropies are means of their own have sums of their own.
-  sums_apart_ = model.config.loss.mean == LossMean::forward;
-  const int64_t forwards = sums_apart_ && options_.micro_batch > 0 ? ceil_div(options_.batch, options_.micro_batch) : 1;
+  const int64_t forwards = ceil_div(options_.batch, state_.micro_batch);
   scalars_ = arena_.alloc(DType::f64, 1, forwards * kStepSums + 1);
+  if (forwards > 1 || !comm_.alone()) total_ = model_.parameters.like_grad();
 }
 
 std::span<const Sample> Trainer::batch_of(int64_t step) {
@@ -97,22 +99,49 @@ bool Trainer::left_in(int64_t step) {
   return std::ranges::any_of(batch_of(step), [&](const Sample& s) { return cut_of(recipe, s, index++).rest() > 0; });
 }
 
-double Trainer::gradients(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards) {
-  const std::size_t micro = options_.micro_batch > 0 ? static_cast<std::size_t>(options_.micro_batch) : batch.size();
-  model_.parameters.zero_grad();
-  model_.ops.fill(scalars_, 0);
+// Forward i of a batch; returns the fewest operations that it takes.
+double Trainer::forward(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, int64_t i) {
+  const int64_t first = i * state_.micro_batch, size = std::min(state_.micro_batch, std::ssize(batch) - first);
   double flops = 0;
-  for (std::size_t i = 0, first = 0; first < batch.size(); first += micro, ++i) {
-    StepOptions options;
-    options.recipe = recipe;
-    options.first_index = static_cast<int64_t>(first);
-    options.step = static_cast<uint32_t>(state_.step);
-    options.flops = &flops;
-    const int64_t at = sums_apart_ ? static_cast<int64_t>(i) * kStepSums : 0;
-    add_step(model_, arena_, batch.subspan(first, std::min(micro, batch.size() - first)), forwards[i], options,
-             scalars_.col_range(at, at + kStepSums));
-  }
+  StepOptions options;
+  options.recipe = recipe;
+  options.first_index = first;
+  options.step = static_cast<uint32_t>(state_.step);
+  options.flops = &flops;
+  add_step(model_, arena_, batch.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(size)),
+           forwards[static_cast<std::size_t>(i)], options, scalars_.col_range(i * kStepSums, (i + 1) * kStepSums));
   return flops;
+}
+
+// The batch's gradient, and the sums of all its forwards; returns the fewest operations that they take.
+double Trainer::gradients(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards) {
+  const int64_t n = std::ssize(forwards), ranks = comm_.size();
+  ParameterStore& parameters = model_.parameters;
+  model_.ops.fill(scalars_, 0);
+  if (n == 1 && ranks == 1) return parameters.zero_grad(), forward(batch, recipe, forwards, 0);
+  comm_.set_place(fmt::format("step {}", state_.step + 1));
+  double flops = 0;
+  for (int64_t first = 0; first < n; first += ranks) {
+    const int64_t mine = first + comm_.rank(), parts = std::min(ranks, n - first);
+    parameters.zero_grad();
+    if (mine < n) flops += forward(batch, recipe, forwards, mine);
+    comm_.add_in_order(model_.ops, arena_, total_.tensor(), parameters.grad(), static_cast<int>(parts), first == 0, "adding gradients");
+    if (!comm_.alone()) gather_sums(mine < n ? mine : n - 1, first, parts);
+  }
+  model_.ops.copy(parameters.grad(), total_.tensor());
+  if (comm_.alone()) return flops;
+  std::vector<double> all(static_cast<std::size_t>(ranks));
+  comm_.gather(all.data(), &flops, sizeof flops, "counting operations");
+  return std::accumulate(all.begin(), all.end(), 0.0);
+}
+
+// The sums of the forwards of a round, first .. first+parts, of which this rank has made its own.
+void Trainer::gather_sums(int64_t mine, int64_t first, int64_t parts) {
+  const ArenaScope scope(arena_);
+  const Tensor all = arena_.alloc(DType::f64, comm_.size(), kStepSums);
+  comm_.gather(model_.ops, all, scalars_.col_range(mine * kStepSums, (mine + 1) * kStepSums), "adding losses");
+  for (int64_t r = 0; r < parts; ++r)
+    model_.ops.copy(scalars_.col_range((first + r) * kStepSums, (first + r + 1) * kStepSums), all.row_range(r, r + 1));
 }
 
 StepReport Trainer::step() {
@@ -120,12 +149,12 @@ StepReport Trainer::step() {
     model_.parameters.reset_moments(), state_.moment_updates = 0;
   const std::span<const Sample> batch = batch_of(state_.step);
   const Recipe recipe = curriculum_.recipe(state_.step);
-  const BatchTotals totals = batch_totals(model_.config, recipe, batch, options_.micro_batch);
+  const BatchTotals totals = batch_totals(model_.config, recipe, batch, state_.micro_batch);
   StepReport r;
   r.epoch = state_.step / steps_per_epoch_;
   if (recipe.has_stages()) r.stage = curriculum_.stage(state_.step);
   r.latents = totals.latents, r.left = static_cast<double>(totals.rest) / static_cast<double>(batch.size());
-  const std::vector<BatchTotals> forwards = totals_of_forwards(model_.config, recipe, totals, batch, options_.micro_batch);
+  const std::vector<BatchTotals> forwards = totals_of_forwards(model_.config, recipe, totals, batch, state_.micro_batch);
   r.flops = gradients(batch, recipe, forwards);
   r.lr = learning_rate(options_, state_.step, state_.total_steps);
   AdamwOptions o;
@@ -133,7 +162,7 @@ StepReport Trainer::step() {
   o.weight_decay = options_.weight_decay, o.clip = options_.clip;
   model_.parameters.update(arena_, o, scalars_.col_range(scalars_.cols - 1, scalars_.cols), scalars_.col_range(0, scalars_.cols - 1));
   const std::vector<double> scalars = to_host(model_.ops, scalars_);
-  for (std::size_t i = 0; i < forwards.size() && (i == 0 || sums_apart_); ++i)
+  for (std::size_t i = 0; i < forwards.size(); ++i)
     r.losses += losses_of(std::span(scalars).subspan(i * kStepSums, kStepSums), forwards[i]);
   r.loss = r.losses.total(model_.config);
   r.grad_norm = std::sqrt(scalars.back());
@@ -166,13 +195,13 @@ bool Trainer::may_be_best() {
   return true;
 }
 
-void Trainer::validate(RunFolder& folder, const TrainingHooks& hooks) {
+void Trainer::validate(RunFolder* folder, const TrainingHooks& hooks) {
   const int64_t stage = curriculum_.stage(std::max<int64_t>(0, state_.step - 1));
   const std::optional<Validation> v = hooks.validate(arena_, stage);
   if (!v) return;
   nlohmann::ordered_json object = {{"step", state_.step}};
   for (const auto& [name, value] : v->values) object[name] = value;
-  folder.append(nlohmann::ordered_json({{"valid", object}}).dump());
+  if (folder) folder->append(nlohmann::ordered_json({{"valid", object}}).dump());
   // Where no validation counted, the last checkpoint is the best.
   const bool counts = may_be_best() || (state_.finished() && !state_.best);
   state_.validated_step = state_.step;
@@ -181,41 +210,73 @@ void Trainer::validate(RunFolder& folder, const TrainingHooks& hooks) {
   if (hooks.on_validation) hooks.on_validation(state_.step, *v);
 }
 
-void Trainer::save(RunFolder& folder, const TrainingHooks& hooks) {
+// A checkpoint is written by one rank for all.
+void Trainer::require_same_values() {
+  if (comm_.alone()) return;
+  const ParameterStore& p = model_.parameters;
+  std::string digests;
+  for (const Tensor& t : {p.value(), p.m(), p.v()}) {
+    std::string bytes(static_cast<std::size_t>(t.count() * size_of(t.dtype)), '\0');
+    model_.ops.download(bytes.data(), t);
+    digests += sha256(bytes);
+  }
+  const std::vector<std::string> all = comm_.gather(digests, "comparing weights");
+  for (std::size_t r = 1; r < all.size(); ++r)
+    if (all[r] != all[0])
+      throw Error(Exit::comm, fmt::format("step {}", state_.step), fmt::format("rank {} holds other weights than rank 0", r),
+                  "check its machine; the last checkpoint is whole");
+}
+
+void Trainer::save(RunFolder* folder, const TrainingHooks& hooks) {
   if (saved_) return;
   if (const std::string name = model_.parameters.find_not_finite(arena_); !name.empty())
     throw Error(Exit::numeric, fmt::format("step {}", state_.step), fmt::format("{} holds a value that is not finite", name),
                 "lower train.lr; the last checkpoint is whole");
-  folder.save(model_, state_);
+  require_same_values();
+  if (folder) folder->save(model_, state_);
   saved_ = true;
   if (hooks.note) hooks.note(fmt::format("checkpoint of step {} written", state_.step));
 }
 
-void Trainer::log(RunFolder& folder, const TrainingHooks& hooks, const StepReport& report, double seconds) {
+void Trainer::log(RunFolder* folder, const TrainingHooks& hooks, const StepReport& report, double seconds) {
   state_.seconds += seconds;
   logged_seconds_ += seconds, logged_flops_ += report.flops;
   logged_samples_ += report.batch_samples, logged_tokens_ += report.batch_tokens;
   const double each = 1 / std::max(logged_seconds_, 1e-9);
   const Speed speed{static_cast<double>(logged_samples_) * each, static_cast<double>(logged_tokens_) * each, logged_flops_ * each};
   if (report.step % options_.log_every == 0 || state_.finished()) {
-    folder.append(metrics_line(report, speed, hooks.matrix_rate, state_.seconds).dump());
+    if (folder) folder->append(metrics_line(report, speed, hooks.matrix_rate, state_.seconds).dump());
     logged_seconds_ = logged_flops_ = 0, logged_samples_ = logged_tokens_ = 0;
   }
   if (hooks.on_step) hooks.on_step(report, speed);
 }
 
-bool Trainer::run(RunFolder& folder, const TrainingHooks& hooks) {
+Trainer::Asked Trainer::asked(const TrainingHooks& hooks) {
+  Asked mine{hooks.stop && hooks.stop(), hooks.checkpoint && hooks.checkpoint()};
+  if (comm_.alone()) return mine;
+  std::vector<Asked> all(static_cast<std::size_t>(comm_.size()));
+  comm_.gather(all.data(), &mine, sizeof mine, "agreeing on the next step");
+  for (const Asked& a : all) mine.stop = mine.stop || a.stop, mine.checkpoint = mine.checkpoint || a.checkpoint;
+  return mine;
+}
+
+bool Trainer::run(RunFolder* folder, const TrainingHooks& hooks) {
   if (extended_) save(folder, hooks);  // a kill before the next checkpoint must not take the extension back
   for (;;) {
-    auto stopped = [&] { return hooks.stop && hooks.stop(); };
-    if (hooks.validate && due(options_.valid_every) && state_.validated_step != state_.step && !stopped()) validate(folder, hooks);
+    comm_.set_place(fmt::format("step {}", state_.step));
+    Asked now = asked(hooks);
+    if (hooks.validate && due(options_.valid_every) && state_.validated_step != state_.step && !now.stop) {
+      validate(folder, hooks);
+      const Asked meanwhile = asked(hooks);
+      now = {meanwhile.stop, now.checkpoint || meanwhile.checkpoint};
+    }
     if (state_.finished() && state_.updates == 0)
       throw Error(Exit::numeric, fmt::format("step {}", state_.step), "no step made an update: there was no finite loss and gradient",
                   "lower train.lr, or check the data and the model");
-    const bool stop = stopped(), asked = hooks.checkpoint && hooks.checkpoint(), best_now = state_.best && state_.best->step == state_.step;
-    if (stop || asked || best_now || due(options_.checkpoint_every)) save(folder, hooks);
+    const bool best_now = state_.best && state_.best->step == state_.step;
+    if (now.stop || now.checkpoint || best_now || due(options_.checkpoint_every)) save(folder, hooks);
     if (state_.finished() && (!hooks.validate || state_.validated_step == state_.step)) return true;
-    if (stop) return false;
+    if (now.stop) return false;
     const auto start = std::chrono::steady_clock::now();
     const StepReport report = step();
     log(folder, hooks, report, seconds_since(start));

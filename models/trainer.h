@@ -2,6 +2,9 @@
 //
 // A run of n samples takes N = train.max_steps steps, or else epochs * ceil(n / batch); the last batch of an epoch may be smaller. A state
 // saved after any step and loaded again goes on to the same bytes.
+//
+// Forward i of a batch, of train.micro_batch samples, belongs to rank i % ranks. Each forward's gradient and sums are made by themselves
+// and added in the order of the forwards, on every rank: any number of ranks gives the bytes of one.
 #pragma once
 #include <functional>
 #include <limits>
@@ -11,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/device/comm.h"
 #include "models/curriculum.h"
 #include "models/kava.h"
 #include "models/run_folder.h"
@@ -50,7 +54,7 @@ struct Speed {
   double samples_per_s = 0, tokens_per_s = 0, flops_per_s = 0;
 };
 
-/// What a run asks of those around it; everything may be empty.
+/// What a run asks of those around it; everything may be empty. stop and checkpoint are this rank's own: what one is asked, all do.
 struct TrainingHooks {
   std::function<void(const StepReport&, const Speed&)> on_step;  // every step
   std::function<void(int64_t step, const Validation&)> on_validation;
@@ -63,36 +67,47 @@ struct TrainingHooks {
 
 class Trainer {
  public:
-  /// The model at its start and an empty state, or both as a checkpoint has them. Samples must outlive the trainer.
-  Trainer(Model& model, std::span<const Sample> samples, TrainingState state);
+  /// The model at its start and an empty state, or both as a checkpoint has them, the same on all ranks. Samples and comm must outlive the
+  /// trainer; without comm it is alone.
+  Trainer(Model& model, std::span<const Sample> samples, TrainingState state, Comm* comm = nullptr);
 
   /// One optimiser step. Error(code numeric) after kMostSkipped steps in a row without a finite loss and gradient.
   StepReport step();
 
   /// Steps, validation, metrics and checkpoints up to the end or until stopped; returns whether the end was reached. There is a checkpoint
-  /// of the last step either way. Error(code numeric) also where a trained value is not finite when a checkpoint is due, and where the end
-  /// is reached without one update.
-  bool run(RunFolder& folder, const TrainingHooks& hooks);
+  /// of the last step either way. The folder is rank 0's, and nothing on the others. Error(code numeric) also where a trained value is not
+  /// finite when a checkpoint is due, and where the end is reached without one update; Error(code comm) where ranks hold different values
+  /// then.
+  bool run(RunFolder* folder, const TrainingHooks& hooks);
 
   const TrainingState& state() const { return state_; }
 
   static constexpr int64_t kMostSkipped = 10;
 
  private:
+  struct Asked {
+    bool stop = false, checkpoint = false;
+  };
+
   std::span<const Sample> batch_of(int64_t step);
-  /// Returns the fewest operations that they take.
   double gradients(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards);
+  double forward(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, int64_t i);
+  void gather_sums(int64_t mine, int64_t first, int64_t parts);
+  Asked asked(const TrainingHooks& hooks);
+  void require_same_values();
   bool left_in(int64_t step);
   bool may_be_best();
   bool due(int64_t every) const;
-  void validate(RunFolder& folder, const TrainingHooks& hooks);
-  void save(RunFolder& folder, const TrainingHooks& hooks);
-  void log(RunFolder& folder, const TrainingHooks& hooks, const StepReport& report, double seconds);
+  void validate(RunFolder* folder, const TrainingHooks& hooks);
+  void save(RunFolder* folder, const TrainingHooks& hooks);
+  void log(RunFolder* folder, const TrainingHooks& hooks, const StepReport& report, double seconds);
 
   Model& model_;
+  Comm self_;
+  Comm& comm_;
   Arena arena_;
-  Tensor scalars_;           // f64: the sums of a step, or of each of its forwards, and the square of its gradient's norm
-  bool sums_apart_ = false;  // of each forward
+  Tensor scalars_;  // f64: the sums of each forward of a step, and the square of its gradient's norm
+  Buffer total_;    // of the gradients of a step's forwards, where there are several
   const RunConfig::Train& options_;
   std::span<const Sample> samples_;
   TrainingState state_;

@@ -1,5 +1,6 @@
 // kava_train: trains what a configuration says, into a run folder.
 #include "tools/command.h"
+#include "tools/ranks.h"
 #include "tools/train.h"
 
 int main(int argc, char** argv) {
@@ -17,5 +18,6 @@ int main(int argc, char** argv) {
   app.add_flag("--profile", command.profile, "Time every operation (not built yet)");
   app.add_flag("--check-ops", command.check_ops, "Compare every operation between two backends (not built yet)");
   kava::add_device_options(app, command.device);
+  kava::add_rank_options(app, command.ranks);
   return kava::command_main(argc, argv, app, [&] { return kava::train(command); });
 }

@@ -54,12 +54,12 @@ std::string duration_text(double seconds) {
   return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) : fmt::format("{}:{:02}", s / 60, s % 60);
 }
 
-Progress::Progress(int64_t first_step, int64_t total_steps, int64_t log_every, double matrix_rate)
+Progress::Progress(int64_t first_step, int64_t total_steps, int64_t log_every, double matrix_rate, bool alone)
     : first_step_(first_step),
       total_steps_(total_steps),
       log_every_(log_every),
       matrix_rate_(matrix_rate),
-      terminal_(::isatty(STDOUT_FILENO) != 0),
+      terminal_(alone && ::isatty(STDOUT_FILENO) != 0),
       start_(Clock::now()) {}
 
 std::string Progress::losses_text(const StepReport& r) const {

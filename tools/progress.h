@@ -17,8 +17,9 @@ std::string duration_text(double seconds);
 
 class Progress {
  public:
-  /// From `first_step` on, of total_steps; every log_every'th step gets a line.
-  Progress(int64_t first_step, int64_t total_steps, int64_t log_every, double matrix_rate);
+  /// From `first_step` on, of total_steps; every log_every'th step gets a line. alone: what looks like a terminal is one; a launcher may
+  /// put a pseudo-terminal between a rank and its own output.
+  Progress(int64_t first_step, int64_t total_steps, int64_t log_every, double matrix_rate, bool alone = true);
 
   void step(const StepReport& report, const Speed& speed);
   void validation(int64_t step, const Validation& validation);

@@ -31,8 +31,12 @@ struct Continued {
 };
 
 /// The checkpoint's state under `config`. Error(code usage) naming what has changed: a fixed key, or without `extend` one that only it may
-/// change. A run with a constant learning rate may become longer without it.
-Continued go_on(const std::filesystem::path& out, const Checkpoint& checkpoint, const RunConfig& config, bool extend);
+/// change. A run with a constant learning rate may become longer without it. Any number of ranks may go on; where train.micro_batch becomes
+/// 0 it is that of `ranks`.
+Continued go_on(const std::filesystem::path& out, const Checkpoint& checkpoint, const RunConfig& config, bool extend, int ranks);
+
+/// The samples of a forward where train.micro_batch is 0: a batch's part on each of some ranks.
+int64_t default_micro_batch(const RunConfig& config, int ranks);
 
 /// Error(code data) naming a file or folder of the configuration that a run cannot go on without and that is not there.
 void require_contents_there(const RunConfig& config);

@@ -18,6 +18,7 @@
 #include "models/validation.h"
 #include "tools/plan.h"
 #include "tools/progress.h"
+#include "tools/ranks.h"
 #include "tools/resume.h"
 #include "tools/say.h"
 
@@ -35,13 +36,13 @@ struct RunData {
   int64_t dropped = 0;
 };
 
-RunData read_data(const TextModel& text, const RunConfig& config) {
+RunData read_data(const TextModel& text, const RunConfig& config, bool tell) {
   RunData data;
   {
     const std::vector<RowFile> files = read_train_files(config);
     data.train = read_samples(text, config, files, &data.dropped);
     if (!data.train.empty())
-      if (const std::string note = require_traces(config, files, data.train); !note.empty()) fmt::print(stderr, "{}\n", note);
+      if (const std::string note = require_traces(config, files, data.train); !note.empty() && tell) fmt::print(stderr, "{}\n", note);
     for (const RowFile& f : files) data.digests.push_back({"data.train", f.sha256, name_of(f.format)});
   }
   if (data.train.empty())
@@ -56,48 +57,105 @@ RunData read_data(const TextModel& text, const RunConfig& config) {
 
 class Run {
  public:
-  Run(const TrainCommand& command, fs::path out, RunConfig config, std::unique_ptr<Ops> ops)
-      : command_(command), told_(config), config_(std::move(config)), ops_(std::move(ops)), out_(std::move(out)) {}
+  Run(const TrainCommand& command, Comm& comm, fs::path out, RunConfig config, std::unique_ptr<Ops> ops)
+      : command_(command), comm_(comm), told_(config), config_(std::move(config)), ops_(std::move(ops)), out_(std::move(out)) {}
 
   int run() {
-    require_place(out_, command_.resume);
-    // The lock comes before anything is read: what another process is writing here must not be taken for what a run left.
-    RunFolder folder(out_);
-    std::optional<Checkpoint> from = checkpoint_to_begin_from(out_, command_.resume);
-    TrainingState state;
-    std::optional<Continued> before;
-    if (from) {
-      before = go_on(out_, *from, config_, command_.extend);
-      state = before->state, config_ = before->config;
-      if (before->same_length() && state.finished() && state.updates > 0 &&
-          (config_.data.valid.empty() || state.validated_step == state.step))
-        return already_finished(folder, *before);
-      require_contents_there(config_);
-    }
-    text_ = open_text_model(config_.model.path);
-    text_.shape.require_for_training();
-    if (!text_.note.empty()) fmt::print(stderr, "{}\n", text_.note);
-    data_ = read_data(text_, config_);
-    if (before) tell_resumption(*before);
-    say(parameter_table(config_, text_) + run_summary(config_, data_.train, data_.dropped));
-    if (data_.valid) say(fmt::format("validation  {} rows, {} of them over data.max_tokens", data_.valid->rows(), data_.valid->dropped()));
-    require_memory(*ops_, config_, text_.shape, data_.train, available_memory());
-    take_contents(state, from.has_value());
-
-    Model model(*ops_, config_, text_.shape, from || !config_.model.adapter.empty() ? Values::loaded : Values::start);
-    if (from) {
-      if (state.base != model.base_digest)
-        throw Error(Exit::data, escaped(config_.model.path, 4096), "has changed since the run began", "restore the model's folder");
-      load_optimizer(model, from->path);
-      from->lock.reset();  // this run may prune it now
-    } else if (!config_.model.adapter.empty()) {
-      load_adapter(model, config_.model.adapter);
-    }
-    state.base = model.base_digest;
-    return train(folder, model, std::move(state));
+    std::optional<RunFolder> folder;
+    std::optional<Checkpoint> from;
+    together(comm_, "opening the run's folder", [&] {
+      if (!comm_.leads()) return;
+      require_place(out_, command_.resume);
+      // The lock comes before anything is read: what another process is writing here must not be taken for what a run left.
+      folder.emplace(out_);
+      from = checkpoint_to_begin_from(out_, command_.resume);
+    });
+    const std::optional<Continued> before = go_on_together(from);
+    const bool finished = before && before->same_length() && before->state.finished() && before->state.updates > 0 &&
+                          (config_.data.valid.empty() || before->state.validated_step == before->state.step);
+    if (finished) return folder ? already_finished(*folder, *before) : 0;
+    TrainingState state = before ? before->state : TrainingState();
+    together(comm_, "reading model and data", [&] { prepare(before, state); });
+    require_same(comm_, "the data", shown(state.data), Exit::data);
+    require_same(comm_, "the base model", shown(state.model) + shown(state.adapter), Exit::data);
+    std::optional<Model> model;
+    together(comm_, "loading the model", [&] { load(model, from, state); });
+    require_same(comm_, "the base model", state.base, Exit::data);
+    return train(folder ? &*folder : nullptr, *model, std::move(state));
   }
 
  private:
+  // Where rank 0 goes on from a checkpoint, all do; each holds it against what is given now.
+  std::optional<Continued> go_on_together(std::optional<Checkpoint>& from) {
+    const std::string place = comm_.broadcast(from ? fs::absolute(from->path).string() : "", "naming the checkpoint");
+    std::optional<Continued> before;
+    together(comm_, "reading the checkpoint", [&] {
+      if (!place.empty()) {
+        if (!from) from = open_checkpoint(place);
+        before = go_on(out_, *from, config_, command_.extend, comm_.size());
+        config_ = before->config;
+      } else if (config_.train.micro_batch == 0 && !comm_.alone()) {
+        config_.train.micro_batch = default_micro_batch(config_, comm_.size());
+      }
+    });
+    if (!from) return before;
+    std::string files;
+    for (const ManifestFile& file : from->manifest.files) files += file.name + " " + file.sha256 + "\n";
+    require_same(comm_, "the checkpoint", files, Exit::data);
+    return before;
+  }
+
+  void prepare(const std::optional<Continued>& before, TrainingState& state) {
+    if (before) require_contents_there(config_);
+    text_ = open_text_model(config_.model.path);
+    text_.shape.require_for_training();
+    if (!text_.note.empty() && comm_.leads()) fmt::print(stderr, "{}\n", text_.note);
+    data_ = read_data(text_, config_, comm_.leads());
+    require_work_for_all();
+    if (before) tell_resumption(*before);
+    say(parameter_table(config_, text_) + run_summary(config_, data_.train, data_.dropped));
+    if (!comm_.alone()) say(fmt::format("ranks       {}", comm_.size()));
+    if (data_.valid) say(fmt::format("validation  {} rows, {} of them over data.max_tokens", data_.valid->rows(), data_.valid->dropped()));
+    require_memory(*ops_, config_, text_.shape, data_.train, available_memory() / ranks_here_);
+    take_contents(state, before.has_value());
+  }
+
+  // A rank that never has a forward would only wait.
+  void require_work_for_all() const {
+    const int64_t batch = std::min(config_.train.batch, static_cast<int64_t>(data_.train.size()));
+    const int64_t micro = config_.train.micro_batch > 0 ? config_.train.micro_batch : batch;
+    const int64_t forwards = (batch + micro - 1) / micro;
+    if (comm_.size() > forwards)
+      throw Error(
+          Exit::usage, "ranks",
+          fmt::format("{} ranks are more than the {} forwards of a step: {} samples, {} a forward", comm_.size(), forwards, batch, micro),
+          "start fewer, or lower train.micro_batch");
+  }
+
+  void load(std::optional<Model>& model, std::optional<Checkpoint>& from, TrainingState& state) {
+    model.emplace(*ops_, config_, text_.shape, from || !config_.model.adapter.empty() ? Values::loaded : Values::start);
+    if (from) {
+      if (state.base != model->base_digest)
+        throw Error(Exit::data, escaped(config_.model.path, 4096), "has changed since the run began", "restore the model's folder");
+      load_optimizer(*model, from->path);
+      from->lock.reset();  // this run may prune it now
+    } else if (!config_.model.adapter.empty()) {
+      load_adapter(*model, config_.model.adapter);
+    }
+    state.base = model->base_digest;
+  }
+
+  static std::string shown(const std::vector<DataDigest>& data) {
+    std::string text;
+    for (const DataDigest& d : data) text += fmt::format("{} {} {}, ", d.key, d.sha256.substr(0, 16), d.format);
+    return text;
+  }
+  static std::string shown(const FileDigests& files) {
+    std::string text;
+    for (const auto& [name, sha256] : files) text += fmt::format("{} {}, ", name, sha256.substr(0, 16));
+    return text;
+  }
+
   void tell_resumption(const Continued& before) {
     const TrainingState& state = before.state;
     const int64_t steps = total_steps(config_.train, static_cast<int64_t>(data_.train.size()));
@@ -136,16 +194,16 @@ class Run {
     return config_.train.max_hours > 0 && stepped_ && hours >= config_.train.max_hours;
   }
 
-  int train(RunFolder& folder, Model& model, TrainingState state) {
-    folder.open(told_, state);
+  int train(RunFolder* folder, Model& model, TrainingState state) {
+    if (folder) folder->open(told_, state);
     const int64_t first = state.step;
-    Trainer trainer(model, data_.train, std::move(state));
+    Trainer trainer(model, data_.train, std::move(state), &comm_);
     const auto batch = std::span(data_.train).first(std::min(data_.train.size(), static_cast<std::size_t>(config_.train.batch)));
     const double work =
         minimum_flops(config_, recipe_of(config_), text_.shape, batch) * static_cast<double>(trainer.state().total_steps - first);
     const double rate = trainer.state().finished() ? 0 : measure_matrix_rate(*ops_, model.storage, work);
     if (rate > 0) say(fmt::format("peak        {:.1f} GFLOP/s in {}, measured", rate * 1e-9, name_of(config_.model.dtype)));
-    Progress progress(first, trainer.state().total_steps, config_.train.log_every, rate);
+    Progress progress(first, trainer.state().total_steps, config_.train.log_every, rate, comm_.alone());
     TrainingHooks hooks;
     hooks.on_step = [&](const StepReport& r, const Speed& s) {
       stepped_ = true;
@@ -156,7 +214,8 @@ class Run {
     hooks.stop = [&] { return stop_requested() || out_of_time(); };
     hooks.checkpoint = checkpoint_requested;
     hooks.matrix_rate = rate;
-    if (data_.valid) hooks.validate = [&](Arena& arena, int64_t stage) { return data_.valid->run(model, arena, stage, hooks.stop); };
+    const auto stop_of_any = [&] { return comm_.any(hooks.stop(), "validation"); };
+    if (data_.valid) hooks.validate = [&](Arena& arena, int64_t stage) { return data_.valid->run(model, arena, stage, stop_of_any); };
     const bool finished = trainer.run(folder, hooks);
     progress.finish();
     tell_best(trainer.state());
@@ -165,7 +224,7 @@ class Run {
                       stop_requested() ? "" : " after train.max_hours"));
       return static_cast<int>(Exit::stopped);
     }
-    folder.publish_adapter(trainer.state().step);
+    if (folder) folder->publish_adapter(trainer.state().step);
     say(fmt::format("finished at step {}: {}", trainer.state().step, escaped((out_ / "adapter").string(), 4096)));
     return 0;
   }
@@ -187,6 +246,8 @@ class Run {
   }
 
   const TrainCommand& command_;
+  Comm& comm_;
+  const int ranks_here_ = ranks_here(comm_);
   const RunConfig told_;  // as given
   RunConfig config_;      // as run
   const std::unique_ptr<Ops> ops_;
@@ -217,6 +278,28 @@ std::optional<fs::path> run_named(const TrainCommand& command) {
   return path;
 }
 
+int train_on_rank(const TrainCommand& command, Comm& comm) {
+  RunConfig config;
+  fs::path out;
+  std::unique_ptr<Ops> ops;
+  together(comm, "reading the configuration", [&] {
+    const std::optional<fs::path> run = run_named(command);
+    config = run ? load_run_config(command.config, command.sets) : load_config(command.config, command.sets);
+    require_for_training(config, command.config);
+    out = run ? *run : command.out ? fs::path(*command.out) : fs::path("runs") / fs::path(command.config).stem();
+    ops = make_ops(command.device);
+    if (!command.plan) require_out_is_no_input(out, command.config, config, command.resume);
+  });
+  require_same_config(comm, config);
+  if (command.plan) {
+    say(parameter_table(config, open_text_model(config.model.path)) +
+        "not planned yet: memory, the worst batch, FLOPs, steps, disk and time");
+    return 0;
+  }
+  catch_signals();
+  return Run(command, comm, out, config, std::move(ops)).run();
+}
+
 }  // namespace
 
 int train(const TrainCommand& given) {
@@ -225,19 +308,7 @@ int train(const TrainCommand& given) {
   for (const auto& [given, name] : {std::pair(command.profile, "--profile"), std::pair(command.check_ops, "--check-ops")})
     if (given) throw Error(Exit::usage, name, "is not built yet", "leave it out");
   if (command.out && command.out->empty()) throw Error(Exit::usage, "--out", "is empty", "name a folder");
-  const std::optional<fs::path> run = run_named(command);
-  const RunConfig config = run ? load_run_config(command.config, command.sets) : load_config(command.config, command.sets);
-  require_for_training(config, command.config);
-  const fs::path out = run ? *run : command.out ? fs::path(*command.out) : fs::path("runs") / fs::path(command.config).stem();
-  std::unique_ptr<Ops> ops = make_ops(command.device);
-  if (command.plan) {
-    say(parameter_table(config, open_text_model(config.model.path)) +
-        "not planned yet: memory, the worst batch, FLOPs, steps, disk and time");
-    return 0;
-  }
-  require_out_is_no_input(out, command.config, config, command.resume);
-  catch_signals();
-  return Run(command, out, config, std::move(ops)).run();
+  return on_ranks(command.ranks, command.device.device != "cuda", [&](Comm& comm) { return train_on_rank(command, comm); });
 }
 
 }  // namespace kava

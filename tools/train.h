@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/device/world.h"
 #include "tools/device.h"
 
 namespace kava {
@@ -14,6 +15,7 @@ struct TrainCommand {
   std::vector<std::string> sets;
   bool resume = false, extend = false, plan = false, profile = false, check_ops = false;
   DeviceOptions device;
+  RankOptions ranks;
 };
 
 /// Returns the exit code: 0 done, 75 stopped by a signal or by train.max_hours.

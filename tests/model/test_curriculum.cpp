@@ -161,7 +161,7 @@ Validated validated(const Strings& sets) {
     validation.score = 1.0 / static_cast<double>(v.stages.size());
     return std::optional(validation);
   };
-  CHECK(trainer.run(out, hooks));
+  CHECK(trainer.run(&out, hooks));
   if (trainer.state().best) v.best = trainer.state().best->step;
   v.lines = lines_of(folder.path() / "run/metrics.jsonl");
   return v;

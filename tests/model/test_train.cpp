@@ -186,7 +186,7 @@ TEST_CASE("steps without a finite loss change nothing and end the run after ten 
   RunFolder out(folder.path() / "run");
   out.open(run.config, {});
   try {
-    trainer.run(out, {});
+    trainer.run(&out, {});
     FAIL("a checkpoint was written");
   } catch (const Error& e) {
     CHECK(e.code() == Exit::numeric);
@@ -203,7 +203,7 @@ TEST_CASE("ten skipped steps in a row are a numeric failure") {
   Trainer trainer(*run.model, run.samples, {});
   RunFolder out(folder.path() / "run");
   out.open(run.config, {});
-  CHECK_THROWS_AS(trainer.run(out, {}), Error);
+  CHECK_THROWS_AS(trainer.run(&out, {}), Error);
   CHECK(trainer.state().step == 10);
   const std::vector<Json> lines = lines_of(folder.path() / "run" / "metrics.jsonl");
   REQUIRE(lines.size() == 10);
@@ -266,7 +266,7 @@ TEST_CASE("metrics.jsonl has one object a logged step with exactly its keys, and
   TrainingHooks hooks;
   hooks.matrix_rate = 1e9;
   hooks.on_step = [&](const StepReport& r, const Speed&) { reports.push_back(r); };
-  CHECK(trainer.run(out, hooks));
+  CHECK(trainer.run(&out, hooks));
   const std::vector<Json> lines = lines_of(folder.path() / "metrics.jsonl");
   REQUIRE(lines.size() == 3);
   CHECK(lines[0]["step"] == 3);
@@ -298,7 +298,7 @@ TEST_CASE("the best checkpoint is that of the highest score, then of the lowest 
     const int i = at++;
     return std::optional(Validation{scores[i], {{"strict", 0.5}}, losses[i]});
   };
-  CHECK(trainer.run(out, hooks));
+  CHECK(trainer.run(&out, hooks));
   CHECK(at == 6);
   CHECK(linked_step(folder.path(), "best") == 2);
   CHECK(linked_step(folder.path(), "last") == 6);
@@ -326,7 +326,7 @@ TEST_CASE("a stop between steps leaves a checkpoint from which the run goes on, 
     Trainer trainer(*run.model, run.samples, {});
     RunFolder out(folder.path());
     out.open(run.config, {});
-    CHECK(!trainer.run(out, hooks));
+    CHECK(!trainer.run(&out, hooks));
     CHECK(trainer.state().step == 2);
   }
   stop = false;
@@ -336,7 +336,7 @@ TEST_CASE("a stop between steps leaves a checkpoint from which the run goes on, 
   Trainer trainer(*run.model, run.samples, state);
   RunFolder out(folder.path());
   out.open(run.config, state);
-  CHECK(trainer.run(out, hooks));
+  CHECK(trainer.run(&out, hooks));
   CHECK(validations == 3);
   CHECK(lines_of(folder.path() / "metrics.jsonl").size() == 6);
   CHECK(linked_step(folder.path(), "best") == 2);

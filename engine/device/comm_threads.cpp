@@ -1,0 +1,83 @@
+#include "engine/device/comm_threads.h"
+
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+
+namespace kava {
+
+namespace {
+
+// What the ranks of one group share. A collective is two meetings: all have brought their bytes, and all have taken what they need.
+struct Meeting {
+  explicit Meeting(int ranks) : brought(static_cast<std::size_t>(ranks)), left(static_cast<std::size_t>(ranks)) {}
+  std::mutex mutex;
+  std::condition_variable changed;
+  int waiting = 0;
+  int64_t round = 0;
+  std::vector<const void*> brought;
+  std::vector<bool> left;
+};
+
+class ThreadComm final : public Comm {
+ public:
+  ThreadComm(std::shared_ptr<Meeting> meeting, int rank, int size, double timeout)
+      : Comm(rank, size, timeout), meeting_(std::move(meeting)) {}
+  ~ThreadComm() override {
+    const std::scoped_lock lock(meeting_->mutex);
+    meeting_->left[static_cast<std::size_t>(rank())] = !closed_;
+    meeting_->changed.notify_all();
+  }
+
+ private:
+  void meet() {
+    std::unique_lock lock(meeting_->mutex);
+    const int64_t round = meeting_->round;
+    if (++meeting_->waiting == size()) {
+      meeting_->waiting = 0, ++meeting_->round;
+      meeting_->changed.notify_all();
+      return;
+    }
+    int gone = -1;
+    auto over = [&] {
+      if (meeting_->round != round) return true;
+      for (std::size_t r = 0; r < meeting_->left.size(); ++r)
+        if (meeting_->left[r]) gone = static_cast<int>(r);
+      return gone >= 0;
+    };
+    if (!meeting_->changed.wait_for(lock, std::chrono::duration<double>(timeout()), over)) fail_late();
+    if (gone >= 0) fail(fmt::format("rank {} has gone", gone));
+  }
+
+  void do_gather(void* all, const void* mine, int64_t bytes) override {
+    meeting_->brought[static_cast<std::size_t>(rank())] = mine;
+    meet();
+    for (std::size_t r = 0; r < meeting_->brought.size(); ++r)
+      std::memcpy(static_cast<char*>(all) + r * static_cast<std::size_t>(bytes), meeting_->brought[r], static_cast<std::size_t>(bytes));
+    meet();
+  }
+
+  void do_broadcast(void* data, int64_t bytes) override {
+    meeting_->brought[static_cast<std::size_t>(rank())] = data;
+    meet();
+    if (!leads()) std::memcpy(data, meeting_->brought[0], static_cast<std::size_t>(bytes));
+    meet();
+  }
+
+  void do_close() override { closed_ = true; }
+
+  const std::shared_ptr<Meeting> meeting_;
+  bool closed_ = false;
+};
+
+}  // namespace
+
+std::vector<std::unique_ptr<Comm>> make_thread_comms(int size, double timeout) {
+  const auto meeting = std::make_shared<Meeting>(size);
+  std::vector<std::unique_ptr<Comm>> ranks;
+  for (int r = 0; r < size; ++r) ranks.push_back(std::make_unique<ThreadComm>(meeting, r, size, timeout));
+  return ranks;
+}
+
+}  // namespace kava

@@ -1,0 +1,77 @@
+// Ranks over MPI (engine/device/comm_mpi.h). Data moves by all-gather and broadcast alone: a reduction of MPI sums in an order that depends
+// on lengths and on the number of ranks. Calls are started and then polled, so that a wait has an end.
+#include <mpi.h>
+
+#include <chrono>
+#include <thread>
+
+#include "engine/device/comm_mpi.h"
+#include "engine/error.h"
+
+namespace kava {
+
+namespace {
+
+class MpiComm final : public Comm {
+ public:
+  MpiComm(int rank, int size, const CommOptions& options) : Comm(rank, size, options.timeout) {
+    watch_launcher(options.launcher);
+    int given = 0;
+    if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &given) != MPI_SUCCESS || given < MPI_THREAD_FUNNELED)
+      throw Error(Exit::comm, name(), "MPI does not start", "check mpirun and its log");
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    int r = -1, n = -1;
+    MPI_Comm_rank(MPI_COMM_WORLD, &r);
+    MPI_Comm_size(MPI_COMM_WORLD, &n);
+    if (r != rank || n != size)
+      throw Error(Exit::comm, name(), fmt::format("MPI counts this as rank {} of {}", r, n), "start all ranks by one mpirun");
+  }
+
+ private:
+  void do_gather(void* all, const void* mine, int64_t bytes) override {
+    MPI_Request request;
+    const int n = static_cast<int>(bytes);
+    require(MPI_Iallgather(mine, n, MPI_BYTE, all, n, MPI_BYTE, MPI_COMM_WORLD, &request));
+    wait(request);
+  }
+
+  void do_broadcast(void* data, int64_t bytes) override {
+    MPI_Request request;
+    require(MPI_Ibcast(data, static_cast<int>(bytes), MPI_BYTE, 0, MPI_COMM_WORLD, &request));
+    wait(request);
+  }
+
+  void do_close() override { MPI_Finalize(); }
+
+  void require(int code) const {
+    if (code == MPI_SUCCESS) return;
+    char text[MPI_MAX_ERROR_STRING] = {};
+    int length = 0;
+    MPI_Error_string(code, text, &length);
+    fail("MPI: " + escaped(std::string_view(text, static_cast<std::size_t>(length)), 200));
+  }
+
+  // Spins while an answer may be near, then leaves the core to others: there may be more ranks than cores.
+  void wait(MPI_Request& request) const {
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point start = Clock::now();
+    for (int64_t polls = 0;; ++polls) {
+      int done = 0;
+      require(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
+      if (done) return;
+      const double waited = std::chrono::duration<double>(Clock::now() - start).count();
+      if (waited < 100e-6) continue;
+      if (waited > timeout()) fail_late();
+      if (polls % 256 == 0) require_launcher();
+      std::this_thread::sleep_for(std::chrono::microseconds(waited < 10e-3 ? 20 : 500));
+    }
+  }
+};
+
+}  // namespace
+
+}  // namespace kava
+
+extern "C" kava::Comm* kava_mpi_comm(int rank, int size, const kava::CommOptions& options) {
+  return new kava::MpiComm(rank, size, options);
+}

@@ -1,0 +1,97 @@
+// kava_train as several processes under mpirun.
+#include <catch2/catch_test_macros.hpp>
+#include <cstdlib>
+
+#include "engine/files/checkpoint.h"
+#include "tests/programs/running.h"
+
+using namespace kava;
+
+namespace {
+
+void require_mpirun() {
+  if (std::system("command -v mpirun >/dev/null 2>&1") != 0) SKIP("mpirun is not on PATH");
+  if (!fs::exists(bin_dir() + "/libkava_mpi.so")) SKIP("this build has no libkava_mpi.so");
+}
+
+// `kava_train ARGUMENTS` on n ranks.
+Ended on_ranks(int n, const std::string& arguments, const std::string& environment = "") {
+  const TempFolder streams;
+  const std::string line = fmt::format(
+      "{} OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --oversubscribe --bind-to none -n {} '{}/kava_train' {} "
+      "--device cpu --threads 1 >'{}' 2>'{}'",
+      environment, n, bin_dir(), arguments, streams / "out", streams / "err");
+  const int status = std::system(line.c_str());
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(streams / "out", 1 << 24), read_file(streams / "err", 1 << 24)};
+}
+
+struct Project {
+  Project() { overwrite(config, tiny_toml()); }
+  std::string arguments(const std::string& out) const {
+    return fmt::format(
+        "'{}' --set train.batch=4 --set train.micro_batch=1 --set train.max_steps=7 --set train.checkpoint_every=2 --set "
+        "train.valid_every=3 --set data.valid='{}' --out '{}'",
+        config, kGolden + "data/rows.jsonl", folder / out);
+  }
+  TempFolder folder;
+  const std::string config = folder / "c.toml";
+};
+
+int errors_in(const std::string& text) {
+  int n = 0;
+  for (std::size_t at = 0; (at = text.find("error: ", at)) != std::string::npos; ++at) ++n;
+  return n;
+}
+
+}  // namespace
+
+TEST_CASE("any number of MPI's ranks leaves the run folder of one, also when they die and others go on") {
+  require_mpirun();
+  const Project p;
+  const Ended one = run_command("kava_train " + p.arguments("one") + " --device cpu --threads 1");
+  REQUIRE(one.code == 0);
+  for (int n : {2, 3, 4}) {
+    INFO(n);
+    const std::string out = fmt::format("run{}", n);
+    const Ended run = on_ranks(n, p.arguments(out));
+    INFO(run.err);
+    CHECK(run.code == 0);
+    CHECK(std::count(run.out.begin(), run.out.end(), '\n') == 1 + std::count(one.out.begin(), one.out.end(), '\n'));  // "ranks N"
+    check_same_run(p.folder.path() / "one", p.folder.path() / out);
+  }
+  // Killed within the writing of a later checkpoint.
+  const Ended killed = on_ranks(3, p.arguments("killed"), "KAVA_FAIL=rename:11:kill");
+  CHECK(killed.code == 128 + SIGKILL);
+  CHECK(newest_valid_checkpoint(p.folder.path() / "killed"));
+  CHECK(!fs::exists(p.folder.path() / "killed/adapter"));
+  const Ended again = on_ranks(2, p.arguments("killed") + " --resume");
+  INFO(again.err);
+  CHECK(again.code == 0);
+  check_same_run(p.folder.path() / "one", p.folder.path() / "killed");
+}
+
+TEST_CASE("ranks that are refused end together, with one line") {
+  require_mpirun();
+  const Project p;
+  auto check = [](const Ended& run, int code, const std::string& about) {
+    INFO(run.err);
+    CHECK(run.code == code);
+    CHECK(errors_in(run.err) == 1);
+    CHECK(run.err.find(about) != std::string::npos);
+  };
+  check(on_ranks(5, p.arguments("many")), 2, "5 ranks are more than the 4 forwards of a step");
+  CHECK(!fs::exists(p.folder.path() / "many"));
+  check(on_ranks(2, p.arguments("rate") + " --set train.lrr=1"), 2, "train.lr");
+  check(on_ranks(2, p.arguments("model") + " --set model.path=/nowhere"), 4, "/nowhere");
+  const Ended full = on_ranks(2, p.arguments("full"), "KAVA_FAIL=write:9:enospc");
+  CHECK(full.code == 7);
+  CHECK(full.err.find("error: ") != std::string::npos);
+}
+
+TEST_CASE("several ranks on the CPU without MPI are refused") {
+  const Project p;
+  const std::string arguments = p.arguments("x") + " --device cpu --rank 0 --world-size 2 --rendezvous 127.0.0.1:29999";
+  const Ended run = run_command("kava_train " + arguments);
+  check_refusal(run, 2, "2 ranks on the CPU need MPI");
+  CHECK(!fs::exists(p.folder.path() / "x"));
+}

@@ -1,0 +1,126 @@
+#include "tools/ranks.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <sstream>
+
+#include "engine/cli.h"
+#include "engine/error.h"
+
+namespace kava {
+
+namespace {
+
+// Ends this rank with a code for which another one gives the reason.
+struct ToldElsewhere {
+  Exit code;
+};
+
+// One line for each key, its section in front.
+std::vector<std::string> keys_and_values(const std::string& toml) {
+  std::vector<std::string> lines;
+  std::istringstream in(toml);
+  std::string section;
+  for (std::string line; std::getline(in, line);) {
+    if (line.starts_with('[')) section = line.substr(1, line.size() - 2) + ".";
+    else if (!line.empty()) lines.push_back(section + line);
+  }
+  return lines;
+}
+
+void silence() {
+  if (!std::freopen("/dev/null", "w", stdout)) throw Error(Exit::internal, "/dev/null", "cannot be opened");
+}
+
+}  // namespace
+
+void add_rank_options(CLI::App& app, RankOptions& o) {
+  const char* group = "Ranks (found from torchrun, mpirun or srun without these)";
+  auto add = [&](const char* name, std::optional<std::string>& value, const char* text) {
+    app.add_option(name, value, text)->group(group);
+  };
+  add("--rank", o.rank, "This process among the ranks, from 0");
+  add("--world-size", o.world_size, "How many ranks there are");
+  add("--local-rank", o.local_rank, "This process among those of its machine: the device that it takes");
+  add("--rendezvous", o.rendezvous, "HOST:PORT where rank 0 listens and the others come");
+  add("--rendezvous-timeout", o.rendezvous_timeout, "Seconds to wait for all ranks to come (default: 120)");
+  add("--comm-timeout", o.comm_timeout, "Seconds that the ranks wait for each other later (default: 600)");
+}
+
+int on_ranks(const RankOptions& options, bool on_cpu, const std::function<int(Comm& comm)>& body) {
+  const World world = find_world(options, [](const char* name) -> const char* { return std::getenv(name); });
+  if (!world.note.empty()) fmt::print(stderr, "{}\n", world.note);
+  const std::unique_ptr<Comm> comm = join(world, on_cpu);
+  if (!comm->leads()) silence();
+  try {
+    require_same(*comm, "the program", release_text("kava"), Exit::usage);
+    const int code = body(*comm);
+    comm->close();
+    return code;
+  } catch (const ToldElsewhere& told) {
+    return static_cast<int>(told.code);
+  }
+}
+
+void together(Comm& comm, const char* what, const std::function<void()>& body) {
+  if (comm.alone()) return body();
+  std::string mine;
+  Exit code = Exit::ok;
+  try {
+    body();
+  } catch (const Error& e) {
+    code = e.code(), mine = fmt::format("{} {}", static_cast<int>(code), e.what());
+  }
+  const std::vector<std::string> all = comm.gather(mine, what);
+  const auto first = std::ranges::find_if(all, [](const std::string& text) { return !text.empty(); });
+  if (first == all.end()) return;
+  const std::size_t space = first->find(' ');
+  const Exit agreed = static_cast<Exit>(std::atoi(first->c_str()));
+  const auto rank = first - all.begin();
+  if (rank != comm.rank()) throw ToldElsewhere{agreed};
+  const std::string line = first->substr(space + 1);
+  throw Error(agreed, rank == 0 ? "" : comm.name(), line);
+}
+
+void require_same(Comm& comm, const char* what, std::string_view mine, Exit code) {
+  if (comm.alone()) return;
+  const std::vector<std::string> all = comm.gather(mine, what);
+  for (std::size_t r = 1; r < all.size(); ++r)
+    if (all[r] != all[0])
+      throw Error(code, what,
+                  fmt::format("is not the same on all ranks: rank {} has {}, rank 0 has {}", r, escaped(all[r], 200), escaped(all[0], 200)),
+                  "start all ranks with the same");
+}
+
+void require_same_config(Comm& comm, const RunConfig& config) {
+  if (comm.alone()) return;
+  RunConfig copy = config;
+  copy.model.path.clear();
+  for (std::string* path : {&copy.model.adapter, &copy.data.valid})
+    if (!path->empty()) *path = "there";
+  for (DataFile& file : copy.data.train) file.path = "there";
+  const std::vector<std::string> all = comm.gather(to_toml(copy), "comparing configurations");
+  const std::vector<std::string> zero = keys_and_values(all[0]);
+  for (std::size_t r = 1; r < all.size(); ++r) {
+    if (all[r] == all[0]) continue;
+    const std::vector<std::string> other = keys_and_values(all[r]);
+    const auto [a, b] = std::ranges::mismatch(zero, other);
+    throw Error(Exit::usage, "the configuration",
+                fmt::format("is not the same on all ranks: rank {} has {}, rank 0 has {}", r,
+                            b == other.end() ? "other keys" : escaped(*b, 200), a == zero.end() ? "other keys" : escaped(*a, 200)),
+                "start all ranks with the same");
+  }
+}
+
+int ranks_here(Comm& comm) {
+  if (comm.alone()) return 1;
+  char host[256] = {};
+  ::gethostname(host, sizeof host - 1);
+  const std::vector<std::string> all = comm.gather(host, "counting the ranks of a machine");
+  return static_cast<int>(std::ranges::count(all, host));
+}
+
+}  // namespace kava
