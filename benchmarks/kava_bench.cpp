@@ -21,6 +21,7 @@
 #include "engine/text/split_pattern.h"
 #include "models/flops.h"
 #include "models/kava.h"
+#include "tools/choice_option.h"
 #include "tools/command.h"
 #include "tools/device.h"
 
@@ -95,7 +96,7 @@ struct Result {
 
 class Bench {
  public:
-  Bench(Ops& ops, SplitPattern filter) : ops_(ops), arena_(ops), filter_(std::move(filter)) {}
+  Bench(Ops& ops, SplitPattern filter, Recompute recompute) : ops_(ops), arena_(ops), filter_(std::move(filter)), recompute_(recompute) {}
 
   bool wanted(const std::string& name) const {
     std::vector<Stretch> stretches;
@@ -300,6 +301,7 @@ class Bench {
   void step() {
     RunConfig config;
     config.model.init = Init::random;
+    config.train.recompute = recompute_;
     const ModelConfig shape = bench_shape();
     const auto start = Clock::now();
     OpTimer timer(ops_);
@@ -352,13 +354,14 @@ class Bench {
   Ops& ops_;
   Arena arena_;
   SplitPattern filter_;
+  Recompute recompute_;
   double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0;
   std::vector<Result> results_;
 };
 
 struct BenchCommand {
   std::string filter, tokenizer, text;
-  std::optional<std::string> json;
+  std::optional<std::string> json, recompute;
   DeviceOptions device;
 };
 
@@ -377,10 +380,11 @@ int bench(const BenchCommand& command) {
     bench_tokenizer(stdout, command.tokenizer, lines);
     return 0;
   }
+  const Recompute recompute = choice_option<Recompute>("--recompute", command.recompute).value_or(Recompute::none);
   const std::unique_ptr<Ops> ops = make_ops(command.device);
   if (command.json) require_writable("--json", *command.json);
   fmt::print("{}, {} threads\n{:<40} {:>13} {:>17} {:>8}\n", ops->name(), thread_count(command.device), "", "time", "rate", "of ceiling");
-  Bench bench(*ops, *std::move(filter));
+  Bench bench(*ops, *std::move(filter), recompute);
   bench.run();
   if (!command.json) return 0;
   require_printed();
@@ -407,6 +411,7 @@ int main(int argc, char** argv) {
   auto* text = app.add_option("--text", command.text, "A text file in UTF-8");
   tokenizer->needs(text);
   text->needs(tokenizer);
+  app.add_option("--recompute", command.recompute, "train.recompute of the step: none (default), cheap or block");
   app.add_option("--json", command.json, "Also write the results to this file");
   kava::add_device_options(app, command.device);
   return kava::command_main(argc, argv, app, [&] { return kava::bench(command); });

@@ -23,11 +23,13 @@ Sample given(const Sample& s, const Recipe& recipe) {
   return g;
 }
 
-// Room for one sample: K, V and inputs of all its rows, and the other buffers, of which decoding keeps two sets, for its first pass.
+// Room for one sample: K, V and inputs of all its rows, and what lies within a layer, for its first pass.
 int64_t sample_bytes(const Model& model, const Recipe& recipe, const Sample& s, int64_t new_tokens) {
   const ModelConfig& m = model.shape;
-  const int64_t kept = 2 * m.layers * m.kv_heads * m.head_dim + m.hidden,
-                working = 2 * (8 * m.hidden + 2 * m.heads * m.head_dim + 3 * m.mlp);
+  const LayerWeights& w = model.layers[0];
+  const int64_t kept = 2 * m.layers * m.kv_heads * m.head_dim + m.hidden, q = m.heads * m.head_dim;
+  const int64_t working = 2 * w.qkv.map.joined.cols + w.qkv.map.outs() + q + w.o.map.joined.cols + w.gate_up.map.joined.cols + 2 * m.mlp +
+                          w.down.map.joined.cols + 6 * m.hidden;
   const int64_t first = prompt_length(recipe, s);
   const int64_t rows = first + new_tokens + int64_t{recipe.iterations} * recipe.latents;
   return (rows * kept + first * working) * size_of(model.storage);
@@ -38,7 +40,12 @@ class Batch {
  public:
   Batch(Model& model, Arena& arena, const RunConfig& config, const Recipe& recipe, std::span<const Sample> questions,
         const DecodeOptions& options)
-      : model_(model), ops_(model.ops), arena_(arena), recipe_(recipe), options_(options), transformer_(model, arena, Use::decode, 0) {
+      : model_(model),
+        ops_(model.ops),
+        arena_(arena),
+        recipe_(recipe),
+        options_(options),
+        transformer_(model, arena, Keep::nothing, 0, false) {
     std::vector<Sample> samples;
     for (const Sample& s : questions) samples.push_back(given(s, recipe));
     layout_ = make_layout(config, recipe, samples, 0, options.keep_latents);

@@ -66,50 +66,79 @@ DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& p) {
   return d;
 }
 
-Transformer::Transformer(Model& model, Arena& arena, Use use, uint32_t step, bool drops)
+Keep keep_of(Recompute recompute) {
+  switch (recompute) {
+    case Recompute::none:
+      return Keep::all;
+    case Recompute::cheap:
+      return Keep::cheap;
+    case Recompute::block:
+      return Keep::block;
+  }
+  KAVA_CHECK(false, "no such train.recompute");
+}
+
+Transformer::Transformer(Model& model, Arena& arena, Keep keep, uint32_t step, bool drops)
     : model_(model),
       ops_(model.ops),
       arena_(arena),
-      use_(use),
+      keep_(keep),
       step_(step),
-      dropout_(drops && use == Use::train ? model.config.lora.dropout : 0),
-      layers_(static_cast<std::size_t>(model.shape.layers)) {}
+      dropout_(drops ? model.config.lora.dropout : 0),
+      kept_(static_cast<std::size_t>(model.shape.layers)),
+      work_(kept_.size()) {}
 
 void Transformer::allocate(int64_t rows, int64_t live_rows, int64_t pass_rows) {
   const ModelConfig& m = model_.shape;
+  const DType t = model_.storage;
+  inputs_ = arena_.alloc(t, rows, m.hidden);
+  for (std::size_t l = 0; l < kept_.size(); ++l) allocate_layer(l, rows, live_rows, pass_rows);
+  mlp_ = arena_.alloc(t, pass_rows, m.hidden), attended_ = arena_.alloc(t, pass_rows, m.hidden);
+  const bool whole = keep_ != Keep::nothing;
+  const int64_t n = whole ? live_rows : pass_rows;
+  residual_final_ = {arena_.alloc(t, n, m.hidden), whole}, rstd_final_ = {arena_.alloc(sum_type(t), n, 1), whole};
+  hidden_ = arena_.alloc(t, live_rows, m.hidden);
+}
+
+void Transformer::allocate_layer(std::size_t l, int64_t rows, int64_t live_rows, int64_t pass_rows) {
+  const ModelConfig& m = model_.shape;
+  const LayerWeights& w = model_.layers[l];
   const DType t = model_.storage, sum = sum_type(t);
-  const int64_t C = m.hidden, HD = m.heads * m.head_dim, KD = m.kv_heads * m.head_dim, F = m.mlp;
-  const bool keep = use_ == Use::train;
-  inputs_ = arena_.alloc(t, rows, C);
-  const int64_t own = keep ? rows : pass_rows, own_live = keep ? live_rows : pass_rows;
-  for (std::size_t l = 0; l < layers_.size(); ++l) {
-    const LayerWeights& w = model_.layers[l];
-    LayerState& s = layers_[l];
-    if (!keep && l > 0) s = layers_[0];
-    const int64_t n = last(l) ? own_live : own;
-    const bool shared = !keep && l > 0 && !last(l);
-    if (keep && !last(l)) {
-      s.qkv = arena_.alloc(t, rows, HD + 2 * KD);
-      s.q = s.qkv.col_range(0, HD);
-    } else {
-      s.qkv = arena_.alloc(t, rows, 2 * KD);
-      if (!shared) s.q = arena_.alloc(t, n, HD);
-    }
-    s.k = s.qkv.col_range(s.qkv.cols - 2 * KD, s.qkv.cols - KD), s.v = s.qkv.col_range(s.qkv.cols - KD, s.qkv.cols);
-    if (shared) continue;
-    auto input_of = [&](const TrainedGroup& group, int64_t r) { return arena_.alloc(t, r, group.map.joined.cols); };
-    s.residual1 = keep && l == 0 ? inputs_ : arena_.alloc(t, own, C);
-    s.normed1 = input_of(w.qkv, own), s.rstd1 = arena_.alloc(sum, own, 1);
-    s.attention = input_of(w.o, n), s.lse = arena_.alloc(sum, n, m.heads);
-    s.residual2 = arena_.alloc(t, n, C);
-    s.normed2 = input_of(w.gate_up, n), s.rstd2 = arena_.alloc(sum, n, 1);
-    s.gate_up = arena_.alloc(t, n, 2 * F), s.act = input_of(w.down, n);
-    if (last(l)) s.normed1_live = input_of(w.qkv, n), s.residual1_live = arena_.alloc(t, n, C);
+  const int64_t C = m.hidden, HD = m.heads * m.head_dim, KD = m.kv_heads * m.head_dim;
+  LayerKept& k = kept_[l];
+  LayerWork& s = work_[l];
+  const bool own = whole();
+  // One pass's buffers serve every layer; the last one needs some of its own, as its rows are others.
+  if (l > 0 && !own) s = work_[0];
+  else if (l > 0) s.normed1 = work_[0].normed1, s.normed2 = work_[0].normed2, s.act = work_[0].act;
+  auto made = [&](Activation& a, bool whole, DType type, int64_t all_rows, int64_t width) {
+    if (whole || !a.all) a = {arena_.alloc(type, whole ? all_rows : pass_rows, width), whole};
+  };
+  // The input of a map is read again for the gradients of its parts alone.
+  auto made_input = [&](Activation& a, const TrainedGroup& group, int64_t all_rows) {
+    made(a, keep_ == Keep::all && group.grad.any(), t, all_rows, group.map.joined.cols);
+  };
+  const int64_t n = last(l) ? live_rows : rows;
+  if (l == 0) k.residual = {inputs_, true};
+  else if (keep_ == Keep::nothing && l > 1) k.residual = kept_[l - 1].residual;
+  else made(k.residual, keep_ != Keep::nothing, t, rows, C);
+  made_input(s.normed1, w.qkv, rows), made(s.rstd1, own, sum, rows, 1);
+  Tensor kv;
+  if (last(l)) {
+    made(s.q, own, t, n, HD);
+    kv = arena_.alloc(t, rows, 2 * KD);
+    s.qkv = {kv, true};
+    made_input(s.normed1_live, w.qkv, n), made(s.residual_live, own, t, n, C);
+  } else {
+    made(s.qkv, own, t, rows, HD + 2 * KD);
+    s.q = {s.qkv.all.col_range(0, HD), own};
+    kv = own ? s.qkv.all.col_range(HD, HD + 2 * KD) : arena_.alloc(t, rows, 2 * KD);
   }
-  mlp_ = arena_.alloc(t, pass_rows, C);
-  attended_ = arena_.alloc(t, pass_rows, C);
-  residual_final_ = arena_.alloc(t, own_live, C), rstd_final_ = arena_.alloc(sum, own_live, 1);
-  hidden_ = arena_.alloc(t, live_rows, C);
+  k.k = kv.col_range(0, KD), k.v = kv.col_range(KD, 2 * KD);
+  made(s.attention, own, t, n, w.o.map.joined.cols), made(s.lse, own, sum, n, m.heads);
+  made(s.residual2, own, t, n, C), made(s.rstd2, own, sum, n, 1);
+  made_input(s.normed2, w.gate_up, n);
+  made(s.gate_up, own, t, n, 2 * m.mlp), made_input(s.act, w.down, n);
 }
 
 void Transformer::allocate_gradients(int64_t rows, int64_t live_rows) {
@@ -120,33 +149,28 @@ void Transformer::allocate_gradients(int64_t rows, int64_t live_rows) {
     return t;
   };
   const int64_t KD = model_.shape.kv_heads * model_.shape.head_dim;
-  for (LayerState& s : layers_) s.dk = zeroed(rows, KD), s.dv = zeroed(rows, KD);
+  for (LayerKept& k : kept_) k.dk = zeroed(rows, KD), k.dv = zeroed(rows, KD);
   dhidden_ = zeroed(live_rows, model_.shape.hidden);
   dinput_ = zeroed(rows, model_.shape.hidden);
 }
 
-Tensor Transformer::rows_of(const Tensor& t, int64_t begin, int64_t end) const {
-  if (!t) return t;
-  return use_ == Use::train ? t.row_range(begin, end) : t.row_range(0, end - begin);
-}
-
-Tensor Transformer::kept_rows(const Tensor& t, const DevicePass& p, std::size_t l) const {
-  return last(l) ? rows_of(t, p.live_begin, p.live_end) : rows_of(t, p.begin, p.end);
-}
-
-Dropout Transformer::dropout(int64_t layer, int64_t place, const Tensor& row_keys) const {
+Dropout Transformer::dropout(std::size_t l, int64_t place, const Tensor& row_keys) const {
   Dropout d;
   d.p = dropout_;
   d.seed = static_cast<uint64_t>(model_.config.seed);
   d.step = step_;
-  d.site = static_cast<uint32_t>(layer * kPlaces + place);
+  d.site = static_cast<uint32_t>(static_cast<int64_t>(l) * kPlaces + place);
   d.row_keys = row_keys;
   return d;
 }
 
 // xx holds x, and gets xa.
-void Transformer::apply(const Tensor& y, const Tensor& xx, const TrainedGroup& group, const Dropout& d, Reads reads) {
+void Transformer::add_lora(const Tensor& xx, const TrainedGroup& group, const Dropout& d, Reads reads) {
   if (group.map.a) ops_.lora_fwd(arena_, xx, group.map, d, reads);
+}
+
+void Transformer::apply(const Tensor& y, const Tensor& xx, const TrainedGroup& group, const Dropout& d, Reads reads) {
+  add_lora(xx, group, d, reads);
   ops_.linear_group_fwd(arena_, y, xx, group.map, reads);
 }
 
@@ -158,79 +182,106 @@ void Transformer::pull_back(const Tensor& dx, const Tensor& dy, const Tensor& xx
   if (group.grad.any()) ops_.linear_group_bwd_params(arena_, group.grad, dy, dxa, xx, group.map, d);
 }
 
-// q, k and v. One product where all rows go on; else k and v of all rows, then q of those that do, from the same xa.
-void Transformer::project(const DevicePass& p, std::size_t l) {
+// The residual that goes into layer l, and its norm.
+void Transformer::enter(const DevicePass& p, std::size_t l) {
+  if (l == 0) return norm_input(p, l);
+  const LayerWork& s = work_[l];
   const LayerWeights& w = model_.layers[l];
-  LayerState& s = layers_[l];
-  const Tensor xx = rows_of(s.normed1, p.begin, p.end), y = s.qkv.row_range(p.begin, p.end);
-  const Dropout d = dropout(static_cast<int64_t>(l), kNormed1, p.row_keys);
-  if (use_ == Use::train && !last(l)) return apply(y, xx, w.qkv, d, p.reads);
-  apply(y, xx, w.qkv.part_range(1, 3), d, p.reads);
-  Tensor queries = xx;
-  if (last(l)) {
-    queries = kept_rows(s.normed1_live, p, l);
-    ops_.gather_rows(queries, xx, p.live);
-  }
-  ops_.linear_group_fwd(arena_, kept_rows(s.q, p, l), queries, w.qkv.map.part_range(0, 1), p.reads);
+  ops_.add_rms_norm_fwd(x_of(in(s.normed1, p), w.qkv), in(kept_[l].residual, p), in(s.rstd1, p), in(work_[l - 1].residual2, p),
+                        mlp_.row_range(0, p.rows()), w.norm1, model_.shape.norm_eps);
 }
 
-void Transformer::attention_block(const DevicePass& p, std::size_t l) {
+void Transformer::norm_input(const DevicePass& p, std::size_t l) {
+  const LayerWork& s = work_[l];
   const LayerWeights& w = model_.layers[l];
-  LayerState& s = layers_[l];
+  ops_.add_rms_norm_fwd(x_of(in(s.normed1, p), w.qkv), {}, in(s.rstd1, p), in(kept_[l].residual, p), {}, w.norm1, model_.shape.norm_eps);
+}
+
+// q, k and v, turned. One product where all rows go on; else k and v of all rows, then q of those that do, from the same xa.
+void Transformer::project(const DevicePass& p, std::size_t l, bool again) {
+  const LayerWeights& w = model_.layers[l];
+  const LayerWork& s = work_[l];
+  const Tensor xx = in(s.normed1, p), qkv = in(s.qkv, p), q = after(s.q, p, l), k = kept_[l].k.row_range(p.begin, p.end);
+  auto rope = [&](const Tensor& x, const Tensor& positions) {
+    ops_.rope_fwd(x, positions, model_.cosine, model_.sine, model_.shape.head_dim, false);
+  };
+  add_lora(xx, w.qkv, dropout(l, kNormed1, p.row_keys), p.reads);
+  if (!last(l)) {
+    ops_.linear_group_fwd(arena_, qkv, xx, w.qkv.map, p.reads);
+    rope(qkv.col_range(0, q.cols + k.cols), p.positions);
+    if (whole() || again) return;
+    ops_.copy(k, qkv.col_range(q.cols, q.cols + k.cols));
+    ops_.copy(kept_[l].v.row_range(p.begin, p.end), qkv.col_range(q.cols + k.cols, qkv.cols));
+    return;
+  }
+  if (!again) {
+    ops_.linear_group_fwd(arena_, qkv, xx, w.qkv.map.part_range(1, 3), p.reads);
+    rope(k, p.positions);
+  }
+  const Tensor queries = after(s.normed1_live, p, l);
+  ops_.gather_rows(queries, xx, p.live);
+  ops_.linear_group_fwd(arena_, q, queries, w.qkv.map.part_range(0, 1), p.reads);
+  rope(q, p.live_positions);
+}
+
+void Transformer::attention_block(const DevicePass& p, std::size_t l, bool again) {
+  const LayerWeights& w = model_.layers[l];
+  const LayerWork& s = work_[l];
   const ModelConfig& m = model_.shape;
-  const Tensor k = s.k.row_range(p.begin, p.end), q = kept_rows(s.q, p, l), lse = kept_rows(s.lse, p, l);
-  const Tensor attention = kept_rows(s.attention, p, l), o = x_of(attention, w.o);
-  const Segments& segments = last(l) ? p.live_segments : p.segments;
-  project(p, l);
-  // Where q and k lie side by side, their heads turn in one pass.
-  const bool packed = use_ == Use::train && !last(l);
-  const Tensor qkv = s.qkv.row_range(p.begin, p.end);
-  if (!packed) ops_.rope_fwd(q, last(l) ? p.live_positions : p.positions, model_.cosine, model_.sine, m.head_dim, false);
-  ops_.rope_fwd(packed ? qkv.col_range(0, q.cols + k.cols) : k, p.positions, model_.cosine, model_.sine, m.head_dim, false);
+  const Tensor q = after(s.q, p, l), attention = after(s.attention, p, l);
   const double scale = 1 / std::sqrt(static_cast<double>(m.head_dim));
-  ops_.attention_fwd(arena_, o, lse, q, s.k, s.v, segments, m.heads, m.kv_heads, scale);
-  apply(attended_.row_range(0, q.rows), attention, w.o,
-        dropout(static_cast<int64_t>(l), kAttention, last(l) ? p.live_row_keys : p.row_keys), p.reads);
-}
-
-void Transformer::mlp_block(const DevicePass& p, std::size_t l) {
-  const LayerWeights& w = model_.layers[l];
-  LayerState& s = layers_[l];
-  const int64_t layer = static_cast<int64_t>(l), F = model_.shape.mlp;
-  const Tensor& row_keys = last(l) ? p.live_row_keys : p.row_keys;
-  const Tensor gate_up = kept_rows(s.gate_up, p, l), act = kept_rows(s.act, p, l);
-  apply(gate_up, kept_rows(s.normed2, p, l), w.gate_up, dropout(layer, kNormed2, row_keys), p.reads);
-  ops_.swiglu_fwd(x_of(act, w.down), gate_up.col_range(0, F), gate_up.col_range(F, 2 * F));
-  apply(mlp_.row_range(0, act.rows), act, w.down, dropout(layer, kAct, row_keys), p.reads);
-}
-
-void Transformer::forward(const DevicePass& p) {
-  const double eps = model_.shape.norm_eps;
-  for (std::size_t l = 0; l < layers_.size(); ++l) {
-    LayerState& s = layers_[l];
-    const LayerWeights& w = model_.layers[l];
-    const Tensor residual1 = l == 0 ? inputs(p) : rows_of(s.residual1, p.begin, p.end),
-                 normed1 = x_of(rows_of(s.normed1, p.begin, p.end), w.qkv);
-    const Tensor rstd1 = rows_of(s.rstd1, p.begin, p.end);
-    if (l == 0) {
-      ops_.add_rms_norm_fwd(normed1, {}, rstd1, residual1, {}, w.norm1, eps);
-    } else {
-      const Tensor before = rows_of(layers_[l - 1].residual2, p.begin, p.end);
-      ops_.add_rms_norm_fwd(normed1, residual1, rstd1, before, mlp_.row_range(0, p.rows()), w.norm1, eps);
-    }
-    attention_block(p, l);
-    Tensor residual = residual1;
-    if (last(l)) {
-      residual = kept_rows(s.residual1_live, p, l);
-      ops_.gather_rows(residual, residual1, p.live);
-    }
-    ops_.add_rms_norm_fwd(x_of(kept_rows(s.normed2, p, l), w.gate_up), kept_rows(s.residual2, p, l), kept_rows(s.rstd2, p, l), residual,
-                          attended_.row_range(0, residual.rows), w.norm2, eps);
-    mlp_block(p, l);
+  project(p, l, again);
+  ops_.attention_fwd(arena_, x_of(attention, w.o), after(s.lse, p, l), q, kept_[l].k, kept_[l].v, last(l) ? p.live_segments : p.segments,
+                     m.heads, m.kv_heads, scale);
+  apply(attended_.row_range(0, q.rows), attention, w.o, dropout(l, kAttention, row_keys(p, l)), p.reads);
+  Tensor residual = in(kept_[l].residual, p);
+  if (last(l)) {
+    const Tensor live = after(s.residual_live, p, l);
+    ops_.gather_rows(live, residual, p.live);
+    residual = live;
   }
-  const Tensor before = kept_rows(layers_.back().residual2, p, layers_.size() - 1);
-  ops_.add_rms_norm_fwd(hidden(p), rows_of(residual_final_, p.live_begin, p.live_end), rows_of(rstd_final_, p.live_begin, p.live_end),
-                        before, mlp_.row_range(0, before.rows), model_.final_norm, eps);
+  ops_.add_rms_norm_fwd(x_of(after(s.normed2, p, l), w.gate_up), after(s.residual2, p, l), after(s.rstd2, p, l), residual,
+                        attended_.row_range(0, residual.rows), w.norm2, m.norm_eps);
+}
+
+void Transformer::mlp_block(const DevicePass& p, std::size_t l, bool again) {
+  const LayerWeights& w = model_.layers[l];
+  const Tensor act = after(work_[l].act, p, l);
+  apply(after(work_[l].gate_up, p, l), after(work_[l].normed2, p, l), w.gate_up, dropout(l, kNormed2, row_keys(p, l)), p.reads);
+  if (!again || w.down.grad.any()) activate(p, l);
+  if (!again) ops_.linear_group_fwd(arena_, mlp_.row_range(0, act.rows), act, w.down.map, p.reads);
+}
+
+// The input of down.
+void Transformer::activate(const DevicePass& p, std::size_t l) {
+  const int64_t F = model_.shape.mlp;
+  const TrainedGroup& down = model_.layers[l].down;
+  const Tensor gate_up = after(work_[l].gate_up, p, l), act = after(work_[l].act, p, l);
+  ops_.swiglu_fwd(x_of(act, down), gate_up.col_range(0, F), gate_up.col_range(F, 2 * F));
+  add_lora(act, down, dropout(l, kAct, row_keys(p, l)), p.reads);
+}
+
+// What the objective reads of layer l, before another layer or pass takes its place.
+void Transformer::take(const DevicePass& p, std::size_t l, const PassReads& reads) {
+  if (l > 0)
+    for (const PassReads::States& r : reads.states) ops_.gather_rows(r.to[l - 1], in(kept_[l].residual, p), r.rows);
+  if (!reads.queries) return;
+  const Tensor rows = last(l) ? reads.queries_live : reads.queries, q = after(work_[l].q, p, l);
+  ops_.gather_rows(kept_[l].queries, q, rows);
+}
+
+void Transformer::forward(const DevicePass& p, const PassReads& reads) {
+  if (reads.queries)
+    for (LayerKept& k : kept_) k.queries = arena_.alloc(model_.storage, reads.queries.cols, model_.shape.heads * model_.shape.head_dim);
+  for (std::size_t l = 0; l < kept_.size(); ++l) {
+    enter(p, l);
+    attention_block(p, l, false);
+    mlp_block(p, l, false);
+    take(p, l, reads);
+  }
+  const Tensor before = after(work_.back().residual2, p, work_.size() - 1);
+  ops_.add_rms_norm_fwd(hidden(p), residual_final_.rows(p.live_begin, p.live_end), rstd_final_.rows(p.live_begin, p.live_end), before,
+                        mlp_.row_range(0, before.rows), model_.final_norm, model_.shape.norm_eps);
 }
 
 // Whether anything trainable lies at the inputs of the first layer.
@@ -239,73 +290,95 @@ bool Transformer::wants_inputs() const {
   return model_.dembedding || model_.new_tokens || model_.layers[0].dnorm1;
 }
 
+// What the forward of layer l left in buffers that others have used since, made again by the same calls.
+void Transformer::recompute(const DevicePass& p, std::size_t l) {
+  const LayerWork& s = work_[l];
+  const LayerWeights& w = model_.layers[l];
+  if (keep_ == Keep::block) {
+    norm_input(p, l);
+    attention_block(p, l, true);
+    mlp_block(p, l, true);
+    return;
+  }
+  if (w.qkv.grad.any()) {
+    norm_input(p, l);
+    add_lora(in(s.normed1, p), w.qkv, dropout(l, kNormed1, p.row_keys), p.reads);
+    if (last(l)) ops_.gather_rows(after(s.normed1_live, p, l), in(s.normed1, p), p.live);
+  }
+  if (w.gate_up.grad.any()) {
+    const Tensor normed2 = after(s.normed2, p, l);
+    ops_.add_rms_norm_fwd(x_of(normed2, w.gate_up), {}, after(s.rstd2, p, l), after(s.residual2, p, l), {}, w.norm2, model_.shape.norm_eps);
+    add_lora(normed2, w.gate_up, dropout(l, kNormed2, row_keys(p, l)), p.reads);
+  }
+  if (w.down.grad.any()) activate(p, l);
+}
+
 void Transformer::mlp_block_backward(const DevicePass& p, std::size_t l, const Tensor& dresidual) {
   ArenaScope scope(arena_);
   const LayerWeights& w = model_.layers[l];
-  LayerState& s = layers_[l];
-  const int64_t layer = static_cast<int64_t>(l), n = dresidual.rows;
-  const Tensor& row_keys = last(l) ? p.live_row_keys : p.row_keys;
+  const LayerWork& s = work_[l];
+  const int64_t n = dresidual.rows, F = model_.shape.mlp;
   const DType t = model_.storage;
-  const int64_t F = model_.shape.mlp;
-  const Tensor gate_up = kept_rows(s.gate_up, p, l);
+  const Tensor gate_up = after(s.gate_up, p, l);
   const Tensor dact = arena_.alloc(t, n, F), dgate_up = arena_.alloc(t, n, 2 * F);
-  pull_back(dact, dresidual, kept_rows(s.act, p, l), w.down, dropout(layer, kAct, row_keys));
+  pull_back(dact, dresidual, after(s.act, p, l), w.down, dropout(l, kAct, row_keys(p, l)));
   ops_.swiglu_bwd(dgate_up.col_range(0, F), dgate_up.col_range(F, 2 * F), dact, gate_up.col_range(0, F), gate_up.col_range(F, 2 * F));
   const Tensor dnormed = arena_.alloc(t, n, model_.shape.hidden);
-  pull_back(dnormed, dgate_up, kept_rows(s.normed2, p, l), w.gate_up, dropout(layer, kNormed2, row_keys));
-  ops_.rms_norm_bwd(arena_, dresidual, w.dnorm2, dnormed, kept_rows(s.residual2, p, l), kept_rows(s.rstd2, p, l), w.norm2);
+  pull_back(dnormed, dgate_up, after(s.normed2, p, l), w.gate_up, dropout(l, kNormed2, row_keys(p, l)));
+  ops_.rms_norm_bwd(arena_, dresidual, w.dnorm2, dnormed, after(s.residual2, p, l), after(s.rstd2, p, l), w.norm2);
 }
 
 // dresidual: of the residual after attention. Returns that of the layer's input, all rows of the pass.
 Tensor Transformer::attention_block_backward(const DevicePass& p, std::size_t l, const Tensor& dresidual) {
   const LayerWeights& w = model_.layers[l];
-  LayerState& s = layers_[l];
+  const LayerWork& s = work_[l];
+  const LayerKept& kept = kept_[l];
   const ModelConfig& m = model_.shape;
   const DType t = model_.storage;
-  const int64_t layer = static_cast<int64_t>(l), C = m.hidden;
-  const Tensor& row_keys = last(l) ? p.live_row_keys : p.row_keys;
-  const Tensor q = kept_rows(s.q, p, l), attention = kept_rows(s.attention, p, l);
-  const int64_t HD = q.cols, KD = s.k.cols;
+  const int64_t C = m.hidden;
+  const Tensor q = after(s.q, p, l), attention = after(s.attention, p, l);
+  const int64_t HD = q.cols, KD = kept.k.cols;
   // In the last layer the gradient spreads from the live rows to all rows.
   const Tensor dinput = last(l) ? arena_.alloc(t, p.rows(), C) : dresidual;
   ArenaScope scope(arena_);
   const Tensor dout = arena_.alloc(t, q.rows, HD), dqkv = arena_.alloc(t, p.rows(), last(l) ? 2 * KD : HD + 2 * KD),
                dq = last(l) ? arena_.alloc(t, q.rows, HD) : dqkv.col_range(0, HD);
-  pull_back(dout, dresidual, attention, w.o, dropout(layer, kAttention, row_keys));
+  pull_back(dout, dresidual, attention, w.o, dropout(l, kAttention, row_keys(p, l)));
   const double scale = 1 / std::sqrt(static_cast<double>(m.head_dim));
-  ops_.attention_bwd(arena_, dq, s.dk, s.dv, dout, x_of(attention, w.o), kept_rows(s.lse, p, l), q, s.k, s.v,
+  ops_.attention_bwd(arena_, dq, kept.dk, kept.dv, dout, x_of(attention, w.o), after(s.lse, p, l), q, kept.k, kept.v,
                      last(l) ? p.live_segments : p.segments, m.heads, m.kv_heads, scale);
   // The gradients of this pass's keys and values are complete: later passes have added theirs.
   if (last(l)) ops_.rope_bwd(dq, dq, {}, {}, p.live_positions, model_.cosine, model_.sine, m.head_dim);
-  ops_.rope_bwd(dqkv, last(l) ? Tensor{} : dq, s.dk.row_range(p.begin, p.end), s.dv.row_range(p.begin, p.end), p.positions, model_.cosine,
-                model_.sine, m.head_dim);
+  ops_.rope_bwd(dqkv, last(l) ? Tensor{} : dq, kept.dk.row_range(p.begin, p.end), kept.dv.row_range(p.begin, p.end), p.positions,
+                model_.cosine, model_.sine, m.head_dim);
   const bool wanted = l > 0 || wants_inputs();
   const Tensor dnormed = wanted ? arena_.alloc(t, p.rows(), C) : Tensor{};
-  const Tensor xx = rows_of(s.normed1, p.begin, p.end);
-  const Dropout d = dropout(layer, kNormed1, p.row_keys);
+  const Tensor xx = in(s.normed1, p);
+  const Dropout d = dropout(l, kNormed1, p.row_keys);
   if (last(l)) {
     const Tensor dnormed_live = wanted ? arena_.alloc(t, q.rows, C) : Tensor{};
     pull_back(dnormed, dqkv, xx, w.qkv.part_range(1, 3), d);
-    pull_back(dnormed_live, dq, kept_rows(s.normed1_live, p, l), w.qkv.part_range(0, 1), dropout(layer, kNormed1, row_keys));
+    pull_back(dnormed_live, dq, after(s.normed1_live, p, l), w.qkv.part_range(0, 1), dropout(l, kNormed1, p.live_row_keys));
     if (wanted) ops_.scatter_add_rows(dnormed, dnormed_live, p.live);
     ops_.fill(dinput, 0);
     ops_.scatter_add_rows(dinput, dresidual, p.live);
   } else {
     pull_back(dnormed, dqkv, xx, w.qkv, d);
   }
-  if (wanted)
-    ops_.rms_norm_bwd(arena_, dinput, w.dnorm1, dnormed, rows_of(s.residual1, p.begin, p.end), rows_of(s.rstd1, p.begin, p.end), w.norm1);
+  if (wanted) ops_.rms_norm_bwd(arena_, dinput, w.dnorm1, dnormed, in(kept.residual, p), in(s.rstd1, p), w.norm1);
   return dinput;
 }
 
 void Transformer::backward(const DevicePass& p, std::span<const Tap> taps) {
+  KAVA_CHECK(keep_ != Keep::nothing, "backward of a forward that kept nothing");
   ArenaScope scope(arena_);
   Tensor dresidual = arena_.alloc(model_.storage, p.live_rows(), model_.shape.hidden);
   ops_.fill(dresidual, 0);
   ops_.rms_norm_bwd(arena_, dresidual, model_.dfinal_norm, dhidden_.row_range(p.live_begin, p.live_end),
-                    rows_of(residual_final_, p.live_begin, p.live_end), rows_of(rstd_final_, p.live_begin, p.live_end), model_.final_norm);
-  for (std::size_t l = layers_.size(); l-- > 0;) {
+                    residual_final_.rows(p.live_begin, p.live_end), rstd_final_.rows(p.live_begin, p.live_end), model_.final_norm);
+  for (std::size_t l = kept_.size(); l-- > 0;) {
     if (!last(l) && l < taps.size() && taps[l].rows) ops_.scatter_add_rows(dresidual, taps[l].gradient, taps[l].rows);
+    if (keep_ != Keep::all) recompute(p, l);
     mlp_block_backward(p, l, dresidual);
     dresidual = attention_block_backward(p, l, dresidual);
   }

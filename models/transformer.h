@@ -1,4 +1,4 @@
-// The transformer's layers over the passes of a step: forward, and backward in reverse. Everything backward needs lies in step tensors, one
+// The transformer's layers over the passes of a step: forward, and backward in reverse. What outlives a pass lies in step tensors, one
 // buffer per layer over all rows; a pass reads and writes its row range. In the last layer only live rows go on after K and V.
 #pragma once
 #include <span>
@@ -10,8 +10,15 @@
 
 namespace kava {
 
-/// Whether backward follows, or tokens do.
-enum class Use { train, decode };
+/// What a forward leaves for what follows it. Keys and values of all rows and final hidden states of live ones are always there.
+enum class Keep {
+  all,      // every activation, for backward
+  cheap,    // all but inputs of linear maps that a norm, swiglu and LoRA's A make again: backward does
+  block,    // what goes into each layer: backward runs the layer again
+  nothing,  // no backward follows
+};
+/// By train.recompute.
+Keep keep_of(Recompute recompute);
 
 /// Index tensors of a pass on the device.
 struct DevicePass {
@@ -27,14 +34,42 @@ struct DevicePass {
 Tensor upload_indices(Ops& ops, Arena& arena, std::span<const int32_t> host);
 DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& pass);
 
-/// Step tensors of one layer: [rows, width], or [live rows, width] for what follows K and V in the last layer. rstd, lse, dk, dv in sum
-/// type. The inputs of linear maps have room for LoRA's xa behind them: normed1, attention, normed2 and act are all columns of such a
+/// Rows of one quantity: those of all passes, or those of one pass at a time, in a buffer that layers and passes share.
+struct Activation {
+  Tensor all;
+  bool whole = true;
+  Tensor rows(int64_t begin, int64_t end) const {
+    if (!all) return all;
+    return whole ? all.row_range(begin, end) : all.row_range(0, end - begin);
+  }
+};
+
+/// Of one layer: what later passes and the objective read. k, v [rows, K*D] storage; dk, dv the same in sum type. queries: those of the
+/// rows named by query_rows, i32 [1, n].
+struct LayerKept {
+  Activation residual;  // [rows, C]: what goes into the layer
+  Tensor k, v, dk, dv;
+  Tensor queries;
+};
+
+/// Of one layer: what its own backward reads, [rows, width], or [live rows, width] for what follows K and V in the last layer. rstd, lse in
+/// sum type. The inputs of linear maps have room for LoRA's xa behind them: normed1, attention, normed2 and act are all columns of such a
 /// buffer, x | xa.
-struct LayerState {
-  Tensor residual1, normed1, rstd1, qkv, dk, dv, attention, lse;
-  Tensor q, k, v;  // columns of qkv; where q has other rows than k and v (last layer, decoding), of two buffers
-  Tensor residual2, normed2, rstd2, gate_up, act;
-  Tensor normed1_live, residual1_live;  // last layer only
+struct LayerWork {
+  Activation normed1, rstd1, qkv;  // qkv: [q | k | v], in the last layer [k | v]
+  Activation q, attention, lse;
+  Activation residual2, normed2, rstd2, gate_up, act;
+  Activation normed1_live, residual_live;  // last layer only
+};
+
+/// Rows of a pass, counted from its begin, that the objective reads in every layer.
+struct PassReads {
+  Tensor queries, queries_live;  // i32 [1, n]: whose queries, as rows and as live rows; empty where none are read
+  struct States {
+    Tensor rows;                 // i32 [1, n]: whose residuals after each block but the last
+    std::span<const Tensor> to;  // [n, C] each, of L-1 blocks
+  };
+  std::vector<States> states;
 };
 
 /// Gradients of residuals after a block that come from outside, added when backward gets there: rows of one pass, counted from its begin.
@@ -45,55 +80,70 @@ struct Tap {
 
 class Transformer {
  public:
-  /// Training keeps everything; decoding keeps inputs, K, V and final hidden states, and shares the other buffers between layers and
-  /// passes. drops: whether LoRA's input dropout acts, with the masks of optimiser step `step`; never while decoding.
-  Transformer(Model& model, Arena& arena, Use use, uint32_t step, bool drops = true);
+  /// drops: whether LoRA's input dropout acts, with the masks of optimiser step `step`.
+  Transformer(Model& model, Arena& arena, Keep keep, uint32_t step, bool drops);
 
-  /// Room for `rows` rows in all; for decoding, at most `pass_rows` and `live_rows` in one pass.
+  /// Room for `rows` rows in all, at most `pass_rows` of them in one pass.
   void allocate(int64_t rows, int64_t live_rows, int64_t pass_rows);
   /// dk, dv, dhidden and dinput, zeroed.
   void allocate_gradients(int64_t rows, int64_t live_rows);
 
-  /// inputs(pass) has been written; afterwards hidden(pass) holds the final hidden state of the live rows.
-  void forward(const DevicePass& pass);
+  /// inputs(pass) has been written; afterwards hidden(pass) holds the final hidden state of the live rows, and what `reads` asks for is
+  /// there.
+  void forward(const DevicePass& pass, const PassReads& reads = {});
   /// Reads dhidden of the pass, adds to dk, dv of the rows it attended, to the parameters' gradients and to dinput of the pass.
   /// taps[l]: for the residual after block l, l < L-1; empty where there is none.
   void backward(const DevicePass& pass, std::span<const Tap> taps);
 
   Tensor inputs(const DevicePass& pass) const { return inputs_.row_range(pass.begin, pass.end); }
   Tensor hidden(const DevicePass& pass) const { return hidden_.row_range(pass.live_begin, pass.live_end); }
-  std::vector<LayerState>& layers() { return layers_; }
-  const std::vector<LayerState>& layers() const { return layers_; }
+  const std::vector<LayerKept>& layers() const { return kept_; }
   const Tensor& all_inputs() const { return inputs_; }  // [rows, C]
   const Tensor& all_hidden() const { return hidden_; }  // [live rows, C]
   const Tensor& dhidden() const { return dhidden_; }
   const Tensor& dinput() const { return dinput_; }
 
  private:
-  Tensor rows_of(const Tensor& t, int64_t begin, int64_t end) const;
-  Dropout dropout(int64_t layer, int64_t place, const Tensor& row_keys) const;
+  void allocate_layer(std::size_t l, int64_t rows, int64_t live_rows, int64_t pass_rows);
+  Dropout dropout(std::size_t l, int64_t place, const Tensor& row_keys) const;
+  void add_lora(const Tensor& xx, const TrainedGroup& group, const Dropout& d, Reads reads);
   void apply(const Tensor& y, const Tensor& xx, const TrainedGroup& group, const Dropout& d, Reads reads);
   void pull_back(const Tensor& dx, const Tensor& dy, const Tensor& xx, const TrainedGroup& group, const Dropout& d);
-  void project(const DevicePass& pass, std::size_t l);
-  void attention_block(const DevicePass& pass, std::size_t l);
-  void mlp_block(const DevicePass& pass, std::size_t l);
+  // again: in backward, where what is kept is there already.
+  void enter(const DevicePass& pass, std::size_t l);
+  void norm_input(const DevicePass& pass, std::size_t l);
+  void project(const DevicePass& pass, std::size_t l, bool again);
+  void attention_block(const DevicePass& pass, std::size_t l, bool again);
+  void mlp_block(const DevicePass& pass, std::size_t l, bool again);
+  void activate(const DevicePass& pass, std::size_t l);
+  void take(const DevicePass& pass, std::size_t l, const PassReads& reads);
+  void recompute(const DevicePass& pass, std::size_t l);
   void mlp_block_backward(const DevicePass& pass, std::size_t l, const Tensor& dresidual);
   Tensor attention_block_backward(const DevicePass& pass, std::size_t l, const Tensor& dresidual);
-  bool last(std::size_t l) const { return l + 1 == layers_.size(); }
+  bool last(std::size_t l) const { return l + 1 == kept_.size(); }
   bool wants_inputs() const;
-  // Rows of the pass that go through layer l after K and V.
-  Tensor kept_rows(const Tensor& t, const DevicePass& p, std::size_t l) const;
+  // Whether what lies within a layer is that of all passes.
+  bool whole() const { return keep_ == Keep::all || keep_ == Keep::cheap; }
+  // Rows of the pass, and those that go through layer l after K and V.
+  Tensor in(const Activation& a, const DevicePass& p) const { return a.rows(p.begin, p.end); }
+  Tensor after(const Activation& a, const DevicePass& p, std::size_t l) const {
+    return last(l) ? a.rows(p.live_begin, p.live_end) : a.rows(p.begin, p.end);
+  }
+  // The same of the pass's index lists.
+  const Tensor& row_keys(const DevicePass& p, std::size_t l) const { return last(l) ? p.live_row_keys : p.row_keys; }
 
   Model& model_;
   Ops& ops_;
   Arena& arena_;
-  Use use_;
+  Keep keep_;
   uint32_t step_;
   double dropout_;
-  std::vector<LayerState> layers_;
+  std::vector<LayerKept> kept_;
+  std::vector<LayerWork> work_;
   Tensor inputs_;          // [rows, C]: embeddings fed to the first layer
   Tensor mlp_, attended_;  // [pass rows, C]: outputs of the two blocks, until the next norm adds them
-  Tensor residual_final_, rstd_final_, hidden_, dhidden_, dinput_;
+  Activation residual_final_, rstd_final_;
+  Tensor hidden_, dhidden_, dinput_;
 };
 
 }  // namespace kava

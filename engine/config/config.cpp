@@ -348,9 +348,6 @@ void check_together(const RunConfig& config, const Origins& given, const std::st
     return i == given.end() ? path : i->second;
   };
   check_stages(config, where);
-  if (config.train.recompute != Recompute::none)
-    refuse(where("train.recompute"), fmt::format("train.recompute = {} is not built yet", toml_string(name_of(config.train.recompute))),
-           "use \"none\"");
   if (config.train.micro_batch > config.train.batch)
     refuse(where(given.contains("train.micro_batch") ? "train.micro_batch" : "train.batch"),
            fmt::format("train.micro_batch = {} is larger than train.batch = {}", config.train.micro_batch, config.train.batch),

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <set>
 
+#include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "engine/files/safetensors.h"
 #include "tests/programs/programs.h"
@@ -102,6 +103,31 @@ void run_cases(const std::string& dtype) {
 }
 
 }  // namespace
+
+TEST_CASE("what a step keeps or computes again changes none of its bytes") {
+  const TempFolder temporary;
+  int cases = 0;
+  for (const auto& entry : fs::directory_iterator(kGolden / "cases")) {
+    if (entry.path().extension() != ".toml") continue;
+    const std::string name = entry.path().stem().string();
+    for (const char* dtype : {"f64", "bf16"}) {
+      if (dtype == std::string_view("bf16") && name != "kava_seven_linears" && name != "qwen2_all" && name != "codi_exact") continue;
+      std::string kept;
+      for (const char* recompute : {"none", "cheap", "block"}) {
+        const std::string out = temporary / "step.safetensors";
+        const Ended run = run_command(fmt::format("kava_inspect step '{}' --set model.dtype={} --set train.recompute={} --out '{}'",
+                                                  entry.path().string(), dtype, recompute, out));
+        INFO(name << " in " << dtype << ", " << recompute << ": " << run.err);
+        REQUIRE(run.code == 0);
+        const std::string bytes = read_file(out, 1 << 26);
+        if (kept.empty()) kept = bytes;
+        else CHECK((bytes == kept));
+      }
+      ++cases;
+    }
+  }
+  REQUIRE(cases >= 66 + 3);
+}
 
 TEST_CASE("every tensor of the step equals the reference in f64") { run_cases("f64"); }
 

@@ -86,7 +86,7 @@ class GrowingLoop {
     p.segments.end_group();
     p.live_segments = p.segments;
     ArenaScope scope(*rig_.arena);
-    Transformer transformer(*rig_.model, *rig_.arena, Use::train, 0, false);
+    Transformer transformer(*rig_.model, *rig_.arena, Keep::nothing, 0, false);
     transformer.allocate(n, n, n);
     const DevicePass d = upload_pass(*rig_.ops, *rig_.arena, p);
     Vector flat;
@@ -97,7 +97,7 @@ class GrowingLoop {
     hidden_.clear();
     for (std::size_t r = 0; r < inputs_.size(); ++r) hidden_.emplace_back(h.begin() + at(r * C_), h.begin() + at((r + 1) * C_));
     pairs_.clear();
-    for (const LayerState& s : transformer.layers()) pairs_.push_back({to_host(*rig_.ops, s.k), to_host(*rig_.ops, s.v)});
+    for (const LayerKept& s : transformer.layers()) pairs_.push_back({to_host(*rig_.ops, s.k), to_host(*rig_.ops, s.v)});
   }
 
   // Linear, GELU, Linear, LayerNorm.

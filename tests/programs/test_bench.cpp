@@ -13,6 +13,7 @@ TEST_CASE("kava_bench refuses what it cannot do in one line before it measures")
   const std::pair<std::string, int> refused[] = {{"--filter '('", 2},
                                                  {"--filter \"$(head -c 100000 /dev/zero | tr '\\0' '(')\"", 2},
                                                  {"--threads 0", 2},
+                                                 {"--recompute all", 2},
                                                  {"--device tpu", 2},
                                                  {"--device cuda", 3},
                                                  {"--json ''", 2},

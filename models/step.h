@@ -1,0 +1,106 @@
+// One forward of a batch, with its losses and its backward, in the order in which it is made. kava.h is what others call.
+#pragma once
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/device/host.h"
+#include "models/kava.h"
+#include "models/latent.h"
+#include "models/layout.h"
+
+namespace kava {
+
+class Step {
+ public:
+  Step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options);
+
+  /// Adds the terms to sums (StepSum).
+  void run(const Tensor& sums);
+  /// Where options.count_forced.
+  int64_t forced_correct() const;
+
+ private:
+  Tensor indices(std::span<const int32_t> host) { return upload_indices(ops_, arena_, host); }
+  Tensor live_indices(std::span<const int32_t> rows);
+  std::vector<int32_t> positions_of(std::span<const int32_t> rows) const;
+  std::size_t layer_count() const { return transformer_.layers().size(); }
+
+  void forward();
+  void backward();
+
+  // Rows of the head's product: the student's, then the teacher's.
+  struct HeadRows {
+    std::vector<int32_t> live, targets, classes, owners;
+  };
+  HeadRows head_rows() const;
+  void cross_entropy(const Tensor& sums);
+
+  // ---- L_KV (kv_loss.cpp). Kept teacher pairs, and the students' K and V of pass T as they are matched.
+  struct KvLayer {
+    Tensor target[2], student[2], projected[2];
+  };
+  struct RkvDump {
+    std::vector<double> importance, redundancy, score;
+    std::vector<std::vector<int32_t>> kept;  // per layer [B*M, K]
+  };
+  void read_queries(PassReads& reads);
+  void unrotate(const Tensor& k, const Tensor& positions);
+  void kv_loss(const Tensor& loss);
+  void select(std::size_t l, const KvLayer& out, const Tensor& trace, const Tensor& trace_offsets, const Tensor& queries,
+              const Tensor& query_offsets, const Tensor& trace_positions, RkvDump& rkv);
+  void distill_kv(std::size_t l, int i, const KvLayer& k, const Tensor& valid, const Tensor& inverse, double factor, const Tensor& loss,
+                  const Tensor& positions);
+  Tensor inverse(const Tensor& moments, int power = 1) {
+    const Tensor t = arena_.alloc(sum_, 1, 1);
+    ops_.inverse_std(t, moments, power);
+    return t;
+  }
+  const TrainedGroup* kv_map(std::size_t l, int i) const {
+    if (model_.kv_projection.empty()) return nullptr;
+    return i == 0 ? &model_.kv_projection[l].k : &model_.kv_projection[l].v;
+  }
+  Tensor by_head(const Tensor& t) const { return t.reshape(t.rows * model_.shape.kv_heads, model_.shape.head_dim); }
+
+  // ---- L_CODI (codi_loss.cpp). With codi.states = "all" the first state is the embedding's output; the last one is that after the final
+  // norm.
+  std::size_t embedded() const { return config_.codi.states == CodiStates::all ? 1 : 0; }
+  std::span<const Tensor> after_blocks(std::span<const Tensor> states) const { return states.subspan(embedded(), layer_count() - 1); }
+  void read_states(std::vector<PassReads>& reads);
+  void gather_ends(std::span<const Tensor> to, const Transformer& from, const Tensor& rows, const Tensor& live);
+  bool separate_target() const;
+  void run_separate_target();
+  void codi_loss(const Tensor& loss);
+
+  // ---- what kava_inspect step writes (step_dump.cpp)
+  std::vector<double> host(const Tensor& t) const { return to_host(ops_, t); }
+  void dump(const std::string& name, std::vector<int64_t> shape, std::vector<double> values, int axis);
+  std::vector<double> by_layer(const std::vector<Tensor>& layers) const;
+  void dump_by_layer(const std::string& name, const std::vector<Tensor>& layers);
+  void dump_kv(const std::vector<KvLayer>& layers, RkvDump& rkv);
+  void dump_codi();
+  void dump_latents();
+  void dump_latent_pairs(const char* name, int i, std::span<const int32_t> real);
+
+  Model& model_;
+  Ops& ops_;
+  Arena& arena_;
+  const RunConfig& config_;
+  const BatchTotals& totals_;
+  const StepOptions& options_;
+  std::span<const Sample> samples_;
+  const Recipe recipe_;
+  Layout layout_;
+  Transformer transformer_;
+  int64_t B_ = 0, M_ = 0, KD_ = 0;
+  DType type_ = DType::f32, sum_ = DType::f32;
+  std::vector<int32_t> valid_;
+  std::vector<int64_t> judged_, before_judged_;  // supervised tokens of each sample that have to be right, and before them
+  std::vector<DevicePass> passes_;
+  std::vector<FeedState> feeds_;
+  std::vector<Tap> taps_;
+  std::vector<Tensor> student_states_, teacher_states_;  // [B, C] each, of L_CODI
+  Tensor latent_rows_, sample_index_, correct_, codi_rows_;
+};
+
+}  // namespace kava
