@@ -28,7 +28,9 @@ enum class Purpose : uint32_t {
   bench = 6,
   synth = 7,
   stage = 8,
-  offset = 9
+  offset = 9,
+  sampling = 10,
+  bootstrap = 11
 };
 
 constexpr std::array<uint32_t, 2> philox_key(Purpose purpose, uint64_t seed) {

@@ -1,7 +1,8 @@
-// Greedy decoding with a K,V cache: the question, bot and the latents through all passes, then `<eot> prompt`, then token after token.
-// A token is a new pass of one row for each sample that still decodes; a finished sample leaves the batch. What a sample gives does not
-// depend on what else is in the batch, to the byte.
+// Decoding with a K,V cache: the question, bot and the latents through all passes, then `<eot> prompt`, then token after token, the best
+// one or one that is drawn. A token is a new pass of one row for each answer that is still written; a finished one leaves the batch. What a
+// question gives does not depend on what else is in the batch, to the byte.
 #pragma once
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "engine/data/data.h"
 #include "models/model.h"
 #include "models/recipe.h"
+#include "models/sampling.h"
 
 namespace kava {
 
@@ -22,6 +24,10 @@ struct DecodeOptions {
   std::optional<Method> method;  // in place of the model's
   std::optional<int64_t> stage;  // in place of the run's last
   bool keep_latents = false;
+  Sampling sampling;
+  std::vector<int64_t> numbers;  // of the questions, for what is drawn; empty: their places
+  /// Told of every token but the last EOS as it comes: of which result in the order of this batch's.
+  std::function<void(std::size_t result, int32_t id)> on_token;
 };
 
 /// The latents of pass T, in order.
@@ -33,6 +39,7 @@ struct LatentStates {
 
 struct DecodeResult {
   std::vector<int32_t> ids;  // generated, without EOS
+  int64_t tokens = 0;        // generated, EOS included
   bool hit_limit = false;    // max_new_tokens came before EOS
   // Forward passes, by the rule of docs/method.md section 7: with markers 1 + T + 1 (eot, a given prompt, the first token), else 1
   // (everything given), and one for each generated token after the first, EOS included. merged: pass T and eot count as one.
@@ -48,7 +55,7 @@ constexpr int64_t kLongestPrompt = 4096;
 int64_t prompt_length(const Recipe& decoding, const Sample& question);
 
 /// Decodes after each sample's question and, where the recipe gives it, the prompt that its answer starts with; trace and the rest of the
-/// answer are not read. Every sample is at most kLongestPrompt long.
+/// answer are not read. Every sample is at most kLongestPrompt long. The answers of a question follow each other, sampling.samples of them.
 std::vector<DecodeResult> decode(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options);
 
 }  // namespace kava

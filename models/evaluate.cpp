@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
 #include <span>
 
 #include "models/score.h"
@@ -23,6 +22,10 @@ std::vector<Scorer> scorers_for(Method method, DataFormat format, bool tokenizer
   if (method == Method::full_cot) s.push_back(Scorer::gsm8k);
   if (format == DataFormat::gsm_hard) s.push_back(Scorer::gsm_hard);
   return s;
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 std::string joined(std::span<const int32_t> ids) { return fmt::format("{}", fmt::join(ids, " ")); }
@@ -84,6 +87,7 @@ class Evaluation {
     result_.method = config_.method;
     result_.prompt = recipe_.forced ? DecodePrompt::forced : DecodePrompt::free;
     result_.format = file.format;
+    result_.samples = options.sampling.samples, result_.temperature = options.sampling.temperature;
     result_.scorers = scorers_for(config_.method, file.format, text.tokenizer.has_value());
   }
 
@@ -93,18 +97,20 @@ class Evaluation {
     std::vector<std::size_t> runnable;
     for (std::size_t i = 0; i < samples.size(); ++i) {
       if (prompt_length(recipe_, samples[i]) <= kLongestPrompt) runnable.push_back(i);
-      else result_.records[i].too_long = true;
+      else result_.records[i].too_long = true, judge(i, samples[i], {});
     }
     const auto start = std::chrono::steady_clock::now();
-    std::vector<DecodeResult> decoded(samples.size());
     const auto batch = static_cast<std::size_t>(options_.batch);
     for (std::size_t first = 0; first < runnable.size(); first += batch) {
       const std::size_t end = std::min(runnable.size(), first + batch);
-      decode_some(samples, std::span(runnable).subspan(first, end - first), decoded);
+      const auto which = std::span(runnable).subspan(first, end - first);
+      const std::vector<DecodeResult> decoded = decode_some(samples, which);
+      const std::size_t each = decoded.size() / which.size();
+      for (std::size_t i = 0; i < which.size(); ++i) judge(which[i], samples[which[i]], std::span(decoded).subspan(i * each, each));
       if (options_.progress) options_.progress(static_cast<int64_t>(end), static_cast<int64_t>(runnable.size()));
     }
-    result_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    for (std::size_t i = 0; i < samples.size(); ++i) judge(i, samples[i], decoded[i]);
+    result_.seconds = seconds_since(start);
+    if (options_.measure_single && !runnable.empty()) measure_single(samples, runnable);
     return std::move(result_);
   }
 
@@ -137,43 +143,85 @@ class Evaluation {
     return make_samples({file_}, text_.tokenizer ? &*text_.tokenizer : nullptr, o, &dropped);
   }
 
-  void decode_some(const std::vector<Sample>& samples, std::span<const std::size_t> which, std::vector<DecodeResult>& to) {
+  std::vector<DecodeResult> decode_some(const std::vector<Sample>& samples, std::span<const std::size_t> which) {
     std::vector<Sample> questions;
-    for (std::size_t i : which) questions.push_back(samples[i]);
     DecodeOptions o;
+    for (std::size_t i : which) questions.push_back(samples[i]), o.numbers.push_back(static_cast<int64_t>(i));
     o.max_new_tokens = result_.max_new_tokens;
     o.eos = text_.eos.value_or(-1);
     o.batch = options_.batch;
     o.method = options_.method;
     o.stage = options_.stage;
-    std::vector<DecodeResult> some = decode(model_, arena_, questions, o);
-    for (std::size_t i = 0; i < which.size(); ++i) to[which[i]] = std::move(some[i]);
+    o.sampling = options_.sampling;
+    return decode(model_, arena_, questions, o);
   }
 
-  void judge(std::size_t i, const Sample& sample, const DecodeResult& decoded) {
+  // Each of the first questions alone, until they have taken a tenth of the whole evaluation's time.
+  void measure_single(const std::vector<Sample>& samples, std::span<const std::size_t> runnable) {
+    constexpr std::size_t kMost = 8;
+    const auto start = std::chrono::steady_clock::now();
+    std::size_t n = 0;
+    while (n < std::min(runnable.size(), kMost) && (n == 0 || seconds_since(start) < result_.seconds / 10))
+      decode_some(samples, runnable.subspan(n++, 1));
+    result_.ms_batch_1 = 1000 * seconds_since(start) / static_cast<double>(n);
+  }
+
+  void judge(std::size_t i, const Sample& sample, std::span<const DecodeResult> decoded) {
     EvalRecord& r = result_.records[i];
     const Row& row = file_.rows[i];
-    r.passes = decoded.passes, r.passes_merged = decoded.passes_merged, r.hit_limit = decoded.hit_limit;
     r.gold_over = gold_tokens(row) > result_.max_new_tokens;
+    r.question = row.is_ids ? joined(sample.question) : row.question;
+    r.gold = row.is_ids ? joined(ids_answer(sample, {}, recipe_, text_.eos).gold) : row.answer;
     r.correct.assign(result_.scorers.size(), false);
-    const bool lost = r.too_long || (r.hit_limit && !recipe_.forced);
-    if (row.is_ids) return judge_ids(r, sample, decoded.ids, lost);
-    r.question = row.question, r.gold = row.answer;
-    r.output = text_.tokenizer->decode(decoded.ids, true);
-    if (lost) return;
-    const std::optional<std::string> answer = !recipe_.forced ? answer_of_chain(r.output, stripped(config_.data.answer_prompt)) : r.output;
-    for (std::size_t s = 0; s < result_.scorers.size(); ++s) r.correct[s] = holds(result_.scorers[s], r.output, answer, r.gold);
+    std::vector<EvalAnswer> answers;
+    for (const DecodeResult& d : decoded) answers.push_back(row.is_ids ? judge_ids(sample, d) : judge_text(row, d));
+    if (!answers.empty()) static_cast<EvalAnswer&>(r) = answers[winner(answers)];
+    if (result_.samples > 1) r.samples = std::move(answers);
   }
 
-  void judge_ids(EvalRecord& r, const Sample& sample, const std::vector<int32_t>& output, bool lost) {
-    const IdsAnswer a = ids_answer(sample, output, recipe_, text_.eos);
-    r.question = joined(sample.question), r.gold = joined(a.gold), r.output = joined(output);
-    if (lost) return;
+  // The first of the answers that has the most equal ones; the first of all where none counts.
+  static std::size_t winner(const std::vector<EvalAnswer>& answers) {
+    std::size_t best = 0;
+    int64_t most = 0;
+    for (std::size_t i = 0; i < answers.size(); ++i) {
+      if (!answers[i].vote) continue;
+      const int64_t votes = std::ranges::count(answers, answers[i].vote, &EvalAnswer::vote);
+      if (votes > most) most = votes, best = i;
+    }
+    return best;
+  }
+
+  EvalAnswer counted(const DecodeResult& decoded) const {
+    EvalAnswer a;
+    a.passes = decoded.passes, a.passes_merged = decoded.passes_merged, a.tokens = decoded.tokens, a.hit_limit = decoded.hit_limit;
+    a.correct.assign(result_.scorers.size(), false);
+    return a;
+  }
+
+  bool lost(const EvalAnswer& a) const { return a.hit_limit && !recipe_.forced; }
+
+  EvalAnswer judge_text(const Row& row, const DecodeResult& decoded) const {
+    EvalAnswer a = counted(decoded);
+    a.output = text_.tokenizer->decode(decoded.ids, true);
+    if (lost(a)) return a;
+    const std::optional<std::string> answer = !recipe_.forced ? answer_of_chain(a.output, stripped(config_.data.answer_prompt)) : a.output;
+    if (answer) a.vote = strict_form(*answer);
+    for (std::size_t s = 0; s < result_.scorers.size(); ++s) a.correct[s] = holds(result_.scorers[s], a.output, answer, row.answer);
+    return a;
+  }
+
+  EvalAnswer judge_ids(const Sample& sample, const DecodeResult& decoded) const {
+    EvalAnswer a = counted(decoded);
+    const IdsAnswer ids = ids_answer(sample, decoded.ids, recipe_, text_.eos);
+    a.output = joined(decoded.ids);
+    if (lost(a)) return a;
+    if (ids.found) a.vote = joined(*ids.found);
     for (std::size_t s = 0; s < result_.scorers.size(); ++s) {
       if (result_.scorers[s] == Scorer::codi)
-        r.correct[s] = codi_match(text_.tokenizer->decode(output, true), text_.tokenizer->decode(a.gold, true));
-      else r.correct[s] = a.found == a.gold;
+        a.correct[s] = codi_match(text_.tokenizer->decode(decoded.ids, true), text_.tokenizer->decode(ids.gold, true));
+      else a.correct[s] = ids.found == ids.gold;
     }
+    return a;
   }
 
   Model& model_;
@@ -186,43 +234,7 @@ class Evaluation {
   EvalResult result_;
 };
 
-template <class F>
-int64_t count_of(const EvalResult& r, F f) {
-  return std::count_if(r.records.begin(), r.records.end(), f);
-}
-
-template <class F>
-double mean_of(const EvalResult& r, F f) {
-  double sum = 0;
-  for (const EvalRecord& record : r.records) sum += static_cast<double>(f(record));
-  const int64_t run = r.count() - r.too_long();
-  return run > 0 ? sum / static_cast<double>(run) : 0;
-}
-
 }  // namespace
-
-int64_t EvalResult::correct(std::size_t s) const {
-  return count_of(*this, [s](const EvalRecord& r) { return static_cast<bool>(r.correct[s]); });
-}
-double EvalResult::accuracy(std::size_t s) const {
-  return count() > 0 ? static_cast<double>(correct(s)) / static_cast<double>(count()) : 0;
-}
-double EvalResult::passes() const {
-  return mean_of(*this, [](const EvalRecord& r) { return r.passes; });
-}
-double EvalResult::passes_merged() const {
-  return mean_of(*this, [](const EvalRecord& r) { return r.passes_merged; });
-}
-int64_t EvalResult::limit_hits() const {
-  return count_of(*this, [](const EvalRecord& r) { return r.hit_limit; });
-}
-int64_t EvalResult::too_long() const {
-  return count_of(*this, [](const EvalRecord& r) { return r.too_long; });
-}
-
-int64_t EvalResult::golds_over() const {
-  return count_of(*this, [](const EvalRecord& r) { return r.gold_over; });
-}
 
 int64_t default_new_tokens(const RunConfig& config, const Recipe& decoding, int64_t longest_gold) {
   if (config.decode.max_new_tokens > 0) return config.decode.max_new_tokens;
@@ -232,39 +244,6 @@ int64_t default_new_tokens(const RunConfig& config, const Recipe& decoding, int6
 
 EvalResult evaluate(Model& model, Arena& arena, const TextModel& text, const RowFile& file, const EvalOptions& options) {
   return Evaluation(model, arena, text, file, options).run();
-}
-
-Json to_json(const EvalResult& result) {
-  Json accuracy = Json::object(), correct = Json::object(), records = Json::array();
-  for (std::size_t s = 0; s < result.scorers.size(); ++s) {
-    accuracy[name_of(result.scorers[s])] = result.accuracy(s);
-    correct[name_of(result.scorers[s])] = result.correct(s);
-  }
-  for (const EvalRecord& r : result.records) {
-    Json verdicts = Json::object();
-    for (std::size_t s = 0; s < result.scorers.size(); ++s) verdicts[name_of(result.scorers[s])] = static_cast<bool>(r.correct[s]);
-    records.push_back({{"question", r.question},
-                       {"gold", r.gold},
-                       {"output", r.output},
-                       {"correct", std::move(verdicts)},
-                       {"passes", r.passes},
-                       {"passes_merged", r.passes_merged},
-                       {"hit_limit", r.hit_limit},
-                       {"too_long", r.too_long}});
-  }
-  return {{"method", name_of(result.method)},
-          {"prompt", name_of(result.prompt)},
-          {"format", name_of(result.format)},
-          {"max_new_tokens", result.max_new_tokens},
-          {"questions", result.count()},
-          {"accuracy", std::move(accuracy)},
-          {"correct", std::move(correct)},
-          {"passes", result.passes()},
-          {"passes_merged", result.passes_merged()},
-          {"limit_hits", result.limit_hits()},
-          {"too_long", result.too_long()},
-          {"golds_over_limit", result.golds_over()},
-          {"records", std::move(records)}};
 }
 
 }  // namespace kava

@@ -7,6 +7,7 @@
 
 #include "engine/files/json.h"
 #include "models/decode.h"
+#include "models/statistics.h"
 #include "models/text.h"
 
 namespace kava {
@@ -21,16 +22,25 @@ struct EvalOptions {
   int64_t limit = 0;             // the first rows of the file; 0: all
   int64_t batch = kDecodeBatch;
   int64_t max_new_tokens = 0;  // 0: default_new_tokens of the whole file's longest gold answer
+  Sampling sampling;           // a question's draws are keyed by its row
+  bool measure_single = false;
   std::function<void(int64_t done, int64_t total)> progress;
 };
 
-struct EvalRecord {
-  std::string question, gold, output;  // ids rows: the ids, separated by spaces
-  std::vector<bool> correct;           // by EvalResult::scorers
-  int64_t passes = 0, passes_merged = 0;
-  bool hit_limit = false;  // for full_cot this makes it wrong
-  bool too_long = false;   // over kLongestPrompt: not run, wrong
-  bool gold_over = false;  // the gold answer and EOS need more than max_new_tokens
+struct EvalAnswer {
+  std::string output;         // of ids rows the ids, separated by spaces
+  std::vector<bool> correct;  // by EvalResult::scorers
+  int64_t passes = 0, passes_merged = 0, tokens = 0;
+  bool hit_limit = false;           // for full_cot this makes it wrong
+  std::optional<std::string> vote;  // what a majority is counted by: the answer without commas and white space around it
+};
+
+/// A question, and the answer that counts: with several the first of those that most agree with.
+struct EvalRecord : EvalAnswer {
+  std::string question, gold;       // ids rows: the ids, separated by spaces
+  std::vector<EvalAnswer> samples;  // where there are several: all of them
+  bool too_long = false;            // over kLongestPrompt: not run, wrong
+  bool gold_over = false;           // the gold answer and EOS need more than max_new_tokens
 };
 
 struct EvalResult {
@@ -40,13 +50,21 @@ struct EvalResult {
   int64_t max_new_tokens = 0;
   std::vector<Scorer> scorers;
   std::vector<EvalRecord> records;
+  int64_t samples = 1;
+  double temperature = 0;
   double seconds = 0;
+  std::optional<double> ms_batch_1;  // of one question alone, where measured: mean over the first few
 
   int64_t count() const { return static_cast<int64_t>(records.size()); }
   int64_t correct(std::size_t scorer) const;
   double accuracy(std::size_t scorer) const;  // a share of all questions
-  double passes() const;                      // mean over the questions that were run
+  double passes() const;                      // mean over the answers to questions that were run, as the two below
   double passes_merged() const;
+  double tokens() const;
+  double ms_per_question() const;  // at the batch asked for
+  /// The share of a scorer in answers taken one by one, and of questions that any of their answers gets right.
+  std::vector<double> pass_at_1(std::size_t scorer) const, pass_at_all(std::size_t scorer) const;  // by question
+  std::vector<double> verdicts(std::size_t scorer) const;                                          // by question, 0 or 1
   int64_t limit_hits() const;
   int64_t too_long() const;
   int64_t golds_over() const;
@@ -60,7 +78,7 @@ int64_t default_new_tokens(const RunConfig& config, const Recipe& decoding, int6
 /// the method needs it; Error(code data, FILE) for rows of text without a tokenizer.
 EvalResult evaluate(Model& model, Arena& arena, const TextModel& text, const RowFile& file, const EvalOptions& options);
 
-/// Everything but times, which a caller adds: the same for any batch and number of threads.
+/// Everything but times, which a caller adds: the same for any batch and number of threads. Bootstrap intervals beside every accuracy.
 Json to_json(const EvalResult& result);
 
 }  // namespace kava

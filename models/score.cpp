@@ -95,10 +95,9 @@ std::optional<std::string> answer_of_chain(std::string_view text, std::string_vi
   return std::string(stripped(text.substr(at + prompt.size())));
 }
 
-bool strict_match(std::string_view text, std::string_view gold) {
-  const std::string a = without_commas(text), b = without_commas(gold);
-  return stripped(a) == stripped(b);
-}
+std::string strict_form(std::string_view text) { return std::string(stripped(without_commas(text))); }
+
+bool strict_match(std::string_view text, std::string_view gold) { return strict_form(text) == strict_form(gold); }
 
 bool raw_match(std::string_view text, std::string_view gold) { return text == gold; }
 

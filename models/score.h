@@ -7,7 +7,10 @@
 
 namespace kava {
 
-/// Equal after commas are removed and white space is stripped from both ends.
+/// Without commas, and without white space at both ends.
+std::string strict_form(std::string_view text);
+
+/// Equal in that form: after commas are removed and white space is stripped from both ends.
 bool strict_match(std::string_view text, std::string_view gold);
 
 /// Equal as they are (PCCoT's test).

@@ -3,9 +3,9 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "engine/files/json_at.h"
+#include "models/statistics.h"
 
 namespace kava {
 
@@ -34,11 +34,21 @@ void check_same_questions(const JsonAt& a, const JsonAt& b, std::size_t count) {
         b.at(i).at(key).refuse("differs from that of " + escaped(a.file(), 4096), "compare results on the same data file");
 }
 
-void print_row(const std::string& scorer, const Table& t) {
+// 95 % bootstrap interval of B - A, in points.
+Interval difference(const JsonAt& a, const JsonAt& b, std::size_t count, const std::string& scorer) {
+  std::vector<double> points;
+  for (std::size_t i = 0; i < count; ++i)
+    points.push_back(100.0 *
+                     (int{b.at(i).at("correct").at(scorer.c_str()).boolean()} - int{a.at(i).at("correct").at(scorer.c_str()).boolean()}));
+  return bootstrap_means({points})[0];
+}
+
+void print_row(const std::string& scorer, const Table& t, const Interval& interval) {
   const double n = static_cast<double>(t.count());
   const double a = 100 * static_cast<double>(t.both + t.only_a) / n, b = 100 * static_cast<double>(t.both + t.only_b) / n;
-  fmt::print("{:<10}{:>8.2f}{:>8.2f}{:>+9.2f}{:>9}{:>9}{:>9}{:>9}{:>12.4g}\n", scorer, a, b, b - a, t.both, t.only_a, t.only_b, t.neither,
-             mcnemar_p(t.only_a, t.only_b));
+  fmt::print("{:<10}{:>8.2f}{:>8.2f}{:>+9.2f}{:>18}{:>8}{:>8}{:>8}{:>9}{:>12}\n", scorer, a, b, b - a,
+             fmt::format("{:+.2f} to {:+.2f}", interval.low, interval.high), t.both, t.only_a, t.only_b, t.neither,
+             p_text(mcnemar_p(t.only_a, t.only_b)));
 }
 
 void compare_data(const JsonAt& a, const JsonAt& b) {
@@ -49,22 +59,14 @@ void compare_data(const JsonAt& a, const JsonAt& b) {
   const std::size_t rest = std::max(records_a.array().size(), records_b.array().size()) - count;
   fmt::print("{}: {} questions{}\n", escaped(a.at("data").string(), 4096), count,
              rest > 0 ? fmt::format(" ({} more in one of the results are not compared)", rest) : "");
-  fmt::print("{:<10}{:>8}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}{:>12}\n", "scorer", "A %", "B %", "B - A", "both", "only A", "only B", "neither",
-             "p");
+  fmt::print("{:<10}{:>8}{:>8}{:>9}{:>18}{:>8}{:>8}{:>8}{:>9}{:>12}\n", "scorer", "A %", "B %", "B - A pp", "95 % pp", "both", "only A",
+             "only B", "neither", "p");
   for (const auto& [scorer, value] : records_a.at(std::size_t{0}).at("correct").object())
-    if (has_verdict(records_b.at(std::size_t{0}), scorer)) print_row(escaped(scorer, 20), table_of(records_a, records_b, count, scorer));
+    if (has_verdict(records_b.at(std::size_t{0}), scorer))
+      print_row(escaped(scorer, 20), table_of(records_a, records_b, count, scorer), difference(records_a, records_b, count, scorer));
 }
 
 }  // namespace
-
-double mcnemar_p(int64_t only_a, int64_t only_b) {
-  const int64_t n = only_a + only_b;
-  const double log_half = static_cast<double>(n) * std::log(0.5);
-  double tail = 0;
-  for (int64_t k = 0; k <= std::min(only_a, only_b); ++k)
-    tail += std::exp(std::lgamma(double(n) + 1) - std::lgamma(double(k) + 1) - std::lgamma(double(n - k) + 1) + log_half);
-  return std::min(1.0, 2 * tail);
-}
 
 int compare_results(const std::string& path_a, const std::string& path_b) {
   const Json json_a = read_json(path_a), json_b = read_json(path_b);
@@ -76,7 +78,11 @@ int compare_results(const std::string& path_a, const std::string& path_b) {
   fmt::print("A = {} ({})\nB = {} ({})\n", escaped(path_a, 4096), escaped(a.at("model").string(), 4096), escaped(path_b, 4096),
              escaped(b.at("model").string(), 4096));
   for (std::size_t i = 0; i < results_a.array().size(); ++i) compare_data(results_a.at(i), results_b.at(i));
-  fmt::print("p: exact McNemar test, two-sided, on the questions that only one of the two got right\n");
+  fmt::print(
+      "A %, B %: share of right answers. B - A and its 95 % interval (bootstrap over the questions, paired, {} resamples) in percentage "
+      "points.\n"
+      "both to neither: numbers of questions. p: exact McNemar test, two-sided, on the questions that only one of the two got right.\n",
+      kResamples);
   return 0;
 }
 

@@ -30,7 +30,7 @@ Json compared(Json document) {
   if (document.contains("results") && document["results"].is_array())
     for (Json& result : document["results"])
       if (result.is_object())
-        for (const char* key : {"data", "seconds", "ms_per_question"}) result.erase(key);
+        for (const char* key : {"data", "seconds", "ms_per_question", "ms_batch_1"}) result.erase(key);
   return document;
 }
 
@@ -50,12 +50,14 @@ Json present(const fs::path& path) {
 
 }  // namespace
 
-fs::path result_path(const OpenedModel& opened, const RowFile& file, Method method, std::optional<int64_t> stage, int64_t limit) {
+fs::path result_path(const OpenedModel& opened, const RowFile& file, const EvalOptions& options) {
   std::string name = shortened(fs::path(file.path).stem().string()) + "-" + file.sha256.substr(0, 8);
   name += opened.step ? fmt::format(".step_{}", *opened.step) : std::string(".adapter");
-  if (method != opened.config.method) name += "." + name_of(method);
-  if (stage) name += fmt::format(".stage{}", *stage);
-  if (limit > 0) name += fmt::format(".limit{}", limit);
+  if (options.method && *options.method != opened.config.method) name += "." + name_of(*options.method);
+  if (options.stage) name += fmt::format(".stage{}", *options.stage);
+  if (options.limit > 0) name += fmt::format(".limit{}", options.limit);
+  const Sampling& s = options.sampling;
+  if (s.samples > 1 || !s.greedy()) name += fmt::format(".s{}-t{}", s.samples, s.temperature);
   return opened.run_dir / "eval" / (name + ".json");
 }
 

@@ -3,6 +3,7 @@
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cmath>
+#include <map>
 #include <set>
 #include <sstream>
 
@@ -13,7 +14,6 @@
 #include "models/open_model.h"
 #include "models/weights.h"
 #include "tests/programs/text_run.h"
-#include "tools/compare.h"
 
 using namespace kava;
 namespace fs = std::filesystem;
@@ -104,6 +104,68 @@ TEST_CASE("what is written of an evaluation does not depend on the batch") {
     options.batch = batch;
     CHECK(to_json(ready.evaluate(file, options)).dump() == all);
   }
+}
+
+TEST_CASE("answers that are drawn do not depend on the batch, and follow the seed") {
+  TextRun tiny;
+  Ready ready(tiny.dir);
+  const RowFile file = read_rows(tiny.write("rows.txt", kQuestions));
+  EvalOptions options;
+  options.max_new_tokens = 12;
+  options.sampling = {5, 0.9, 0.8, 7};
+  const EvalResult all = ready.evaluate(file, options);
+  REQUIRE(all.records.size() == 4);
+  std::set<std::string> outputs;
+  for (const EvalRecord& r : all.records) {
+    REQUIRE(r.samples.size() == 5);
+    for (const EvalAnswer& a : r.samples) outputs.insert(a.output);
+    CHECK(std::ranges::count(r.samples, r.output, &EvalAnswer::output) > 0);
+  }
+  CHECK(outputs.size() > 10);
+  for (int64_t batch : {1, 3}) {
+    options.batch = batch;
+    CHECK(to_json(ready.evaluate(file, options)).dump() == to_json(all).dump());
+  }
+  options.sampling.seed = 8;
+  CHECK(to_json(ready.evaluate(file, options)).dump() != to_json(all).dump());
+  // The first two of five samples are those of two.
+  options.sampling = {2, 0.9, 0.8, 7};
+  const EvalResult two = ready.evaluate(file, options);
+  for (std::size_t i = 0; i < 4; ++i) CHECK(two.records[i].samples[1].output == all.records[i].samples[1].output);
+  // Near temperature 0 every sample is the greedy answer.
+  options.sampling = {3, 1e-6, 1, 7};
+  const EvalResult cold = ready.evaluate(file, options), greedy = [&] {
+    options.sampling = {};
+    return ready.evaluate(file, options);
+  }();
+  for (std::size_t i = 0; i < 4; ++i)
+    for (const EvalAnswer& a : cold.records[i].samples) CHECK(a.output == greedy.records[i].output);
+}
+
+TEST_CASE("the majority of several answers counts, and pass@k is by the question") {
+  TextRun tiny;
+  Ready ready(tiny.dir);
+  RowFile file = read_rows(tiny.write("rows.txt", kQuestions));
+  EvalOptions options;
+  options.max_new_tokens = 1;  // one character: answers repeat
+  options.sampling = {64, 0.05, 1, 7};
+  const EvalResult drawn = ready.evaluate(file, options);
+  for (std::size_t i = 0; i < 4; ++i) file.rows[i].answer = drawn.records[i].samples[0].output;
+  const EvalResult r = ready.evaluate(file, options);
+  double one_by_one = 0, by_majority = 0;
+  for (const EvalRecord& record : r.records) {
+    std::map<std::string, int64_t> votes;
+    for (const EvalAnswer& a : record.samples) ++votes[*a.vote];
+    for (const auto& [answer, count] : votes) CHECK(count <= votes[*record.vote]);
+    one_by_one += static_cast<double>(votes[record.gold]) / (64.0 * 4);
+    by_majority += record.correct[0] / 4.0;
+  }
+  const Json json = to_json(r);
+  CHECK_THAT(json.at("pass_at").at("1").get<double>(), WithinAbs(one_by_one, 1e-12));
+  CHECK(json.at("pass_at").at("64") == 1.0);
+  CHECK(json.at("majority") == by_majority);
+  CHECK(json.at("accuracy").at("strict") == by_majority);
+  CHECK(json.at("bootstrap").at("strict")[1] >= by_majority);
 }
 
 TEST_CASE("GSM-Hard is also judged with its relative rule, SVAMP like other text") {
@@ -199,6 +261,11 @@ TEST_CASE("the exact McNemar test gives the binomial tails") {
   CHECK_THAT(mcnemar_p(1, 9), WithinAbs(22.0 / 1024, 1e-12));
   CHECK_THAT(mcnemar_p(9, 1), WithinAbs(22.0 / 1024, 1e-12));
   CHECK_THAT(mcnemar_p(0, 3), WithinAbs(0.25, 1e-12));
+  // 2^-899, in the middle of what doubles hold, and 2^-1543, below it.
+  CHECK_THAT(std::log2(mcnemar_p(900, 0)), WithinAbs(-899, 1e-9));
+  CHECK(mcnemar_p(1544, 0) == kLeastP);
+  CHECK(p_text(mcnemar_p(1544, 0)) == "< 1e-300");
+  CHECK_THAT(mcnemar_p(100000, 100000), WithinAbs(1, 1e-12));
 }
 
 TEST_CASE("kava_eval writes its results, also into the run, and compares them") {
@@ -237,6 +304,10 @@ TEST_CASE("kava_eval refuses what it cannot do before the work") {
                                                  {" --data " + data + " --batch 0", 2},
                                                  {" --data " + data + " --max-new-tokens 0", 2},
                                                  {" --data " + data + " --threads 0", 2},
+                                                 {" --data " + data + " --samples 0", 2},
+                                                 {" --data " + data + " --temperature -0.5", 2},
+                                                 {" --data " + data + " --temperature nan", 2},
+                                                 {" --data " + data + " --top-p 0", 2},
                                                  {" --data " + data + " --method nothing", 2},
                                                  {" --data " + data + " --method coconut", 2},
                                                  {" --data " + data + " --stage 1", 2},

@@ -1,0 +1,52 @@
+#include "models/statistics.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/rng.h"
+
+namespace kava {
+
+std::vector<Interval> bootstrap_means(const std::vector<std::vector<double>>& columns) {
+  std::vector<Interval> intervals(columns.size());
+  const std::size_t n = columns.empty() ? 0 : columns[0].size();
+  if (n == 0) return intervals;
+  std::vector<std::vector<double>> means(columns.size(), std::vector<double>(kResamples));
+  const auto key = philox_key(Purpose::bootstrap, 0);
+  for (uint32_t resample = 0; resample < kResamples; ++resample) {
+    std::vector<double> sums(columns.size(), 0.0);
+    for (std::size_t i = 0; i < n;) {
+      const auto words = philox({static_cast<uint32_t>(i / 4), resample, 0, 0}, key);
+      for (std::size_t w = 0; w < 4 && i < n; ++w, ++i) {
+        const std::size_t drawn = static_cast<std::size_t>(uint64_t{words[w]} * n >> 32);
+        for (std::size_t c = 0; c < columns.size(); ++c) sums[c] += columns[c][drawn];
+      }
+    }
+    for (std::size_t c = 0; c < columns.size(); ++c) means[c][resample] = sums[c] / static_cast<double>(n);
+  }
+  constexpr std::size_t tail = kResamples / 40;
+  for (std::size_t c = 0; c < columns.size(); ++c) {
+    std::ranges::sort(means[c]);
+    intervals[c] = {means[c][tail], means[c][kResamples - 1 - tail]};
+  }
+  return intervals;
+}
+
+double mcnemar_p(int64_t only_a, int64_t only_b) {
+  const int64_t n = only_a + only_b, least = std::min(only_a, only_b);
+  const auto log_term = [n](int64_t k) {
+    return std::lgamma(double(n) + 1) - std::lgamma(double(k) + 1) - std::lgamma(double(n - k) + 1) + double(n) * std::log(0.5);
+  };
+  // In units of the largest term, which may be too small for a double.
+  const double largest = log_term(least);
+  double tail = 0;
+  for (int64_t k = 0; k <= least; ++k) tail += std::exp(log_term(k) - largest);
+  const double log_p = std::log(2.0) + largest + std::log(tail);
+  return log_p < std::log(kLeastP) ? kLeastP : std::min(1.0, std::exp(log_p));
+}
+
+std::string p_text(double p) { return p <= kLeastP ? "< 1e-300" : fmt::format("{:.4g}", p); }
+
+}  // namespace kava
