@@ -25,10 +25,13 @@ int thread_count(const DeviceOptions& options) {
   return n;
 }
 
-std::unique_ptr<Ops> make_ops(const DeviceOptions& options) {
+std::unique_ptr<Ops> make_ops(const DeviceOptions& options, int number) {
   const int threads = thread_count(options);
   if (options.device == "cpu" || options.device == "auto") return make_cpu_ops(threads);
-  if (options.device == "cuda") return make_cuda_ops();
+  if (options.device == "cuda") {
+    std::string why;
+    return make_cuda_ops(number % std::max(1, cuda_devices(why)));
+  }
   throw Error(Exit::usage, "--device", "\"" + escaped(options.device) + "\" is no device", "give cpu, cuda or auto");
 }
 

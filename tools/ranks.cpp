@@ -50,14 +50,14 @@ void add_rank_options(CLI::App& app, RankOptions& o) {
   add("--comm-timeout", o.comm_timeout, "Seconds that the ranks wait for each other later (default: 600)");
 }
 
-int on_ranks(const RankOptions& options, bool on_cpu, const std::function<int(Comm& comm)>& body) {
+int on_ranks(const RankOptions& options, bool on_cpu, const std::function<int(Comm& comm, const World& world)>& body) {
   const World world = find_world(options, [](const char* name) -> const char* { return std::getenv(name); });
   if (!world.note.empty()) fmt::print(stderr, "{}\n", world.note);
   const std::unique_ptr<Comm> comm = join(world, on_cpu);
   if (!comm->leads()) silence();
   try {
     require_same(*comm, "the program", release_text("kava"), Exit::usage);
-    const int code = body(*comm);
+    const int code = body(*comm, world);
     comm->close();
     return code;
   } catch (const ToldElsewhere& told) {

@@ -278,7 +278,7 @@ std::optional<fs::path> run_named(const TrainCommand& command) {
   return path;
 }
 
-int train_on_rank(const TrainCommand& command, Comm& comm) {
+int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
   RunConfig config;
   fs::path out;
   std::unique_ptr<Ops> ops;
@@ -287,7 +287,7 @@ int train_on_rank(const TrainCommand& command, Comm& comm) {
     config = run ? load_run_config(command.config, command.sets) : load_config(command.config, command.sets);
     require_for_training(config, command.config);
     out = run ? *run : command.out ? fs::path(*command.out) : fs::path("runs") / fs::path(command.config).stem();
-    ops = make_ops(command.device);
+    ops = make_ops(command.device, world.local_rank);
     if (!command.plan) require_out_is_no_input(out, command.config, config, command.resume);
   });
   require_same_config(comm, config);
@@ -308,7 +308,8 @@ int train(const TrainCommand& given) {
   for (const auto& [given, name] : {std::pair(command.profile, "--profile"), std::pair(command.check_ops, "--check-ops")})
     if (given) throw Error(Exit::usage, name, "is not built yet", "leave it out");
   if (command.out && command.out->empty()) throw Error(Exit::usage, "--out", "is empty", "name a folder");
-  return on_ranks(command.ranks, command.device.device != "cuda", [&](Comm& comm) { return train_on_rank(command, comm); });
+  return on_ranks(command.ranks, command.device.device != "cuda",
+                  [&](Comm& comm, const World& world) { return train_on_rank(command, comm, world); });
 }
 
 }  // namespace kava

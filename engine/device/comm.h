@@ -58,12 +58,13 @@ class Comm {
   virtual void do_close() {}
 
   double timeout() const { return timeout_; }
+  /// What this rank does before its first collective.
+  void set_what(const char* what) { what_ = what; }
   /// Error(code comm): `why` is "rank 2 has gone" or the like.
   [[noreturn]] void fail(const std::string& why) const;
   [[noreturn]] void fail_late(const std::string& who = "another rank") const;
-  /// Fails where the launcher that started this process is gone: nobody will end what is left of the ranks then.
+  /// To be asked while waiting: fails where the launcher that started this process is gone, as nobody ends what is left of the ranks then.
   void require_launcher() const;
-  /// To be asked while waiting.
   void watch_launcher(pid_t parent) { launcher_ = parent; }
 
  private:

@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "engine/device/comm_mpi.h"
+#include "engine/device/comm_tcp.h"
 #include "engine/error.h"
 
 namespace kava {
@@ -12,6 +13,8 @@ namespace kava {
 namespace {
 
 constexpr int kMostRanks = 65536;
+constexpr int kPorts = 16;  // above the base, of which rank 0 takes one
+constexpr int kMostPort = 65535 - kPorts;
 
 [[noreturn]] void refuse(const std::string& where, const std::string& text, const std::string& what, const std::string& remedy) {
   throw Error(Exit::usage, where, "\"" + escaped(text) + "\" is no " + what, remedy);
@@ -69,16 +72,19 @@ class Finder {
     w_.rank = w_.local_rank = whole("--rank", *options_.rank, 0, kMostRanks - 1);
     w_.size = whole("--world-size", *options_.world_size, 1, kMostRanks);
     w_.job = "options";
-    if (w_.size > 1 && !options_.rendezvous)
-      throw Error(Exit::usage, "--world-size", "needs --rendezvous HOST:PORT, where rank 0 listens", "give it, the same on all ranks");
+    w_.host = text("MASTER_ADDR"), w_.base_port = has("MASTER_PORT") ? whole("MASTER_PORT", text("MASTER_PORT"), 1, kMostPort) : 0;
+    if (w_.size > 1 && !options_.rendezvous && (w_.host.empty() || w_.base_port == 0))
+      throw Error(Exit::usage, "--world-size", "needs --rendezvous HOST:PORT, where rank 0 listens",
+                  "give it, or MASTER_ADDR and MASTER_PORT, the same on all ranks");
   }
 
   void by_torchrun() {
     w_.launcher = Launcher::torchrun;
     w_.rank = number("RANK"), w_.size = number("WORLD_SIZE", 1);
     w_.local_rank = has("LOCAL_RANK") ? number("LOCAL_RANK") : w_.rank;
-    w_.host = text("MASTER_ADDR"), w_.base_port = has("MASTER_PORT") ? whole("MASTER_PORT", text("MASTER_PORT"), 1, 65535) : 29500;
-    w_.job = text("TORCHELASTIC_RUN_ID") + "." + text("TORCHELASTIC_RESTART_COUNT");
+    w_.host = text("MASTER_ADDR"), w_.base_port = has("MASTER_PORT") ? whole("MASTER_PORT", text("MASTER_PORT"), 1, kMostPort) : 29500;
+    // The run's id is "none" where the user gives none; the port is the agents' own then.
+    w_.job = fmt::format("{} {} {}", text("TORCHELASTIC_RUN_ID"), w_.base_port, text("TORCHELASTIC_RESTART_COUNT"));
   }
 
   void by_mpirun() {
@@ -157,7 +163,11 @@ std::unique_ptr<Comm> join(const World& world, bool on_cpu) {
                             world.launcher == Launcher::options ? "no launcher" : name_of(world.launcher)),
                 "start them by mpirun");
   if (world.mpi) return make_mpi_comm(world.rank, world.size, options);
-  throw Error(Exit::usage, "--device", fmt::format("{} ranks without MPI are not built yet", world.size), "start them by mpirun");
+  TcpPlace place{world.host, {}, world.job, world.rendezvous_timeout};
+  if (world.port > 0) place.ports = {world.port};
+  else
+    for (int i = 1; i <= kPorts; ++i) place.ports.push_back(world.base_port + i);
+  return make_tcp_comm(world.rank, world.size, place, options);
 }
 
 }  // namespace kava

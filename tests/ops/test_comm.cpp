@@ -136,7 +136,7 @@ TEST_CASE("ranks are those of the options, else of torchrun, mpirun, a step of s
                    {"MASTER_PORT", "29400"}});
   w = world_of(torchrun);
   CHECK((w.launcher == Launcher::torchrun && !w.mpi && w.rank == 2 && w.size == 3 && w.host == "localhost" && w.base_port == 29400));
-  CHECK(w.job == "x.2");
+  CHECK(w.job == "x 29400 2");
   RankOptions options;
   options.rank = "0", options.world_size = "2", options.rendezvous = "[::1]:4000", options.comm_timeout = "2.5";
   w = world_of(torchrun, options);
