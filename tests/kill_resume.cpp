@@ -28,6 +28,7 @@
 #include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "tests/folders.h"
+#include "tests/run_snapshot.h"
 
 namespace {
 
@@ -36,7 +37,6 @@ namespace fs = std::filesystem;
 
 constexpr std::array<const char*, 4> kKinds = {"open", "write", "fsync", "rename"};
 constexpr std::array<const char*, 4> kErrors = {"eio", "enospc", "erofs", "emfile"};
-constexpr std::size_t kMost = std::size_t{1} << 26;
 
 struct Options {
   int rounds = 10;
@@ -75,51 +75,12 @@ class Program {
     }
     int status = 0;
     ::waitpid(child, &status, 0);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), fs::exists(err) ? read_file(err, kMost) : ""};
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), fs::exists(err) ? read_file(err, kMostCompared) : ""};
   }
 
  private:
   fs::path path_;
 };
-
-// A file as it is compared: without what may differ between equal runs.
-std::string content_of(const fs::path& path) {
-  std::string text = read_file(path.string(), kMost);
-  const std::string name = path.filename();
-  if (name == "state.json" || name == "manifest.json") {
-    Json json = parse_json(text, path.string());
-    json.erase("seconds");
-    for (Json& file : json.contains("files") ? json["files"] : json["none"])
-      if (file["name"] == "state.json") file.erase("size"), file.erase("sha256");
-    return json.dump();
-  }
-  if (name != "metrics.jsonl") return text;
-  std::istringstream lines(std::exchange(text, ""));
-  for (std::string line; std::getline(lines, line);) {
-    Json json = parse_json(line, path.string());
-    for (const char* key : {"samples_per_s", "tokens_per_s", "mfu", "seconds", "memory_bytes"}) json.erase(key);
-    text += json.dump() + "\n";
-  }
-  return text;
-}
-
-// Everything in a run folder: names, and what they hold.
-std::map<std::string, std::string> snapshot(const fs::path& run) {
-  std::map<std::string, std::string> all;
-  for (const auto& entry : fs::recursive_directory_iterator(run)) {
-    const std::string name = entry.path().lexically_relative(run);
-    if (name == "progress.json" || name.starts_with("log")) continue;
-    if (entry.is_symlink()) all[name] = "link to " + fs::read_symlink(entry.path()).string();
-    else if (entry.is_directory()) all[name] = "folder";
-    else all[name] = sha256(content_of(entry.path()));
-  }
-  return all;
-}
-
-std::int64_t newest_step(const fs::path& run) {
-  const auto newest = newest_valid_checkpoint(run);
-  return newest ? newest->manifest.step : -1;
-}
 
 // A command that is killed at its failpoints, and goes on by another.
 struct Scenario {
