@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Installs what kava is built with on Debian 12, by package name, and says what it does. Nothing is done for what is there already.
-# Usage: tools/setup.sh
+# Usage: tools/setup.sh [PACKAGE...]      (with these too)
 set -euo pipefail
 
 packages=(g++ make git cmake ninja-build pkg-config libdnnl-dev libtomlplusplus-dev nlohmann-json3-dev libcli11-dev libfmt-dev libpcre2-dev
-          libutf8proc-dev libssl-dev libopenmpi-dev openmpi-bin)
+          libutf8proc-dev libssl-dev libopenmpi-dev openmpi-bin "$@")
 
 say() { printf 'setup: %s\n' "$*"; }
 installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'install ok installed'; }

@@ -66,25 +66,25 @@ TEST_CASE("a chain is read under any key of its kind, as text or as a list") {
 }
 
 TEST_CASE("layout and fields are recognised apart") {
-  const std::string row = GENERATE(as<std::string>{}, R"({"question": "q", "steps": ["a"], "answer": "7"})",
-                                   R"({"question": "q", "cot": "a", "answer": "7"})", R"({"question": "q", "answer": "a\n#### 7"})",
-                                   R"({"input": "q", "code": "", "target": 7.0})", R"({"instruction": "q", "response": "7.0"})",
-                                   R"({"Body": "b", "Question": "q", "Answer": "7.0", "question_concat": "b q"})",
-                                   R"({"question": "q", "final_ans": "7"})", R"({"sQuestion": "q", "lEquations": ["X=3+4"], "lSolutions": [7.0]})",
-                                   R"j({"body": "b", "question": "q", "answer": "7 (apples)", "formula": "3+4=7"})j",
-                                   R"({"problem": "q", "solution": "a", "answer": "7"})", R"({"question": "q", "answer": 7})",
-                                   R"({"question": [1], "trace": [2], "answer": [7]})");
-CAPTURE(row);
-const RowFile line = read(row + "\n" + row + "\n"), list = read("[" + row + ",\n " + row + "]\n");
-CHECK(line.format == list.format);
-REQUIRE((line.rows.size() == 2 && list.rows.size() == 2));
-for (const RowFile* f : {&line, &list})
-  for (const Row& r : f->rows) {
-    if (r.is_ids) continue;
-    CHECK((r.question == "q" || r.question == "b q"));
-    CHECK(r.answer == "7");
-  }
-CHECK(read("[" + row + "]", line.format).rows.size() == 1);
+  const std::string row =
+      GENERATE(as<std::string>{}, R"({"question": "q", "steps": ["a"], "answer": "7"})", R"({"question": "q", "cot": "a", "answer": "7"})",
+               R"({"question": "q", "answer": "a\n#### 7"})", R"({"input": "q", "code": "", "target": 7.0})",
+               R"({"instruction": "q", "response": "7.0"})", R"({"Body": "b", "Question": "q", "Answer": "7.0", "question_concat": "b q"})",
+               R"({"question": "q", "final_ans": "7"})", R"({"sQuestion": "q", "lEquations": ["X=3+4"], "lSolutions": [7.0]})",
+               R"j({"body": "b", "question": "q", "answer": "7 (apples)", "formula": "3+4=7"})j",
+               R"({"problem": "q", "solution": "a", "answer": "7"})", R"({"question": "q", "answer": 7})",
+               R"({"question": [1], "trace": [2], "answer": [7]})");
+  CAPTURE(row);
+  const RowFile line = read(row + "\n" + row + "\n"), list = read("[" + row + ",\n " + row + "]\n");
+  CHECK(line.format == list.format);
+  REQUIRE((line.rows.size() == 2 && list.rows.size() == 2));
+  for (const RowFile* f : {&line, &list})
+    for (const Row& r : f->rows) {
+      if (r.is_ids) continue;
+      CHECK((r.question == "q" || r.question == "b q"));
+      CHECK(r.answer == "7");
+    }
+  CHECK(read("[" + row + "]", line.format).rows.size() == 1);
 }
 
 TEST_CASE("numbers in strings are read as numbers where a form has numbers") {

@@ -197,8 +197,7 @@ TEST_CASE("a plan (--plan) gives the published sizes of the six rows of Table 6"
       {"kava_qwen05b_aug", qwen, 494032768, 17301504, 2688 + 1609216},   {"kava_qwen05b_nl", qwen, 494032768, 17301504, 2688 + 1609216},
       {"kava_llama3b_aug", big, 3212749824, 73400320, 9216 + 18886656},  {"kava_llama3b_nl", big, 3212749824, 73400320, 9216}};
   for (const Row& row : rows) {
-    const Ended run =
-        train({source_dir() + "/configs/table1/" + row.config + ".toml", "--plan", "--set", "model.path=" + row.model});
+    const Ended run = train({source_dir() + "/configs/table1/" + row.config + ".toml", "--plan", "--set", "model.path=" + row.model});
     INFO(row.config << run.err);
     CHECK(run.code == 0);
     CHECK(planned(run, "lora") == std::pair(row.lora, row.lora));

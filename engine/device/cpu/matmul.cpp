@@ -363,7 +363,8 @@ void Matmul::add_all(std::span<const RowSum> sums) {
     a.emplace_back(sums[i].a, whole, rest_rows), b.emplace_back(sums[i].b, whole, rest_rows);
   }
   threads_.run(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
-    const auto& [i, t] = tasks[static_cast<std::size_t>(task)];
+    const std::size_t i = tasks[static_cast<std::size_t>(task)].sum;
+    const Area& t = tasks[static_cast<std::size_t>(task)].area;
     const RowSum& s = sums[i];
     dispatch(type, [&]<class T>() {
       Sum<T>* product = tile_scratch<Sum<T>>(1);

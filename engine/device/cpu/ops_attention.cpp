@@ -6,18 +6,11 @@
 
 #include "engine/device/cpu/ops_cpu.h"
 #include "engine/device/cpu/row_loops.h"
+#include "engine/device/cpu/vectors.h"
 
 namespace kava {
 
 namespace {
-
-constexpr int kVectorBytes = 64;
-template <class S>
-struct Vec {
-  typedef S type __attribute__((vector_size(kVectorBytes), aligned(sizeof(S)), may_alias));
-};
-template <class S>
-constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(S));
 
 template <class S>
 int64_t padded(int64_t n) {
@@ -27,7 +20,7 @@ int64_t padded(int64_t n) {
 // c[i, :] (+)= sum_k a(i, k) b[k, :] for Rows rows and Vectors vectors of columns held in registers.
 template <class S, int Rows, int Vectors, bool Add>
 void register_tile(S* c, int64_t ldc, const S* a, int64_t a_row, int64_t a_col, const S* b, int64_t ldb, int64_t k) {
-  using V = typename Vec<S>::type;
+  using V = Vector<S>;
   V acc[Rows][Vectors];
   for (int i = 0; i < Rows; ++i)
     for (int j = 0; j < Vectors; ++j) {
@@ -191,12 +184,11 @@ void forward_task(Scratch<Sum<T>> scratch, const Tensor& o, const Tensor& lse, c
 
 // The sum of a vector's lanes, in pairs a half apart.
 template <class S>
-S lane_sum(typename Vec<S>::type v) {
-  using Number = std::conditional_t<sizeof(S) == 8, int64_t, int32_t>;
-  typename Vec<Number>::type lane;
-  for (int i = 0; i < kLanes<S>; ++i) lane[i] = static_cast<Number>(i);
+S lane_sum(Vector<S> v) {
+  LaneIndex<S> lane;
+  for (int i = 0; i < kLanes<S>; ++i) lane[i] = i;
 #pragma GCC unroll 8
-  for (int half = kLanes<S> / 2; half > 0; half /= 2) v += __builtin_shuffle(v, lane ^ static_cast<Number>(half));
+  for (int half = kLanes<S> / 2; half > 0; half /= 2) v += shuffled<S>(v, v, lane ^ half);
   return v[0];
 }
 
@@ -218,7 +210,7 @@ template <class T>
 void single_query_task(Scratch<Sum<T>> scratch, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                        const View& s, int64_t kv_head, const Shape& shape) {
   using S = Sum<T>;
-  using V = typename Vec<S>::type;
+  using V = Vector<S>;
   const int64_t D = shape.D, width = padded<S>(D), keys = padded<S>(s.key_count), G = shape.group, L = kLanes<S>;
   S* row = scratch.take(width);
   S* qq = scratch.take(G * width);

@@ -13,7 +13,7 @@ void CpuOps::do_add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tenso
     using S = Sum<T>;
     const T* gain = w.as<T>();
     S* scales = rstd ? rstd.as<S>() : nullptr;
-    threads_.blocks(y.rows, kRowBlock, [=, this](int64_t begin, int64_t end) {
+    threads_.blocks(y.rows, kRowBlock, [=](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const T* x = a.row<T>(n);
         if (sum && (b || sum.data != a.data)) {

@@ -10,6 +10,8 @@
 #include <immintrin.h>
 #endif
 
+#include "engine/device/cpu/vectors.h"
+
 namespace kava {
 
 namespace {
@@ -18,16 +20,6 @@ constexpr int kRows = 6, kOuts = 4;
 constexpr int64_t kTaskOuts = 32, kTaskRows = 192;
 // With as few rows, memory sets the pace, and rows of W are too short for the processor to foresee the next ones.
 constexpr int kPrefetched = 4;
-
-constexpr int kVectorBytes = 64;
-template <class S>
-struct VectorOf {
-  typedef S type __attribute__((vector_size(kVectorBytes), aligned(sizeof(S)), may_alias));
-};
-template <class S>
-using Vector = typename VectorOf<S>::type;
-template <class S>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(S));
 
 // How a type's elements are loaded, kStep at a time, and multiplied into an accumulator.
 template <class T>
@@ -72,13 +64,12 @@ struct Lanes<bf16> {
 // The lanes of a in the lower half of the result's, those of b in the upper half, each added in pairs half a group apart.
 template <class S, int Group>
 Vector<S> folded(const Vector<S>& a, const Vector<S>& b) {
-  using Index = std::conditional_t<sizeof(S) == 4, int32_t, int64_t>;
-  Vector<Index> low, high;
+  LaneIndex<S> low, high;
   for (int i = 0; i < kLanes<S>; ++i) {
     const int from = i / (Group / 2) * Group % kLanes<S> + i % (Group / 2) + (i >= kLanes<S> / 2 ? kLanes<S> : 0);
     low[i] = from, high[i] = from + Group / 2;
   }
-  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+  return shuffled<S>(a, b, low) + shuffled<S>(a, b, high);
 }
 
 // The sums of the lanes of four accumulators. Each depends on its own accumulator alone.

@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# Runs one lane of the checks and prints its seconds: whole, or in the short form that continuous integration runs (.ci/run).
+# The whole form leaves its output's end with commit and date in docs/results/checks/LANE.txt.
+# Usage: tools/check_all.sh [--short] LANE
+#   test      the README's test command; the CUDA kernels must compile
+#   emulated  the cuda backend on the kernels' emulator: its kernels and steps; whole: every test
+#   cuda      nvcc for sm_80 and sm_90: the backend's module; whole: every program
+#   asan      AddressSanitizer and UBSan over all but the longest tests; whole: every test and kill -9
+#   tsan      ThreadSanitizer over what has threads; whole: every test
+#   clang     a build by clang without a warning; whole: and its tests
+#   kill      runs killed at every failpoint and 3 random moments; whole: 1,000 moments and every error
+#   lint      tools/lint.sh; whole: and clang-tidy
+#   docs      every `sh` block of the documents in the project's folder, but those of `sh norun REASON` and the README's first, which are
+#             the other lanes'
+# shellcheck disable=SC2317  # the lanes are called by name
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+short=no
+if [ "${1:-}" = --short ]; then
+  short=yes
+  shift
+fi
+lane=${1:-}
+jobs=$(nproc)
+
+build() {  # PRESET [TARGET...]
+  local preset=$1
+  shift
+  cmake --preset "$preset" -Wno-dev
+  if [ $# -gt 0 ]; then cmake --build --preset "$preset" -j "$jobs" --target "$@"; else cmake --build --preset "$preset" -j "$jobs"; fi
+}
+
+# The tests of a preset in as many processes as there are cores: SPEC as Catch2 reads it, where [#test_x] is all of tests/*/test_x.cpp.
+tests() {  # PRESET [SPEC...]
+  local preset=$1 failed=0 i pids=() run=()
+  shift
+  # ThreadSanitizer of GCC 12 knows fewer address layouts than newer kernels draw from.
+  if [ "$preset" = tsan ] && setarch "$(uname -m)" -R true 2>/dev/null; then run=(setarch "$(uname -m)" -R); fi
+  for ((i = 0; i < jobs; ++i)); do
+    "${run[@]}" "build/$preset/bin/kava_tests" --filenames-as-tags --shard-count "$jobs" --shard-index "$i" "$@" &
+    pids+=($!)
+  done
+  for i in "${pids[@]}"; do wait "$i" || failed=1; done
+  return "$failed"
+}
+
+# What takes longest, by the beginnings of the names.
+longest=('"a plan (--plan)*"' '"a step on the cuda backend*"' '"a split pattern that explodes*"' '"saving a checkpoint takes no more*"'
+         '"a forward that does not fit*"' '"attention kernels*"' '"product kernels*"' '"a sample'"'"'s tokens and latents*"'
+         '"every line of the real data*"' '"a stop signal writes*"' '"two hundred KaVa steps*"' '"every tensor of the step equals*"'
+         '"attention over key lists*"')
+# What starts more than one thread: of the backend, of ranks, and around the tokenizer and checkpoints that data and files are read by.
+threaded='[#test_threads],[#test_comm],[#test_ops],[#test_rkv],[#test_arena],"training gives the same bytes*","a step gives the same bytes*"'
+threaded+=',"what is computed for a sample*","several threads encode*","what a link leads to*","starts do not depend*"'
+threaded+=',"any number of ranks trains*","what one rank is asked*","ranks that hold different*","a sample'"'"'s tokens and latents*"'
+
+lane_test() { KAVA_REQUIRE_CUDA=1 tools/test.sh; }
+
+lane_emulated() {
+  tools/setup.sh
+  build emulated
+  if [ "$short" = yes ]; then tests emulated '[#test_kernels],[#test_simt],[#emulated],[#test_cuda_step]'; else tests emulated; fi
+}
+
+lane_cuda() {
+  tools/setup.sh
+  if [ "$short" = yes ]; then build cuda kava_cuda; else build cuda; fi
+}
+
+lane_asan() {
+  tools/setup.sh
+  build asan
+  if [ "$short" = yes ]; then
+    tests asan "${longest[@]/#/\~}"
+  else
+    tests asan
+    build/asan/tests/kill_resume --rounds 10 --bin build/asan/bin
+  fi
+}
+
+lane_tsan() {
+  tools/setup.sh
+  build tsan
+  if [ "$short" = yes ]; then tests tsan "$threaded"; else tests tsan; fi
+}
+
+lane_clang() {
+  tools/setup.sh clang-16 libomp-16-dev libclang-rt-16-dev
+  build clang
+  if [ "$short" = no ]; then tests clang; fi
+}
+
+lane_kill() {
+  tools/setup.sh
+  build cpu kava_train kill_resume replicate_kills replicate kava_eval
+  if [ "$short" = yes ]; then
+    build/cpu/tests/kill_resume --rounds 3 --bin build/cpu/bin
+  else
+    build/cpu/tests/kill_resume --rounds 1000 --every-error --bin build/cpu/bin
+    build/cpu/tests/replicate_kills --kills 20 --bin build/cpu/bin
+  fi
+}
+
+lane_lint() { if [ "$short" = yes ]; then tools/lint.sh; else tools/lint.sh --tidy; fi; }
+
+lane_docs() {
+  tools/setup.sh
+  build cpu
+  local file block n=0 blocks
+  blocks=$(mktemp -d)
+  while IFS= read -r file; do
+    awk -v at="$blocks/$(tr / _ <<<"$file")" '/^```sh$/ { on = 1; ++n; next } /^```/ { on = 0 } on { print > (at "." n) }' "$file"
+    if grep -n '^```sh norun *$' "$file"; then echo "$file: norun gives no reason" >&2; return 1; fi
+  done < <(git ls-files '*.md')
+  rm -f "$blocks/README.md.1"
+  for block in "$blocks"/*; do
+    [ -e "$block" ] || continue
+    echo "docs: $(basename "$block")"
+    PATH=$PWD/build/cpu/bin:$PATH bash -euo pipefail "$block"
+    n=$((n + 1))
+  done
+  rm -rf "$blocks"
+  echo "docs: $n blocks ran"
+}
+
+if ! declare -F "lane_$lane" >/dev/null; then
+  sed -n '2,/^set/ { /^set/d; /shellcheck/d; s/^# \{0,1\}//; p }' "$0" >&2
+  exit 2
+fi
+
+begin=$SECONDS
+code=0
+log=build/checks/$lane.log
+mkdir -p build/checks
+# Not in a condition, which would switch off -e inside.
+set +e
+(set -e; "lane_$lane") 2>&1 | tee "$log"
+code=${PIPESTATUS[0]}
+set -e
+result=$([ "$code" = 0 ] && echo passed || echo "FAILED with $code")
+summary="check $lane$([ "$short" = no ] || echo ' (short)'): $result in $((SECONDS - begin)) s"
+if [ "$short" = no ]; then
+  mkdir -p docs/results/checks
+  {
+    echo "$summary"
+    echo "commit $(git describe --always --dirty), $(date -u +%Y-%m-%dT%H:%MZ), $jobs cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
+    echo
+    tail -n 40 "$log" | cut -c 1-200
+  } >"docs/results/checks/$lane.txt"
+fi
+echo "$summary" | tee "build/checks/$lane.summary"
+exit "$code"
