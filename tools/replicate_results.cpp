@@ -17,7 +17,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr double kFlagPoints = 3, kFlagDeviations = 2;
-constexpr int kResamples = 2000;
 
 // The states of a table's works.
 class States {
@@ -170,7 +169,7 @@ Paired paired_bootstrap(const std::vector<std::string>& a, const std::vector<std
   const double scale = 100.0 / (static_cast<double>(n) * static_cast<double>(a.size()));
   Paired out;
   out.difference = scale * std::accumulate(differences.begin(), differences.end(), 0);
-  std::vector<double> resampled(kResamples);
+  std::vector<double> resampled(static_cast<std::size_t>(kResamples));
   std::mt19937_64 random(0);  // the standard fixes its numbers
   for (double& value : resampled) {
     int64_t sum = 0;
@@ -178,7 +177,8 @@ Paired paired_bootstrap(const std::vector<std::string>& a, const std::vector<std
     value = scale * static_cast<double>(sum);
   }
   std::ranges::sort(resampled);
-  out.low = resampled[kResamples / 40], out.high = resampled[kResamples - 1 - kResamples / 40];
+  const std::size_t tail = resampled.size() / 40;
+  out.low = resampled[tail], out.high = resampled[resampled.size() - 1 - tail];
   return out;
 }
 
