@@ -1,6 +1,7 @@
 // kava_inspect: what is in a file, a step or a tokenizer. Each subcommand is in tools/inspect_NAME.cpp.
 #include "tools/command.h"
 #include "tools/inspect_file.h"
+#include "tools/inspect_probe.h"
 #include "tools/inspect_step.h"
 #include "tools/inspect_tokens.h"
 
@@ -11,6 +12,7 @@ int main(int argc, char** argv) {
   std::function<int()> chosen;
   kava::add_file_command(app, chosen);
   kava::add_step_command(app, chosen);
+  kava::add_probe_command(app, chosen);
   kava::add_tokens_command(app, chosen);
   app.add_subcommand("doctor", "Check this machine (not built yet)")->callback([&] {
     chosen = []() -> int { throw kava::Error(kava::Exit::usage, "kava_inspect doctor", "is not built yet", "see kava_inspect --help"); };

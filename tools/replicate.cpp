@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <sstream>
+#include <thread>
 
 #include "engine/cli.h"
 #include "engine/files/files.h"
@@ -61,6 +62,10 @@ void make_folders(const fs::path& out) {
 void tell_tables(const ReplicaTable& table, const fs::path& out, const ReplicateCommand& command) {
   write_tables(table, out, command.times);
   say(fmt::format("written {}", escaped((out / "table.md").string(), 4096)));
+  ChildProcess report({"kava_report", out.string(), "--out", (out / "report.html").string()}, out / "runs" / "report.log", {});
+  std::optional<int> code;
+  while (!(code = report.ended())) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  if (*code != 0) say("no report.html: " + report.last_words());
 }
 
 // One of several tasks on one folder: the last one to end writes the tables.

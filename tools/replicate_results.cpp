@@ -4,10 +4,10 @@
 #include <cmath>
 #include <map>
 #include <numeric>
-#include <random>
 
 #include "engine/error.h"
 #include "engine/files/files.h"
+#include "models/statistics.h"
 #include "tools/replicate_work.h"
 
 namespace kava {
@@ -162,31 +162,25 @@ Json times_of(States& states, const ReplicaTable& table) {
 }  // namespace
 
 Paired paired_bootstrap(const std::vector<std::string>& a, const std::vector<std::string>& b) {
-  const std::size_t n = a.at(0).size();
-  std::vector<int> differences(n);
+  // Points of each question, mean over seeds.
+  std::vector<double> differences(a.at(0).size());
   for (std::size_t seed = 0; seed < a.size(); ++seed)
-    for (std::size_t i = 0; i < n; ++i) differences[i] += a[seed][i] - b[seed][i];
-  const double scale = 100.0 / (static_cast<double>(n) * static_cast<double>(a.size()));
-  Paired out;
-  out.difference = scale * std::accumulate(differences.begin(), differences.end(), 0);
-  std::vector<double> resampled(static_cast<std::size_t>(kResamples));
-  std::mt19937_64 random(0);  // the standard fixes its numbers
-  for (double& value : resampled) {
-    int64_t sum = 0;
-    for (std::size_t i = 0; i < n; ++i) sum += differences[static_cast<std::size_t>(((random() >> 32) * n) >> 32)];
-    value = scale * static_cast<double>(sum);
-  }
-  std::ranges::sort(resampled);
-  const std::size_t tail = resampled.size() / 40;
-  out.low = resampled[tail], out.high = resampled[resampled.size() - 1 - tail];
-  return out;
+    for (std::size_t i = 0; i < differences.size(); ++i)
+      differences[i] += 100.0 * (a[seed][i] - b[seed][i]) / static_cast<double>(a.size());
+  const Interval interval = bootstrap_means({differences})[0];
+  const double sum = std::accumulate(differences.begin(), differences.end(), 0.0);
+  return {sum / static_cast<double>(differences.size()), interval.low, interval.high};
 }
 
 namespace {
 
 Json aggregate(States& states, const ReplicaTable& table, bool times) {
   Json columns = Json::array(), rows = Json::array(), measures = Json::array();
-  for (const TableColumn& c : table.columns) columns.push_back({{"name", c.name}, {"title", c.title}, {"scorer", name_of(c.scorer)}});
+  for (const TableColumn& c : table.columns)
+    columns.push_back({{"name", c.name},
+                       {"title", c.title},
+                       {"scorer", name_of(c.scorer)},
+                       {"data", table.columns[data_column(table, static_cast<std::size_t>(&c - table.columns.data()))].name}});
   for (Measure measure : table.measures)
     if (measure != Measure::ms || times) measures.push_back(name_of(measure));
   for (const TableRow& row : table.rows) {

@@ -19,7 +19,7 @@ std::string csv_of(const Json& table);
 /// Writes table.json, table.md, table.tex, table.csv and times.json.
 void write_tables(const ReplicaTable& table, const std::filesystem::path& out, bool times);
 
-/// A difference of two shares over the same questions, of sums of verdicts over seeds.
+/// The difference of two accuracies on the same questions, verdicts averaged over seeds.
 struct Paired {
   double difference = 0;     // of A - B, in points
   double low = 0, high = 0;  // 95 % of the resamples of questions

@@ -1,0 +1,122 @@
+// kava_inspect probe and kava_report: what they write, and that a page needs nothing from elsewhere.
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <cmath>
+
+#include "engine/files/safetensors.h"
+#include "tests/programs/text_run.h"
+
+using namespace kava;
+namespace fs = std::filesystem;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+std::string page(const std::string& path) { return read_file(path, 1 << 24); }
+
+// A run's folder with metrics of so many steps, the last 10 of them twice, as a resumed run leaves them.
+void write_metrics(const fs::path& run, int steps) {
+  std::string lines;
+  auto line = [&](int s, double loss) {
+    lines += Json{{"step", s},
+                  {"loss", loss},
+                  {"student_ce", 0.5},
+                  {"kv", 0.25},
+                  {"grad_norm", 1.5},
+                  {"lr", 1e-3},
+                  {"samples_per_s", 10.0 + s % 7},
+                  {"memory_bytes", 1000000}}
+                 .dump() +
+             "\n";
+  };
+  for (int s = 1; s <= steps; ++s) line(s, 5.0 / s + std::sin(s));
+  for (int s = std::max(1, steps - 9); s <= steps; ++s) line(s, 3);
+  lines += Json{{"valid", {{"step", steps}, {"strict", 0.25}, {"forced", 0.5}, {"loss", 1.25}}}}.dump() + "\n";
+  overwrite(run / "metrics.jsonl", lines);
+}
+
+}  // namespace
+
+TEST_CASE("a probe holds the latents' words in every pass, similarities and kept tokens") {
+  const TextRun tiny;
+  const std::string data = tiny.write("rows.txt", "What is 2+2?||<<2+2=4>> <<4+1=5>> <<5+1=6>>#### 6\nTom?||<<1+1=2>> <<2+1=3>>#### 3\n");
+  const std::string out = tiny.folder / "probe.safetensors";
+  const Finished made = run("kava_inspect probe " + tiny.dir.string() + " --data " + data + " --out " + out);
+  INFO(made.output);
+  REQUIRE(made.code == 0);
+  const SafetensorsFile file = SafetensorsFile::open(out);
+  CHECK(file.find("latent.top")->shape == std::vector<int64_t>{3, 2, 4});
+  CHECK(file.find("similarity.k")->shape == std::vector<int64_t>{2, 2, 4, 4});
+  CHECK(file.find("rkv.kept")->shape == std::vector<int64_t>{2, 2, 2, 4});
+  const Json about = Json::parse(file.metadata().at("kava.probe"));
+  CHECK(about["passes"] == Json{0, 1, 2});
+  CHECK(about["questions"][0]["gold"] == "6");
+  // The last pass is what kava_generate tells of the same question.
+  std::vector<int32_t> nearest(3 * 2 * 4);
+  file.read(*file.find("latent.nearest"), nearest.data());
+  const std::string told = run("kava_generate " + tiny.dir.string() + " --latents 'What is 2+2?'").output;
+  for (std::size_t m = 0; m < 4; ++m) {
+    const std::string token = about["tokens"][std::to_string(nearest[2 * 2 * 4 + m])].get<std::string>();
+    CHECK_THAT(told, ContainsSubstring(fmt::format("{:>6}  {:<24}", m, "\"" + token + "\"")));
+  }
+  std::vector<float> similarity(2 * 2 * 4 * 4);
+  file.read(*file.find("similarity.v"), similarity.data());
+  for (float v : similarity) CHECK((v >= -1.0001F && v <= 1.0001F));
+  CHECK(run("kava_inspect probe " + tiny.dir.string() + " --data " + data + " --out " + data).code == 2);
+  CHECK(run("kava_inspect probe " + tiny.dir.string() + " --data " + (tiny.folder / "none") + " --out " + out).code == 4);
+}
+
+TEST_CASE("a page of a run has its figures, needs nothing from elsewhere, and stays small") {
+  const TextRun tiny;
+  write_metrics(tiny.dir, 10'000);
+  const std::string data = tiny.write("rows.txt", kQuestions), probe = tiny.folder / "p.safetensors", out = tiny.folder / "page.html";
+  REQUIRE(run("kava_eval " + tiny.dir.string() + " --data " + data).code == 0);
+  REQUIRE(run("kava_inspect probe " + tiny.dir.string() + " --data " + data + " --out " + probe).code == 0);
+  const Finished made = run("kava_report " + tiny.dir.string() + " --probe " + probe + " --out " + out);
+  INFO(made.output);
+  REQUIRE(made.code == 0);
+  const std::string html = page(out);
+  for (const char* name : {"loss", "validation", "rate", "gradient", "throughput", "memory", "results", "questions", "latents",
+                           "similarity_k", "similarity_v", "kept"}) {
+    INFO(name);
+    CHECK_THAT(html, ContainsSubstring("<figure id=\"" + std::string(name) + "\""));
+  }
+  for (const char* outside : {"http:", "https:", "<script", "@import", "url(", "nan", "inf\""})
+    CHECK_THAT(html, !ContainsSubstring(outside));
+  CHECK_THAT(html, ContainsSubstring("prefers-color-scheme:dark"));
+  CHECK_THAT(html, ContainsSubstring("@media print"));
+  CHECK(html.size() <= 3'000'000);
+}
+
+TEST_CASE("a page escapes what files say") {
+  const TextRun tiny;
+  const std::string data = tiny.write("rows.txt", "<script>alert(1)</script> & \"x\"||#### 4\n"), out = tiny.folder / "page.html";
+  REQUIRE(run("kava_eval " + tiny.dir.string() + " --data " + data).code == 0);
+  REQUIRE(run("kava_report " + tiny.dir.string() + " --out " + out).code == 0);
+  CHECK_THAT(page(out), ContainsSubstring("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;x&quot;"));
+  CHECK_THAT(page(out), !ContainsSubstring("<script"));
+}
+
+TEST_CASE("kava_report refuses what it cannot show in one line") {
+  const TextRun tiny;
+  const std::string dir = tiny.dir.string(), out = tiny.folder / "page.html";
+  overwrite(tiny.dir / "metrics.jsonl", "{\"step\": 1, \"loss\": 2}\nbroken\n{\"step\": 2}\n");
+  tiny.write("no.safetensors", "x");
+  const std::pair<std::string, int> refused[] = {{"kava_report " + (tiny.folder / "none"), 4},
+                                                 {"kava_report " + dir, 4},
+                                                 {"kava_report " + dir + " --probe " + (tiny.folder / "no.safetensors"), 4},
+                                                 {"kava_report " + dir + " --figure loss", 2},
+                                                 {"kava_report", 2}};
+  for (const auto& [command, code] : refused) {
+    INFO(command);
+    const Finished f = run(command);
+    CHECK(f.code == code);
+    CHECK(f.output.starts_with("error: "));
+    CHECK(std::ranges::count(f.output, '\n') == 1);
+  }
+  write_metrics(tiny.dir, 3);
+  const Finished unknown = run("kava_report " + dir + " --figure none --png " + (tiny.folder / "x.png"));
+  CHECK(unknown.code == 2);
+  CHECK_THAT(unknown.output, ContainsSubstring("give one of loss, validation"));
+  CHECK(!fs::exists(tiny.dir / "report.html"));
+}

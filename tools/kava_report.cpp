@@ -1,0 +1,122 @@
+// kava_report: one self-contained page of runs and tables. Loads no model.
+#include <fmt/core.h>
+#include <fmt/ranges.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <optional>
+
+#include "engine/cli.h"
+#include "engine/files/files.h"
+#include "engine/files/paths.h"
+#include "tools/command.h"
+#include "tools/report_page.h"
+
+namespace {
+
+using namespace kava;
+namespace fs = std::filesystem;
+
+struct ReportCommand {
+  std::vector<std::string> things;
+  std::optional<std::string> probe, out, figure, png;
+};
+
+// A run or a table, by what lies in its folder.
+std::string section_of(const std::string& thing, const std::string& prefix) {
+  std::error_code ignored;
+  fs::path folder = thing;
+  if (folder.filename() == "table.json") folder = folder.has_parent_path() ? folder.parent_path() : ".";
+  if (fs::exists(folder / "table.json", ignored)) return report::table_section(folder.string(), prefix);
+  if (fs::exists(folder / "config.toml", ignored)) return report::run_section(folder.string(), prefix);
+  throw Error(Exit::data, escaped(thing, 4096), "is neither a run nor a table: it holds no config.toml and no table.json",
+              "name a folder of kava_train or replicate");
+}
+
+std::vector<std::string> figure_names(const std::string& body) {
+  std::vector<std::string> names;
+  constexpr std::string_view begin = "<figure id=\"";
+  for (std::size_t at = 0; (at = body.find(begin, at)) != std::string::npos;) {
+    at += begin.size();
+    names.push_back(body.substr(at, body.find('"', at) - at));
+  }
+  return names;
+}
+
+std::string only_figure(const std::string& body, const std::string& name) {
+  const std::vector<std::string> names = figure_names(body);
+  if (std::ranges::find(names, name) == names.end())
+    throw Error(Exit::usage, "--figure", "\"" + escaped(name) + "\" is no figure of this page",
+                fmt::format("give one of {}", fmt::join(names, ", ")));
+  const auto begin = body.find("<figure id=\"" + name + "\"");
+  return body.substr(begin, body.find("</figure>", begin) + 9 - begin);
+}
+
+// A browser draws the page; there is no other renderer of SVG here.
+void draw(const std::string& html, const std::string& png) {
+  const fs::path folder = fs::temp_directory_path() / fmt::format("kava_report_{}", ::getpid());
+  fs::create_directories(folder);
+  struct Gone {
+    const fs::path& folder;
+    ~Gone() {
+      std::error_code ignored;
+      fs::remove_all(folder, ignored);
+    }
+  } gone{folder};
+  write_file((folder / "page.html").string(), html);
+  const std::string drawn = (folder / "figure.png").string();
+  const std::string command = fmt::format(
+      "command -v chromium >/dev/null || exit 127; cd '{0}' && chromium --headless --no-sandbox --disable-gpu --hide-scrollbars "
+      "--user-data-dir='{0}/profile' --window-size=1000,700 "
+      "--screenshot='{1}' 'file://{0}/page.html' >/dev/null 2>&1",
+      folder.string(), drawn);
+  const int status = std::system(command.c_str());
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
+    throw Error(Exit::preflight, "--png", "there is no chromium to draw the figure", "install chromium");
+  if (!is_there(drawn)) throw Error(Exit::preflight, "--png", "chromium drew nothing", "draw the page with another browser");
+  write_file(png, read_file(drawn, std::size_t{64} << 20));
+}
+
+int make_report(const ReportCommand& command) {
+  if (command.figure.has_value() != command.png.has_value())
+    throw Error(Exit::usage, command.figure ? "--figure" : "--png", "needs the other of --figure and --png", "give both");
+  const bool several = command.things.size() > 1;
+  std::string body;
+  for (std::size_t i = 0; i < command.things.size(); ++i) body += section_of(command.things[i], several ? fmt::format("{}_", i + 1) : "");
+  if (command.probe) body += report::probe_section(*command.probe, "");
+  const std::string title = several ? "kava: runs and tables" : "kava: " + report::run_name(command.things[0]);
+  std::vector<std::string> inputs = command.things;
+  if (command.probe) inputs.push_back(*command.probe);
+  if (command.figure) {
+    require_writable("--png", *command.png);
+    draw(report::page(title, only_figure(body, *command.figure)), *command.png);
+    fmt::print("written {}\n", escaped(*command.png, 4096));
+    return 0;
+  }
+  const fs::path first = command.things[0];
+  const std::string out = command.out.value_or(((first.filename() == "table.json" ? first.parent_path() : first) / "report.html").string());
+  require_writable("--out", out);
+  if (command.probe && fs::exists(out) && fs::equivalent(out, *command.probe))
+    throw Error(Exit::usage, "--out", "is the probe", "name another file");
+  write_file(out, report::page(title, body));
+  fmt::print("written {}\n", escaped(out, 4096));
+  require_printed();
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Makes one self-contained page of runs and tables", "kava_report");
+  app.footer(
+      "Examples:\n  kava_report runs/quickstart/kava --probe probe.safetensors --out kava.html\n  kava_report runs/tiny\n"
+      "  kava_report runs/quickstart/kava --figure loss --png loss.png");
+  ReportCommand command;
+  app.add_option("RUN_OR_TABLE", command.things, "Folders of kava_train or replicate")->required();
+  app.add_option("--probe", command.probe, "A file of kava_inspect probe");
+  app.add_option("--out", command.out, "The page (default: report.html in the first folder)");
+  app.add_option("--figure", command.figure, "Draw this figure alone, with --png");
+  app.add_option("--png", command.png, "The picture to write; needs chromium");
+  return command_main(argc, argv, app, [&] { return make_report(command); });
+}
