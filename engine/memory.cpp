@@ -72,4 +72,10 @@ int64_t machine_memory() { return sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE
 
 int64_t resident_memory() { return number_in("/proc/self/status", "VmRSS", 1024).value_or(0); }
 
+int64_t peak_resident_memory() {
+  rusage use = {};
+  ::getrusage(RUSAGE_SELF, &use);
+  return static_cast<int64_t>(use.ru_maxrss) << 10;
+}
+
 }  // namespace kava

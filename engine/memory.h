@@ -17,5 +17,7 @@ int64_t address_space_left();
 int64_t machine_memory();
 /// Bytes of this process that are in memory now.
 int64_t resident_memory();
+/// The most that there were.
+int64_t peak_resident_memory();
 
 }  // namespace kava

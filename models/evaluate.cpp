@@ -101,13 +101,15 @@ class Evaluation {
     }
     const auto start = std::chrono::steady_clock::now();
     const auto batch = static_cast<std::size_t>(options_.batch);
+    int64_t correct = 0;
     for (std::size_t first = 0; first < runnable.size(); first += batch) {
       const std::size_t end = std::min(runnable.size(), first + batch);
       const auto which = std::span(runnable).subspan(first, end - first);
       const std::vector<DecodeResult> decoded = decode_some(samples, which);
       const std::size_t each = decoded.size() / which.size();
       for (std::size_t i = 0; i < which.size(); ++i) judge(which[i], samples[which[i]], std::span(decoded).subspan(i * each, each));
-      if (options_.progress) options_.progress(static_cast<int64_t>(end), static_cast<int64_t>(runnable.size()));
+      for (const std::size_t i : which) correct += result_.records[i].correct[0] ? 1 : 0;
+      if (options_.progress) options_.progress(static_cast<int64_t>(end), static_cast<int64_t>(runnable.size()), correct);
     }
     result_.seconds = seconds_since(start);
     if (options_.measure_single && !runnable.empty()) measure_single(samples, runnable);

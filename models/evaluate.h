@@ -24,7 +24,8 @@ struct EvalOptions {
   int64_t max_new_tokens = 0;  // 0: default_new_tokens of the whole file's longest gold answer
   Sampling sampling;           // a question's draws are keyed by its row
   bool measure_single = false;
-  std::function<void(int64_t done, int64_t total)> progress;
+  /// After each batch; correct: by the first scorer
+  std::function<void(int64_t done, int64_t total, int64_t correct)> progress;
 };
 
 struct EvalAnswer {

@@ -245,7 +245,8 @@ void Trainer::log(RunFolder* folder, const TrainingHooks& hooks, const StepRepor
   const double each = 1 / std::max(logged_seconds_, 1e-9);
   const Speed speed{static_cast<double>(logged_samples_) * each, static_cast<double>(logged_tokens_) * each, logged_flops_ * each};
   if (report.step % options_.log_every == 0 || state_.finished()) {
-    if (folder) folder->append(metrics_line(report, speed, hooks.matrix_rate, state_.seconds).dump());
+    if (folder)
+      folder->append(metrics_line(report, speed, hooks.matrix_rate ? hooks.matrix_rate(speed.flops_per_s) : 0, state_.seconds).dump());
     logged_seconds_ = logged_flops_ = 0, logged_samples_ = logged_tokens_ = 0;
   }
   if (hooks.on_step) hooks.on_step(report, speed);

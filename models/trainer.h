@@ -62,7 +62,7 @@ struct TrainingHooks {
   std::function<bool()> stop;                                                // asked between steps
   std::function<bool()> checkpoint;                                          // asked between steps: one is wanted now
   std::function<std::optional<Validation>(Arena&, int64_t stage)> validate;  // nothing: it was stopped
-  double matrix_rate = 0;                                                    // FLOP/s that mfu is a share of; 0: mfu is 0
+  std::function<double(double reached)> matrix_rate;  // FLOP/s that mfu is a share of, at least those of a step; nothing: mfu is 0
 };
 
 class Trainer {

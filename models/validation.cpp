@@ -19,7 +19,8 @@ Validator::Validator(const TextModel& text, const RunConfig& config) : text_(&te
                 "raise data.max_tokens");
 }
 
-std::optional<Validation> Validator::run(Model& model, Arena& arena, int64_t stage, const std::function<bool()>& stop) const {
+std::optional<Validation> Validator::run(Model& model, Arena& arena, int64_t stage, const std::function<bool()>& stop,
+                                         const std::function<void(int64_t, int64_t, int64_t)>& progress) const {
   Validation v;
   const auto end_if_stopped = [&] {
     if (stop && stop()) throw Stopped();
@@ -27,7 +28,10 @@ std::optional<Validation> Validator::run(Model& model, Arena& arena, int64_t sta
   EvalOptions options;
   const Recipe recipe = recipe_of(model.config, stage);
   if (recipe.has_stages()) options.stage = stage;
-  options.progress = [&](int64_t, int64_t) { end_if_stopped(); };
+  options.progress = [&](int64_t done, int64_t total, int64_t correct) {
+    if (progress) progress(done, total, correct);
+    end_if_stopped();
+  };
   const std::span<const Sample> all(samples_);
   const auto at_once =
       static_cast<std::size_t>(model.config.train.micro_batch > 0 ? model.config.train.micro_batch : model.config.train.batch);

@@ -24,7 +24,9 @@ class Validator {
   /// Its score is strict (by equal ids where there is no tokenizer). Values: every scorer's accuracy, "forced" (share of the samples whose
   /// whole answer, prompt included, is the argmax under teacher forcing), "passes", "passes_merged", "limit_hits" and the losses. Nothing
   /// where `stop` asked to stop. What is run is that of the stage, without draws.
-  std::optional<Validation> run(Model& model, Arena& arena, int64_t stage, const std::function<bool()>& stop) const;
+  /// `progress`: as EvalOptions has it; may be empty.
+  std::optional<Validation> run(Model& model, Arena& arena, int64_t stage, const std::function<bool()>& stop,
+                                const std::function<void(int64_t, int64_t, int64_t)>& progress = {}) const;
 
  private:
   const TextModel* text_;

@@ -1,6 +1,5 @@
 // kava_eval: accuracy by every scorer and forward passes on data files; and the comparison of two results.
 #include <fmt/core.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -14,6 +13,7 @@
 #include "tools/compare.h"
 #include "tools/model_options.h"
 #include "tools/results.h"
+#include "tools/terminal.h"
 
 namespace {
 
@@ -177,15 +177,15 @@ int evaluate_files(EvalCommand& command) {
              name_of(opened.config.model.dtype));
   std::fflush(stdout);
 
-  const bool terminal = ::isatty(STDERR_FILENO);
   std::vector<std::pair<std::string, EvalResult>> results;
   Json documents = Json::array();
   for (const RowFile& file : files) {
-    if (terminal)
-      options.progress = [&](int64_t done, int64_t total) {
-        fmt::print(stderr, "\r{} of {} questions{}", done, total, done == total ? "\n" : "");
-      };
+    WorkLine line(stderr, escaped(fs::path(file.path).filename().string(), 60) + ":", "questions");
+    options.progress = [&](int64_t done, int64_t total, int64_t correct) {
+      line.at(done, total, {fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done))});
+    };
     EvalResult result = evaluate(*model, arena, opened.text, file, options);
+    line.end();
     Json json = to_json(result);
     json["data"] = json_text(file.path), json["sha256"] = file.sha256;
     json["seconds"] = result.seconds, json["ms_per_question"] = result.ms_per_question();

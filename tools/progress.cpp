@@ -1,16 +1,15 @@
 #include "tools/progress.h"
 
-#include <sys/ioctl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdio>
+#include <numeric>
 
 namespace kava {
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t kWindow = 50;  // steps that the time left is judged by
 
 double seconds_between(Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
 
@@ -21,89 +20,132 @@ std::string bar_text(int64_t step, int64_t total) {
   return fmt::format("[{}]", bar);
 }
 
-int64_t terminal_columns() {
-  winsize size = {};
-  return ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
-}
+// Three digits or more, never an exponent.
+std::string rate_text(double rate) { return rate < 100 ? fmt::format("{:.3g}", rate) : thousands(std::llround(rate)); }
 
 }  // namespace
 
-double measure_matrix_rate(Ops& ops, DType storage, double run_flops) {
-  const bool large = run_flops > 1e12;
+MatrixRate::MatrixRate(Ops& ops, DType storage, double run_flops)
+    : ops_(ops), storage_(storage), large_(run_flops > 1e12), rate_(measure()) {}
+
+double MatrixRate::measure() const {
   // The plain f64 product is some hundred times slower than oneDNN's.
-  const int64_t n = storage == DType::f64 ? 128 : large ? 1536 : 384;
-  const double at_least = large ? 0.3 : 0.0;  // seconds
-  Arena arena(ops);
-  const Tensor x = arena.alloc(storage, n, n), y = arena.alloc(storage, n, n);
-  const LinearGroup map = LinearGroup::plain(arena.alloc(storage, n, n));
-  ops.fill(x, 0.5);
-  ops.fill(map.w(), 0.25);
+  const int64_t n = storage_ == DType::f64 ? 128 : large_ ? 1536 : 384;
+  const double at_least = large_ ? 0.3 : 0.0;  // seconds
+  Arena arena(ops_);
+  const Tensor x = arena.alloc(storage_, n, n), y = arena.alloc(storage_, n, n);
+  const LinearGroup map = LinearGroup::plain(arena.alloc(storage_, n, n));
+  ops_.fill(x, 0.5);
+  ops_.fill(map.w(), 0.25);
   const double flops = 2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n);
   double best = 0;
   const Clock::time_point start = Clock::now();
   for (int i = 0; i < 2 || seconds_between(start, Clock::now()) < at_least; ++i) {
+    ops_.finish();
     const Clock::time_point begin = Clock::now();
-    ops.linear_group_fwd(arena, y, x, map);
+    ops_.linear_group_fwd(arena, y, x, map);
+    ops_.finish();
     best = std::max(best, flops / std::max(seconds_between(begin, Clock::now()), 1e-9));
   }
   return best;
 }
 
-std::string duration_text(double seconds) {
-  const auto s = static_cast<int64_t>(std::clamp(seconds, 0.0, 1e12));
-  return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) : fmt::format("{}:{:02}", s / 60, s % 60);
+double MatrixRate::at_least(double reached) {
+  if (reached > rate_) rate_ = std::max(measure(), reached);
+  return rate_;
 }
 
-Progress::Progress(int64_t first_step, int64_t total_steps, int64_t log_every, double matrix_rate, bool alone)
+Progress::Progress(int64_t first_step, int64_t total_steps, const RunConfig& config, bool alone)
     : first_step_(first_step),
       total_steps_(total_steps),
-      log_every_(log_every),
-      matrix_rate_(matrix_rate),
-      terminal_(alone && ::isatty(STDOUT_FILENO) != 0),
-      start_(Clock::now()) {}
+      log_every_(config.train.log_every),
+      weights_(config.loss),
+      kv_weight_(config.kv.weight),
+      codi_weight_(config.codi.weight),
+      lines_(stdout, alone),
+      last_step_(Clock::now()) {}
 
-std::string Progress::losses_text(const StepReport& r) const {
-  return fmt::format("loss {:.3f} student {:.3f} teacher {:.3f} kv {:.3f} codi {:.3f} grad {:.3g} lr {:.1e}", r.loss, r.losses.student_ce,
-                     r.losses.teacher_ce, r.losses.kv, r.losses.codi, r.grad_norm, r.lr);
+Fields Progress::loss_fields(const StepReport& r) const {
+  Fields fields = {fmt::format("loss {:.3f}", r.loss)};
+  if (weights_.student > 0) fields.push_back(fmt::format("student CE {:.3f}", r.losses.student_ce));
+  if (weights_.teacher > 0) fields.push_back(fmt::format("teacher CE {:.3f}", r.losses.teacher_ce));
+  if (kv_weight_ > 0) fields.push_back(fmt::format("L_KV {:.3f}", r.losses.kv));
+  if (codi_weight_ > 0) fields.push_back(fmt::format("L_CODI {:.3f}", r.losses.codi));
+  fields.push_back(fmt::format("grad {:.3g}", r.grad_norm));
+  fields.push_back(fmt::format("lr {:.1e}", r.lr));
+  return fields;
 }
 
-std::string Progress::speed_text(const StepReport& r, const Speed& speed) const {
-  const double each = seconds_between(start_, Clock::now()) / static_cast<double>(std::max<int64_t>(1, r.step - first_step_));
-  std::string text = fmt::format("{:.3g} samples/s {:.3g} tokens/s", speed.samples_per_s, speed.tokens_per_s);
-  if (matrix_rate_ > 0) text += fmt::format(" {:.0f}% of peak", 100 * speed.flops_per_s / matrix_rate_);
-  return text + " ETA " + duration_text(each * static_cast<double>(total_steps_ - r.step));
+Fields Progress::speed_fields(const StepReport& r, const Speed& speed, double share) const {
+  Fields fields = {"ETA " + duration_text(seconds_left(r.step)), rate_text(speed.samples_per_s) + " samples/s",
+                   rate_text(speed.tokens_per_s) + " tokens/s"};
+  if (share > 0) fields.push_back(fmt::format("{:.0f} % of the matrix rate", 100 * share));
+  return fields;
 }
 
-void Progress::step(const StepReport& r, const Speed& speed) {
+// The last steps tell what a step takes; validations and checkpoints come as often as they did so far.
+double Progress::seconds_left(int64_t step) const {
+  if (steps_ == 0) return 0;
+  const double each = step_seconds_.empty()
+                          ? 0
+                          : std::accumulate(step_seconds_.begin(), step_seconds_.end(), 0.0) / static_cast<double>(step_seconds_.size());
+  return (each + pauses_ / static_cast<double>(steps_)) * static_cast<double>(total_steps_ - step);
+}
+
+void Progress::count_time() {
   const Clock::time_point now = Clock::now();
-  const std::string at = fmt::format("{}/{} ", r.step, total_steps_);
-  if (!terminal_) {
-    if (r.step % log_every_ == 0 || r.step == total_steps_) print("step " + at + losses_text(r) + " " + speed_text(r, speed) + "\n");
-    return;
+  double seconds = seconds_between(std::exchange(last_step_, now), now);
+  ++steps_;
+  if (std::exchange(paused_, false) && !step_seconds_.empty()) {
+    const double step = std::min(seconds, step_seconds_.back());
+    pauses_ += seconds - step, seconds = step;
   }
-  if (r.step < total_steps_ && seconds_between(drawn_, now) < 0.1) return;
-  drawn_ = now;
-  // Two lines; one longer than the terminal would wrap and could not be redrawn.
-  const auto columns = static_cast<std::size_t>(terminal_columns() - 1);
-  const std::string first = (bar_text(r.step, total_steps_) + " " + at + speed_text(r, speed)).substr(0, columns);
-  print((bar_shown_ ? "\r\x1b[1A" : "") + first + "\x1b[K\n" + losses_text(r).substr(0, columns) + "\x1b[K");
-  bar_shown_ = true;
+  step_seconds_.push_back(seconds);
+  if (step_seconds_.size() > kWindow) step_seconds_.pop_front();
 }
 
-void Progress::validation(int64_t step, const Validation& v) {
-  std::string text = fmt::format("step {}: validation", step);
-  for (const auto& [name, value] : v.values) text += fmt::format(" {} {:.4g}", name, value);
+void Progress::step(const StepReport& r, const Speed& speed, double share) {
+  count_time();
+  const std::string at = fmt::format("{}/{}", thousands(r.step), thousands(total_steps_));
+  if (!lines_.moves()) {
+    if (r.step % log_every_ != 0 && r.step != total_steps_) return;
+    Fields fields = {"step " + at};
+    for (const Fields& more : {loss_fields(r), speed_fields(r, speed, share)}) fields.insert(fields.end(), more.begin(), more.end());
+    return print(fitted(fields, 1 << 20) + "\n");
+  }
+  Fields first = {at};
+  const Fields rest = speed_fields(r, speed, share);
+  first.insert(first.end(), rest.begin(), rest.end());
+  first.push_back(bar_text(r.step, total_steps_));
+  lines_.draw({first, loss_fields(r)}, r.step == total_steps_);
+}
+
+void Progress::validating(int64_t done, int64_t total, int64_t correct) {
+  if (!validating_) {
+    lines_.keep();
+    validating_.emplace(stdout, "validation:", "questions");
+  }
+  validating_->at(done, total, {fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done))});
+}
+
+void Progress::validation(int64_t step, const Validation& v, const std::optional<Best>& best) {
+  std::string text = fmt::format("step {}: valid {:.2f} % strict", thousands(step), 100 * v.score);
+  if (best) text += fmt::format(" (best {:.2f} at step {})", 100 * best->score, thousands(best->step));
+  text +=
+      fmt::format(", {:.1f} passes a question, {:.2f} % forced, loss {:.3f}", v.values.at("passes"), 100 * v.values.at("forced"), v.loss);
   note(text);
 }
 
 void Progress::note(const std::string& text) {
   finish();
+  paused_ = true;
   print(text + "\n");
 }
 
 void Progress::finish() {
-  if (bar_shown_) print("\n");
-  bar_shown_ = false;
+  if (validating_) validating_->end();
+  validating_.reset();
+  lines_.keep();
 }
 
 void Progress::print(const std::string& text) {

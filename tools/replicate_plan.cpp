@@ -17,8 +17,8 @@
 #include "engine/files/files.h"
 #include "engine/files/json_at.h"
 #include "engine/files/parts.h"
-#include "tools/progress.h"
 #include "tools/say.h"
+#include "tools/terminal.h"
 
 namespace kava {
 
@@ -105,16 +105,6 @@ RunPlan plan_of(const ReplicaTable& table, const Work& work, const fs::path& out
 std::string local_time(double seconds_from_now) {
   const std::time_t at = std::time(nullptr) + static_cast<std::time_t>(seconds_from_now);
   return fmt::format("{:%Y-%m-%d %H:%M}", fmt::localtime(at));
-}
-
-// In a shell's words.
-std::string shell_word(const std::string& word) {
-  const bool plain = !word.empty() && word.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./=-+:,@%") ==
-                                          std::string::npos;
-  if (plain) return word;
-  std::string out = "'";
-  for (char c : word) out += c == '\'' ? "'\\''" : std::string(1, c);
-  return out + "'";
 }
 
 // "63 %, 0:12:00 left" where the run tells.

@@ -14,8 +14,8 @@
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/parts.h"
-#include "tools/progress.h"
 #include "tools/say.h"
+#include "tools/terminal.h"
 
 namespace kava {
 

@@ -21,6 +21,7 @@
 #include "tools/ranks.h"
 #include "tools/resume.h"
 #include "tools/say.h"
+#include "tools/terminal.h"
 
 namespace kava {
 
@@ -201,21 +202,29 @@ class Run {
     const auto batch = std::span(data_.train).first(std::min(data_.train.size(), static_cast<std::size_t>(config_.train.batch)));
     const double work =
         minimum_flops(config_, recipe_of(config_), text_.shape, batch) * static_cast<double>(trainer.state().total_steps - first);
-    const double rate = trainer.state().finished() ? 0 : measure_matrix_rate(*ops_, model.storage, work);
-    if (rate > 0) say(fmt::format("peak        {:.1f} GFLOP/s in {}, measured", rate * 1e-9, name_of(config_.model.dtype)));
-    Progress progress(first, trainer.state().total_steps, config_.train.log_every, rate, comm_.alone());
+    std::optional<MatrixRate> rate;
+    if (!trainer.state().finished()) {
+      rate.emplace(*ops_, model.storage, work);
+      say(fmt::format("products    {:.1f} GFLOP/s in {}: this machine's matrix rate, measured", rate->measured() * 1e-9,
+                      name_of(config_.model.dtype)));
+    }
+    Progress progress(first, trainer.state().total_steps, config_, comm_.alone());
     TrainingHooks hooks;
     hooks.on_step = [&](const StepReport& r, const Speed& s) {
       stepped_ = true;
-      progress.step(r, s);
+      progress.step(r, s, rate ? s.flops_per_s / rate->at_least(s.flops_per_s) : 0);
     };
-    hooks.on_validation = [&](int64_t step, const Validation& v) { progress.validation(step, v); };
+    hooks.on_validation = [&](int64_t step, const Validation& v) { progress.validation(step, v, trainer.state().best); };
     hooks.note = [&](const std::string& text) { progress.note(text); };
     hooks.stop = [&] { return stop_requested() || out_of_time(); };
     hooks.checkpoint = checkpoint_requested;
-    hooks.matrix_rate = rate;
+    if (rate) hooks.matrix_rate = [&](double reached) { return rate->at_least(reached); };
     const auto stop_of_any = [&] { return comm_.any(hooks.stop(), "validation"); };
-    if (data_.valid) hooks.validate = [&](Arena& arena, int64_t stage) { return data_.valid->run(model, arena, stage, stop_of_any); };
+    if (data_.valid)
+      hooks.validate = [&](Arena& arena, int64_t stage) {
+        return data_.valid->run(model, arena, stage, stop_of_any,
+                                [&](int64_t done, int64_t total, int64_t correct) { progress.validating(done, total, correct); });
+      };
     const bool finished = trainer.run(folder, hooks);
     progress.finish();
     tell_best(trainer.state());
@@ -225,8 +234,18 @@ class Run {
       return static_cast<int>(Exit::stopped);
     }
     if (folder) folder->publish_adapter(trainer.state().step);
-    say(fmt::format("finished at step {}: {}", trainer.state().step, escaped((out_ / "adapter").string(), 4096)));
+    tell_end(trainer.state());
     return 0;
+  }
+
+  // What came out, what it cost, and what to type next.
+  void tell_end(const TrainingState& state) const {
+    std::string text = fmt::format("finished at step {} in {}: {}", thousands(state.step), duration_text(state.seconds),
+                                   escaped((out_ / "adapter").string(), 4096));
+    if (state.best) text += fmt::format("; best {:.2f} % strict at step {}", 100 * state.best->score, thousands(state.best->step));
+    say(text + fmt::format("; peak memory {:.2f} GB", static_cast<double>(peak_resident_memory()) * 1e-9));
+    const std::string data = config_.data.valid.empty() ? "FILE" : shell_word(fs::proximate(config_.data.valid).string());
+    say(fmt::format("next: {} {} --data {}", program_beside("kava_eval"), shell_word(out_.string()), data));
   }
 
   static void tell_best(const TrainingState& state) {

@@ -264,7 +264,7 @@ TEST_CASE("metrics.jsonl has one object a logged step with exactly its keys, and
   out.open(run.config, {});
   std::vector<StepReport> reports;
   TrainingHooks hooks;
-  hooks.matrix_rate = 1e9;
+  hooks.matrix_rate = [](double reached) { return std::max(1e9, reached); };
   hooks.on_step = [&](const StepReport& r, const Speed&) { reports.push_back(r); };
   CHECK(trainer.run(&out, hooks));
   const std::vector<Json> lines = lines_of(folder.path() / "metrics.jsonl");

@@ -1,0 +1,120 @@
+// What a person sees while a program works: on a terminal of any width, through a pipe, and where nothing can move.
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <regex>
+#include <sstream>
+
+#include "tests/model/train_rig.h"
+#include "tests/programs/text_run.h"
+#include "tools/terminal.h"
+
+using namespace kava;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+// What a terminal of so many columns is sent by a command.
+std::string on_terminal(const std::string& command, int columns, const std::string& variables = "TERM=xterm") {
+  const TempFolder folder;
+  const std::string record = folder / "record";
+  const int status = std::system(
+      fmt::format("{} COLUMNS={} script -qec \"'{}'/{}\" '{}' >/dev/null 2>&1 </dev/null", variables, columns, bin_dir(), command, record)
+          .c_str());
+  REQUIRE(status == 0);
+  const std::string text = read_file(record, 1 << 24);
+  return text.substr(text.find('\n') + 1);  // after script's own line
+}
+
+// The lines of all drawings, in their order.
+std::vector<std::string> drawn_lines(std::string text) {
+  text = std::regex_replace(text, std::regex("\x1b\\[[0-9]*[A-Z]"), "\n");
+  std::vector<std::string> lines;
+  std::istringstream in(std::regex_replace(text, std::regex("\r"), "\n"));
+  for (std::string line; std::getline(in, line);)
+    if (!line.empty()) lines.push_back(line);
+  return lines;
+}
+
+bool has_script() { return std::system("command -v script >/dev/null 2>&1") == 0; }
+
+std::string tiny_training(const TempFolder& folder) {
+  overwrite(folder / "c.toml", tiny_toml());
+  return "kava_train " + (folder / "c.toml") + " --threads 1 --set data.valid=" + kGolden + "data/rows.jsonl" +
+         " --set train.max_steps=1234 --set train.valid_every=617 --out " + (folder / "run");
+}
+
+}  // namespace
+
+TEST_CASE("a line drops whole fields from the right, and numbers have separators") {
+  CHECK(fitted({"12/1,600", "ETA 0:31", "248 samples/s"}, 33) == "12/1,600  ETA 0:31  248 samples/s");
+  CHECK(fitted({"12/1,600", "ETA 0:31", "248 samples/s"}, 32) == "12/1,600  ETA 0:31");
+  CHECK(fitted({"12/1,600", "ETA 0:31", "x"}, 17) == "12/1,600");  // nothing that comes after one that was dropped
+  CHECK(fitted({"12/1,600"}, 3) == "12/1,600");
+  CHECK(thousands(0) == "0");
+  CHECK(thousands(999) == "999");
+  CHECK(thousands(1000) == "1,000");
+  CHECK(thousands(-1234567) == "-1,234,567");
+  CHECK(thousands(-123) == "-123");
+  CHECK(duration_text(59.9) == "0:59");
+  CHECK(duration_text(3600 * 13 + 45 * 60 + 12) == "13:45:12");
+}
+
+TEST_CASE("a training run redraws whole fields at any width, and tells its validation and its end in sentences") {
+  if (!has_script()) SKIP("no script(1)");
+  const std::regex field(
+      R"(\[[#.]{12}\]|[\d,]+/1,234|ETA (\d+:)?\d+:\d\d|[\d.,]+ (samples|tokens)/s|\d+ % of the matrix rate|loss [\d.]+|(student|teacher) CE [\d.]+|L_KV [\d.]+|L_CODI [\d.]+|grad [\d.e+-]+|lr \d\.\de-\d\d)");
+  std::set<std::size_t> counts;
+  for (const int columns : {40, 60, 80, 200}) {
+    TempFolder folder;
+    const std::string text = on_terminal(tiny_training(folder), columns);
+    std::size_t drawn = 0, most = 0;
+    for (const std::string& line : drawn_lines(text)) {
+      if (line.find("/1,234") == line.npos && !line.starts_with("loss ")) continue;
+      CAPTURE(columns, line);
+      CHECK(line.size() < static_cast<std::size_t>(columns));
+      std::size_t fields = 0;
+      for (std::size_t at = 0; at < line.size(); ++fields) {
+        const std::size_t end = std::min(line.find("  ", at), line.size());
+        CHECK(std::regex_match(line.substr(at, end - at), field));
+        at = end + 2;
+      }
+      most = std::max(most, fields);
+      ++drawn;
+    }
+    CHECK(drawn >= 4);
+    CHECK(most >= 2);
+    counts.insert(most);
+    CHECK_THAT(text, ContainsSubstring("step 617: valid "));
+    CHECK_THAT(text, Catch::Matchers::Matches(
+                         "[\\s\\S]*step 1,234: valid [\\d.]+ % strict \\(best [\\d.]+ at step [\\d,]+\\), [\\d.]+ passes[\\s\\S]*"));
+    CHECK_THAT(text, ContainsSubstring("finished at step 1,234 in "));
+    CHECK_THAT(text, ContainsSubstring(" GB"));
+    CHECK_THAT(text, ContainsSubstring("next: "));
+  }
+  CHECK(counts.size() >= 3);  // wider windows tell more
+}
+
+TEST_CASE("nothing moves on a dumb terminal or through a pipe, and terms that do not run are not told of") {
+  TempFolder folder;
+  overwrite(folder / "c.toml", "method = \"full_cot\"\n" + tiny_toml());
+  const std::string command = "kava_train " + (folder / "c.toml") + " --threads 1 --set train.max_steps=3 --out ";
+  const std::string piped = run_command(command + (folder / "piped")).out;
+  CHECK(piped.find('\x1b') == piped.npos);
+  CHECK(piped.find('\r') == piped.npos);
+  CHECK_THAT(piped, ContainsSubstring("step 3/3  loss "));
+  CHECK_THAT(piped, ContainsSubstring("teacher CE"));
+  for (const char* absent : {"student CE", "L_KV", "L_CODI"}) CHECK(piped.find(absent) == piped.npos);
+  if (!has_script()) SKIP("no script(1)");
+  const std::string dumb = on_terminal(command + (folder / "dumb"), 80, "TERM=dumb");
+  CHECK(dumb.find('\x1b') == dumb.npos);
+  CHECK_THAT(dumb, ContainsSubstring("step 3/3  loss "));
+}
+
+TEST_CASE("an evaluation on a terminal tells how far it is and leaves nothing of that") {
+  if (!has_script()) SKIP("no script(1)");
+  TextRun tiny;
+  const std::string data = tiny.write("rows.txt", kQuestions);
+  const std::string text = on_terminal("kava_eval " + tiny.dir.string() + " --threads 1 --batch 1 --data " + data, 80);
+  CHECK_THAT(text, Catch::Matchers::Matches("[\\s\\S]*rows.txt: 4 of 4 questions  strict [\\d.]+ %  ETA 0:00[\\s\\S]*"));
+  CHECK_THAT(text, ContainsSubstring("\r\x1b[J"));
+  CHECK(run("kava_eval " + tiny.dir.string() + " --threads 1 --force --data " + data).output.find("ETA") == std::string::npos);
+}
