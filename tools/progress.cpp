@@ -123,7 +123,7 @@ void Progress::step(const StepReport& r, const Speed& speed, double share) {
 void Progress::validating(int64_t done, int64_t total, int64_t correct) {
   if (!validating_) {
     lines_.keep();
-    validating_.emplace(stdout, "validation:", "questions");
+    validating_.emplace(stdout, "validation:", "questions", lines_.moves());
   }
   validating_->at(done, total, {fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done))});
 }

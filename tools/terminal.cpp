@@ -93,8 +93,8 @@ void MovingLines::clear() {
   drawn_ = 0;
 }
 
-WorkLine::WorkLine(std::FILE* to, std::string name, std::string what)
-    : to_(to), name_(std::move(name)), what_(std::move(what)), lines_(to) {}
+WorkLine::WorkLine(std::FILE* to, std::string name, std::string what, bool may_move)
+    : to_(to), name_(std::move(name)), what_(std::move(what)), lines_(to, may_move) {}
 
 void WorkLine::at(std::int64_t done, std::int64_t total, const Fields& more) {
   if (!lines_.moves() && (seconds_since(printed_) < 10 || done == total)) return;

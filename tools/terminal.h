@@ -49,7 +49,7 @@ class MovingLines {
 class WorkLine {
  public:
   /// "NAME 120 of 1,319 questions"
-  WorkLine(std::FILE* to, std::string name, std::string what);
+  WorkLine(std::FILE* to, std::string name, std::string what, bool may_move = true);
 
   /// `more` follows the count; the rate and the time left end the line.
   void at(std::int64_t done, std::int64_t total, const Fields& more);

@@ -1,6 +1,7 @@
 // What a person sees while a program works: on a terminal of any width, through a pipe, and where nothing can move.
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <regex>
+#include <set>
 #include <sstream>
 
 #include "tests/model/train_rig.h"
