@@ -162,25 +162,19 @@ Json times_of(States& states, const ReplicaTable& table) {
 }  // namespace
 
 Paired paired_bootstrap(const std::vector<std::string>& a, const std::vector<std::string>& b) {
-  // Points of each question, mean over seeds.
-  std::vector<double> differences(a.at(0).size());
+  const std::size_t n = a.at(0).size();
+  std::vector<double> differences(n);  // in points
   for (std::size_t seed = 0; seed < a.size(); ++seed)
-    for (std::size_t i = 0; i < differences.size(); ++i)
-      differences[i] += 100.0 * (a[seed][i] - b[seed][i]) / static_cast<double>(a.size());
+    for (std::size_t i = 0; i < n; ++i) differences[i] += 100.0 * (a[seed][i] - b[seed][i]) / static_cast<double>(a.size());
   const Interval interval = bootstrap_means({differences})[0];
-  const double sum = std::accumulate(differences.begin(), differences.end(), 0.0);
-  return {sum / static_cast<double>(differences.size()), interval.low, interval.high};
+  return {std::accumulate(differences.begin(), differences.end(), 0.0) / static_cast<double>(n), interval.low, interval.high};
 }
 
 namespace {
 
 Json aggregate(States& states, const ReplicaTable& table, bool times) {
   Json columns = Json::array(), rows = Json::array(), measures = Json::array();
-  for (const TableColumn& c : table.columns)
-    columns.push_back({{"name", c.name},
-                       {"title", c.title},
-                       {"scorer", name_of(c.scorer)},
-                       {"data", table.columns[data_column(table, static_cast<std::size_t>(&c - table.columns.data()))].name}});
+  for (const TableColumn& c : table.columns) columns.push_back({{"name", c.name}, {"title", c.title}, {"scorer", name_of(c.scorer)}});
   for (Measure measure : table.measures)
     if (measure != Measure::ms || times) measures.push_back(name_of(measure));
   for (const TableRow& row : table.rows) {
