@@ -2,7 +2,6 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <regex>
 #include <set>
-#include <sstream>
 
 #include "tests/model/train_rig.h"
 #include "tests/programs/text_run.h"
@@ -26,13 +25,21 @@ std::string on_terminal(const std::string& command, int columns, const std::stri
 }
 
 // The lines of all drawings, in their order.
-std::vector<std::string> drawn_lines(std::string text) {
-  text = std::regex_replace(text, std::regex("\x1b\\[[0-9]*[A-Z]"), "\n");
-  std::vector<std::string> lines;
-  std::istringstream in(std::regex_replace(text, std::regex("\r"), "\n"));
-  for (std::string line; std::getline(in, line);)
-    if (!line.empty()) lines.push_back(line);
+std::vector<std::string> drawn_lines(const std::string& text) {
+  std::vector<std::string> lines(1);
+  for (std::size_t at = 0; at < text.size(); ++at) {
+    if (text[at] == '\x1b') at = text.find_first_of("AJK", at);
+    else if (text[at] != '\r' && text[at] != '\n') {
+      lines.back() += text[at];
+      continue;
+    }
+    if (!lines.back().empty()) lines.emplace_back();
+  }
   return lines;
+}
+
+bool has_line(const std::string& text, const std::string& form) {
+  return std::ranges::any_of(drawn_lines(text), [&](const std::string& line) { return std::regex_match(line, std::regex(form)); });
 }
 
 bool has_script() { return std::system("command -v script >/dev/null 2>&1") == 0; }
@@ -62,7 +69,7 @@ TEST_CASE("a line drops whole fields from the right, and numbers have separators
 TEST_CASE("a training run redraws whole fields at any width, and tells its validation and its end in sentences") {
   if (!has_script()) SKIP("no script(1)");
   const std::regex field(
-      R"(\[[#.]{12}\]|[\d,]+/1,234|ETA (\d+:)?\d+:\d\d|[\d.,]+ (samples|tokens)/s|\d+ % of the matrix rate|loss [\d.]+|(student|teacher) CE [\d.]+|L_KV [\d.]+|L_CODI [\d.]+|grad [\d.e+-]+|lr \d\.\de-\d\d)");
+      R"(\[[#.]{12}\]|[\d,]+/1,234|ETA (\d+:)?\d+:\d\d|[\d.,]+ (samples|tokens)/s|\d+ % of the matrix rate|loss [\d.]+|(student|teacher) CE [\d.]+|L_KV [\d.]+|L_CODI [\d.]+|grad [\d.e+-]+|lr \d\.\de[+-]\d\d)");
   std::set<std::size_t> counts;
   for (const int columns : {40, 60, 80, 200}) {
     TempFolder folder;
@@ -85,8 +92,7 @@ TEST_CASE("a training run redraws whole fields at any width, and tells its valid
     CHECK(most >= 2);
     counts.insert(most);
     CHECK_THAT(text, ContainsSubstring("step 617: valid "));
-    CHECK_THAT(text, Catch::Matchers::Matches(
-                         "[\\s\\S]*step 1,234: valid [\\d.]+ % strict \\(best [\\d.]+ at step [\\d,]+\\), [\\d.]+ passes[\\s\\S]*"));
+    CHECK(has_line(text, R"(step 1,234: valid [\d.]+ % strict \(best [\d.]+ at step [\d,]+\), [\d.]+ passes a question, .*)"));
     CHECK_THAT(text, ContainsSubstring("finished at step 1,234 in "));
     CHECK_THAT(text, ContainsSubstring(" GB"));
     CHECK_THAT(text, ContainsSubstring("next: "));
@@ -115,7 +121,7 @@ TEST_CASE("an evaluation on a terminal tells how far it is and leaves nothing of
   TextRun tiny;
   const std::string data = tiny.write("rows.txt", kQuestions);
   const std::string text = on_terminal("kava_eval " + tiny.dir.string() + " --threads 1 --batch 1 --data " + data, 80);
-  CHECK_THAT(text, Catch::Matchers::Matches("[\\s\\S]*rows.txt: 4 of 4 questions  strict [\\d.]+ %  ETA 0:00[\\s\\S]*"));
+  CHECK(has_line(text, R"(rows.txt: 4 of 4 questions  strict [\d.]+ %  ETA 0:00.*)"));
   CHECK_THAT(text, ContainsSubstring("\r\x1b[J"));
   CHECK(run("kava_eval " + tiny.dir.string() + " --threads 1 --force --data " + data).output.find("ETA") == std::string::npos);
 }
