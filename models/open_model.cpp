@@ -3,6 +3,7 @@
 #include "engine/error.h"
 #include "engine/files/checkpoint.h"
 #include "engine/files/files.h"
+#include "engine/files/hub.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
 #include "models/contents.h"
@@ -87,7 +88,7 @@ void require_room_for_weights(const RunConfig& config, const ModelConfig& shape)
 
 OpenedModel open_model(const std::string& given, std::optional<StorageType> dtype, const std::optional<std::string>& base) {
   std::error_code failed;
-  const fs::path path = fs::canonical(given, failed);
+  const fs::path path = fs::canonical(model_folder(given), failed);
   if (failed)
     throw Error(Exit::data, given.empty() ? "MODEL" : escaped(given, 4096), given.empty() ? "is empty" : failed.message(),
                 "give a Hugging Face folder, a run directory or a checkpoint in one");
@@ -114,7 +115,7 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
   if (m.plain() && base)
     throw Error(Exit::usage, "--base", "is given for " + shown(path) + ", which is a base itself", "leave it out, or name a run");
   m.config = m.plain() ? plain_config(path.string()) : load_run_config(m.run_dir.string());
-  if (base) m.config.model.path = fs::absolute(*base).string();
+  if (base) m.config.model.path = fs::absolute(model_folder(*base)).string();
   if (dtype) m.config.model.dtype = *dtype;
   if (!fs::exists(m.config.model.path, failed))
     throw Error(Exit::data, shown(m.config.model.path), "the run's base is not there", "name it where it lies now with --base DIR");

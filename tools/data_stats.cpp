@@ -6,6 +6,7 @@
 
 #include "engine/data/data.h"
 #include "engine/error.h"
+#include "engine/files/hub.h"
 #include "engine/text/tokenizer.h"
 #include "tools/choice_option.h"
 #include "tools/data_files.h"
@@ -109,7 +110,7 @@ int describe_data(const StatsCommand& command) {
   std::optional<Tokenizer> tokenizer;
   std::vector<RowFile> files;
   for (const std::string& path : command.files) files.push_back(read_rows(path, format));
-  if (command.tokenizer) tokenizer.emplace(Tokenizer::load(*command.tokenizer));
+  if (command.tokenizer) tokenizer.emplace(Tokenizer::load(model_folder(*command.tokenizer)));
   for (const RowFile& file : files) {
     const bool ids = file.format == DataFormat::ids;
     fmt::print("{}: {}, {} rows\n  {:<26}{:>10}{:>8}{:>8}{:>8}{:>8}\n", escaped(file.path, 4096), name_of(file.format), file.rows.size(),

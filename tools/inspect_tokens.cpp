@@ -11,6 +11,7 @@
 #include "engine/cli.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
+#include "engine/files/hub.h"
 #include "engine/files/json.h"
 #include "engine/text/tokenizer.h"
 #include "models/open_model.h"
@@ -24,7 +25,8 @@ struct TokensCommand {
   bool decode = false, json = false;
 };
 
-Tokenizer tokenizer_of(const std::string& model) {
+Tokenizer tokenizer_of(const std::string& given) {
+  const std::string model = model_folder(given);
   // The tokenizer's files alone are enough.
   if (is_there(std::filesystem::path(model) / "tokenizer.json")) return Tokenizer::load(model);
   OpenedModel opened = open_model(model);

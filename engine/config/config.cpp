@@ -14,6 +14,7 @@
 #include "engine/config/toml_text.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
+#include "engine/files/hub.h"
 #include "engine/files/paths.h"
 
 namespace kava {
@@ -170,7 +171,8 @@ class Assigner {
 
   std::string resolved(const Key& key, const std::string& path, const std::string& where) const {
     if (path.find('\0') != std::string::npos) refuse(where, fmt::format("the path in {} holds a NUL character", key.name), "remove it");
-    return path.empty() ? "" : (folder_ / expand_home(path)).string();
+    if (path.empty()) return "";
+    return key.name.starts_with("model.") ? model_folder(folder_, path) : (folder_ / expand_home(path)).string();
   }
 
   void put(const Text& field, const Key& key, const toml::node& node, const std::string& where) const {

@@ -1,0 +1,16 @@
+// Models of the Hugging Face hub's local cache, by name and without the network.
+#pragma once
+#include <filesystem>
+#include <string>
+
+namespace kava {
+
+/// The folder that `given` names: itself where it is there, else the cached snapshot of its branch main where it is a name of the hub's
+/// cache, as "org/model" (HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else ~/.cache/huggingface/hub). What is
+/// neither is returned as it is: opening it says so. Error(code data) where the cache holds the name without a whole snapshot.
+std::string model_folder(const std::string& given);
+
+/// The same for a path that is relative to `folder`; absolute where it is found, or folder / given.
+std::string model_folder(const std::filesystem::path& folder, const std::string& given);
+
+}  // namespace kava
