@@ -109,22 +109,21 @@ std::vector<std::string> copied_files(const fs::path& base) {
   return names;
 }
 
-// The base's config.json for weights in F32: transformers loads them in the type that it names, as "dtype" in version 5 and as
+// The base's config.json for weights of a type: transformers loads them in the one that it names, as "dtype" in version 5 and as
 // "torch_dtype" in version 4.
-std::string config_of_written(const fs::path& base) {
+std::string config_of_written(const fs::path& base, DType type) {
   Json config = read_json((base / "config.json").string());
-  config["dtype"] = config["torch_dtype"] = "float32";
+  config["dtype"] = config["torch_dtype"] = type == DType::bf16 ? "bfloat16" : "float32";
   return config.dump(2) + "\n";
 }
 
-void write_base_files(const Model& model, FolderWriter& folder, const std::string& prefix) {
-  const fs::path base = model.config.model.path;
-  folder.write_file(prefix + "config.json", config_of_written(base));
-  for (const std::string& name : copied_files(base))
-    folder.write_file(prefix + name, read_file((base / name).string(), std::size_t{256} << 20));
-}
-
 }  // namespace
+
+void write_base_files(const std::string& base, DType type, FolderWriter& folder, const std::string& prefix) {
+  folder.write_file(prefix + "config.json", config_of_written(base, type));
+  for (const std::string& name : copied_files(base))
+    folder.write_file(prefix + name, read_file((fs::path(base) / name).string(), std::size_t{256} << 20));
+}
 
 void load_adapter(Model& model, const std::string& folder) {
   const bool all = model.config.train.trainable == Trainable::all;
@@ -147,7 +146,7 @@ void load_adapter(Model& model, const std::string& folder) {
 
 void save_adapter(const Model& model, FolderWriter& folder, const std::string& prefix) {
   if (model.config.train.trainable == Trainable::all) {
-    write_base_files(model, folder, prefix);
+    write_base_files(model.config.model.path, DType::f32, folder, prefix);
     save_file(model, folder, prefix + "model.safetensors", [](const std::string& name) { return !is_kava_tensor(name); });
   } else {
     folder.write_file(prefix + "adapter_config.json", adapter_config(model).dump(2) + "\n");

@@ -17,4 +17,7 @@ void save_adapter(const Model& model, const std::string& folder);
 /// Writes its files into a folder under names that begin with `prefix`.
 void save_adapter(const Model& model, FolderWriter& folder, const std::string& prefix);
 
+/// Writes the base's config.json, for weights of this type (f32 or bf16), and a copy of its tokenizer's and generation files.
+void write_base_files(const std::string& base, DType type, FolderWriter& folder, const std::string& prefix);
+
 }  // namespace kava

@@ -7,6 +7,7 @@
 #include <memory>
 #include <set>
 
+#include "engine/device/rounding.h"
 #include "engine/files/json.h"
 
 namespace kava {
@@ -126,15 +127,6 @@ inline float to_float(Half h) {
   std::uint32_t bits = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f);
   bits |= magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
   return std::bit_cast<float>(bits | static_cast<std::uint32_t>(h.bits & 0x8000u) << 16);
-}
-
-// Rounds to f32 towards zero and marks a lost remainder in the last bit, so that a second rounding to a shorter type is correct.
-inline float round_to_odd(double x) {
-  float f = static_cast<float>(x);
-  std::uint32_t bits = std::bit_cast<std::uint32_t>(f);
-  if (std::isnan(x) || static_cast<double>(f) == x) return f;
-  if (std::fabs(static_cast<double>(f)) > std::fabs(x)) --bits;
-  return std::bit_cast<float>(bits | 1u);
 }
 
 inline void store(float x, float& out) { out = x; }

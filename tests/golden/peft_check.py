@@ -1,9 +1,10 @@
 """Shows that an adapter folder loads in the peft package and means there what it means in kava.
 
-    python peft_check.py ADAPTER BASE [--tokens N]
+    python peft_check.py ADAPTER BASE [--tokens N] [--merged DIR]
 
 Compares the logits of peft's model on random token ids with those of a plain copy of the base whose weights are W + alpha/r B A.
-Ends with 1 when they differ by more than f32 rounding explains, or when the adapter changes nothing.
+--merged: a folder that `kava_merge ADAPTER --dtype f32 --out DIR` has written must have the same. Ends with 1 when they differ by more than
+f32 rounding explains, or when the adapter changes nothing.
 """
 import argparse
 import json
@@ -39,6 +40,7 @@ def main():
     parser.add_argument("adapter", type=pathlib.Path)
     parser.add_argument("base", type=pathlib.Path)
     parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--merged", type=pathlib.Path)
     arguments = parser.parse_args()
     plain = load_base(arguments.base)
     ids = torch.randint(plain.config.vocab_size, (1, arguments.tokens), generator=torch.Generator().manual_seed(1))
@@ -51,6 +53,12 @@ def main():
     change = ((expected - unadapted).norm() / unadapted.norm()).item()
     print(f"adapted linears {sum(1 for name, _ in wrapped.named_modules() if name.endswith('.lora_A.default'))}, "
           f"logits differ by {error:.1e} (relative RMS); the adapter changes them by {change:.1e}")
+    if arguments.merged:
+        with torch.no_grad():
+            alone = load_base(arguments.merged)(ids).logits
+        worst = ((alone - expected).norm() / expected.norm()).item()
+        print(f"the merged folder's logits differ by {worst:.1e}")
+        error = max(error, worst)
     return 1 if error > 1e-5 or change == 0 else 0
 
 

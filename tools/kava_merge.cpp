@@ -1,0 +1,88 @@
+// kava_merge: base and LoRA as one Hugging Face folder.
+#include <fmt/core.h>
+
+#include <filesystem>
+#include <optional>
+
+#include "engine/files/files.h"
+#include "engine/files/hub.h"
+#include "engine/files/paths.h"
+#include "models/merge.h"
+#include "models/open_model.h"
+#include "tools/choice_option.h"
+#include "tools/command.h"
+#include "tools/device.h"
+
+namespace {
+
+using namespace kava;
+namespace fs = std::filesystem;
+
+struct MergeCommand {
+  std::string adapter, out;
+  std::optional<std::string> base, dtype;
+  DeviceOptions device;
+};
+
+// What lies beside the merged weights and has no place in them.
+void print_left_out(const fs::path& adapter) {
+  if (is_there(adapter / "kava.safetensors"))
+    fmt::print(
+        "the rows of bot, eot and latent and the latents' projection are no part of a plain model and were left out: the folder writes\n"
+        "its chain of thought\n");
+}
+
+struct Opened {
+  MergeInput input;
+  fs::path adapter;
+  std::shared_ptr<const PathLock> lock;  // keeps a checkpoint from being pruned
+};
+
+Opened open_input(const MergeCommand& command) {
+  const std::string given = model_folder(command.adapter);
+  if (is_there(fs::path(given) / "adapter_config.json")) {
+    const std::string base = model_folder(command.base ? *command.base : peft_base(given));
+    if (!is_there(base)) throw Error(Exit::data, escaped(base, 4096), "the adapter's base is not there", "name it with --base DIR");
+    return {peft_merge_input(given, base), given, nullptr};
+  }
+  OpenedModel opened = open_model(given, std::nullopt, command.base);
+  const std::string adapter = opened.adapter.string(), base = opened.config.model.path;
+  if (opened.plain())
+    throw Error(Exit::data, escaped(given, 4096), "is a plain model folder: there is nothing to merge",
+                "give a run, a checkpoint or an adapter");
+  fmt::print("{}\n", opened.weights);
+  const bool all = opened.config.train.trainable == Trainable::all;
+  return {all ? MergeInput{base, adapter, "", 1, false} : peft_merge_input(adapter, base), adapter, opened.lock};
+}
+
+int merge(const MergeCommand& command) {
+  const auto dtype = choice_option<StorageType>("--dtype", command.dtype).value_or(StorageType::bf16);
+  if (dtype == StorageType::f64) throw Error(Exit::usage, "--dtype", "f64 is no type of a model folder", "give bf16 or f32");
+  std::error_code failed;
+  if (command.out.empty()) throw Error(Exit::usage, "--out", "is empty", "name a new folder");
+  if (is_there(command.out) && !(fs::is_directory(command.out, failed) && fs::is_empty(command.out, failed)))
+    throw Error(Exit::usage, "--out", escaped(command.out, 4096) + " is there already", "name a new folder");
+  const Opened opened = open_input(command);
+  require_no_input("--out", command.out, {opened.input.base, opened.adapter.string()});
+  const std::unique_ptr<Ops> ops = make_cpu_ops(thread_count(command.device));
+  FolderWriter out(command.out);
+  write_merged(*ops, opened.input, storage_of(dtype), out);
+  out.commit();
+  print_left_out(opened.adapter);
+  fmt::print("written {}\n", escaped(command.out, 4096));
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Merges an adapter into its base: a Hugging Face folder for other programs", "kava_merge");
+  app.footer("Example:\n  kava_merge runs/smollm2_135m_aug --out merged\n  kava_merge adapter --base SmolLM2-135M-Instruct --out merged");
+  MergeCommand command;
+  app.add_option("ADAPTER", command.adapter, "An adapter folder in PEFT's format, a run directory, or a checkpoint in one")->required();
+  app.add_option("--out", command.out, "The folder to write, which must be new")->required();
+  app.add_option("--base", command.base, "The base's folder, where it is not where the adapter or the run says");
+  app.add_option("--dtype", command.dtype, "bf16 or f32 (default: bf16), each value rounded once");
+  app.add_option("--threads", command.device.threads, "Threads, 1..4096 (default: all cores)");
+  return command_main(argc, argv, app, [&] { return merge(command); });
+}
