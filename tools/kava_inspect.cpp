@@ -1,5 +1,6 @@
 // kava_inspect: what is in a file, a step or a tokenizer. Each subcommand is in tools/inspect_NAME.cpp.
 #include "tools/command.h"
+#include "tools/inspect_doctor.h"
 #include "tools/inspect_file.h"
 #include "tools/inspect_probe.h"
 #include "tools/inspect_step.h"
@@ -14,8 +15,6 @@ int main(int argc, char** argv) {
   kava::add_step_command(app, chosen);
   kava::add_probe_command(app, chosen);
   kava::add_tokens_command(app, chosen);
-  app.add_subcommand("doctor", "Check this machine (not built yet)")->callback([&] {
-    chosen = []() -> int { throw kava::Error(kava::Exit::usage, "kava_inspect doctor", "is not built yet", "see kava_inspect --help"); };
-  });
+  kava::add_doctor_command(app, chosen);
   return kava::command_main(argc, argv, app, [&] { return chosen(); });
 }

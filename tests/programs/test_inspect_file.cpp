@@ -82,7 +82,7 @@ TEST_CASE("what kava_inspect cannot do is one error line with its exit code") {
   one_line(inspect("file '" + folder.path().string() + "'"), 4);
   one_line(inspect("file"), 2);
   one_line(inspect(""), 2);
-  one_line(inspect("doctor"), 2);
+  one_line(inspect("doctor --device gpu"), 2);
   one_line(inspect("file --no-such-option x"), 2);
   one_line(inspect("--version >/dev/full"), 7);
   const std::string step = "step '" + source_dir() + "/tests/golden/cases/kava_defaults.toml' --threads 1 --out ",
