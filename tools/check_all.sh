@@ -9,6 +9,7 @@
 #   tsan      ThreadSanitizer over what has threads; whole: every test
 #   clang     a build by clang without a warning; whole: and its tests
 #   kill      runs killed at every failpoint and 3 random moments; whole: 1,000 moments and every error
+#   fuzz      the parsers of strangers' files under the lane asan's build for 60 s; whole: 20 minutes each
 #   lint      tools/lint.sh; whole: and clang-tidy
 #   docs      every `sh` block of the documents in the project's folder, but those of `sh norun REASON` and the README's first, which are
 #             the other lanes'
@@ -100,6 +101,12 @@ lane_kill() {
     build/cpu/tests/kill_resume --rounds 1000 --every-error --bin build/cpu/bin
     build/cpu/tests/replicate_kills --kills 20 --bin build/cpu/bin
   fi
+}
+
+lane_fuzz() {
+  tools/setup.sh
+  build asan fuzz
+  if [ "$short" = yes ]; then build/asan/tests/fuzz --seconds 60; else build/asan/tests/fuzz --seconds 27600 --seed "$(date +%s)"; fi
 }
 
 lane_lint() { if [ "$short" = yes ]; then tools/lint.sh; else tools/lint.sh --tidy; fi; }
