@@ -3,7 +3,9 @@
 # Usage: tools/lint.sh [--tidy]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tools/setup.sh clang-format-14 clang-tidy-16 shellcheck codespell
+tidy=()
+[ "${1:-}" != --tidy ] || tidy=(clang-16 clang-tidy-16)
+tools/setup.sh clang-format-14 shellcheck codespell "${tidy[@]}"
 failed=()
 mapfile -t sources < <(git ls-files '*.cpp' '*.h' '*.cu')
 mapfile -t scripts < <(git ls-files '*.sh' .ci/run)

@@ -9,8 +9,8 @@
 
 namespace kava {
 
-/// RUN/eval/DATASTEM-SHA8.step_N[.METHOD][.stageK][.limitK][.sN-tT].json: METHOD where it is not the run's, N samples and temperature T where
-/// answers are drawn, `.adapter` in place of the step for weights that no checkpoint names.
+/// RUN/eval/DATASTEM-SHA8.step_N[.METHOD][.stageK][.limitK][.sN-tT].json: METHOD where it is not the run's, N samples and temperature T
+/// where answers are drawn, `.adapter` in place of the step for weights that no checkpoint names.
 std::filesystem::path result_path(const OpenedModel& opened, const RowFile& file, const EvalOptions& options);
 
 /// Error(code usage) where there is a result at `path` already that was made with other options than the document (which may lack its
