@@ -68,10 +68,11 @@ constexpr int64_t norm_workspace(int64_t rows, int64_t cols) { return (rows + kG
 template <class T, class G>
 void rms_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* workspace, Rows<const G> dy, Rows<const T> x, Rows<const float> rstd,
                   const T* w, int64_t rows, int64_t cols);
+/// b and sum as above.
 template <class T>
-void layer_norm_fwd(Stream stream, Rows<T> y, Rows<float> mean, Rows<float> rstd, Rows<const T> x, const T* w, const T* b, float eps,
-                    int64_t rows, int64_t cols);
-/// dx is set; dw and db are added to and may be null.
+void add_layer_norm_fwd(Stream stream, Rows<T> y, Rows<T> sum, Rows<float> mean, Rows<float> rstd, Rows<const T> a, Rows<const T> b,
+                        const T* w, const T* bias, float eps, int64_t rows, int64_t cols);
+/// dx, dw and db are added to; dw and db may be null.
 template <class T, class G>
 void layer_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* db, float* workspace, Rows<const G> dy, Rows<const T> x,
                     Rows<const float> mean, Rows<const float> rstd, const T* w, int64_t rows, int64_t cols);
@@ -82,15 +83,33 @@ void layer_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* db, float* work
 template <class Y, class X>
 void rope(Stream stream, Rows<Y> y, Rows<const X> x, const int32_t* positions, Rows<const float> cosine, Rows<const float> sine,
           int64_t rows, int heads, int head_dim, bool inverse);
+
+/// Where rows stand: positions[r], whose angles are those rows of cosine and sine.
+struct RopeTables {
+  const int32_t* positions;
+  Rows<const float> cosine, sine;
+};
+/// y = heads of x, each normalised by itself and turned; rstd [rows, heads] may be null, y may be x.
+template <class T>
+void norm_rope_fwd(Stream stream, Rows<T> y, Rows<float> rstd, Rows<const T> x, const T* w, const RopeTables& at, float eps, int64_t rows,
+                   int heads, int head_dim);
+/// Floats of the workspace for dw.
+constexpr int64_t norm_rope_workspace(int64_t rows, int64_t head_dim) { return (rows + kGainRows - 1) / kGainRows * head_dim; }
+/// dx is set and may be dy. dw [head_dim] is added to and may be null; then no workspace is needed.
+template <class T, class G>
+void norm_rope_bwd(Stream stream, Rows<T> dx, float* dw, float* workspace, Rows<const G> dy, Rows<const T> x, Rows<const float> rstd,
+                   const T* w, const RopeTables& at, int64_t rows, int heads, int head_dim);
+
 template <class T>
 void swiglu_fwd(Stream stream, Rows<T> y, Rows<const T> gate, Rows<const T> up, int64_t rows, int64_t cols);
 template <class T>
 void swiglu_bwd(Stream stream, Rows<T> dgate, Rows<T> dup, Rows<const T> dy, Rows<const T> gate, Rows<const T> up, int64_t rows,
                 int64_t cols);
+/// By the error function, or by the approximation with tanh.
 template <class T>
-void gelu_fwd(Stream stream, Rows<T> y, Rows<const T> x, int64_t rows, int64_t cols);
+void gelu_fwd(Stream stream, Rows<T> y, Rows<const T> x, int64_t rows, int64_t cols, bool by_tanh);
 template <class T, class G>
-void gelu_bwd(Stream stream, Rows<T> dx, Rows<const G> dy, Rows<const T> x, int64_t rows, int64_t cols);
+void gelu_bwd(Stream stream, Rows<T> dx, Rows<const G> dy, Rows<const T> x, int64_t rows, int64_t cols, bool by_tanh);
 
 // ---- the head's loss
 

@@ -1,7 +1,7 @@
 // RMSNorm with the residual's sum, LayerNorm, and their gradients.
 //   RMSNorm:    sum = a + b,  y = sum rstd w,  rstd = (mean(sum^2) + eps)^-1/2
 //   backward:   dx += rstd (dy w) - rstd^3 mean(dy w x) x
-//   LayerNorm:  z = (x - mean) rstd,  y = z w + b;  backward: dx = rstd (g - mean(g) - z mean(g z)),  g = dy w
+//   LayerNorm:  sum = a + b,  z = (sum - mean) rstd,  y = z w + bias;  backward: dx += rstd (g - mean(g) - z mean(g z)),  g = dy w
 //
 // A warp owns a row. It reads the row once, in chunks of eight columns, and keeps it in its part of shared memory, as rounded as it is
 // stored; lanes own chunks, so no barrier is needed. Gradients of gains and biases are sums over rows: a block owns 64 rows and 32 columns
@@ -43,6 +43,19 @@ struct RmsNorm {
   float eps;
 };
 
+/// A chunk of the row that is normalised: a (+ b), as rounded as it is stored, which goes to sum where that is wanted.
+template <class T, bool kAligned>
+__device__ __forceinline__ Columns summed_columns(Rows<T> sum, Rows<const T> a, Rows<const T> b, int64_t r, int first, int cols) {
+  Columns x = load_columns<T, kAligned>(a[r], first, cols);
+  if (b.data) {
+    const Columns other = load_columns<T, kAligned>(b[r], first, cols);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) x.at[i] = to_float(from_float<T>(x.at[i] + other.at[i]));
+  }
+  if (sum.data) store_columns<T, kAligned>(sum[r], first, cols, x);
+  return x;
+}
+
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kNormThreads) add_rms_norm_fwd_kernel(const __grid_constant__ RmsNorm<T> p, int64_t rows, int cols) {
   const int64_t r = warp_row(rows);
@@ -50,13 +63,7 @@ __global__ void __launch_bounds__(kNormThreads) add_rms_norm_fwd_kernel(const __
   float* row = warp_rows(cols, 1);
   float square = 0;
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
-    Columns x = load_columns<T, kAligned>(p.a[r], first, cols);
-    if (p.b.data) {
-      const Columns other = load_columns<T, kAligned>(p.b[r], first, cols);
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) x.at[i] = to_float(from_float<T>(x.at[i] + other.at[i]));
-    }
-    if (p.sum.data) store_columns<T, kAligned>(p.sum[r], first, cols, x);
+    const Columns x = summed_columns<T, kAligned>(p.sum, p.a, p.b, r, first, cols);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) square += x.at[i] * x.at[i];
     keep(row, first, x);
@@ -110,22 +117,22 @@ __global__ void __launch_bounds__(kNormThreads) rms_norm_bwd_kernel(const __grid
 
 template <class T>
 struct LayerNorm {
-  Rows<T> y;
+  Rows<T> y, sum;
   float *mean, *rstd;
   int64_t mean_stride, rstd_stride;
-  Rows<const T> x;
-  const T *w, *b;
+  Rows<const T> a, b;
+  const T *w, *bias;
   float eps;
 };
 
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kNormThreads) layer_norm_fwd_kernel(const __grid_constant__ LayerNorm<T> p, int64_t rows, int cols) {
+__global__ void __launch_bounds__(kNormThreads) add_layer_norm_fwd_kernel(const __grid_constant__ LayerNorm<T> p, int64_t rows, int cols) {
   const int64_t r = warp_row(rows);
   if (r < 0) return;
   float* row = warp_rows(cols, 1);
   float sum = 0;
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
-    const Columns x = load_columns<T, kAligned>(p.x[r], first, cols);
+    const Columns x = summed_columns<T, kAligned>(p.sum, p.a, p.b, r, first, cols);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) sum += x.at[i];
     keep(row, first, x);
@@ -142,7 +149,7 @@ __global__ void __launch_bounds__(kNormThreads) layer_norm_fwd_kernel(const __gr
   if (threadIdx.x % kWarpSize == 0) p.mean[r * p.mean_stride] = center, p.rstd[r * p.rstd_stride] = scale;
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
     Columns x = kept(row, first);
-    const Columns gain = load_columns<T, kAligned>(p.w, first, cols), bias = load_columns<T, kAligned>(p.b, first, cols);
+    const Columns gain = load_columns<T, kAligned>(p.w, first, cols), bias = load_columns<T, kAligned>(p.bias, first, cols);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) x.at[i] = (x.at[i] - center) * scale * gain.at[i] + bias.at[i];
     store_columns<T, kAligned>(p.y[r], first, cols, x);
@@ -171,9 +178,9 @@ __global__ void __launch_bounds__(kNormThreads)
   const float g_mean = warp_sum(g_sum) / static_cast<float>(cols), gz_mean = warp_sum(gz_sum) / static_cast<float>(cols);
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
     const Columns z = kept(z_row, first), g = kept(g_row, first);
-    Columns d;
+    Columns d = load_columns<T, kAligned>(p.dx[r], first, cols);
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) d.at[i] = scale * (g.at[i] - g_mean - z.at[i] * gz_mean);
+    for (int i = 0; i < kChunk; ++i) d.at[i] += scale * (g.at[i] - g_mean - z.at[i] * gz_mean);
     store_columns<T, kAligned>(p.dx[r], first, cols, d);
   }
 }
@@ -255,13 +262,15 @@ void rms_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* workspace, Rows<c
 }
 
 template <class T>
-void layer_norm_fwd(Stream stream, Rows<T> y, Rows<float> mean, Rows<float> rstd, Rows<const T> x, const T* w, const T* b, float eps,
-                    int64_t rows, int64_t cols) {
+void add_layer_norm_fwd(Stream stream, Rows<T> y, Rows<T> sum, Rows<float> mean, Rows<float> rstd, Rows<const T> a, Rows<const T> b,
+                        const T* w, const T* bias, float eps, int64_t rows, int64_t cols) {
   if (rows == 0) return;
-  const bool aligned = chunked(y, cols) && chunked(x, cols) && chunked(Rows<const T>{w, 8}, cols) && chunked(Rows<const T>{b, 8}, cols);
+  if (!b.data && sum.data == a.data) sum = {};
+  const bool aligned = chunked(y, cols) && chunked(sum, cols) && chunked(a, cols) && chunked(b, cols) &&
+                       chunked(Rows<const T>{w, 8}, cols) && chunked(Rows<const T>{bias, 8}, cols);
   dispatch_aligned(aligned, [&]<bool kAligned>() {
-    launch(stream, layer_norm_fwd_kernel<T, kAligned>, norm_blocks(rows), kNormThreads, norm_smem(cols, 1),
-           LayerNorm<T>{y, mean.data, rstd.data, mean.stride, rstd.stride, x, w, b, eps}, rows, static_cast<int>(cols));
+    launch(stream, add_layer_norm_fwd_kernel<T, kAligned>, norm_blocks(rows), kNormThreads, norm_smem(cols, 1),
+           LayerNorm<T>{y, sum, mean.data, rstd.data, mean.stride, rstd.stride, a, b, w, bias, eps}, rows, static_cast<int>(cols));
   });
 }
 
@@ -280,7 +289,8 @@ void layer_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* db, float* work
 
 #define KAVA_NORMS_OF(T)                                                                                                                  \
   template void add_rms_norm_fwd(Stream, Rows<T>, Rows<T>, Rows<float>, Rows<const T>, Rows<const T>, const T*, float, int64_t, int64_t); \
-  template void layer_norm_fwd(Stream, Rows<T>, Rows<float>, Rows<float>, Rows<const T>, const T*, const T*, float, int64_t, int64_t);
+  template void add_layer_norm_fwd(Stream, Rows<T>, Rows<T>, Rows<float>, Rows<float>, Rows<const T>, Rows<const T>, const T*, const T*,  \
+                                   float, int64_t, int64_t);
 #define KAVA_NORM_GRADIENTS_OF(T, G)                                                                                              \
   template void rms_norm_bwd(Stream, Rows<T>, float*, float*, Rows<const G>, Rows<const T>, Rows<const float>, const T*, int64_t, \
                              int64_t);                                                                                            \

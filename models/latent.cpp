@@ -48,9 +48,9 @@ void feed_latents(Model& model, Arena& arena, Transformer& transformer, const De
     s.mean = arena.alloc(sum, n, 1), s.rstd = arena.alloc(sum, n, 1);
     y = arena.alloc(t, n, C);
     ops.linear_group_fwd(arena, s.a1, s.h, p.linear1.map);
-    ops.gelu_fwd(s.g1, s.a1);
+    ops.gelu_fwd(s.g1, s.a1, Gelu::erf);
     ops.linear_group_fwd(arena, s.a2, s.g1, p.linear2.map);
-    ops.layer_norm_fwd(y, s.mean, s.rstd, s.a2, p.norm_w, p.norm_b, kLayerNormEps);
+    ops.add_layer_norm_fwd(y, {}, s.mean, s.rstd, s.a2, {}, p.norm_w, p.norm_b, kLayerNormEps);
   }
   ops.scatter_rows(inputs, y, s.projected_at);
   ArenaScope scope(arena);
@@ -89,10 +89,11 @@ void feed_latents_backward(Model& model, Arena& arena, Transformer& transformer,
   auto tensor = [&] { return arena.alloc(t, n, C); };
   const Tensor dy = tensor(), da2 = tensor(), dg1 = tensor(), da1 = tensor(), dh = tensor();
   ops.copy(dy, dy_sum);
+  ops.fill(da2, 0);
   ops.layer_norm_bwd(arena, da2, p.dnorm_w, p.dnorm_b, dy, s.a2, s.mean, s.rstd, p.norm_w);
   ops.linear_group_bwd_input(arena, dg1, {}, da2, p.linear2.map, {});
   ops.linear_group_bwd_params(arena, p.linear2.grad, da2, {}, s.g1, p.linear2.map, {});
-  ops.gelu_bwd(da1, dg1, s.a1);
+  ops.gelu_bwd(da1, dg1, s.a1, Gelu::erf);
   ops.linear_group_bwd_input(arena, dh, {}, da1, p.linear1.map, {});
   ops.linear_group_bwd_params(arena, p.linear1.grad, da1, {}, s.h, p.linear1.map, {});
   ops.scatter_add_rows(transformer.dhidden(), dh, s.hidden_live);

@@ -288,6 +288,35 @@ void Ops::rope_bwd(const Tensor& dqkv, const Tensor& dq, const Tensor& dk, const
   });
 }
 
+void Ops::norm_rope_fwd(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& positions,
+                        const Tensor& cosine, const Tensor& sine, double eps) {
+  require_floating("y", y);
+  const int64_t head_dim = w.cols;
+  require_rope(positions, cosine, sine, y.rows, head_dim, y.dtype);
+  KAVA_CHECK(y.cols % head_dim == 0, "{} columns in heads of {}", y.cols, head_dim);
+  require("x", x, y.rows, y.cols, y.dtype);
+  require_if("rstd", rstd, y.rows, y.cols / head_dim, sum_type(y.dtype));
+  require("w", w, 1, head_dim, y.dtype);
+  compute("norm_rope_fwd", {y, rstd}, {x, w, positions, cosine, sine},
+          [&](Ops& ops, const auto& at) { ops.do_norm_rope_fwd(at(y), at(rstd), at(x), at(w), at(positions), at(cosine), at(sine), eps); });
+}
+
+void Ops::norm_rope_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                        const Tensor& w, const Tensor& positions, const Tensor& cosine, const Tensor& sine) {
+  require_floating("x", x);
+  const int64_t head_dim = w.cols;
+  require_rope(positions, cosine, sine, x.rows, head_dim, x.dtype);
+  KAVA_CHECK(x.cols % head_dim == 0, "{} columns in heads of {}", x.cols, head_dim);
+  require("dx", dx, x.rows, x.cols, x.dtype);
+  require_if("dw", dw, 1, head_dim, sum_type(x.dtype));
+  require_gradient("dy", dy, x.rows, x.cols, x.dtype);
+  require("rstd", rstd, x.rows, x.cols / head_dim, sum_type(x.dtype));
+  require("w", w, 1, head_dim, x.dtype);
+  call("norm_rope_bwd", {dx, dw}, {dw, dy, x, rstd, w, positions, cosine, sine}, 0, [&](Ops& ops, const auto& at) {
+    ops.do_norm_rope_bwd(at(arena), at(dx), at(dw), at(dy), at(x), at(rstd), at(w), at(positions), at(cosine), at(sine));
+  });
+}
+
 void Ops::attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                         const Segments& segments, int64_t heads, int64_t kv_heads, double scale) {
   require_attention(o, lse, q, k, v, segments, heads, kv_heads);
@@ -326,27 +355,30 @@ void Ops::swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, c
           [&](Ops& ops, const auto& at) { ops.do_swiglu_bwd(at(dgate), at(dup), at(dy), at(gate), at(up)); });
 }
 
-void Ops::gelu_fwd(const Tensor& y, const Tensor& x) {
+void Ops::gelu_fwd(const Tensor& y, const Tensor& x, Gelu form) {
   require_floating("y", y);
   require("x", x, y.rows, y.cols, y.dtype);
-  compute("gelu_fwd", {y}, {x}, [&](Ops& ops, const auto& at) { ops.do_gelu_fwd(at(y), at(x)); });
+  compute("gelu_fwd", {y}, {x}, [&](Ops& ops, const auto& at) { ops.do_gelu_fwd(at(y), at(x), form); });
 }
 
-void Ops::gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x) {
+void Ops::gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x, Gelu form) {
   require_floating("x", x);
   require("dx", dx, x.rows, x.cols, x.dtype);
   require_gradient("dy", dy, x.rows, x.cols, x.dtype);
-  compute("gelu_bwd", {dx}, {dy, x}, [&](Ops& ops, const auto& at) { ops.do_gelu_bwd(at(dx), at(dy), at(x)); });
+  compute("gelu_bwd", {dx}, {dy, x}, [&](Ops& ops, const auto& at) { ops.do_gelu_bwd(at(dx), at(dy), at(x), form); });
 }
 
-void Ops::layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
-                         double eps) {
-  require_floating("x", x);
-  require("y", y, x.rows, x.cols, x.dtype);
-  for (const Tensor& t : {mean, rstd}) require("mean or rstd", t, x.rows, 1, sum_type(x.dtype));
-  for (const Tensor& t : {w, b}) require("w or b", t, 1, x.cols, x.dtype);
-  compute("layer_norm_fwd", {y, mean, rstd}, {x, w, b},
-          [&](Ops& ops, const auto& at) { ops.do_layer_norm_fwd(at(y), at(mean), at(rstd), at(x), at(w), at(b), eps); });
+void Ops::add_layer_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& mean, const Tensor& rstd, const Tensor& a, const Tensor& b,
+                             const Tensor& w, const Tensor& bias, double eps) {
+  require_floating("y", y);
+  KAVA_CHECK(sum || !b, "a sum without a place for it");
+  require("a", a, y.rows, y.cols, y.dtype);
+  for (const Tensor& t : {b, sum}) require_if("b or sum", t, y.rows, y.cols, y.dtype);
+  for (const Tensor& t : {mean, rstd}) require("mean or rstd", t, y.rows, 1, sum_type(y.dtype));
+  for (const Tensor& t : {w, bias}) require("w or bias", t, 1, y.cols, y.dtype);
+  compute("add_layer_norm_fwd", {y, sum, mean, rstd}, {a, b, w, bias}, [&](Ops& ops, const auto& at) {
+    ops.do_add_layer_norm_fwd(at(y), at(sum), at(mean), at(rstd), at(a), at(b), at(w), at(bias), eps);
+  });
 }
 
 void Ops::layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
@@ -357,7 +389,7 @@ void Ops::layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const
   require_gradient("dy", dy, x.rows, x.cols, x.dtype);
   for (const Tensor& t : {mean, rstd}) require("mean or rstd", t, x.rows, 1, sum_type(x.dtype));
   require("w", w, 1, x.cols, x.dtype);
-  call("layer_norm_bwd", {dx, dw, db}, {dw, db, dy, x, mean, rstd, w}, 0, [&](Ops& ops, const auto& at) {
+  call("layer_norm_bwd", {dx, dw, db}, {dx, dw, db, dy, x, mean, rstd, w}, 0, [&](Ops& ops, const auto& at) {
     ops.do_layer_norm_bwd(at(arena), at(dx), at(dw), at(db), at(dy), at(x), at(mean), at(rstd), at(w));
   });
 }

@@ -42,6 +42,9 @@ struct Dropout {
   Tensor row_keys = {};  // i32 [rows, 2]
 };
 
+/// GELU by the error function, or by its approximation with tanh.
+enum class Gelu { erf, tanh };
+
 /// How a product of activations with weights runs. The two round differently, so the caller chooses by what its rows are, never by how
 /// many they are; within each, a row's bytes depend on that row and on the weights alone.
 enum class Reads {
@@ -164,6 +167,14 @@ class Ops {
   void rope_bwd(const Tensor& dqkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& positions, const Tensor& cosine,
                 const Tensor& sine, int64_t head_dim);
 
+  /// RMSNorm of each head by itself, then its rotary embedding: y = turned(x * rstd * w), rstd = (mean(x^2) + eps)^-1/2 over the head's D
+  /// columns. y, x [n, heads*D] storage; rstd [n, heads] sum type; w [1, D]; the rest as in rope_fwd. y may be x itself, rstd empty
+  void norm_rope_fwd(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& positions, const Tensor& cosine,
+                     const Tensor& sine, double eps);
+  /// dx = gradient through that; dw += . dx, x storage, dy storage or sum, which may be dx itself; dw [1, D] sum or empty
+  void norm_rope_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                     const Tensor& w, const Tensor& positions, const Tensor& cosine, const Tensor& sine);
+
   /// o = softmax(scale q k^T) v over each segment.  q, o [n, H*D]; k, v [step rows, K*D]; lse [n, H] sum: log of the softmax's denominator,
   /// may be empty
   void attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -176,14 +187,14 @@ class Ops {
   /// y = silu(gate) * up, [n, F]
   void swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up);
   void swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up);
-  /// y = x Phi(x), with the error function
-  void gelu_fwd(const Tensor& y, const Tensor& x);
+  /// y = x Phi(x), with the error function; or y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+  void gelu_fwd(const Tensor& y, const Tensor& x, Gelu form);
   /// dx (set); dy storage or sum
-  void gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x);
-  /// y = (x - mean) * rstd * w + b;  mean, rstd [n, 1] sum; w, b [1, C]
-  void layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
-                      double eps);
-  /// dx (set); dw, db (sum, added to), either may be empty; dy storage or sum
+  void gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x, Gelu form);
+  /// sum = a + b;  y = (sum - mean) * rstd * w + bias;  mean, rstd [n, 1] sum; w, bias [1, C]. b and sum as in add_rms_norm_fwd
+  void add_layer_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& mean, const Tensor& rstd, const Tensor& a, const Tensor& b,
+                          const Tensor& w, const Tensor& bias, double eps);
+  /// dx += gradient through y; dw, db (sum, added to), either may be empty; dy storage or sum
   void layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
                       const Tensor& mean, const Tensor& rstd, const Tensor& w);
 
@@ -269,6 +280,10 @@ class Ops {
                            bool inverse) = 0;
   virtual void do_rope_bwd(const Tensor& dqkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& positions,
                            const Tensor& cosine, const Tensor& sine, int64_t head_dim) = 0;
+  virtual void do_norm_rope_fwd(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& positions,
+                                const Tensor& cosine, const Tensor& sine, double eps) = 0;
+  virtual void do_norm_rope_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                                const Tensor& w, const Tensor& positions, const Tensor& cosine, const Tensor& sine) = 0;
   virtual void do_attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                                 const Segments& segments, int64_t heads, int64_t kv_heads, double scale) = 0;
   virtual void do_attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
@@ -276,10 +291,10 @@ class Ops {
                                 int64_t heads, int64_t kv_heads, double scale) = 0;
   virtual void do_swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) = 0;
   virtual void do_swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) = 0;
-  virtual void do_gelu_fwd(const Tensor& y, const Tensor& x) = 0;
-  virtual void do_gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x) = 0;
-  virtual void do_layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
-                                 double eps) = 0;
+  virtual void do_gelu_fwd(const Tensor& y, const Tensor& x, Gelu form) = 0;
+  virtual void do_gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x, Gelu form) = 0;
+  virtual void do_add_layer_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& mean, const Tensor& rstd, const Tensor& a,
+                                     const Tensor& b, const Tensor& w, const Tensor& bias, double eps) = 0;
   virtual void do_layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
                                  const Tensor& mean, const Tensor& rstd, const Tensor& w) = 0;
   virtual void do_head_cross_entropy(Arena& arena, const Tensor& losses, const Tensor& dh, const Tensor& dw, const Tensor& correct,

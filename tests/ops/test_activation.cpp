@@ -17,16 +17,20 @@ std::vector<Tensor> swiglu_bwd(Rig& rig, const Matrices& in) {
   return {dg, du};
 }
 
-std::vector<Tensor> gelu_fwd(Rig& rig, const Matrices& in) {
-  Tensor x = rig.in(in[0]), y = rig.out(in[0].rows, in[0].cols);
-  rig.ops.gelu_fwd(y, x);
-  return {y};
+OpRun gelu_fwd(Gelu form) {
+  return [form](Rig& rig, const Matrices& in) {
+    Tensor x = rig.in(in[0]), y = rig.out(in[0].rows, in[0].cols);
+    rig.ops.gelu_fwd(y, x, form);
+    return std::vector<Tensor>{y};
+  };
 }
 
-std::vector<Tensor> gelu_bwd(Rig& rig, const Matrices& in) {
-  Tensor x = rig.in(in[0]), dy = rig.in(in[1]), dx = rig.out(in[0].rows, in[0].cols);
-  rig.ops.gelu_bwd(dx, dy, x);
-  return {dx};
+OpRun gelu_bwd(Gelu form) {
+  return [form](Rig& rig, const Matrices& in) {
+    Tensor x = rig.in(in[0]), dy = rig.in(in[1]), dx = rig.out(in[0].rows, in[0].cols);
+    rig.ops.gelu_bwd(dx, dy, x, form);
+    return std::vector<Tensor>{dx};
+  };
 }
 }  // namespace
 
@@ -36,17 +40,37 @@ TEST_CASE("swiglu and gelu have the values of their formulas and the gradients o
     const Matrices in = {random.normal(n, c, 2), random.normal(n, c), random.normal(n, c)};
     check_op("swiglu_fwd", in, swiglu_fwd);
     check_op("swiglu_bwd", in, swiglu_bwd);
-    check_op("gelu_fwd", in, gelu_fwd);
-    check_op("gelu_bwd", {in[0], in[2]}, gelu_bwd);
-    Matrix silu = in[0], gelu = in[0];
+    Matrix silu = in[0], by_erf = in[0], by_tanh = in[0];
     for (std::size_t i = 0; i < silu.at.size(); ++i) silu.at[i] = in[0].at[i] / (1 + std::exp(-in[0].at[i])) * in[1].at[i];
-    for (double& v : gelu.at) v = v * 0.5 * std::erfc(-v / std::sqrt(2.0));
+    for (double& v : by_erf.at) v = v * 0.5 * std::erfc(-v / std::sqrt(2.0));
+    for (double& v : by_tanh.at) v = v / 2 * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v)));
     require_close(run_f64(swiglu_fwd, in)[0], silu);
-    require_close(run_f64(gelu_fwd, in)[0], gelu);
     check_gradient(
         "swiglu", in, [&](const Matrices& m) { return weighted(run_f64(swiglu_fwd, m), {in[2]}); }, {0, 1}, run_f64(swiglu_bwd, in));
-    check_gradient(
-        "gelu", in, [&](const Matrices& m) { return weighted(run_f64(gelu_fwd, m), {in[2]}); }, {0}, run_f64(gelu_bwd, {in[0], in[2]}));
+    for (Gelu form : {Gelu::erf, Gelu::tanh}) {
+      check_op("gelu_fwd", in, gelu_fwd(form));
+      check_op("gelu_bwd", {in[0], in[2]}, gelu_bwd(form));
+      require_close(run_f64(gelu_fwd(form), in)[0], form == Gelu::erf ? by_erf : by_tanh);
+      check_gradient(
+          "gelu", in, [&](const Matrices& m) { return weighted(run_f64(gelu_fwd(form), m), {in[2]}); }, {0},
+          run_f64(gelu_bwd(form), {in[0], in[2]}));
+    }
+  }
+}
+
+TEST_CASE("gelu with tanh of inputs far from zero is finite") {
+  for (DType type : {DType::f32, DType::bf16, DType::f64}) {
+    Rig rig(1, type, type, 0);
+    Matrix in(1, 40);
+    for (int64_t i = 0; i < 40; ++i) in(0, i) = i % 2 ? 20 + 300 * double(i) : -20 - 300 * double(i);
+    Tensor x = rig.in(in), dy = rig.in(Matrix(1, 40, 1)), y = rig.out(1, 40), dx = rig.out(1, 40);
+    rig.ops.gelu_fwd(y, x, Gelu::tanh);
+    rig.ops.gelu_bwd(dx, dy, x, Gelu::tanh);
+    const Matrix given = rig.read(x), out = rig.read(y), slope = rig.read(dx);
+    for (int64_t i = 0; i < 40; ++i) {
+      REQUIRE(out(0, i) == (i % 2 ? given(0, i) : 0));
+      REQUIRE(slope(0, i) == (i % 2 ? 1 : 0));
+    }
   }
 }
 

@@ -34,24 +34,35 @@ OpRun rms_norm_bwd(Kind dy_kind) {
   };
 }
 
-// in: x, w, b
-std::vector<Tensor> layer_norm_fwd(Rig& rig, const Matrices& in) {
-  const int64_t n = in[0].rows, c = in[0].cols;
-  Tensor x = rig.in(in[0]), w = rig.in(in[1]), b = rig.in(in[2]);
-  Tensor y = rig.out(n, c), mean = rig.out(n, 1, Kind::sum), rstd = rig.out(n, 1, Kind::sum);
-  rig.ops.layer_norm_fwd(y, mean, rstd, x, w, b, 1e-5);
-  return {y, mean, rstd};
+// in: a, b, w, bias
+OpRun layer_norm_fwd(bool add) {
+  return [add](Rig& rig, const Matrices& in) {
+    const int64_t n = in[0].rows, c = in[0].cols;
+    Tensor a = rig.in(in[0]), b = add ? rig.in(in[1]) : Tensor{}, w = rig.in(in[2]), bias = rig.in(in[3]);
+    Tensor y = rig.out(n, c), mean = rig.out(n, 1, Kind::sum), rstd = rig.out(n, 1, Kind::sum), sum = add ? rig.out(n, c) : Tensor{};
+    if (add && rig.emulates()) {
+      rig.ops.copy(sum, a);
+      rig.ops.add(sum, b);
+      rig.round(sum);
+      rig.ops.add_layer_norm_fwd(y, {}, mean, rstd, sum, {}, w, bias, 1e-5);
+    } else {
+      rig.ops.add_layer_norm_fwd(y, sum, mean, rstd, a, b, w, bias, 1e-5);
+    }
+    return add ? std::vector<Tensor>{y, mean, rstd, sum} : std::vector<Tensor>{y, mean, rstd};
+  };
 }
 
-// in: x, w, b, dy, dw before, db before
-std::vector<Tensor> layer_norm_bwd(Rig& rig, const Matrices& in) {
-  const int64_t n = in[0].rows, c = in[0].cols;
-  Tensor x = rig.in(in[0]), w = rig.in(in[1]), b = rig.in(in[2]), dy = rig.in(in[3]);
-  Tensor dw = rig.in_out(in[4], Kind::sum), db = rig.in_out(in[5], Kind::sum);
-  Tensor y = rig.out(n, c), mean = rig.out(n, 1, Kind::sum), rstd = rig.out(n, 1, Kind::sum), dx = rig.out(n, c);
-  rig.ops.layer_norm_fwd(y, mean, rstd, x, w, b, 1e-5);
-  rig.ops.layer_norm_bwd(rig.arena, dx, dw, db, dy, x, mean, rstd, w);
-  return {dx, dw, db};
+// in: x, w, bias, dy, dx before, dw before, db before
+OpRun layer_norm_bwd(Kind dy_kind) {
+  return [dy_kind](Rig& rig, const Matrices& in) {
+    const int64_t n = in[0].rows, c = in[0].cols;
+    Tensor x = rig.in(in[0]), w = rig.in(in[1]), b = rig.in(in[2]), dy = rig.in(in[3], dy_kind), dx = rig.in_out(in[4]);
+    Tensor dw = rig.in_out(in[5], Kind::sum), db = rig.in_out(in[6], Kind::sum);
+    Tensor y = rig.out(n, c), mean = rig.out(n, 1, Kind::sum), rstd = rig.out(n, 1, Kind::sum);
+    rig.ops.add_layer_norm_fwd(y, {}, mean, rstd, x, {}, w, b, 1e-5);
+    rig.ops.layer_norm_bwd(rig.arena, dx, dw, db, dy, x, mean, rstd, w);
+    return std::vector<Tensor>{dx, dw, db};
+  };
 }
 }  // namespace
 
@@ -99,32 +110,36 @@ TEST_CASE("add_rms_norm may add into its own input") {
   REQUIRE(rig.read(ta).at == apart[2].at);
 }
 
-TEST_CASE("layer_norm normalises each row and has the gradient of central differences") {
+TEST_CASE("add_layer_norm adds, normalises each row and has the gradient of central differences") {
   Random random(5);
   for (auto [n, c] : kSizes) {
     if (c == 1) continue;
-    const Matrices in = {random.normal(n, c, 1, 0.5), random.normal(1, c, 0.3, 1), random.normal(1, c)};
-    check_op("layer_norm_fwd", in, layer_norm_fwd);
-    Matrix want(n, c);
+    const Matrices in = {random.normal(n, c, 1, 0.5), random.normal(n, c), random.normal(1, c, 0.3, 1), random.normal(1, c)};
+    check_op("add_layer_norm_fwd", in, layer_norm_fwd(true));
+    check_op("layer_norm_fwd", in, layer_norm_fwd(false));
+    Matrix want(n, c), sum = in[0];
+    for (std::size_t i = 0; i < sum.at.size(); ++i) sum.at[i] += in[1].at[i];
     for (int64_t r = 0; r < n; ++r) {
       double mean = 0, square = 0;
-      for (int64_t j = 0; j < c; ++j) mean += in[0](r, j) / double(c);
-      for (int64_t j = 0; j < c; ++j) square += std::pow(in[0](r, j) - mean, 2) / double(c);
-      for (int64_t j = 0; j < c; ++j) want(r, j) = (in[0](r, j) - mean) / std::sqrt(square + 1e-5) * in[1](0, j) + in[2](0, j);
+      for (int64_t j = 0; j < c; ++j) mean += sum(r, j) / double(c);
+      for (int64_t j = 0; j < c; ++j) square += std::pow(sum(r, j) - mean, 2) / double(c);
+      for (int64_t j = 0; j < c; ++j) want(r, j) = (sum(r, j) - mean) / std::sqrt(square + 1e-5) * in[2](0, j) + in[3](0, j);
     }
-    require_close(run_f64(layer_norm_fwd, in)[0], want, 1e-11);
-    const Matrices back = {in[0], in[1], in[2], random.normal(n, c), Matrix(1, c), Matrix(1, c)};
-    check_op("layer_norm_bwd", back, layer_norm_bwd);
-    auto loss = [&](const Matrices& m) { return weighted(run_f64(layer_norm_fwd, {m[0], m[1], m[2]}), {back[3]}); };
-    const Matrices gradient = run_f64(layer_norm_bwd, back);
-    check_gradient("layer_norm", back, loss, {0, 1, 2}, gradient, 1e-7);
-    Matrices twice = back;
-    twice[4] = gradient[1], twice[5] = gradient[2];
-    const Matrices added = run_f64(layer_norm_bwd, twice);
-    for (std::size_t i : {1u, 2u}) {
-      Matrix doubled = gradient[i];
-      for (double& v : doubled.at) v *= 2;
-      require_close(added[i], doubled);
+    const Matrices out = run_f64(layer_norm_fwd(true), in);
+    require_close(out[0], want, 1e-11);
+    require_close(out[3], sum);
+    const Matrices back = {in[0], in[2], in[3], random.normal(n, c), random.normal(n, c), random.normal(1, c), random.normal(1, c)};
+    check_op("layer_norm_bwd", back, layer_norm_bwd(Kind::storage));
+    check_op("layer_norm_bwd, dy in the sum type", back, layer_norm_bwd(Kind::sum));
+    Matrices zero = back;
+    zero[4] = Matrix(n, c), zero[5] = zero[6] = Matrix(1, c);
+    auto loss = [&](const Matrices& m) { return weighted(run_f64(layer_norm_fwd(false), {m[0], {}, m[1], m[2]}), {back[3]}); };
+    const Matrices gradient = run_f64(layer_norm_bwd(Kind::storage), zero), added = run_f64(layer_norm_bwd(Kind::storage), back);
+    check_gradient("layer_norm", zero, loss, {0, 1, 2}, gradient, 1e-7);
+    for (std::size_t i = 0; i < 3; ++i) {
+      Matrix total = gradient[i];
+      for (std::size_t e = 0; e < total.at.size(); ++e) total.at[e] += back[4 + i].at[e];
+      require_close(added[i], total);
     }
   }
 }

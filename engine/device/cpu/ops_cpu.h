@@ -47,6 +47,10 @@ class CpuOps final : public Ops {
                    bool inverse) override;
   void do_rope_bwd(const Tensor& dqkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& positions, const Tensor& cosine,
                    const Tensor& sine, int64_t head_dim) override;
+  void do_norm_rope_fwd(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& positions,
+                        const Tensor& cosine, const Tensor& sine, double eps) override;
+  void do_norm_rope_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                        const Tensor& w, const Tensor& positions, const Tensor& cosine, const Tensor& sine) override;
   void do_attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                         const Segments& segments, int64_t heads, int64_t kv_heads, double scale) override;
   void do_attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
@@ -54,10 +58,10 @@ class CpuOps final : public Ops {
                         int64_t kv_heads, double scale) override;
   void do_swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) override;
   void do_swiglu_bwd(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) override;
-  void do_gelu_fwd(const Tensor& y, const Tensor& x) override;
-  void do_gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x) override;
-  void do_layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
-                         double eps) override;
+  void do_gelu_fwd(const Tensor& y, const Tensor& x, Gelu form) override;
+  void do_gelu_bwd(const Tensor& dx, const Tensor& dy, const Tensor& x, Gelu form) override;
+  void do_add_layer_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& mean, const Tensor& rstd, const Tensor& a, const Tensor& b,
+                             const Tensor& w, const Tensor& bias, double eps) override;
   void do_layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
                          const Tensor& mean, const Tensor& rstd, const Tensor& w) override;
   void do_head_cross_entropy(Arena& arena, const Tensor& losses, const Tensor& dh, const Tensor& dw, const Tensor& correct,

@@ -6,6 +6,19 @@
 
 namespace kava {
 
+namespace {
+// The row that is normalised: a's own, or sum's after a (+ b) has been written there.
+template <class T>
+const T* summed_row(int64_t n, const Tensor& sum, const Tensor& a, const Tensor& b) {
+  const T* x = a.row<T>(n);
+  if (!sum || (!b && sum.data == a.data)) return x;
+  T* total = sum.row<T>(n);
+  if (b) each(a.cols, [=, other = b.row<T>(n)](int64_t c) { store(total, c, load(x, c) + load(other, c)); });
+  else each(a.cols, [=](int64_t c) { total[c] = x[c]; });
+  return total;
+}
+}  // namespace
+
 void CpuOps::do_add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& rstd, const Tensor& a, const Tensor& b, const Tensor& w,
                                  double eps) {
   const int64_t cols = y.cols;
@@ -13,15 +26,9 @@ void CpuOps::do_add_rms_norm_fwd(const Tensor& y, const Tensor& sum, const Tenso
     using S = Sum<T>;
     const T* gain = w.as<T>();
     S* scales = rstd ? rstd.as<S>() : nullptr;
-    threads_.blocks(y.rows, kRowBlock, [=](int64_t begin, int64_t end) {
+    threads_.blocks(y.rows, kRowBlock, [&, gain, scales](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        const T* x = a.row<T>(n);
-        if (sum && (b || sum.data != a.data)) {
-          T* total = sum.row<T>(n);
-          if (b) each(cols, [=, other = b.row<T>(n)](int64_t c) { store(total, c, load(x, c) + load(other, c)); });
-          else each(cols, [=](int64_t c) { total[c] = x[c]; });
-          x = total;
-        }
+        const T* x = summed_row<T>(n, sum, a, b);
         S square = sum_over<S>(cols, [=](int64_t c) { return load(x, c) * load(x, c); });
         S scale = S(1) / std::sqrt(square / static_cast<S>(cols) + static_cast<S>(eps));
         if (scales) scales[n * rstd.stride] = scale;
@@ -59,22 +66,22 @@ void CpuOps::do_rms_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, c
   });
 }
 
-void CpuOps::do_layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
-                               double eps) {
-  const int64_t cols = x.cols;
-  dispatch(x.dtype, [&]<class T>() {
+void CpuOps::do_add_layer_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& mean, const Tensor& rstd, const Tensor& a,
+                                   const Tensor& b, const Tensor& w, const Tensor& bias, double eps) {
+  const int64_t cols = y.cols;
+  dispatch(y.dtype, [&]<class T>() {
     using S = Sum<T>;
-    const T *gain = w.as<T>(), *bias = b.as<T>();
+    const T *gain = w.as<T>(), *shift = bias.as<T>();
     S *means = mean.as<S>(), *scales = rstd.as<S>();
-    threads_.blocks(x.rows, kRowBlock, [&, gain, bias](int64_t begin, int64_t end) {
+    threads_.blocks(y.rows, kRowBlock, [&, gain, shift](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        const T* in = x.row<T>(n);
+        const T* in = summed_row<T>(n, sum, a, b);
         const S center = sum_over<S>(cols, [=](int64_t c) { return load(in, c); }) / static_cast<S>(cols);
         S square = sum_over<S>(cols, [=](int64_t c) { return (load(in, c) - center) * (load(in, c) - center); });
         const S scale = S(1) / std::sqrt(square / static_cast<S>(cols) + static_cast<S>(eps));
         means[n * mean.stride] = center;
         scales[n * rstd.stride] = scale;
-        each(cols, [=, out = y.row<T>(n)](int64_t c) { store(out, c, (load(in, c) - center) * scale * load(gain, c) + load(bias, c)); });
+        each(cols, [=, out = y.row<T>(n)](int64_t c) { store(out, c, (load(in, c) - center) * scale * load(gain, c) + load(shift, c)); });
       }
     });
   });
@@ -96,14 +103,14 @@ void CpuOps::do_layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw,
         const T* in = x.row<T>(n);
         const G* dout = dy.row<G>(n);
         const S center = means[n * mean.stride], scale = scales[n * rstd.stride];
-        // With g = dy w and z = (x - mean) rstd: dx = rstd (g - mean(g) - z mean(g z)).
+        // With g = dy w and z = (x - mean) rstd: dx += rstd (g - mean(g) - z mean(g z)).
         S g_sum = sum_over<S>(cols, [=](int64_t c) { return load(dout, c) * load(gain, c); });
         S gz_sum = sum_over<S>(cols, [=](int64_t c) { return load(dout, c) * load(gain, c) * ((load(in, c) - center) * scale); });
         const S g_mean = g_sum / static_cast<S>(cols), gz_mean = gz_sum / static_cast<S>(cols);
         if (dgain) each(cols, [=](int64_t c) { dgain[c] += load(dout, c) * ((load(in, c) - center) * scale); });
         if (dbias) each(cols, [=](int64_t c) { dbias[c] += load(dout, c); });
         each(cols, [=, out = dx.row<T>(n)](int64_t c) {
-          store(out, c, scale * (load(dout, c) * load(gain, c) - g_mean - (load(in, c) - center) * scale * gz_mean));
+          store(out, c, load(out, c) + scale * (load(dout, c) * load(gain, c) - g_mean - (load(in, c) - center) * scale * gz_mean));
         });
       }
     });

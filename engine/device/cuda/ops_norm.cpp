@@ -34,11 +34,11 @@ void CudaOps::do_rms_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, 
                        rows_of<const float>(rstd), data_of<const T>(w), x.rows, x.cols);
   });
 }
-void CudaOps::do_layer_norm_fwd(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
-                                double eps) {
+void CudaOps::do_add_layer_norm_fwd(const Tensor& y, const Tensor& sum, const Tensor& mean, const Tensor& rstd, const Tensor& a,
+                                    const Tensor& b, const Tensor& w, const Tensor& bias, double eps) {
   on_storage(y.dtype, [&]<class T>() {
-    kava::layer_norm_fwd(stream(), rows_of<T>(y), rows_of<float>(mean), rows_of<float>(rstd), rows_of<const T>(x), data_of<const T>(w),
-                         data_of<const T>(b), static_cast<float>(eps), x.rows, x.cols);
+    kava::add_layer_norm_fwd(stream(), rows_of<T>(y), rows_of<T>(sum), rows_of<float>(mean), rows_of<float>(rstd), rows_of<const T>(a),
+                             rows_of<const T>(b), data_of<const T>(w), data_of<const T>(bias), static_cast<float>(eps), y.rows, y.cols);
   });
 }
 void CudaOps::do_layer_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& db, const Tensor& dy, const Tensor& x,
