@@ -40,7 +40,7 @@ void load_file(Model& model, const std::string& path, Belongs belongs) {
       mismatch(path, fmt::format("tensor {} has shape {}, the configuration asks for {}", p.name, shape_text(t->shape),
                                  shape_text(p.file_shape())));
     ++found;
-    read_tensor(model.ops, p.value, file, *t);
+    read_tensor(model.ops, p.value, file, *t, p.transposed);
   }
   if (found == file.tensors().size()) return;
   for (const TensorInfo& t : file.tensors())
@@ -59,7 +59,7 @@ Json adapter_config(const Model& model) {
           {"lora_dropout", c.lora.dropout},
           {"target_modules", c.lora.targets},
           {"bias", "none"},
-          {"fan_in_fan_out", false},
+          {"fan_in_fan_out", model.shape.architecture().transposed},
           {"inference_mode", true},
           {"init_lora_weights", true},
           {"modules_to_save", nullptr},
@@ -72,8 +72,14 @@ Json adapter_config(const Model& model) {
           {"revision", nullptr}};
 }
 
-// The values in f32, rounded once, at most a part of them in another type at a time.
-void download_as_f32(const Model& model, const Tensor& value, float* out) {
+// The values in f32, rounded once, at most a part of them in another type at a time; of a transposed parameter all at once.
+void download_as_f32(const Model& model, const Parameter& p, float* out) {
+  const Tensor& value = p.value;
+  if (p.transposed) {
+    const std::vector<double> all = model.parameters.get_as_stored(p, value);
+    std::copy(all.begin(), all.end(), out);
+    return;
+  }
   if (value.dtype == DType::f32) return model.ops.download(out, value);
   const int64_t at_once = std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(value.cols, 1));
   for (int64_t first = 0; first < value.rows; first += at_once) {
@@ -88,8 +94,8 @@ void save_file(const Model& model, FolderWriter& folder, const std::string& name
   std::vector<TensorOut> tensors;
   for (const Parameter& p : model.parameters.all())
     if (belongs(p.name))
-      tensors.push_back({p.name, "F32", p.file_shape(), nullptr,
-                         [&model, value = p.value](void* out) { download_as_f32(model, value, static_cast<float*>(out)); }});
+      tensors.push_back(
+          {p.name, "F32", p.file_shape(), nullptr, [&model, &p](void* out) { download_as_f32(model, p, static_cast<float*>(out)); }});
   FileWriter file = folder.file(name);
   write_safetensors(file, std::move(tensors), metadata);
 }
@@ -132,10 +138,11 @@ void load_adapter(Model& model, const std::string& folder) {
     const WeightFiles files = WeightFiles::open(folder, model.shape);
     for (const WeightSpec& w : weight_specs(model.shape)) files.read(w, model.ops, model.parameters.at(w.name).value);
     if (shape.rope_theta != model.shape.rope_theta || shape.rope != model.shape.rope || shape.norm_eps != model.shape.norm_eps ||
-        shape.heads != model.shape.heads || shape.kv_heads != model.shape.kv_heads || shape.tied != model.shape.tied)
+        shape.heads != model.shape.heads || shape.kv_heads != model.shape.kv_heads || shape.tied != model.shape.tied ||
+        shape.family != model.shape.family)
       mismatch(shape.source, "describes another model than " + model.shape.source);
   } else {
-    check_peft_config(model.config, model.shape.layers, path_in(folder, "adapter_config.json"));
+    check_peft_config(model.config, model.shape, path_in(folder, "adapter_config.json"));
     load_file(model, path_in(folder, "adapter_model.safetensors"), is_lora_tensor);
   }
   const std::string extra = path_in(folder, "kava.safetensors");

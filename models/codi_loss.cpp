@@ -23,7 +23,7 @@ void Step::read_states(std::vector<PassReads>& reads) {
 
 // The states that transformers do not take by themselves: what goes into the first layer, and what comes out of all.
 void Step::gather_ends(std::span<const Tensor> to, const Transformer& from, const Tensor& rows, const Tensor& live) {
-  if (embedded() > 0) ops_.gather_rows(to.front(), from.all_inputs(), rows);
+  if (embedded() > 0) ops_.gather_rows(to.front(), from.layers().front().residual.all, rows);
   ops_.gather_rows(to.back(), from.all_hidden(), live);
 }
 
@@ -52,6 +52,12 @@ void Step::run_separate_target() {
   gather_ends(teacher_states_, teacher, rows, indices(live));
 }
 
+// Of what goes into the first layer: the embedding and, where they are learned, the position.
+void Step::input_gradient(const Tensor& d, const Tensor& rows) {
+  ops_.scatter_add_rows(transformer_.dinput(), d, rows);
+  if (model_.dpositions) ops_.embed_bwd(model_.dpositions, {}, d, indices(positions_of(layout_.codi_student_rows)));
+}
+
 void Step::codi_loss(const Tensor& loss) {
   const std::size_t first = embedded(), S = layer_count() + first;
   const int64_t C = model_.shape.hidden;
@@ -77,7 +83,7 @@ void Step::codi_loss(const Tensor& loss) {
     ops_.distill(arena_, loss, d, x[s], target[s], valid, scale, config_.codi.loss, factor, config_.codi.weight);
     if (!options_.backward) continue;
     if (s + 1 == S) ops_.scatter_add_rows(transformer_.dhidden(), d, student_live);
-    else if (s < first) ops_.scatter_add_rows(transformer_.dinput(), d, student);
+    else if (s < first) input_gradient(d, student);
     else taps_.push_back({codi_rows_, d});
   }
   if (options_.dump) dump_codi();

@@ -5,6 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/config/architecture.h"
+#include "engine/config/config.h"
+
 namespace kava {
 
 struct RopeScaling {
@@ -15,15 +18,14 @@ struct RopeScaling {
 };
 
 struct ModelConfig {
-  std::string family;  // "llama" or "qwen2"
+  std::string family;  // names its architecture
   std::int64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, mlp = 0, vocab = 0;
-  bool tied = false;      // the head is the embedding
-  bool qkv_bias = false;  // q, k and v projections have a bias
+  bool tied = false;  // the head is the embedding
   double norm_eps = 0;
   double rope_theta = 0;
   RopeScaling rope;
   double initializer_range = 0;
-  double attention_dropout = 0;
+  std::vector<std::pair<std::string, double>> dropouts;  // the base's own, by their keys, where they are not 0
   std::int64_t max_positions = 0;
   std::vector<std::int64_t> eos_ids;  // empty where config.json names none
   bool eos_is_list = false;
@@ -35,8 +37,14 @@ struct ModelConfig {
   /// products of sizes that a model needs fit in 2^40.
   static ModelConfig load(const std::string& folder);
 
-  /// Error(code usage) where the file asks for something that only decoding does without.
-  void require_for_training() const;
+  /// Error(code usage) where the file asks for dropout in the base, which is implemented nowhere, and the configuration does not leave it
+  /// out.
+  void require_for_training(BaseDropout dropout) const;
+
+  const Architecture& architecture() const { return architecture_of(family); }
+  std::int64_t width(Width w) const;
+  /// How many positions a sequence may have; 0: any number.
+  std::int64_t position_limit() const { return architecture().rotary() ? 0 : max_positions; }
 };
 
 }  // namespace kava

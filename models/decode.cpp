@@ -39,6 +39,12 @@ std::vector<float> host(Ops& ops, const Tensor& x) {
   return {values.begin(), values.end()};
 }
 
+int32_t position_of(const Layout& layout, int32_t row) {
+  for (const Pass& p : layout.passes)
+    if (row < p.end) return p.positions[static_cast<std::size_t>(row - p.begin)];
+  KAVA_CHECK(false, "row {} of {}", row, layout.rows);
+}
+
 LatentStates latents_of(Model& model, Arena& arena, DecodeBatch& batch, std::size_t sample) {
   ArenaScope scope(arena);
   Ops& ops = model.ops;
@@ -53,7 +59,9 @@ LatentStates latents_of(Model& model, Arena& arena, DecodeBatch& batch, std::siz
   ops.gather_rows(values, v, upload_indices(ops, arena, rows));
   ops.head_argmax(arena, best, hidden, model.head);
   ops.download(top.data(), best);
-  return {host(ops, values), host(ops, hidden), std::move(top)};
+  std::vector<int32_t> positions;
+  for (int32_t row : rows) positions.push_back(position_of(layout, row));
+  return {host(ops, values), host(ops, hidden), std::move(top), std::move(positions)};
 }
 
 std::vector<DecodeResult> decode_batch(Model& model, Arena& arena, const RunConfig& config, const Recipe& recipe,
@@ -90,6 +98,11 @@ RunConfig decoding_config(const RunConfig& run, std::optional<Method> method) {
   return config;
 }
 
+int64_t longest_prompt(const ModelConfig& shape) {
+  const int64_t positions = shape.position_limit();
+  return positions > 0 ? std::min(positions, kLongestPrompt) : kLongestPrompt;
+}
+
 int64_t prompt_length(const Recipe& decoding, const Sample& s) { return lengths_of(decoding, given(s, decoding), 0).student; }
 
 std::vector<DecodeResult> decode(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options) {
@@ -102,7 +115,8 @@ std::vector<DecodeResult> decode(Model& model, Arena& arena, std::span<const Sam
   for (std::size_t first = 0; first < questions.size();) {
     std::size_t end = first;
     for (int64_t bytes = 0; end < questions.size() && static_cast<int64_t>(end - first) < options.batch; ++end) {
-      KAVA_CHECK(prompt_length(recipe, questions[end]) <= kLongestPrompt, "a question of {} tokens", questions[end].question.size());
+      KAVA_CHECK(prompt_length(recipe, questions[end]) <= longest_prompt(model.shape), "a question of {} tokens",
+                 questions[end].question.size());
       bytes += sample_bytes(model, recipe, questions[end], options.max_new_tokens * options.sampling.samples);
       if (bytes > kBatchBytes && end > first) break;
     }

@@ -32,15 +32,17 @@ struct DecodeOptions {
 
 /// The latents of pass T, in order.
 struct LatentStates {
-  std::vector<float> values;  // [M, K*D]: their value rows in the first layer
-  std::vector<float> hidden;  // [M, C]: their final hidden states
-  std::vector<int32_t> top;   // [M]: the head's argmax on those
+  std::vector<float> values;       // [M, K*D]: their value rows in the first layer
+  std::vector<float> hidden;       // [M, C]: their final hidden states
+  std::vector<int32_t> top;        // [M]: the head's argmax on those
+  std::vector<int32_t> positions;  // [M]
 };
 
 struct DecodeResult {
-  std::vector<int32_t> ids;  // generated, without EOS
-  int64_t tokens = 0;        // generated, EOS included
-  bool hit_limit = false;    // max_new_tokens came before EOS
+  std::vector<int32_t> ids;    // generated, without EOS
+  int64_t tokens = 0;          // generated, EOS included
+  bool hit_limit = false;      // max_new_tokens, or the last position, came before EOS
+  bool hit_positions = false;  // it was the last position
   // Forward passes, by the rule of docs/method.md section 7: with markers 1 + T + 1 (eot, a given prompt, the first token), else 1
   // (everything given), and one for each generated token after the first, EOS included. merged: pass T and eot count as one.
   int64_t passes = 0, passes_merged = 0;
@@ -53,9 +55,11 @@ RunConfig decoding_config(const RunConfig& run, std::optional<Method> method);
 /// The longest question that is decoded, in tokens with bot, latents, eot and prompt: attention over it needs the square of that.
 constexpr int64_t kLongestPrompt = 4096;
 int64_t prompt_length(const Recipe& decoding, const Sample& question);
+/// The same for a model, whose positions may be fewer.
+int64_t longest_prompt(const ModelConfig& shape);
 
 /// Decodes after each sample's question and, where the recipe gives it, the prompt that its answer starts with; trace and the rest of the
-/// answer are not read. Every sample is at most kLongestPrompt long. The answers of a question follow each other, sampling.samples of them.
+/// answer are not read. Every sample is at most longest_prompt long. The answers of a question follow each other, sampling.samples of them.
 std::vector<DecodeResult> decode(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options);
 
 }  // namespace kava

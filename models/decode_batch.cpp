@@ -32,8 +32,9 @@ void DecodeBatch::allocate(int64_t answers, const Extra& extra) {
     most = std::max(most, p.rows());
     for (int32_t position : p.positions) last = std::max(last, position);
   }
-  // Extra rows stand where the layout's would, within as many positions.
-  model_.ensure_positions(last + 1 + extra.pass_rows + options_.max_new_tokens);
+  // Extra rows stand where the layout's would, within as many positions. No token is run beyond the last position.
+  const int64_t wanted = last + 1 + extra.pass_rows + options_.max_new_tokens, positions = model_.shape.position_limit();
+  model_.ensure_positions(positions > 0 ? std::min(wanted, positions) : wanted);
   // The last token allowed is not run any more.
   transformer_.allocate(layout_.rows + extra.rows + answers * (options_.max_new_tokens - 1), layout_.live_rows + extra.live_rows + answers,
                         most);
@@ -159,7 +160,9 @@ void DecodeBatch::take(const std::vector<int32_t>& ids) {
     const bool ended = ids[i] == options_.eos && --a.ends == 0;
     if (!ended) r.ids.push_back(ids[i]);
     ++r.tokens;
-    r.hit_limit = !ended && static_cast<int64_t>(r.ids.size()) == options_.max_new_tokens;
+    const int64_t positions = model_.shape.position_limit();
+    r.hit_positions = !ended && positions > 0 && a.position + 1 >= positions;
+    r.hit_limit = !ended && (r.hit_positions || static_cast<int64_t>(r.ids.size()) == options_.max_new_tokens);
     a.next = ended || r.hit_limit ? -1 : ids[i];
     ++a.position;
     if (options_.on_token && !ended) options_.on_token(a.result, ids[i]);

@@ -96,7 +96,7 @@ class Evaluation {
     result_.records.resize(samples.size());
     std::vector<std::size_t> runnable;
     for (std::size_t i = 0; i < samples.size(); ++i) {
-      if (prompt_length(recipe_, samples[i]) <= kLongestPrompt) runnable.push_back(i);
+      if (prompt_length(recipe_, samples[i]) <= longest_prompt(text_.shape)) runnable.push_back(i);
       else result_.records[i].too_long = true, judge(i, samples[i], {});
     }
     const auto start = std::chrono::steady_clock::now();
@@ -136,6 +136,7 @@ class Evaluation {
 
   // Of every row: none is dropped here.
   std::vector<Sample> all_samples() const {
+    require_tokenizer(text_, {file_});
     SampleOptions o = sample_options(config_, text_.eos.value_or(-1), text_.shape.vocab);
     o.length = nullptr, o.answers = Answers::all;
     o.fraction = 1;
@@ -200,12 +201,12 @@ class Evaluation {
     return a;
   }
 
-  bool lost(const EvalAnswer& a) const { return a.hit_limit && !recipe_.forced; }
+  bool lost(const EvalAnswer& a, const DecodeResult& decoded) const { return decoded.hit_positions || (a.hit_limit && !recipe_.forced); }
 
   EvalAnswer judge_text(const Row& row, const DecodeResult& decoded) const {
     EvalAnswer a = counted(decoded);
     a.output = text_.tokenizer->decode(decoded.ids, true);
-    if (lost(a)) return a;
+    if (lost(a, decoded)) return a;
     const std::optional<std::string> answer = !recipe_.forced ? answer_of_chain(a.output, stripped(config_.data.answer_prompt)) : a.output;
     if (answer) a.vote = strict_form(*answer);
     for (std::size_t s = 0; s < result_.scorers.size(); ++s) a.correct[s] = holds(result_.scorers[s], a.output, answer, row.answer);
@@ -216,7 +217,7 @@ class Evaluation {
     EvalAnswer a = counted(decoded);
     const IdsAnswer ids = ids_answer(sample, decoded.ids, recipe_, text_.eos);
     a.output = joined(decoded.ids);
-    if (lost(a)) return a;
+    if (lost(a, decoded)) return a;
     if (ids.found) a.vote = joined(*ids.found);
     for (std::size_t s = 0; s < result_.scorers.size(); ++s) {
       if (result_.scorers[s] == Scorer::codi)

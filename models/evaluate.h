@@ -40,7 +40,7 @@ struct EvalAnswer {
 struct EvalRecord : EvalAnswer {
   std::string question, gold;       // ids rows: the ids, separated by spaces
   std::vector<EvalAnswer> samples;  // where there are several: all of them
-  bool too_long = false;            // over kLongestPrompt: not run, wrong
+  bool too_long = false;            // over longest_prompt: not run, wrong
   bool gold_over = false;           // the gold answer and EOS need more than max_new_tokens
 };
 

@@ -6,7 +6,7 @@ namespace kava {
 
 namespace {
 
-// One of a layer's seven maps and its adapter, per row: W [out, in], LoRA of rank r.
+// One of a layer's maps and its adapter, per row: W [out, in], LoRA of rank r.
 struct MapCost {
   double weights = 0, lora_in = 0, lora_out = 0;
   bool trained = false;
@@ -16,24 +16,35 @@ struct MapCost {
 };
 
 MapCost operator+(const MapCost& a, const MapCost& b) {
-  return {a.weights + b.weights, a.lora_in + b.lora_in, a.lora_out + b.lora_out, a.trained};
+  return {a.weights + b.weights, a.lora_in + b.lora_in, a.lora_out + b.lora_out, a.trained || b.trained};
 }
 
 struct LayerCost {
-  MapCost q, kv, rest;  // rest: o_proj and the MLP
+  MapCost q, kv, rest;  // rest: what follows attention
 };
 
 LayerCost layer_cost(const RunConfig& config, const ModelConfig& m) {
   const bool all = config.train.trainable == Trainable::all;
-  auto map = [&](const char* name, int64_t in, int64_t out) {
-    const bool adapted = !all && std::ranges::find(config.lora.targets, name) != config.lora.targets.end();
-    const double rank = adapted ? static_cast<double>(config.lora.rank) : 0, i = static_cast<double>(in), o = static_cast<double>(out);
+  auto map = [&](const LinearSpec& spec, int64_t out) {
+    const bool adapted = !all && is_adapted(config.lora.targets, spec.path);
+    const double rank = adapted ? static_cast<double>(config.lora.rank) : 0;
+    const double i = static_cast<double>(m.width(spec.in)), o = static_cast<double>(out);
     return MapCost{i * o, rank * i, rank * o, all};
   };
-  const int64_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
-  return {
-      map("q_proj", m.hidden, q), map("k_proj", m.hidden, kv) + map("v_proj", m.hidden, kv),
-      map("o_proj", q, m.hidden) + map("gate_proj", m.hidden, m.mlp) + map("up_proj", m.hidden, m.mlp) + map("down_proj", m.mlp, m.hidden)};
+  const Architecture& arch = m.architecture();
+  LayerCost cost;
+  for (std::size_t g = 0; g < kMapGroups; ++g)
+    for (const LinearSpec& spec : arch.maps[g]) {
+      if (spec.out == Width::fused) {
+        // One A for all three, whose product is that of k and v, since these are wanted of every row.
+        cost.q = map(spec, m.width(Width::query)), cost.kv = map(spec, 2 * m.width(Width::key));
+        cost.q.lora_in = 0;
+        continue;
+      }
+      MapCost& to = g != kAttentionIn ? cost.rest : &spec == &arch.maps[g][0] ? cost.q : cost.kv;
+      to = to + map(spec, m.width(spec.out));
+    }
+  return cost;
 }
 
 // Query-key pairs of a pass.

@@ -68,7 +68,7 @@ void Step::select(std::size_t l, const KvLayer& out, const Tensor& trace, const 
   const LayerKept& s = transformer_.layers()[l];
   const int64_t tokens = trace.cols, K = model_.shape.kv_heads;
   Tensor match;
-  if (config_.kv.keys == Keys::pre_rope) {
+  if (turned_back()) {
     match = arena_.alloc(type_, tokens, KD_);
     ops_.gather_rows(match, s.k, trace);
     unrotate(match, trace_positions);
@@ -110,15 +110,14 @@ void Step::distill_kv(std::size_t l, int i, const KvLayer& k, const Tensor& vali
     ops_.linear_group_bwd_params(arena_, map->grad, by_head(dy), {}, by_head(k.student[i]), map->map, {});
     ops_.copy(dstudent, dx);
   }
-  if (i == 0 && config_.kv.keys == Keys::pre_rope)
-    ops_.rope_fwd(dstudent, positions, model_.cosine, model_.sine, model_.shape.head_dim, false);
+  if (i == 0 && turned_back()) ops_.rope_fwd(dstudent, positions, model_.cosine, model_.sine, model_.shape.head_dim, false);
   const LayerKept& s = transformer_.layers()[l];
   ops_.scatter_add_rows(i == 0 ? s.dk : s.dv, dstudent, latent_rows_);
 }
 
 // Keys as they are matched: as they lie in the cache, or turned back.
 void Step::unrotate(const Tensor& k, const Tensor& positions) {
-  if (config_.kv.keys == Keys::pre_rope) ops_.rope_fwd(k, positions, model_.cosine, model_.sine, model_.shape.head_dim, true);
+  if (turned_back()) ops_.rope_fwd(k, positions, model_.cosine, model_.sine, model_.shape.head_dim, true);
 }
 
 }  // namespace kava

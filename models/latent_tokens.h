@@ -13,7 +13,9 @@ struct NearestToken {
 };
 
 /// values: [n, K*D], rows of V in the first layer. Candidates are the embedding's rows 0..tokens-1; their value rows are W_v of the normed
-/// embedding with bias and LoRA. Ties go to the lower id.
-std::vector<NearestToken> nearest_tokens(Model& model, Arena& arena, std::span<const float> values, int64_t tokens);
+/// embedding with bias and LoRA, where positions are learned with that of positions[i], the value's own, in the embedding. Ties go to the
+/// lower id.
+std::vector<NearestToken> nearest_tokens(Model& model, Arena& arena, std::span<const float> values, int64_t tokens,
+                                         std::span<const int32_t> positions = {});
 
 }  // namespace kava

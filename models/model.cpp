@@ -1,7 +1,6 @@
 #include "models/model.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 #include "engine/device/host.h"
@@ -14,27 +13,7 @@ namespace kava {
 
 namespace {
 
-std::string layer_prefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
-
-std::string lora_path(int64_t layer, std::size_t map) { return "base_model.model." + layer_prefix(layer) + kLinearNames[map].path; }
-
-struct MapShape {
-  int64_t out, in;
-};
-using MapShapes = std::array<MapShape, 7>;  // in the order of kLinearNames
-
-MapShapes map_shapes(const ModelConfig& m) {
-  const int64_t C = m.hidden, F = m.mlp, q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
-  return {{{q, C}, {kv, C}, {kv, C}, {C, q}, {F, C}, {F, C}, {C, F}}};
-}
-
-// Whether a weight or bias of the base is that of a map behind the first of its group.
-bool follows_in_group(const std::string& name) {
-  for (const GroupName& group : kGroups)
-    for (std::size_t j = group.first + 1; j < group.last; ++j)
-      if (name.find(std::string(kLinearNames[j].path) + ".") != std::string::npos) return true;
-  return false;
-}
+const std::string kLoraPrefix = "base_model.model.";
 
 // What the products read of a tensor, empty where the model has none of this name; its gradient where it is trained.
 Tensor named_tensor(const ParameterStore& trained, const std::vector<std::pair<std::string, Tensor>>& frozen, const std::string& name,
@@ -62,19 +41,20 @@ std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelC
   const int64_t C = shape.hidden, D = shape.head_dim;
   if (config.train.trainable == Trainable::all) {
     for (const WeightSpec& w : weight_specs(shape))
-      specs.push_back({w.name, w.rows, w.cols, w.vector, !w.vector, Start::base, follows_in_group(w.name)});
+      specs.push_back({w.name, w.rows, w.cols, w.vector(), !w.vector(), Start::base, w.joined, w.transposed});
   } else {
-    auto targeted = [&](const char* name) { return std::ranges::find(config.lora.targets, name) != config.lora.targets.end(); };
-    const MapShapes maps = map_shapes(shape);
+    const Architecture& arch = shape.architecture();
     const int64_t r = config.lora.rank;
     for (int64_t l = 0; l < shape.layers; ++l)
-      for (const GroupName& group : kGroups) {
-        std::vector<std::size_t> targets;
-        for (std::size_t j = group.first; j < group.last; ++j)
-          if (targeted(kLinearNames[j].short_name)) targets.push_back(j);
-        for (std::size_t j : targets)
-          specs.push_back({lora_path(l, j) + ".lora_A.weight", r, maps[j].in, false, true, Start::lora_a, j != targets[0]});
-        for (std::size_t j : targets) specs.push_back({lora_path(l, j) + ".lora_B.weight", maps[j].out, r, false, true, Start::zero});
+      for (const auto& group : arch.maps) {
+        std::vector<const LinearSpec*> adapted;
+        for (const LinearSpec& map : group)
+          if (is_adapted(config.lora.targets, map.path)) adapted.push_back(&map);
+        auto path = [&](const LinearSpec* map) { return kLoraPrefix + arch.layer(l) + map->path; };
+        for (const LinearSpec* map : adapted)
+          specs.push_back({path(map) + ".lora_A.weight", r, shape.width(map->in), false, true, Start::lora_a, map != adapted[0]});
+        for (const LinearSpec* map : adapted)
+          specs.push_back({path(map) + ".lora_B.weight", shape.width(map->out), r, false, true, Start::zero});
       }
   }
   if (!recipe_of(config).markers) return specs;
@@ -110,7 +90,7 @@ Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s, Values values, Mo
     base_digest = sha256(read_file(shape.source, std::size_t{64} << 20) + files->header_text());
   }
   const std::vector<TrainableSpec> specs = trainable_specs(config, shape);
-  for (const TrainableSpec& t : specs) parameters.add(t.name, t.rows, t.cols, t.vector, t.decay, t.joined);
+  for (const TrainableSpec& t : specs) parameters.add(t.name, t.rows, t.cols, t.vector, t.decay, t.joined, t.transposed);
   parameters.allocate();
   if (config.train.trainable != Trainable::all) allocate_groups();
   for (const WeightSpec& w : weight_specs(shape)) {
@@ -134,35 +114,35 @@ Tensor Model::allocate(DType dtype, int64_t rows, int64_t cols) { return owned_.
 
 // The packed tensors of frozen maps; each map's own rows get their values by its name.
 void Model::allocate_groups() {
-  const MapShapes maps = map_shapes(shape);
+  const Architecture& arch = shape.architecture();
   for (int64_t l = 0; l < shape.layers; ++l)
-    for (const GroupName& group : kGroups) {
+    for (const auto& group : arch.maps) {
       int64_t outs = 0, ranks = 0;
-      for (std::size_t j = group.first; j < group.last; ++j) {
-        outs += maps[j].out;
-        if (const Parameter* a = parameters.find(lora_path(l, j) + ".lora_A.weight")) ranks += a->rows;
+      for (const LinearSpec& map : group) {
+        outs += shape.width(map.out);
+        if (const Parameter* a = parameters.find(kLoraPrefix + arch.layer(l) + map.path + ".lora_A.weight")) ranks += a->rows;
       }
-      const int64_t in = maps[group.first].in;
-      const std::string prefix = layer_prefix(l);
+      const int64_t in = shape.width(group[0].in);
       const Tensor joined = allocate(storage, outs, in + ranks);
-      const bool biased = shape.qkv_bias && group.first == 0;
-      const Tensor bias = biased ? allocate(storage, 1, outs) : Tensor{};
-      for (std::size_t j = group.first, at = 0; j < group.last; ++j) {
-        const auto begin = static_cast<int64_t>(at), end = begin + maps[j].out;
-        frozen_.emplace_back(prefix + kLinearNames[j].path + ".weight", joined.row_range(begin, end).col_range(0, in));
-        if (bias) frozen_.emplace_back(prefix + kLinearNames[j].path + ".bias", bias.col_range(begin, end));
-        at = static_cast<std::size_t>(end);
+      const Tensor bias = group[0].bias ? allocate(storage, 1, outs) : Tensor{};
+      int64_t begin = 0;
+      for (const LinearSpec& map : group) {
+        const std::string path = arch.layer(l) + map.path;
+        const int64_t end = begin + shape.width(map.out);
+        frozen_.emplace_back(path + ".weight", joined.row_range(begin, end).col_range(0, in));
+        if (bias) frozen_.emplace_back(path + ".bias", bias.col_range(begin, end));
+        begin = end;
       }
     }
 }
 
-TrainedGroup Model::bind_group(const std::string& prefix, const GroupName& group) {
+TrainedGroup Model::bind_group(const std::string& layer, const std::vector<LinearSpec>& maps) {
   auto tensor = [&](const std::string& name, Tensor& grad) { return named_tensor(parameters, frozen_, name, grad); };
   TrainedGroup g;
   int64_t outs = 0, ranks = 0;
   Tensor w, a, bias, dw, da, dbias;  // of the first map that has one
-  for (std::size_t j = group.first; j < group.last; ++j) {
-    const std::string path = prefix + kLinearNames[j].path, lora = "base_model.model." + path;
+  for (const LinearSpec& map : maps) {
+    const std::string path = layer + map.path, lora = kLoraPrefix + path;
     Tensor grad_w, grad_bias, grad_a, grad_b;
     const Tensor own = tensor(path + ".weight", grad_w), own_bias = tensor(path + ".bias", grad_bias),
                  own_a = tensor(lora + ".lora_A.weight", grad_a);
@@ -182,6 +162,13 @@ TrainedGroup Model::bind_group(const std::string& prefix, const GroupName& group
   return g;
 }
 
+Norm Model::bind_norm(const std::string& path) {
+  Norm n;
+  n.gain = named_tensor(parameters, frozen_, path + ".weight", n.dgain);
+  n.bias = named_tensor(parameters, frozen_, path + ".bias", n.dbias);
+  return n;
+}
+
 TrainedGroup Model::bind_plain(const std::string& path, bool bias) {
   TrainedGroup g;
   Tensor b;
@@ -193,19 +180,21 @@ TrainedGroup Model::bind_plain(const std::string& path, bool bias) {
 
 void Model::bind() {
   auto tensor = [&](const std::string& name, Tensor& grad) { return named_tensor(parameters, frozen_, name, grad); };
-  embedding = tensor("model.embed_tokens.weight", dembedding);
-  final_norm = tensor("model.norm.weight", dfinal_norm);
+  const Architecture& arch = shape.architecture();
+  embedding = tensor(arch.prefix + arch.embedding + ".weight", dembedding);
+  if (!arch.rotary()) positions = tensor(arch.prefix + arch.positions + ".weight", dpositions);
+  final_norm = bind_norm(arch.prefix + arch.final_norm);
   if (shape.tied) head = embedding, dhead = dembedding;
-  else head = tensor("lm_head.weight", dhead);
+  else head = tensor(kHeadName, dhead);
   new_tokens = tensor("new_tokens.weight", dnew_tokens);
   if (config.latent.tokens == NewTokens::frozen) dnew_tokens = {};
   for (int64_t l = 0; l < shape.layers; ++l) {
     LayerWeights w;
-    const std::string prefix = layer_prefix(l);
-    w.norm1 = tensor(prefix + "input_layernorm.weight", w.dnorm1);
-    w.norm2 = tensor(prefix + "post_attention_layernorm.weight", w.dnorm2);
-    TrainedGroup* groups[4] = {&w.qkv, &w.o, &w.gate_up, &w.down};
-    for (std::size_t j = 0; j < 4; ++j) *groups[j] = bind_group(prefix, kGroups[j]);
+    const std::string layer = arch.layer(l);
+    w.norm1 = bind_norm(layer + arch.norm1), w.norm2 = bind_norm(layer + arch.norm2);
+    if (arch.has_head_norms()) w.q_norm = bind_norm(layer + arch.q_norm), w.k_norm = bind_norm(layer + arch.k_norm);
+    TrainedGroup* groups[kMapGroups] = {&w.qkv, &w.o, &w.gate_up, &w.down};
+    for (std::size_t j = 0; j < kMapGroups; ++j) *groups[j] = bind_group(layer, arch.maps[j]);
     layers.push_back(std::move(w));
   }
   if (parameters.find("latent_projection.linear1.weight")) {
@@ -222,9 +211,13 @@ void Model::bind() {
           {bind_plain(fmt::format("kv_projection.{}.k", l), false), bind_plain(fmt::format("kv_projection.{}.v", l), false)});
 }
 
-void Model::ensure_positions(int64_t positions) {
-  if (positions <= positions_) return;
-  positions_ = std::max(positions, 2 * positions_);
+void Model::ensure_positions(int64_t count) {
+  if (positions) {
+    KAVA_CHECK(count <= positions.rows, "{} of {} positions", count, positions.rows);
+    return;
+  }
+  if (count <= table_positions_) return;
+  table_positions_ = std::max(count, 2 * table_positions_);
   const int64_t half = shape.head_dim / 2;
   std::vector<double> frequency(static_cast<std::size_t>(half));
   for (int64_t i = 0; i < half; ++i) {
@@ -238,10 +231,10 @@ void Model::ensure_positions(int64_t positions) {
     frequency[static_cast<std::size_t>(i)] = f;
   }
   const DType sum = sum_type(storage);
-  cosine_ = Buffer(ops, sum, positions_, half), sine_ = Buffer(ops, sum, positions_, half);
+  cosine_ = Buffer(ops, sum, table_positions_, half), sine_ = Buffer(ops, sum, table_positions_, half);
   cosine = cosine_.tensor(), sine = sine_.tensor();
   for (const bool is_sine : {false, true}) {
-    std::vector<double> x(static_cast<std::size_t>(positions_ * half));
+    std::vector<double> x(static_cast<std::size_t>(table_positions_ * half));
     for (std::size_t i = 0; i < x.size(); ++i) {
       const double angle = static_cast<double>(static_cast<int64_t>(i) / half) * frequency[i % static_cast<std::size_t>(half)];
       x[i] = is_sine ? std::sin(angle) : std::cos(angle);

@@ -20,14 +20,18 @@ struct TrainedGroup {
   LinearGroup map;
   LinearGroupGrad grad;
 
-  TrainedGroup part_range(std::size_t begin, std::size_t end) const {
-    return {map.part_range(begin, end), grad.part_range(map, begin, end)};
-  }
+  TrainedGroup out_range(int64_t begin, int64_t end) const { return {map.out_range(begin, end), grad.out_range(map, begin, end)}; }
 };
 
+/// A norm with its gradients where it is trained. bias: of a LayerNorm. All are empty where the architecture has no such norm.
+struct Norm {
+  Tensor gain, bias, dgain, dbias;  // [1, columns]
+};
+
+/// The block of models/transformer.h in the terms of its Architecture.
 struct LayerWeights {
-  Tensor norm1, norm2, dnorm1, dnorm2;  // [1, C]
-  TrainedGroup qkv, o, gate_up, down;
+  Norm norm1, norm2, q_norm, k_norm;
+  TrainedGroup qkv, o, gate_up, down;  // the four groups of maps; gate_up: the one map into the activation where there is no gate
 };
 
 /// prj of docs/method.md section 3: Linear, GELU, Linear, LayerNorm.
@@ -47,26 +51,11 @@ struct TrainableSpec {
   int64_t rows = 0, cols = 0;
   bool vector = false, decay = true;
   Start start = Start::zero;
-  bool joined = false;  // lies without a gap behind the one of the same kind before it: rows of one packed tensor
+  bool joined = false;      // lies without a gap behind the one of the same kind before it: rows of one packed tensor
+  bool transposed = false;  // [cols, rows] in files
 };
 /// All trainables of a run, in the order of its files; needs no weights.
 std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelConfig& shape);
-
-/// The seven linear maps of a layer by their Hugging Face names ("self_attn.q_proj" ...), in this order; the maps of a group are
-/// neighbours.
-struct LinearName {
-  const char* path;  // within the layer
-  const char* short_name;
-};
-inline constexpr LinearName kLinearNames[7] = {
-    {"self_attn.q_proj", "q_proj"}, {"self_attn.k_proj", "k_proj"}, {"self_attn.v_proj", "v_proj"}, {"self_attn.o_proj", "o_proj"},
-    {"mlp.gate_proj", "gate_proj"}, {"mlp.up_proj", "up_proj"},     {"mlp.down_proj", "down_proj"}};
-
-/// Which of the seven maps share an input: first .. last - 1.
-struct GroupName {
-  std::size_t first, last;
-};
-inline constexpr GroupName kGroups[4] = {{0, 3}, {3, 4}, {4, 6}, {6, 7}};
 
 /// Where a model's values come from. start: the base's weights, and every trainable at its start. loaded: the frozen weights of the base;
 /// the trainables are read afterwards, all of them (load_adapter, load_optimizer). none: nothing is read or drawn, which is enough to plan
@@ -80,8 +69,8 @@ class Model {
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
-  /// The rotary tables reach at least this many positions afterwards.
-  void ensure_positions(int64_t positions);
+  /// The rotary tables reach at least this many positions afterwards; learned ones must.
+  void ensure_positions(int64_t count);
 
   Ops& ops;
   const RunConfig config;
@@ -89,25 +78,28 @@ class Model {
   const DType storage;
   std::string base_digest;  // SHA-256 of config.json and the weights' headers; empty for init = "random"
 
-  Tensor embedding, head, final_norm, dembedding, dhead, dfinal_norm;  // [V, C], [V, C], [1, C]; head is embedding where tied
-  Tensor new_tokens, dnew_tokens;                                      // [3, C]: bot, eot, latent; empty without markers
+  Tensor embedding, head, dembedding, dhead;  // [V, C]; head is embedding where tied
+  Tensor positions, dpositions;               // [P, C], added to the first layer's input; empty where positions are rotary
+  Norm final_norm;
+  Tensor new_tokens, dnew_tokens;  // [3, C]: bot, eot, latent; empty without markers
   std::vector<LayerWeights> layers;
   std::optional<LatentProjection> projection;
   std::vector<KvProjection> kv_projection;  // per layer, empty when off
-  Tensor cosine, sine;                      // [positions, D/2]
+  Tensor cosine, sine;                      // [positions, D/2]; empty where positions are learned
   ParameterStore parameters;
 
  private:
   Tensor allocate(DType dtype, int64_t rows, int64_t cols);
   void allocate_groups();
   void bind();
-  TrainedGroup bind_group(const std::string& prefix, const GroupName& group);
+  TrainedGroup bind_group(const std::string& layer, const std::vector<LinearSpec>& maps);
+  Norm bind_norm(const std::string& path);
   TrainedGroup bind_plain(const std::string& path, bool bias);
 
   std::vector<Buffer> owned_;
   std::vector<std::pair<std::string, Tensor>> frozen_;
   Buffer cosine_, sine_;
-  int64_t positions_ = 0;
+  int64_t table_positions_ = 0;
 };
 
 }  // namespace kava

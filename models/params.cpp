@@ -13,10 +13,11 @@ constexpr int64_t kAlign = 16;  // elements: a parameter starts on a 64-byte bou
 int64_t aligned(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
 }  // namespace
 
-void ParameterStore::add(std::string name, int64_t rows, int64_t cols, bool vector, bool decay, bool joined) {
+void ParameterStore::add(std::string name, int64_t rows, int64_t cols, bool vector, bool decay, bool joined, bool transposed) {
   KAVA_CHECK(index_.emplace(name, parameters_.size()).second, "parameter {} is there twice", name);
   Parameter p;
   p.name = std::move(name), p.rows = rows, p.cols = cols, p.vector = vector, p.decay = decay, p.joined = joined;
+  p.transposed = transposed;
   parameters_.push_back(std::move(p));
 }
 
@@ -81,6 +82,16 @@ void ParameterStore::set(const std::string& name, const std::vector<double>& hos
 }
 
 std::vector<double> ParameterStore::get(const Tensor& x) const { return to_host(ops_, x); }
+
+std::vector<double> ParameterStore::get_as_stored(const Parameter& p, const Tensor& x) const {
+  std::vector<double> values = get(x);
+  if (!p.transposed) return values;
+  std::vector<double> turned(values.size());
+  const auto rows = static_cast<std::size_t>(p.rows), cols = static_cast<std::size_t>(p.cols);
+  for (std::size_t r = 0; r < rows; ++r)
+    for (std::size_t c = 0; c < cols; ++c) turned[c * rows + r] = values[r * cols + c];
+  return turned;
+}
 
 void ParameterStore::refresh() {
   if (half_.tensor() && size_ > 0) ops_.copy(half_.tensor(), value());

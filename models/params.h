@@ -12,15 +12,18 @@ namespace kava {
 struct Parameter {
   std::string name;  // in its adapter file or checkpoint
   int64_t rows = 0, cols = 0;
-  bool vector = false;  // one-dimensional in files; rows = 1
-  bool decay = false;   // weight decay applies
-  bool joined = false;  // lies without a gap behind the one of the same decay before it
-  Tensor value;         // sum type; storage type for inference
-  Tensor grad;          // sum type; empty for inference
-  Tensor compute;       // what the products read: value itself, or its copy in storage type where they differ
-  int64_t offset = 0;   // elements from the start of the flat buffers
+  bool vector = false;      // one-dimensional in files; rows = 1
+  bool decay = false;       // weight decay applies
+  bool joined = false;      // lies without a gap behind the one of the same decay before it
+  bool transposed = false;  // [cols, rows] in files
+  Tensor value;             // sum type; storage type for inference
+  Tensor grad;              // sum type; empty for inference
+  Tensor compute;           // what the products read: value itself, or its copy in storage type where they differ
+  int64_t offset = 0;       // elements from the start of the flat buffers
 
-  std::vector<int64_t> file_shape() const { return vector ? std::vector{cols} : std::vector{rows, cols}; }
+  std::vector<int64_t> file_shape() const {
+    return vector ? std::vector{cols} : transposed ? std::vector{cols, rows} : std::vector{rows, cols};
+  }
 };
 
 /// Inference keeps values in storage type alone: no gradients, no moments, no second copy.
@@ -33,7 +36,7 @@ class ParameterStore {
   ParameterStore& operator=(const ParameterStore&) = delete;
 
   /// Before allocate(). Names are unique.
-  void add(std::string name, int64_t rows, int64_t cols, bool vector, bool decay, bool joined = false);
+  void add(std::string name, int64_t rows, int64_t cols, bool vector, bool decay, bool joined = false, bool transposed = false);
   /// Lays the parameters out, the decayed ones first. For training all buffers are zero, for inference the values are whatever they are.
   void allocate();
 
@@ -45,6 +48,8 @@ class ParameterStore {
   /// Host values of `value`, rounded to it; refreshes nothing: call refresh() after the last.
   void set(const std::string& name, const std::vector<double>& host);
   std::vector<double> get(const Tensor& x) const;
+  /// The elements of a parameter's value, gradient or moment in the order of files.
+  std::vector<double> get_as_stored(const Parameter& p, const Tensor& x) const;
   /// compute = value rounded to the storage type, and what the groups hold of it is written anew.
   void refresh();
   /// A group that reads parameters: it is prepared by every refresh and update.

@@ -14,9 +14,6 @@ namespace kava {
 
 namespace {
 
-constexpr const char* kAttention[] = {"q_proj", "k_proj", "v_proj", "o_proj"};
-constexpr const char* kMlp[] = {"gate_proj", "up_proj", "down_proj"};
-
 [[noreturn]] void mismatch(const std::string& file, const std::string& what) {
   throw Error(Exit::data, file, what, "use the configuration that the adapter was trained with");
 }
@@ -30,17 +27,14 @@ void check_number(const Json& json, const std::string& path, const char* key, do
 }
 
 // The linears of a model by their full names, those of the layers and the head.
-std::vector<std::string> linear_modules(std::int64_t layers) {
+std::vector<std::string> linear_modules(const ModelConfig& shape) {
   std::vector<std::string> names;
-  for (std::int64_t layer = 0; layer < layers; ++layer) {
-    for (const char* name : kAttention) names.push_back(fmt::format("model.layers.{}.self_attn.{}", layer, name));
-    for (const char* name : kMlp) names.push_back(fmt::format("model.layers.{}.mlp.{}", layer, name));
-  }
+  for (std::int64_t layer = 0; layer < shape.layers; ++layer)
+    for (const auto& group : shape.architecture().maps)
+      for (const LinearSpec& map : group) names.push_back(shape.architecture().layer(layer) + map.path);
   names.push_back("lm_head");
   return names;
 }
-
-std::string last_part(const std::string& module) { return module.substr(module.rfind('.') + 1); }
 
 // The modules that a value of target_modules or exclude_modules names: a pattern that matches the full name, or a list of full names or
 // ends of them.
@@ -72,34 +66,36 @@ std::set<std::string> named_modules(const Json& value, const std::vector<std::st
 }
 
 // Whether layers_to_transform, if it is there, names every layer.
-bool every_layer(const Json& json, std::int64_t layers, const std::string& path) {
+bool every_layer(const Json& json, const ModelConfig& shape, const std::string& path) {
   const Json given = json.value("layers_to_transform", Json()), pattern = json.value("layers_pattern", Json());
-  if (!off(pattern) && (off(given) || (pattern != "layers" && pattern != Json::array({"layers"}))))
+  const std::string& layers = shape.architecture().layers;
+  const std::string list = layers.substr(0, layers.size() - 1);
+  if (!off(pattern) && (off(given) || (pattern != list && pattern != Json::array({list}))))
     mismatch(path, fmt::format("layers_pattern = {} is not supported", escaped(pattern.dump())));
   if (off(given)) return true;
   std::set<std::int64_t> chosen;
   for (const Json& layer : given.is_array() ? given : Json::array({given}))
     if (layer.is_number_integer()) chosen.insert(layer.get<std::int64_t>());
-  for (std::int64_t layer = 0; layer < layers; ++layer)
+  for (std::int64_t layer = 0; layer < shape.layers; ++layer)
     if (!chosen.contains(layer)) return false;
   return true;
 }
 
-void check_targets(const RunConfig& config, const Json& json, std::int64_t layers, const std::string& path) {
+void check_targets(const RunConfig& config, const Json& json, const ModelConfig& shape, const std::string& path) {
   const auto targets = json.find("target_modules");
   if (targets == json.end() || targets->is_null()) mismatch(path, "target_modules is missing");
-  const std::vector<std::string> modules = linear_modules(layers);
+  const std::vector<std::string> modules = linear_modules(shape);
   const std::set<std::string> found = named_modules(*targets, modules, path, "target_modules");
   std::set<std::string> wanted;
   for (const std::string& m : modules)
-    if (std::ranges::find(config.lora.targets, last_part(m)) != config.lora.targets.end()) wanted.insert(m);
+    if (is_adapted(config.lora.targets, m)) wanted.insert(m);
   if (found != wanted)
     mismatch(path, fmt::format("target_modules = {} contradicts lora.targets = {}", escaped(targets->dump(), 200),
                                escaped(Json(std::set<std::string>(config.lora.targets.begin(), config.lora.targets.end())).dump(), 200)));
   if (const Json excluded = json.value("exclude_modules", Json()); !off(excluded))
     for (const std::string& m : named_modules(excluded, modules, path, "exclude_modules"))
       if (wanted.contains(m)) mismatch(path, fmt::format("exclude_modules = {} excludes {}", escaped(excluded.dump(), 200), m));
-  if (!every_layer(json, layers, path))
+  if (!every_layer(json, shape, path))
     mismatch(path, fmt::format("layers_to_transform = {} leaves layers out", escaped(json["layers_to_transform"].dump(), 200)));
 }
 
@@ -115,15 +111,17 @@ void check_pattern(const Json& json, const std::string& path, const char* key, d
 
 }  // namespace
 
-void check_peft_config(const RunConfig& config, std::int64_t layers, const std::string& path) {
+void check_peft_config(const RunConfig& config, const ModelConfig& shape, const std::string& path) {
   const Json json = read_json(path, std::size_t{1} << 20);
   if (!json.is_object()) mismatch(path, "not a JSON object");
   if (json.value("peft_type", Json()) != "LORA") mismatch(path, "peft_type is not \"LORA\"");
   check_number(json, path, "r", static_cast<double>(config.lora.rank), "lora.rank");
   check_number(json, path, "lora_alpha", config.lora.alpha, "lora.alpha");
-  check_targets(config, json, layers, path);
+  check_targets(config, json, shape, path);
   check_pattern(json, path, "rank_pattern", static_cast<double>(config.lora.rank));
   check_pattern(json, path, "alpha_pattern", config.lora.alpha);
+  const std::string_view fan_in_fan_out = "fan_in_fan_out";
+  const bool transposed = shape.architecture().transposed;
   for (const char* key : {"use_rslora",
                           "use_dora",
                           "modules_to_save",
@@ -144,7 +142,7 @@ void check_peft_config(const RunConfig& config, std::int64_t layers, const std::
                           "velora_config",
                           "monteclora_config",
                           "lora_ga_config"})
-    if (auto it = json.find(key); it != json.end() && !off(*it))
+    if (auto it = json.find(key); it != json.end() && !off(*it) && !(transposed && *it == true && key == fan_in_fan_out))
       mismatch(path, fmt::format("{} = {} is not supported", key, escaped(it->dump())));
   // The other ways to begin (pissa, olora, ...) take their start from the base's weights, which PEFT does again when it loads the adapter.
   const Json start = json.value("init_lora_weights", Json(true));

@@ -4,12 +4,14 @@
 #include <string>
 
 #include "engine/config/config.h"
+#include "models/config.h"
 
 namespace kava {
 
-/// Error(code data) naming the key where the file describes another adapter than the configuration's on a model of so many layers. Values
+/// Error(code data) naming the key where the file describes another adapter than the configuration's on this model. Values
 /// that change nothing are accepted: patterns of ranks and alphas equal to r and lora_alpha, layers_to_transform with every layer,
 /// exclude_modules that excludes no target, target_modules by full names or as a pattern.
-void check_peft_config(const RunConfig& config, std::int64_t layers, const std::string& path);
+/// Where the architecture stores its linears transposed, fan_in_fan_out may be either: PEFT finds out by itself.
+void check_peft_config(const RunConfig& config, const ModelConfig& shape, const std::string& path);
 
 }  // namespace kava

@@ -171,4 +171,14 @@ int64_t longest_sequence(const RunConfig& config, const Sample& sample) {
   return longest;
 }
 
+int64_t needed_positions(const RunConfig& config, const Sample& sample) {
+  int64_t most = longest_sequence(config, sample);
+  if (config.method == Method::icot && config.icot.keep_positions)
+    most = std::max(most, count(sample.question) + count(sample.trace) + count(sample.answer));
+  if (config.method == Method::coconut && config.stages.mix > 0)
+    for (int64_t stage = 0; stage <= config.coconut.max_stage + 1; ++stage)
+      most = std::max(most, lengths_of(recipe_of(config, stage), sample, 0).longest());
+  return most;
+}
+
 }  // namespace kava

@@ -81,5 +81,7 @@ inline Lengths lengths_of(const Recipe& recipe, const Sample& sample, int64_t in
 std::vector<int64_t> planned_stages(const RunConfig& config);
 /// Tokens of the longest sequence that a run puts the sample into, draws aside.
 int64_t longest_sequence(const RunConfig& config, const Sample& sample);
+/// Positions that a run needs for the sample: as many as that, those that icot keeps and those of stages that are drawn included.
+int64_t needed_positions(const RunConfig& config, const Sample& sample);
 
 }  // namespace kava

@@ -45,9 +45,9 @@ class Stream {
 
 // Standard deviation of model.init = "random".
 double random_std(const WeightSpec& spec, const ModelConfig& shape) {
-  if (spec.name.ends_with("o_proj.weight") || spec.name.ends_with("down_proj.weight"))
+  if (spec.role == WeightSpec::Role::residual_linear)
     return 1 / std::sqrt(static_cast<double>(spec.cols)) / std::sqrt(2.0 * static_cast<double>(shape.layers));
-  return 1 / std::sqrt(static_cast<double>(spec.cols));  // embedding and head: cols = C
+  return 1 / std::sqrt(static_cast<double>(spec.cols));  // embeddings and head: cols = C
 }
 
 // What starts take from the embedding: the mean of its rows and the root mean square of its elements.
@@ -87,7 +87,7 @@ bool reads_embedding(const TrainableSpec& t) { return t.start == Start::mean_emb
 }  // namespace
 
 void set_random_weight(Ops& ops, const Tensor& to, const WeightSpec& spec, const ModelConfig& shape, int64_t seed) {
-  if (spec.vector) return ops.fill(to, spec.name.ends_with("norm.weight") ? 1 : 0);
+  if (spec.vector()) return ops.fill(to, spec.role == WeightSpec::Role::gain ? 1 : 0);
   const Stream stream(seed, spec.name);
   const double std = random_std(spec, shape);
   from_host(ops, to, [&](int64_t begin, std::span<double> out) { stream.normals(begin, out, std); });

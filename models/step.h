@@ -45,6 +45,7 @@ class Step {
     std::vector<std::vector<int32_t>> kept;  // per layer [B*M, K]
   };
   void read_queries(PassReads& reads);
+  bool turned_back() const { return config_.kv.keys == Keys::pre_rope && model_.shape.architecture().rotary(); }
   void unrotate(const Tensor& k, const Tensor& positions);
   void kv_loss(const Tensor& loss);
   void select(std::size_t l, const KvLayer& out, const Tensor& trace, const Tensor& trace_offsets, const Tensor& queries,
@@ -62,14 +63,15 @@ class Step {
   }
   Tensor by_head(const Tensor& t) const { return t.reshape(t.rows * model_.shape.kv_heads, model_.shape.head_dim); }
 
-  // ---- L_CODI (codi_loss.cpp). With codi.states = "all" the first state is the embedding's output; the last one is that after the final
-  // norm.
+  // ---- L_CODI (codi_loss.cpp). With codi.states = "all" the first state is what goes into the first layer; the last one is that after the
+  // final norm.
   std::size_t embedded() const { return config_.codi.states == CodiStates::all ? 1 : 0; }
   std::span<const Tensor> after_blocks(std::span<const Tensor> states) const { return states.subspan(embedded(), layer_count() - 1); }
   void read_states(std::vector<PassReads>& reads);
   void gather_ends(std::span<const Tensor> to, const Transformer& from, const Tensor& rows, const Tensor& live);
   bool separate_target() const;
   void run_separate_target();
+  void input_gradient(const Tensor& d, const Tensor& rows);
   void codi_loss(const Tensor& loss);
 
   // ---- what kava_inspect step writes (step_dump.cpp)

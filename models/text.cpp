@@ -1,5 +1,6 @@
 #include "models/text.h"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "engine/error.h"
@@ -42,9 +43,29 @@ SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab
   return options;
 }
 
+void require_tokenizer(const TextModel& text, const std::vector<RowFile>& files) {
+  if (text.tokenizer || !is_there(std::filesystem::path(text.folder) / "vocab.json")) return;
+  for (const RowFile& file : files)
+    if (!std::ranges::all_of(file.rows, [](const Row& row) { return row.is_ids; }))
+      Tokenizer::refuse_missing(text.folder, "no text can be read", "");
+}
+
 std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, int64_t* dropped) {
-  const SampleOptions options = sample_options(config, text.eos.value_or(-1), text.shape.vocab);
+  require_tokenizer(text, files);
+  SampleOptions options = sample_options(config, text.eos.value_or(-1), text.shape.vocab);
+  if (const int64_t positions = text.shape.position_limit())
+    options.length = [config, positions](const Sample& sample) {
+      // What passes the last position counts as over-long.
+      const int64_t tokens = longest_sequence(config, sample);
+      return needed_positions(config, sample) > positions ? std::max(tokens, config.data.max_tokens + 1) : tokens;
+    };
   return make_samples(files, text.tokenizer ? &*text.tokenizer : nullptr, options, dropped);
+}
+
+std::string length_limit(const RunConfig& config, const ModelConfig& shape) {
+  const int64_t positions = shape.position_limit();
+  const std::string tokens = fmt::format("data.max_tokens = {}", config.data.max_tokens);
+  return positions > 0 && positions < config.data.max_tokens ? fmt::format("{} or n_positions = {}", tokens, positions) : tokens;
 }
 
 std::vector<RowFile> read_train_files(const RunConfig& config) {

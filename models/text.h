@@ -24,8 +24,14 @@ TextModel open_text_model(const std::string& folder);
 
 SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab_size);
 
+/// Error(code data) where rows of text need a tokenizer and the model's folder has another form of one than tokenizer.json.
+void require_tokenizer(const TextModel& text, const std::vector<RowFile>& files);
+
 /// The samples of data files, in file order; over-long ones are left out and counted.
 std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, int64_t* dropped);
+
+/// What the lengths of samples are held against, in words: data.max_tokens, and the model's positions where these are fewer.
+std::string length_limit(const RunConfig& config, const ModelConfig& shape);
 
 /// The row files of data.train.
 std::vector<RowFile> read_train_files(const RunConfig& config);

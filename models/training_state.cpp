@@ -35,6 +35,14 @@ double real(const JsonAt& at) {
   return at.value().get<double>();
 }
 
+// A parameter's value or moment as it lies in files, in its own type.
+void download_as_stored(const ParameterStore& parameters, Ops& ops, const Parameter& p, const Tensor& t, void* out) {
+  if (!p.transposed) return ops.download(out, t);
+  const std::vector<double> values = parameters.get_as_stored(p, t);
+  if (t.dtype == DType::f64) std::copy(values.begin(), values.end(), static_cast<double*>(out));
+  else std::copy(values.begin(), values.end(), static_cast<float*>(out));
+}
+
 }  // namespace
 
 void save_training_state(FolderWriter& folder, const Model& model, const TrainingState& state) {
@@ -43,8 +51,8 @@ void save_training_state(FolderWriter& folder, const Model& model, const Trainin
   for (const Part& part : kParts)
     for (const Parameter& p : parameters.all()) {
       const Tensor t = parameters.part((parameters.*part.flat)(), p);
-      tensors.push_back(
-          {part.prefix + p.name, file_type(t.dtype), p.file_shape(), nullptr, [&model, t](void* out) { model.ops.download(out, t); }});
+      tensors.push_back({part.prefix + p.name, file_type(t.dtype), p.file_shape(), nullptr,
+                         [&model, &p, t](void* out) { download_as_stored(model.parameters, model.ops, p, t, out); }});
     }
   FileWriter file = folder.file(kOptimizer);
   write_safetensors(file, std::move(tensors));
@@ -129,7 +137,7 @@ void load_optimizer(Model& model, const std::filesystem::path& folder) {
       if (info->dtype != file_type(t.dtype) || info->shape != p.file_shape())
         refuse(fmt::format("tensor {} is {} {}, the run has {} {}", name, info->dtype, shape_text(info->shape), file_type(t.dtype),
                            shape_text(p.file_shape())));
-      read_tensor(model.ops, t, file, *info);
+      read_tensor(model.ops, t, file, *info, p.transposed);
       ++found;
     }
   if (found != file.tensors().size()) refuse(fmt::format("holds {} tensors, the run has {}", file.tensors().size(), found));

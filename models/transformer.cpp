@@ -39,6 +39,9 @@ Segments upload_segments(Ops& ops, Arena& arena, const SegmentList& s, int64_t k
 // The activation in front of LoRA's columns.
 Tensor x_of(const Tensor& xx, const TrainedGroup& group) { return xx.col_range(0, group.map.in); }
 
+// Columns of what a norm keeps of a row for its backward.
+int64_t stats_of(const Model& model) { return model.shape.architecture().norm == NormKind::layer ? 2 : 1; }
+
 // Places of a layer whose input LoRA drops from.
 enum Place : int64_t { kNormed1, kAttention, kNormed2, kAct, kPlaces };
 
@@ -96,7 +99,7 @@ void Transformer::allocate(int64_t rows, int64_t live_rows, int64_t pass_rows) {
   mlp_ = arena_.alloc(t, pass_rows, m.hidden), attended_ = arena_.alloc(t, pass_rows, m.hidden);
   const bool whole = keep_ != Keep::nothing;
   const int64_t n = whole ? live_rows : pass_rows;
-  residual_final_ = {arena_.alloc(t, n, m.hidden), whole}, rstd_final_ = {arena_.alloc(sum_type(t), n, 1), whole};
+  residual_final_ = {arena_.alloc(t, n, m.hidden), whole}, stats_final_ = {arena_.alloc(sum_type(t), n, stats_of(model_)), whole};
   hidden_ = arena_.alloc(t, live_rows, m.hidden);
 }
 
@@ -119,26 +122,34 @@ void Transformer::allocate_layer(std::size_t l, int64_t rows, int64_t live_rows,
     made(a, keep_ == Keep::all && group.grad.any(), t, all_rows, group.map.joined.cols);
   };
   const int64_t n = last(l) ? live_rows : rows;
-  if (l == 0) k.residual = {inputs_, true};
+  if (l == 0 && !model_.positions) k.residual = {inputs_, true};
   else if (keep_ == Keep::nothing && l > 1) k.residual = kept_[l - 1].residual;
   else made(k.residual, keep_ != Keep::nothing, t, rows, C);
-  made_input(s.normed1, w.qkv, rows), made(s.rstd1, own, sum, rows, 1);
+  made_input(s.normed1, w.qkv, rows), made(s.stats1, own, sum, rows, stats_of(model_));
   Tensor kv;
   if (last(l)) {
-    made(s.q, own, t, n, HD);
+    made(s.raw_q, own, t, n, HD);
     kv = arena_.alloc(t, rows, 2 * KD);
     s.qkv = {kv, true};
     made_input(s.normed1_live, w.qkv, n), made(s.residual_live, own, t, n, C);
   } else {
     made(s.qkv, own, t, rows, HD + 2 * KD);
-    s.q = {s.qkv.all.col_range(0, HD), own};
+    s.raw_q = {s.qkv.all.col_range(0, HD), own};
     kv = own ? s.qkv.all.col_range(HD, HD + 2 * KD) : arena_.alloc(t, rows, 2 * KD);
   }
   k.k = kv.col_range(0, KD), k.v = kv.col_range(KD, 2 * KD);
+  if (w.q_norm.gain) {
+    // Backward reads what comes before the norms: the last layer keeps it of all rows, as it keeps its keys.
+    if (own || last(l)) k.k = arena_.alloc(t, rows, KD);
+    made(s.q, own, t, n, HD);
+    made(s.q_rstd, own, sum, n, m.heads), made(s.k_rstd, own || last(l), sum, rows, m.kv_heads);
+  } else {
+    s.q = s.raw_q;
+  }
   made(s.attention, own, t, n, w.o.map.joined.cols), made(s.lse, own, sum, n, m.heads);
-  made(s.residual2, own, t, n, C), made(s.rstd2, own, sum, n, 1);
+  made(s.residual2, own, t, n, C), made(s.stats2, own, sum, n, stats_of(model_));
   made_input(s.normed2, w.gate_up, n);
-  made(s.gate_up, own, t, n, 2 * m.mlp), made_input(s.act, w.down, n);
+  made(s.gate_up, own, t, n, w.gate_up.map.outs()), made_input(s.act, w.down, n);
 }
 
 void Transformer::allocate_gradients(int64_t rows, int64_t live_rows) {
@@ -182,46 +193,79 @@ void Transformer::pull_back(const Tensor& dx, const Tensor& dy, const Tensor& xx
   if (group.grad.any()) ops_.linear_group_bwd_params(arena_, group.grad, dy, dxa, xx, group.map, d);
 }
 
+// y = norm of sum = a + b.
+void Transformer::norm(const Tensor& y, const Tensor& sum, const Tensor& stats, const Tensor& a, const Tensor& b, const Norm& n) {
+  const double eps = model_.shape.norm_eps;
+  const Tensor rstd = stats.col_range(0, 1);
+  if (n.bias) ops_.add_layer_norm_fwd(y, sum, stats.col_range(1, 2), rstd, a, b, n.gain, n.bias, eps);
+  else ops_.add_rms_norm_fwd(y, sum, rstd, a, b, n.gain, eps);
+}
+
+// Adds to dx.
+void Transformer::norm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& stats, const Norm& n) {
+  const Tensor rstd = stats.col_range(0, 1);
+  if (n.bias) ops_.layer_norm_bwd(arena_, dx, n.dgain, n.dbias, dy, x, stats.col_range(1, 2), rstd, n.gain);
+  else ops_.rms_norm_bwd(arena_, dx, n.dgain, dy, x, rstd, n.gain);
+}
+
 // The residual that goes into layer l, and its norm.
 void Transformer::enter(const DevicePass& p, std::size_t l) {
-  if (l == 0) return norm_input(p, l);
   const LayerWork& s = work_[l];
-  const LayerWeights& w = model_.layers[l];
-  ops_.add_rms_norm_fwd(x_of(in(s.normed1, p), w.qkv), in(kept_[l].residual, p), in(s.rstd1, p), in(work_[l - 1].residual2, p),
-                        mlp_.row_range(0, p.rows()), w.norm1, model_.shape.norm_eps);
+  const Tensor residual = in(kept_[l].residual, p);
+  if (l == 0) {
+    if (model_.positions) {
+      ops_.gather_rows(residual, model_.positions, p.positions);
+      ops_.add(residual, inputs(p));
+    }
+    return norm_input(p, l);
+  }
+  norm(x_of(in(s.normed1, p), model_.layers[l].qkv), residual, in(s.stats1, p), in(work_[l - 1].residual2, p), mlp_.row_range(0, p.rows()),
+       model_.layers[l].norm1);
 }
 
 void Transformer::norm_input(const DevicePass& p, std::size_t l) {
   const LayerWork& s = work_[l];
   const LayerWeights& w = model_.layers[l];
-  ops_.add_rms_norm_fwd(x_of(in(s.normed1, p), w.qkv), {}, in(s.rstd1, p), in(kept_[l].residual, p), {}, w.norm1, model_.shape.norm_eps);
+  norm(x_of(in(s.normed1, p), w.qkv), {}, in(s.stats1, p), in(kept_[l].residual, p), {}, w.norm1);
 }
 
-// q, k and v, turned. One product where all rows go on; else k and v of all rows, then q of those that do, from the same xa.
+// Heads as attention reads them: normed where the architecture has norms of heads, and turned where its positions are rotary. Without norms
+// heads and raw are one tensor.
+void Transformer::turn(const Tensor& heads, const Tensor& raw, const Tensor& rstd, const Norm& n, const Tensor& positions) {
+  if (n.gain) ops_.norm_rope_fwd(heads, rstd, raw, n.gain, positions, model_.cosine, model_.sine, model_.shape.norm_eps);
+  else if (!model_.positions) ops_.rope_fwd(heads, positions, model_.cosine, model_.sine, model_.shape.head_dim, false);
+}
+
+// q, k and v. One product where all rows go on; else k and v of all rows, then q of those that do, from the same xa.
 void Transformer::project(const DevicePass& p, std::size_t l, bool again) {
   const LayerWeights& w = model_.layers[l];
   const LayerWork& s = work_[l];
-  const Tensor xx = in(s.normed1, p), qkv = in(s.qkv, p), q = after(s.q, p, l), k = kept_[l].k.row_range(p.begin, p.end);
-  auto rope = [&](const Tensor& x, const Tensor& positions) {
-    ops_.rope_fwd(x, positions, model_.cosine, model_.sine, model_.shape.head_dim, false);
-  };
+  const Tensor xx = in(s.normed1, p), qkv = in(s.qkv, p), raw_q = after(s.raw_q, p, l), q = after(s.q, p, l);
+  const Tensor k = kept_[l].k.row_range(p.begin, p.end), v = kept_[l].v.row_range(p.begin, p.end);
+  const int64_t HD = q.cols, KD = k.cols;
   add_lora(xx, w.qkv, dropout(l, kNormed1, p.row_keys), p.reads);
   if (!last(l)) {
     ops_.linear_group_fwd(arena_, qkv, xx, w.qkv.map, p.reads);
-    rope(qkv.col_range(0, q.cols + k.cols), p.positions);
-    if (whole() || again) return;
-    ops_.copy(k, qkv.col_range(q.cols, q.cols + k.cols));
-    ops_.copy(kept_[l].v.row_range(p.begin, p.end), qkv.col_range(q.cols + k.cols, qkv.cols));
+    if (w.q_norm.gain) {
+      turn(q, raw_q, in(s.q_rstd, p), w.q_norm, p.positions);
+      turn(k, raw_k(p, l), in(s.k_rstd, p), w.k_norm, p.positions);
+    } else {
+      // The heads of q and k lie side by side and turn in one pass.
+      const Tensor both = qkv.col_range(0, HD + KD);
+      turn(both, both, {}, {}, p.positions);
+      if (!whole() && !again) ops_.copy(k, qkv.col_range(HD, HD + KD));
+    }
+    if (!whole() && !again) ops_.copy(v, qkv.col_range(HD + KD, qkv.cols));
     return;
   }
   if (!again) {
-    ops_.linear_group_fwd(arena_, qkv, xx, w.qkv.map.part_range(1, 3), p.reads);
-    rope(k, p.positions);
+    ops_.linear_group_fwd(arena_, qkv, xx, w.qkv.map.out_range(HD, HD + 2 * KD), p.reads);
+    turn(k, raw_k(p, l), in(s.k_rstd, p), w.k_norm, p.positions);
   }
   const Tensor queries = after(s.normed1_live, p, l);
   ops_.gather_rows(queries, xx, p.live);
-  ops_.linear_group_fwd(arena_, q, queries, w.qkv.map.part_range(0, 1), p.reads);
-  rope(q, p.live_positions);
+  ops_.linear_group_fwd(arena_, raw_q, queries, w.qkv.map.out_range(0, HD), p.reads);
+  turn(q, raw_q, after(s.q_rstd, p, l), w.q_norm, p.live_positions);
 }
 
 void Transformer::attention_block(const DevicePass& p, std::size_t l, bool again) {
@@ -240,8 +284,8 @@ void Transformer::attention_block(const DevicePass& p, std::size_t l, bool again
     ops_.gather_rows(live, residual, p.live);
     residual = live;
   }
-  ops_.add_rms_norm_fwd(x_of(after(s.normed2, p, l), w.gate_up), after(s.residual2, p, l), after(s.rstd2, p, l), residual,
-                        attended_.row_range(0, residual.rows), w.norm2, m.norm_eps);
+  norm(x_of(after(s.normed2, p, l), w.gate_up), after(s.residual2, p, l), after(s.stats2, p, l), residual,
+       attended_.row_range(0, residual.rows), w.norm2);
 }
 
 void Transformer::mlp_block(const DevicePass& p, std::size_t l, bool again) {
@@ -257,7 +301,14 @@ void Transformer::activate(const DevicePass& p, std::size_t l) {
   const int64_t F = model_.shape.mlp;
   const TrainedGroup& down = model_.layers[l].down;
   const Tensor gate_up = after(work_[l].gate_up, p, l), act = after(work_[l].act, p, l);
-  ops_.swiglu_fwd(x_of(act, down), gate_up.col_range(0, F), gate_up.col_range(F, 2 * F));
+  switch (model_.shape.architecture().mlp) {
+    case MlpKind::swiglu:
+      ops_.swiglu_fwd(x_of(act, down), gate_up.col_range(0, F), gate_up.col_range(F, 2 * F));
+      break;
+    case MlpKind::gelu_tanh:
+      ops_.gelu_fwd(x_of(act, down), gate_up, Gelu::tanh);
+      break;
+  }
   add_lora(act, down, dropout(l, kAct, row_keys(p, l)), p.reads);
 }
 
@@ -280,14 +331,14 @@ void Transformer::forward(const DevicePass& p, const PassReads& reads) {
     take(p, l, reads);
   }
   const Tensor before = after(work_.back().residual2, p, work_.size() - 1);
-  ops_.add_rms_norm_fwd(hidden(p), residual_final_.rows(p.live_begin, p.live_end), rstd_final_.rows(p.live_begin, p.live_end), before,
-                        mlp_.row_range(0, before.rows), model_.final_norm, model_.shape.norm_eps);
+  norm(hidden(p), residual_final_.rows(p.live_begin, p.live_end), stats_final_.rows(p.live_begin, p.live_end), before,
+       mlp_.row_range(0, before.rows), model_.final_norm);
 }
 
 // Whether anything trainable lies at the inputs of the first layer.
 bool Transformer::wants_inputs() const {
   // Gradients pass through the latents' inputs even where the new tokens are frozen.
-  return model_.dembedding || model_.new_tokens || model_.layers[0].dnorm1;
+  return model_.dembedding || model_.new_tokens || model_.dpositions || model_.layers[0].norm1.dgain;
 }
 
 // What the forward of layer l left in buffers that others have used since, made again by the same calls.
@@ -307,7 +358,7 @@ void Transformer::recompute(const DevicePass& p, std::size_t l) {
   }
   if (w.gate_up.grad.any()) {
     const Tensor normed2 = after(s.normed2, p, l);
-    ops_.add_rms_norm_fwd(x_of(normed2, w.gate_up), {}, after(s.rstd2, p, l), after(s.residual2, p, l), {}, w.norm2, model_.shape.norm_eps);
+    norm(x_of(normed2, w.gate_up), {}, after(s.stats2, p, l), after(s.residual2, p, l), {}, w.norm2);
     add_lora(normed2, w.gate_up, dropout(l, kNormed2, row_keys(p, l)), p.reads);
   }
   if (w.down.grad.any()) activate(p, l);
@@ -320,12 +371,44 @@ void Transformer::mlp_block_backward(const DevicePass& p, std::size_t l, const T
   const int64_t n = dresidual.rows, F = model_.shape.mlp;
   const DType t = model_.storage;
   const Tensor gate_up = after(s.gate_up, p, l);
-  const Tensor dact = arena_.alloc(t, n, F), dgate_up = arena_.alloc(t, n, 2 * F);
+  const Tensor dact = arena_.alloc(t, n, F), dgate_up = arena_.alloc(t, n, gate_up.cols);
   pull_back(dact, dresidual, after(s.act, p, l), w.down, dropout(l, kAct, row_keys(p, l)));
-  ops_.swiglu_bwd(dgate_up.col_range(0, F), dgate_up.col_range(F, 2 * F), dact, gate_up.col_range(0, F), gate_up.col_range(F, 2 * F));
+  switch (model_.shape.architecture().mlp) {
+    case MlpKind::swiglu:
+      ops_.swiglu_bwd(dgate_up.col_range(0, F), dgate_up.col_range(F, 2 * F), dact, gate_up.col_range(0, F), gate_up.col_range(F, 2 * F));
+      break;
+    case MlpKind::gelu_tanh:
+      ops_.gelu_bwd(dgate_up, dact, gate_up, Gelu::tanh);
+      break;
+  }
   const Tensor dnormed = arena_.alloc(t, n, model_.shape.hidden);
   pull_back(dnormed, dgate_up, after(s.normed2, p, l), w.gate_up, dropout(l, kNormed2, row_keys(p, l)));
-  ops_.rms_norm_bwd(arena_, dresidual, w.dnorm2, dnormed, after(s.residual2, p, l), after(s.rstd2, p, l), w.norm2);
+  norm_backward(dresidual, dnormed, after(s.residual2, p, l), after(s.stats2, p, l), w.norm2);
+}
+
+// dqkv gets the gradients of q (dq: its columns or, in the last layer, a tensor of its own, which is turned in place), of k and of v, as
+// they come from their maps. Those of this pass's keys and values are complete: later passes have added theirs.
+void Transformer::turn_back(const DevicePass& p, std::size_t l, const Tensor& dq, const Tensor& dqkv) {
+  const LayerWeights& w = model_.layers[l];
+  const LayerWork& s = work_[l];
+  const Tensor dk = kept_[l].dk.row_range(p.begin, p.end), dv = kept_[l].dv.row_range(p.begin, p.end);
+  const Tensor dk_out = dqkv.col_range(dqkv.cols - 2 * dk.cols, dqkv.cols - dk.cols),
+               dv_out = dqkv.col_range(dqkv.cols - dk.cols, dqkv.cols);
+  const Tensor& q_positions = last(l) ? p.live_positions : p.positions;
+  if (w.q_norm.gain) {
+    ops_.norm_rope_bwd(arena_, dq, w.q_norm.dgain, dq, after(s.raw_q, p, l), after(s.q_rstd, p, l), w.q_norm.gain, q_positions,
+                       model_.cosine, model_.sine);
+    ops_.norm_rope_bwd(arena_, dk_out, w.k_norm.dgain, dk, raw_k(p, l), in(s.k_rstd, p), w.k_norm.gain, p.positions, model_.cosine,
+                       model_.sine);
+    ops_.copy(dv_out, dv);
+  } else if (model_.positions) {
+    ops_.copy(dk_out, dk);
+    ops_.copy(dv_out, dv);
+  } else {
+    const int64_t D = model_.shape.head_dim;
+    if (last(l)) ops_.rope_bwd(dq, dq, {}, {}, q_positions, model_.cosine, model_.sine, D);
+    ops_.rope_bwd(dqkv, last(l) ? Tensor{} : dq, dk, dv, p.positions, model_.cosine, model_.sine, D);
+  }
 }
 
 // dresidual: of the residual after attention. Returns that of the layer's input, all rows of the pass.
@@ -347,25 +430,22 @@ Tensor Transformer::attention_block_backward(const DevicePass& p, std::size_t l,
   const double scale = 1 / std::sqrt(static_cast<double>(m.head_dim));
   ops_.attention_bwd(arena_, dq, kept.dk, kept.dv, dout, x_of(attention, w.o), after(s.lse, p, l), q, kept.k, kept.v,
                      last(l) ? p.live_segments : p.segments, m.heads, m.kv_heads, scale);
-  // The gradients of this pass's keys and values are complete: later passes have added theirs.
-  if (last(l)) ops_.rope_bwd(dq, dq, {}, {}, p.live_positions, model_.cosine, model_.sine, m.head_dim);
-  ops_.rope_bwd(dqkv, last(l) ? Tensor{} : dq, kept.dk.row_range(p.begin, p.end), kept.dv.row_range(p.begin, p.end), p.positions,
-                model_.cosine, model_.sine, m.head_dim);
+  turn_back(p, l, dq, dqkv);
   const bool wanted = l > 0 || wants_inputs();
   const Tensor dnormed = wanted ? arena_.alloc(t, p.rows(), C) : Tensor{};
   const Tensor xx = in(s.normed1, p);
   const Dropout d = dropout(l, kNormed1, p.row_keys);
   if (last(l)) {
     const Tensor dnormed_live = wanted ? arena_.alloc(t, q.rows, C) : Tensor{};
-    pull_back(dnormed, dqkv, xx, w.qkv.part_range(1, 3), d);
-    pull_back(dnormed_live, dq, after(s.normed1_live, p, l), w.qkv.part_range(0, 1), dropout(l, kNormed1, p.live_row_keys));
+    pull_back(dnormed, dqkv, xx, w.qkv.out_range(HD, HD + 2 * KD), d);
+    pull_back(dnormed_live, dq, after(s.normed1_live, p, l), w.qkv.out_range(0, HD), dropout(l, kNormed1, p.live_row_keys));
     if (wanted) ops_.scatter_add_rows(dnormed, dnormed_live, p.live);
     ops_.fill(dinput, 0);
     ops_.scatter_add_rows(dinput, dresidual, p.live);
   } else {
     pull_back(dnormed, dqkv, xx, w.qkv, d);
   }
-  if (wanted) ops_.rms_norm_bwd(arena_, dinput, w.dnorm1, dnormed, in(kept.residual, p), in(s.rstd1, p), w.norm1);
+  if (wanted) norm_backward(dinput, dnormed, in(kept.residual, p), in(s.stats1, p), w.norm1);
   return dinput;
 }
 
@@ -374,8 +454,8 @@ void Transformer::backward(const DevicePass& p, std::span<const Tap> taps) {
   ArenaScope scope(arena_);
   Tensor dresidual = arena_.alloc(model_.storage, p.live_rows(), model_.shape.hidden);
   ops_.fill(dresidual, 0);
-  ops_.rms_norm_bwd(arena_, dresidual, model_.dfinal_norm, dhidden_.row_range(p.live_begin, p.live_end),
-                    residual_final_.rows(p.live_begin, p.live_end), rstd_final_.rows(p.live_begin, p.live_end), model_.final_norm);
+  norm_backward(dresidual, dhidden_.row_range(p.live_begin, p.live_end), residual_final_.rows(p.live_begin, p.live_end),
+                stats_final_.rows(p.live_begin, p.live_end), model_.final_norm);
   for (std::size_t l = kept_.size(); l-- > 0;) {
     if (!last(l) && l < taps.size() && taps[l].rows) ops_.scatter_add_rows(dresidual, taps[l].gradient, taps[l].rows);
     if (keep_ != Keep::all) recompute(p, l);
@@ -383,6 +463,10 @@ void Transformer::backward(const DevicePass& p, std::span<const Tap> taps) {
     dresidual = attention_block_backward(p, l, dresidual);
   }
   if (wants_inputs()) ops_.add(dinput_.row_range(p.begin, p.end), dresidual);
+  if (!model_.dpositions) return;
+  const Tensor d = arena_.alloc(sum_type(model_.storage), p.rows(), model_.shape.hidden);
+  ops_.copy(d, dresidual);
+  ops_.embed_bwd(model_.dpositions, {}, d, p.positions);
 }
 
 }  // namespace kava

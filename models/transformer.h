@@ -52,13 +52,15 @@ struct LayerKept {
   Tensor queries;
 };
 
-/// Of one layer: what its own backward reads, [rows, width], or [live rows, width] for what follows K and V in the last layer. rstd, lse in
-/// sum type. The inputs of linear maps have room for LoRA's xa behind them: normed1, attention, normed2 and act are all columns of such a
-/// buffer, x | xa.
+/// Of one layer: what its own backward reads, [rows, width], or [live rows, width] for what follows K and V in the last layer. lse, rstd
+/// and stats, [rstd] or [rstd | mean] of a norm, in sum type. The inputs of linear maps have room for LoRA's xa behind them: normed1,
+/// attention, normed2 and act are all columns of such a buffer, x | xa.
 struct LayerWork {
-  Activation normed1, rstd1, qkv;  // qkv: [q | k | v], in the last layer [k | v]
-  Activation q, attention, lse;
-  Activation residual2, normed2, rstd2, gate_up, act;
+  Activation normed1, stats1, qkv;  // qkv: [q | k | v], in the last layer [k | v], as they come from their maps
+  Activation raw_q, q;              // before and after the norms of heads and the rotary embedding; one tensor where there are no norms
+  Activation q_rstd, k_rstd;        // [n, H], [n, K]
+  Activation attention, lse;
+  Activation residual2, normed2, stats2, gate_up, act;
   Activation normed1_live, residual_live;  // last layer only
 };
 
@@ -109,6 +111,10 @@ class Transformer {
   void add_lora(const Tensor& xx, const TrainedGroup& group, const Dropout& d, Reads reads);
   void apply(const Tensor& y, const Tensor& xx, const TrainedGroup& group, const Dropout& d, Reads reads);
   void pull_back(const Tensor& dx, const Tensor& dy, const Tensor& xx, const TrainedGroup& group, const Dropout& d);
+  void norm(const Tensor& y, const Tensor& sum, const Tensor& stats, const Tensor& a, const Tensor& b, const Norm& n);
+  void norm_backward(const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& stats, const Norm& n);
+  void turn(const Tensor& heads, const Tensor& raw, const Tensor& rstd, const Norm& n, const Tensor& positions);
+  void turn_back(const DevicePass& pass, std::size_t l, const Tensor& dq, const Tensor& dqkv);
   // again: in backward, where what is kept is there already.
   void enter(const DevicePass& pass, std::size_t l);
   void norm_input(const DevicePass& pass, std::size_t l);
@@ -129,6 +135,10 @@ class Transformer {
   Tensor after(const Activation& a, const DevicePass& p, std::size_t l) const {
     return last(l) ? a.rows(p.live_begin, p.live_end) : a.rows(p.begin, p.end);
   }
+  Tensor raw_k(const DevicePass& p, std::size_t l) const {
+    const int64_t begin = last(l) ? 0 : work_[l].q.all.cols;
+    return in(work_[l].qkv, p).col_range(begin, begin + kept_[l].k.cols);
+  }
   // The same of the pass's index lists.
   const Tensor& row_keys(const DevicePass& p, std::size_t l) const { return last(l) ? p.live_row_keys : p.row_keys; }
 
@@ -142,7 +152,7 @@ class Transformer {
   std::vector<LayerWork> work_;
   Tensor inputs_;          // [rows, C]: embeddings fed to the first layer
   Tensor mlp_, attended_;  // [pass rows, C]: outputs of the two blocks, until the next norm adds them
-  Activation residual_final_, rstd_final_;
+  Activation residual_final_, stats_final_;
   Tensor hidden_, dhidden_, dinput_;
 };
 

@@ -15,7 +15,8 @@ Validator::Validator(const TextModel& text, const RunConfig& config) : text_(&te
   whole.data.fraction = 1;
   samples_ = read_samples(text, whole, {file_}, &dropped_);
   if (samples_.empty())
-    throw Error(Exit::data, escaped(file_.path, 4096), fmt::format("no row is left: all {} are longer than data.max_tokens", dropped_),
+    throw Error(Exit::data, escaped(file_.path, 4096),
+                fmt::format("no row is left: all {} are longer than {}", dropped_, length_limit(config, text.shape)),
                 "raise data.max_tokens");
 }
 

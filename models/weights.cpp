@@ -1,6 +1,7 @@
 #include "models/weights.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -13,8 +14,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr const char* kEmbedding = "model.embed_tokens.weight";
-constexpr const char* kHead = "lm_head.weight";
+constexpr const char* kHead = kHeadName;
 constexpr std::size_t kLargestIndex = std::size_t{64} << 20;
 
 [[noreturn]] void fail(const std::string& path, const std::string& what, const std::string& remedy) {
@@ -23,11 +23,26 @@ constexpr std::size_t kLargestIndex = std::size_t{64} << 20;
 
 std::string named(const std::string& tensor) { return "tensor \"" + escaped(tensor, 200) + "\""; }
 
-constexpr std::string_view kModelPrefix = "model.";
+// What files also hold and nobody reads: the frequencies of rotary positions, and the architecture's buffers.
+class Ignored {
+ public:
+  explicit Ignored(const ModelConfig& c) : architecture_(c.architecture()) {
+    for (std::int64_t layer = 0; layer < c.layers; ++layer)
+      for (const std::string& buffer : architecture_.buffers) {
+        const std::string name = architecture_.layer(layer) + buffer;
+        names_.insert(name);
+        names_.insert(name.substr(architecture_.prefix.size()));
+      }
+  }
+  bool contains(const std::string& name) const {
+    const bool of_layers = name.starts_with(architecture_.prefix) || name.starts_with(architecture_.layers);
+    return names_.contains(name) || (architecture_.rotary() && of_layers && name.ends_with("rotary_emb.inv_freq"));
+  }
 
-bool ignored(const std::string& name) {
-  return (name.starts_with(kModelPrefix) || name.starts_with("layers.")) && name.ends_with("rotary_emb.inv_freq");
-}
+ private:
+  const Architecture& architecture_;
+  std::set<std::string> names_;
+};
 
 // The shards of an index, by file name, each with the tensors that it must hold.
 std::map<std::string, std::set<std::string>> read_index(const std::string& path) {
@@ -45,12 +60,12 @@ std::map<std::string, std::set<std::string>> read_index(const std::string& path)
   return shards;
 }
 
-std::vector<SafetensorsFile> open_shards(const fs::path& folder, const std::string& index) {
+std::vector<SafetensorsFile> open_shards(const fs::path& folder, const std::string& index, const Ignored& ignored) {
   std::vector<SafetensorsFile> files;
   for (const auto& [name, tensors] : read_index(index)) {
     files.push_back(SafetensorsFile::open((folder / name).string()));
     for (const TensorInfo& t : files.back().tensors())
-      if (!tensors.contains(t.name) && !ignored(t.name))
+      if (!tensors.contains(t.name) && !ignored.contains(t.name))
         fail(files.back().path(), named(t.name) + " is not mapped to this file by the index", "get the folder again");
     for (const std::string& tensor : tensors)
       if (!files.back().find(tensor))
@@ -59,17 +74,17 @@ std::vector<SafetensorsFile> open_shards(const fs::path& folder, const std::stri
   return files;
 }
 
-std::vector<SafetensorsFile> open_files(const fs::path& folder) {
+std::vector<SafetensorsFile> open_files(const fs::path& folder, const Ignored& ignored) {
   std::vector<SafetensorsFile> files;
   const fs::path single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
   if (is_there(single)) files.push_back(SafetensorsFile::open(single.string()));
-  else if (is_there(index)) files = open_shards(folder, index.string());
+  else if (is_there(index)) files = open_shards(folder, index.string(), ignored);
   else fail(folder.string(), "has neither model.safetensors nor model.safetensors.index.json", "give a folder with weights in that format");
   return files;
 }
 
 void check_tensor(const std::string& path, const WeightSpec& spec, const TensorInfo& t) {
-  const std::vector<std::int64_t> expected = spec.vector ? std::vector{spec.cols} : std::vector{spec.rows, spec.cols};
+  const std::vector<std::int64_t> expected = spec.file_shape();
   if (t.shape != expected)
     fail(path, fmt::format("{} has shape {}, but config.json asks for {}", named(t.name), shape_text(t.shape), shape_text(expected)),
          "use the config.json that belongs to the weights");
@@ -93,32 +108,61 @@ bool same_bytes(const SafetensorsFile& a, const TensorInfo& s, const Safetensors
 }  // namespace
 
 std::vector<WeightSpec> weight_specs(const ModelConfig& c) {
+  using Role = WeightSpec::Role;
+  const Architecture& arch = c.architecture();
   std::vector<WeightSpec> specs;
-  const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) { specs.push_back({name, rows, cols, false}); };
-  const auto vector = [&](const std::string& name, std::int64_t size) { specs.push_back({name, 1, size, true}); };
-  const std::int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  matrix(kEmbedding, c.vocab, c.hidden);
-  for (std::int64_t layer = 0; layer < c.layers; ++layer) {
-    const std::string at = fmt::format("model.layers.{}.", layer);
-    vector(at + "input_layernorm.weight", c.hidden);
-    for (const auto& [name, rows] : {std::pair{"q_proj", q}, std::pair{"k_proj", kv}, std::pair{"v_proj", kv}}) {
-      matrix(fmt::format("{}self_attn.{}.weight", at, name), rows, c.hidden);
-      if (c.qkv_bias) vector(fmt::format("{}self_attn.{}.bias", at, name), rows);
+  const auto vector = [&](const std::string& name, Role role, std::int64_t size) { specs.push_back({name, role, 1, size}); };
+  const auto norm = [&](const std::string& path) {
+    vector(path + ".weight", Role::gain, c.hidden);
+    if (arch.norm == NormKind::layer) vector(path + ".bias", Role::bias, c.hidden);
+  };
+  const auto maps = [&](const std::string& layer, MapGroup group) {
+    const Role role = group == kAttentionOut || group == kMlpOut ? Role::residual_linear : Role::linear;
+    bool joined = false;
+    for (const LinearSpec& map : arch.maps[group]) {
+      const std::int64_t out = c.width(map.out);
+      specs.push_back({layer + map.path + ".weight", role, out, c.width(map.in), arch.transposed, joined});
+      if (map.bias) specs.push_back({layer + map.path + ".bias", Role::bias, 1, out, false, joined});
+      joined = true;
     }
-    matrix(at + "self_attn.o_proj.weight", c.hidden, q);
-    vector(at + "post_attention_layernorm.weight", c.hidden);
-    matrix(at + "mlp.gate_proj.weight", c.mlp, c.hidden);
-    matrix(at + "mlp.up_proj.weight", c.mlp, c.hidden);
-    matrix(at + "mlp.down_proj.weight", c.hidden, c.mlp);
+  };
+  specs.push_back({arch.prefix + arch.embedding + ".weight", Role::embedding, c.vocab, c.hidden});
+  if (!arch.rotary()) specs.push_back({arch.prefix + arch.positions + ".weight", Role::embedding, c.max_positions, c.hidden});
+  for (std::int64_t l = 0; l < c.layers; ++l) {
+    const std::string layer = arch.layer(l);
+    norm(layer + arch.norm1);
+    maps(layer, kAttentionIn);
+    if (arch.has_head_norms())
+      for (const std::string& name : {arch.q_norm, arch.k_norm}) vector(layer + name + ".weight", Role::gain, c.head_dim);
+    maps(layer, kAttentionOut);
+    norm(layer + arch.norm2);
+    maps(layer, kMlpIn);
+    maps(layer, kMlpOut);
   }
-  vector("model.norm.weight", c.hidden);
-  if (!c.tied) matrix(kHead, c.vocab, c.hidden);
+  norm(arch.prefix + arch.final_norm);
+  if (!c.tied) specs.push_back({kHead, Role::embedding, c.vocab, c.hidden});
   return specs;
 }
 
-void read_tensor(Ops& ops, const Tensor& to, const SafetensorsFile& file, const TensorInfo& tensor) {
+namespace {
+
+void read_transposed(Ops& ops, const Tensor& to, const SafetensorsFile& file, const TensorInfo& tensor) {
+  const std::int64_t rows = to.rows, cols = to.cols, size = size_of(to.dtype);
+  std::vector<char> stored(static_cast<std::size_t>(rows * cols * size)), turned(stored.size());
+  file.read_as(tensor, 0, rows * cols, to.dtype, stored.data(), true);
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < cols; ++c)
+      std::memcpy(&turned[static_cast<std::size_t>((r * cols + c) * size)], &stored[static_cast<std::size_t>((c * rows + r) * size)],
+                  static_cast<std::size_t>(size));
+  ops.upload(to, turned.data());
+}
+
+}  // namespace
+
+void read_tensor(Ops& ops, const Tensor& to, const SafetensorsFile& file, const TensorInfo& tensor, bool transposed) {
   constexpr std::int64_t kElements = std::int64_t{1} << 20;
   KAVA_CHECK(tensor.count() == to.count(), "{} read as [{}, {}]", tensor.name, to.rows, to.cols);
+  if (transposed) return read_transposed(ops, to, file, tensor);
   const std::int64_t rows = std::max<std::int64_t>(1, kElements / std::max<std::int64_t>(to.cols, 1));
   std::vector<char> host(static_cast<std::size_t>(std::min(rows, to.rows) * to.cols * size_of(to.dtype)));
   for (std::int64_t row = 0; row < to.rows; row += rows) {
@@ -130,24 +174,27 @@ void read_tensor(Ops& ops, const Tensor& to, const SafetensorsFile& file, const 
 
 WeightFiles WeightFiles::open(const std::string& folder, const ModelConfig& config) {
   WeightFiles weights;
-  weights.files_ = open_files(folder);
+  const Ignored ignored(config);
+  const Architecture& arch = config.architecture();
+  weights.prefix_ = arch.prefix, weights.embedding_ = arch.prefix + arch.embedding + ".weight";
+  weights.files_ = open_files(folder, ignored);
   std::map<std::string, std::pair<const SafetensorsFile*, const TensorInfo*>> found;
   for (const SafetensorsFile& file : weights.files_)
     for (const TensorInfo& t : file.tensors())
-      if (!ignored(t.name) && !found.emplace(t.name, std::pair{&file, &t}).second)
+      if (!ignored.contains(t.name) && !found.emplace(t.name, std::pair{&file, &t}).second)
         fail(file.path(), named(t.name) + " is in two files", "get the folder again");
 
   // A model without a head is saved with the names of its own tensors.
-  weights.bare_names_ = std::ranges::none_of(found, [](const auto& entry) { return entry.first.starts_with(kModelPrefix); });
+  weights.bare_names_ = std::ranges::none_of(found, [&](const auto& entry) { return entry.first.starts_with(arch.prefix); });
   // A head that is tied may be what is stored of the two.
-  weights.head_alone_ = config.tied && found.contains(kHead) && !found.contains(weights.name_in_file(kEmbedding));
+  weights.head_alone_ = config.tied && found.contains(kHead) && !found.contains(weights.name_in_file(weights.embedding_));
   for (const WeightSpec& spec : weight_specs(config)) {
     const auto at = found.find(weights.name_in_file(spec.name));
     if (at == found.end()) fail(folder, named(spec.name) + " is missing", "get the weights again");
     check_tensor(at->second.first->path(), spec, *at->second.second);
-    if (spec.name != kEmbedding) found.erase(at);
+    if (spec.name != weights.embedding_) found.erase(at);
   }
-  const auto embedding = found.extract(weights.name_in_file(kEmbedding)).mapped();
+  const auto embedding = found.extract(weights.name_in_file(weights.embedding_)).mapped();
   if (const auto head = found.find(kHead); config.tied && head != found.end()) {
     const auto& [file, tensor] = head->second;
     if (!same_bytes(*file, *tensor, *embedding.first, *embedding.second))
@@ -162,8 +209,8 @@ WeightFiles WeightFiles::open(const std::string& folder, const ModelConfig& conf
 }
 
 std::string WeightFiles::name_in_file(const std::string& name) const {
-  if (head_alone_ && name == kEmbedding) return kHead;
-  return bare_names_ && name.starts_with(kModelPrefix) ? name.substr(kModelPrefix.size()) : name;
+  if (head_alone_ && name == embedding_) return kHead;
+  return bare_names_ && name.starts_with(prefix_) ? name.substr(prefix_.size()) : name;
 }
 
 const SafetensorsFile& WeightFiles::file_of(const std::string& name) const {
@@ -175,7 +222,7 @@ const SafetensorsFile& WeightFiles::file_of(const std::string& name) const {
 void WeightFiles::read(const WeightSpec& spec, Ops& ops, const Tensor& to) const {
   const std::string name = name_in_file(spec.name);
   const SafetensorsFile& file = file_of(name);
-  read_tensor(ops, to, file, *file.find(name));
+  read_tensor(ops, to, file, *file.find(name), spec.transposed);
 }
 
 std::string WeightFiles::header_text() const {

@@ -108,10 +108,11 @@ void check_lora(const SafetensorsFile& file, const AdapterConfig& config) {
     if (t.shape.size() != 2 || t.shape[is_a ? 0 : 1] != config.rank)
       fail(file.path(), fmt::format("{} has shape {}, but r is {}", shown, shape_text(t.shape), config.rank));
     const std::string module = t.name.substr(0, t.name.size() - a.size());
-    const std::string target = module.substr(module.rfind('.') + 1);
     if (!file.find(module + (is_a ? b : a))) fail(file.path(), shown + " has no partner " + (is_a ? b : a).substr(1));
-    if (!config.targets.contains(target)) fail(file.path(), shown + " is for a module that target_modules does not list");
-    targets_seen.insert(target);
+    bool listed = false;
+    for (const std::string& target : config.targets)
+      if (names_map(target, module)) listed = true, targets_seen.insert(target);
+    if (!listed) fail(file.path(), shown + " is for a module that target_modules does not list");
   }
   for (const std::string& target : config.targets)
     if (!targets_seen.contains(target)) fail(file.path(), "has no tensor for the target module " + escaped(target));

@@ -105,7 +105,7 @@ class Probe {
 
   void add_words(Model& model, Arena& arena, const LatentStates& latents, Words& words) const {
     const int64_t tokens = opened_.text.tokenizer ? opened_.text.tokenizer->size() : opened_.text.shape.vocab;
-    for (const NearestToken& n : nearest_tokens(model, arena, latents.values, tokens))
+    for (const NearestToken& n : nearest_tokens(model, arena, latents.values, tokens, latents.positions))
       words.nearest.push_back(n.id), words.distance.push_back(static_cast<float>(n.distance));
     words.top.insert(words.top.end(), latents.top.begin(), latents.top.end());
   }

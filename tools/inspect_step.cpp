@@ -68,7 +68,7 @@ void add_gradients(Dump& dump, const Model& model) {
     if (p.name == "new_tokens.weight" && !model.dnew_tokens) continue;  // frozen
     DumpTensor t;
     t.shape = p.file_shape();
-    t.values = model.parameters.get(p.grad);
+    t.values = model.parameters.get_as_stored(p, p.grad);
     dump["grad." + p.name] = std::move(t);
   }
 }
@@ -95,12 +95,12 @@ int inspect_step(const StepCommand& command) {
   require_no_input("--out", command.out, inputs);
   require_writable("--out", command.out);
   const TextModel text = open_text_model(config.model.path);
-  text.shape.require_for_training();
+  text.shape.require_for_training(config.model.dropout);
   if (!text.note.empty()) fmt::print(stderr, "{}\n", text.note);
   int64_t dropped = 0;
   const std::vector<RowFile> files = read_train_files(config);
   std::vector<Sample> samples = read_samples(text, config, files, &dropped);
-  if (dropped > 0) fmt::print(stderr, "{} rows are longer than data.max_tokens = {} and left out\n", dropped, config.data.max_tokens);
+  if (dropped > 0) fmt::print(stderr, "{} rows are longer than {} and left out\n", dropped, length_limit(config, text.shape));
   if (samples.empty()) throw Error(Exit::data, escaped(config.data.train[0].path, 4096), "no row is left", "raise data.max_tokens");
   if (const std::string note = require_traces(config, files, samples); !note.empty()) fmt::print(stderr, "{}\n", note);
   if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));

@@ -29,9 +29,10 @@ Tokenizer tokenizer_of(const std::string& given) {
   const std::string model = model_folder(given);
   // The tokenizer's files alone are enough.
   if (is_there(std::filesystem::path(model) / "tokenizer.json")) return Tokenizer::load(model);
+  const std::string what_for = "no text can be read", remedy = "give a model with a tokenizer";
+  if (is_there(std::filesystem::path(model) / "vocab.json")) Tokenizer::refuse_missing(model, what_for, remedy);
   OpenedModel opened = open_model(model);
-  if (!opened.text.tokenizer)
-    throw Error(Exit::data, escaped(opened.text.folder, 4096), "has no tokenizer.json", "give a model with a tokenizer");
+  if (!opened.text.tokenizer) Tokenizer::refuse_missing(opened.text.folder, what_for, remedy);
   return std::move(*opened.text.tokenizer);
 }
 

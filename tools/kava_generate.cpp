@@ -66,7 +66,7 @@ class Generator {
 
   void print_latents(const DecodeResult& r) {
     if (!options_.keep_latents) return;
-    const std::vector<NearestToken> nearest = nearest_tokens(*model_, arena_, r.latents.values, tokenizer_.size());
+    const std::vector<NearestToken> nearest = nearest_tokens(*model_, arena_, r.latents.values, tokenizer_.size(), r.latents.positions);
     fmt::print("{:>6}  {:<24}{:>9}  {}\n", "latent", "nearest value", "distance", "head's top token");
     for (std::size_t i = 0; i < nearest.size(); ++i)
       fmt::print("{:>6}  {:<24}{:>9.3f}  {}\n", i, shown(nearest[i].id), nearest[i].distance, shown(r.latents.top[i]));
@@ -87,9 +87,9 @@ class Generator {
     s.prompt = static_cast<int32_t>(s.answer.size());
     if (s.question.empty())
       throw Error(Exit::data, q.where, "the question has no token of the model's vocabulary", "give another question");
-    if (prompt_length(recipe_, s) > kLongestPrompt)
+    if (prompt_length(recipe_, s) > longest_prompt(model_->shape))
       throw Error(Exit::data, q.where, fmt::format("the question has {} tokens", s.question.size()),
-                  fmt::format("shorten it: at most {} in all", kLongestPrompt));
+                  fmt::format("shorten it: at most {} in all", longest_prompt(model_->shape)));
     return s;
   }
 
@@ -165,8 +165,7 @@ int generate(const GenerateCommand& command, bool has_question) {
   if (has_question && stripped(command.question).empty()) throw Error(Exit::usage, "QUESTION", "is empty", "give a question");
   const ChosenModel chosen = choose_model(command.model);
   if (!chosen.opened.text.tokenizer)
-    throw Error(Exit::data, escaped(chosen.opened.text.folder, 4096), "has no tokenizer.json, without which no question can be read",
-                "use kava_eval on rows of ids");
+    Tokenizer::refuse_missing(chosen.opened.text.folder, "no question can be read", "use kava_eval on rows of ids");
   const std::vector<Question> questions = command.file ? read_questions(*command.file) : std::vector<Question>{};
   Generator generator(command, chosen);
   if (!questions.empty()) answer_file(generator, questions);

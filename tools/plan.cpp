@@ -19,18 +19,19 @@ struct Count {
 };
 
 // The group of a tensor, by its name in a model folder or an adapter.
-std::string group_of(const std::string& name) {
+std::string group_of(const Architecture& a, const std::string& name) {
   if (name.find(".lora_") != std::string::npos) return "lora";
-  const std::pair<const char*, const char*> parts[] = {{"new_tokens", "new tokens"},
-                                                       {"latent_projection", "latent projection"},
-                                                       {"kv_projection", "kv projection"},
-                                                       {"embed_tokens", "embedding"},
-                                                       {"lm_head", "head"},
-                                                       {"norm", "norms"},
-                                                       {"self_attn", "attention"}};
-  for (const auto& [part, group] : parts)
-    if (name.find(part) != std::string::npos) return group;
-  return "mlp";
+  const std::pair<const char*, const char*> own[] = {
+      {"new_tokens", "new tokens"}, {"latent_projection", "latent projection"}, {"kv_projection", "kv projection"}};
+  for (const auto& [part, group] : own)
+    if (name.starts_with(part)) return group;
+  if (name == kHeadName) return "head";
+  if (name == a.prefix + a.embedding + ".weight") return "embedding";
+  if (!a.rotary() && name == a.prefix + a.positions + ".weight") return "positions";
+  for (std::size_t g = 0; g < kMapGroups; ++g)
+    for (const LinearSpec& map : a.maps[g])
+      if (name.find("." + map.path + ".") != std::string::npos) return g <= kAttentionOut ? "attention" : "mlp";
+  return "norms";
 }
 
 // The stages of a run with the steps before which each ends.
@@ -54,7 +55,7 @@ std::string parameter_table(const RunConfig& config, const TextModel& text) {
   const ModelConfig& m = text.shape;
   std::vector<std::pair<std::string, Count>> groups;
   auto count = [&](const std::string& name, int64_t elements, bool total, bool trainable) {
-    const std::string group = group_of(name);
+    const std::string group = group_of(m.architecture(), name);
     auto it = std::ranges::find(groups, group, &std::pair<std::string, Count>::first);
     if (it == groups.end()) it = groups.insert(groups.end(), {group, {}});
     if (total) it->second.total += elements;

@@ -48,7 +48,8 @@ RunData read_data(const TextModel& text, const RunConfig& config, bool tell) {
   }
   if (data.train.empty())
     throw Error(Exit::data, escaped(config.data.train[0].path, 4096),
-                fmt::format("no row is left: all {} are longer than data.max_tokens", data.dropped), "raise data.max_tokens");
+                fmt::format("no row is left: all {} are longer than {}", data.dropped, length_limit(config, text.shape)),
+                "raise data.max_tokens");
   if (!config.data.valid.empty()) {
     data.valid.emplace(text, config);
     data.digests.push_back(data.valid->digest());
@@ -109,7 +110,7 @@ class Run {
   void prepare(const std::optional<Continued>& before, TrainingState& state) {
     if (before) require_contents_there(config_);
     text_ = open_text_model(config_.model.path);
-    text_.shape.require_for_training();
+    text_.shape.require_for_training(config_.model.dropout);
     if (!text_.note.empty() && comm_.leads()) fmt::print(stderr, "{}\n", text_.note);
     data_ = read_data(text_, config_, comm_.leads());
     require_work_for_all();

@@ -9,12 +9,14 @@
 #include <filesystem>
 #include <map>
 
+#include "engine/config/architecture.h"
 #include "engine/config/config_schema.h"
 #include "engine/config/method_rules.h"
 #include "engine/config/toml_text.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/hub.h"
+#include "engine/files/json.h"
 #include "engine/files/paths.h"
 
 namespace kava {
@@ -359,6 +361,33 @@ void check_together(const RunConfig& config, const Origins& given, const std::st
            fmt::format("name some of {}", fmt::join(lora_linears(), ", ")));
 }
 
+// The architecture of the model's folder; nullptr where that cannot be told, which is said when the folder is opened.
+const Architecture* architecture_at(const std::string& folder) {
+  if (folder.empty()) return nullptr;
+  try {
+    const Json json = read_json((fs::path(folder) / "config.json").string());
+    const auto type = json.is_object() ? json.find("model_type") : json.end();
+    return type != json.end() && type->is_string() ? find_architecture(type->get<std::string>()) : nullptr;
+  } catch (const Error&) {
+    return nullptr;
+  }
+}
+
+void apply_architecture(RunConfig& config, const Origins& given) {
+  const Architecture* a = architecture_at(config.model.path);
+  if (!a) return;
+  const auto origin = given.find("lora.targets");
+  if (origin == given.end()) {
+    config.lora.targets = a->lora_targets;
+    return;
+  }
+  const std::vector<std::string> names = a->target_names();
+  for (const std::string& target : config.lora.targets)
+    if (std::ranges::find(names, target) == names.end())
+      refuse(origin->second, fmt::format("lora.targets names {}, which is no linear of {}", toml_string(target), a->family),
+             fmt::format("name some of {}", fmt::join(names, ", ")));
+}
+
 }  // namespace
 
 RunConfig method_defaults(Method method) {
@@ -395,6 +424,7 @@ RunConfig load_config(const std::string& path, const std::vector<std::string>& s
     given[s.key] = s.where;
   }
   apply_fixed(config, from_file, given);
+  apply_architecture(config, given);
   check_together(config, given, escaped(path, 4096));
   return config;
 }

@@ -12,6 +12,7 @@ namespace kava {
 
 KAVA_CHOICE(Method, full_cot, no_cot, icot, coconut, codi, codi_exact, pccot, kava)
 KAVA_CHOICE(Init, pretrained, random)
+KAVA_CHOICE(BaseDropout, config, off)
 KAVA_CHOICE(StorageType, bf16, f32, f64)
 KAVA_CHOICE(DataFormat, icot_text, jsonl, gsm8k, gsm_hard, svamp, qa, ids)
 KAVA_CHOICE(Trainable, lora, all)
@@ -56,6 +57,7 @@ struct RunConfig {
     Init init = Init::pretrained;
     std::string adapter;
     StorageType dtype = StorageType::bf16;
+    BaseDropout dropout = BaseDropout::config;  // off: the base's own is left out
     bool operator==(const Model&) const = default;
   } model;
 
@@ -105,7 +107,7 @@ struct RunConfig {
     int64_t rank = 128;
     double alpha = 32.0;
     double dropout = 0.1;
-    std::vector<std::string> targets = {"q_proj", "k_proj", "v_proj", "o_proj"};  // in the order given
+    std::vector<std::string> targets = {"q_proj", "k_proj", "v_proj", "o_proj"};  // in the order given; default by architecture
     bool operator==(const Lora&) const = default;
   } lora;
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "engine/config/architecture.h"
 #include "engine/config/config.h"
 #include "engine/config/config_schema.h"
 #include "engine/error.h"
@@ -53,12 +54,20 @@ std::string to_toml(const RunConfig& config, const std::string& folder) {
   return out;
 }
 
+namespace {
+// The names of one architecture are none of another's with other defaults, so the list alone tells.
+bool is_default_of_architecture(const std::vector<std::string>& targets) {
+  return std::ranges::find(architectures(), targets, &Architecture::lora_targets) != architectures().end();
+}
+}  // namespace
+
 std::string config_hash(const RunConfig& config) {
   RunConfig copy = config, defaults = method_defaults(config.method);
   const auto keys = keys_of(copy), unset = keys_of(defaults);
   std::vector<std::string> lines = {"method = " + name_of(config.method)};
   for (std::size_t i = 0; i < keys.size(); ++i)
-    if (keys[i].on_resume == OnResume::fixed && value_text(keys[i]) != value_text(unset[i]))
+    if (keys[i].on_resume == OnResume::fixed && value_text(keys[i]) != value_text(unset[i]) &&
+        !(keys[i].name == "lora.targets" && is_default_of_architecture(config.lora.targets)))
       lines.push_back(fmt::format("{} = {}", keys[i].name, value_text(keys[i])));
   std::sort(lines.begin(), lines.end());
   std::string text;

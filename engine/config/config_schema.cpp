@@ -3,7 +3,10 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <limits>
+
+#include "engine/config/architecture.h"
 
 namespace kava::schema {
 
@@ -39,6 +42,7 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"model.init", choice(c.model.init)},
       {"model.adapter", Text{&c.model.adapter, true}, kContent},
       {"model.dtype", choice(c.model.dtype)},
+      {"model.dropout", choice(c.model.dropout)},
 
       {"data.train", Files{&c.data.train}, kContent},
       {"data.valid", Text{&c.data.valid, true}, kContent},
@@ -148,7 +152,13 @@ std::vector<Key> keys_of(RunConfig& c) {
 }
 
 const std::vector<std::string>& lora_linears() {
-  static const std::vector<std::string> names = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all;
+    for (const Architecture& a : architectures())
+      for (const std::string& name : a.target_names())
+        if (std::ranges::find(all, name) == all.end()) all.push_back(name);
+    return all;
+  }();
   return names;
 }
 

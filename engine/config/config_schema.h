@@ -67,7 +67,7 @@ struct Key {
 /// Every key, bound to the members of `config`, in the order in which they are printed.
 std::vector<Key> keys_of(RunConfig& config);
 
-/// The linears that LoRA can adapt, by their Hugging Face names.
+/// The linears that LoRA can adapt in one architecture or another, by the names that lora.targets gives them.
 const std::vector<std::string>& lora_linears();
 
 /// The key's present value in TOML; floats in the shortest form that reads back.

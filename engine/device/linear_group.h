@@ -31,13 +31,15 @@ struct LinearGroup {
   int64_t ranks() const { return joined.cols - in; }  // of all parts, those left out of a range too
   Tensor w() const { return joined.col_range(0, in); }
 
-  /// Some of the parts, with their rows of W; A and the columns of xa stay those of the whole group.
-  LinearGroup part_range(std::size_t begin, std::size_t end) const {
-    const int64_t first = parts[begin].out_begin, last = parts[end - 1].out_begin + parts[end - 1].outs;
-    LinearGroup g{joined.row_range(first, last), bias ? bias.col_range(first, last) : Tensor{}, a, {}, in};
-    for (std::size_t p = begin; p < end; ++p) {
-      g.parts.push_back(parts[p]);
-      g.parts.back().out_begin -= first;
+  /// The maps to columns begin .. end - 1 of y: their rows of W and of each B; A and the columns of xa stay those of the whole group.
+  LinearGroup out_range(int64_t begin, int64_t end) const {
+    LinearGroup g{joined.row_range(begin, end), bias ? bias.col_range(begin, end) : Tensor{}, a, {}, in};
+    for (LinearPart p : parts) {
+      const int64_t first = p.out_begin, from = std::max(begin, first), to = std::min(end, first + p.outs);
+      if (from >= to) continue;
+      if (p.b) p.b = p.b.row_range(from - first, to - first);
+      p.out_begin = from - begin, p.outs = to - from;
+      g.parts.push_back(p);
     }
     return g;
   }
@@ -51,15 +53,17 @@ struct LinearGroupGrad {
   bool any() const {
     return dw || dbias || da || std::ranges::any_of(db, [](const Tensor& t) { return static_cast<bool>(t); });
   }
-  /// Of group.part_range(begin, end).
-  LinearGroupGrad part_range(const LinearGroup& group, std::size_t begin, std::size_t end) const {
-    const LinearPart &first = group.parts[begin], &last = group.parts[end - 1];
-    const int64_t from = first.out_begin, to = last.out_begin + last.outs;
+  /// Of group.out_range(begin, end).
+  LinearGroupGrad out_range(const LinearGroup& group, int64_t begin, int64_t end) const {
     LinearGroupGrad g;
-    if (dw) g.dw = dw.row_range(from, to);
-    if (dbias) g.dbias = dbias.col_range(from, to);
+    if (dw) g.dw = dw.row_range(begin, end);
+    if (dbias) g.dbias = dbias.col_range(begin, end);
     g.da = da;
-    if (!db.empty()) g.db.assign(db.begin() + static_cast<std::ptrdiff_t>(begin), db.begin() + static_cast<std::ptrdiff_t>(end));
+    for (std::size_t j = 0; j < db.size(); ++j) {
+      const LinearPart& p = group.parts[j];
+      const int64_t from = std::max(begin, p.out_begin), to = std::min(end, p.out_begin + p.outs);
+      if (from < to) g.db.push_back(db[j] ? db[j].row_range(from - p.out_begin, to - p.out_begin) : Tensor{});
+    }
     return g;
   }
 };

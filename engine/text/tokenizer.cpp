@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "engine/error.h"
+#include "engine/files/files.h"
 #include "engine/files/json_at.h"
 #include "engine/text/added_tokens.h"
 #include "engine/text/bpe.h"
@@ -100,6 +101,17 @@ Tokenizer::Tokenizer(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
+
+void Tokenizer::refuse_missing(const std::string& folder, const std::string& what_for, const std::string& remedy) {
+  const std::filesystem::path path = folder;
+  std::string older;
+  for (const char* name : {"vocab.json", "merges.txt"})
+    if (is_there(path / name)) older += older.empty() ? name : std::string(" and ") + name;
+  throw Error(Exit::data, escaped(folder, 4096),
+              older.empty() ? "has no tokenizer.json, without which " + what_for
+                            : fmt::format("has {}, which are not read, and no tokenizer.json, without which {}", older, what_for),
+              older.empty() ? remedy : "write it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)");
+}
 
 Tokenizer Tokenizer::load(const std::string& folder) {
   const std::string file = (std::filesystem::path(folder) / "tokenizer.json").string();

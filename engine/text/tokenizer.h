@@ -22,6 +22,9 @@ class Tokenizer {
   /// Reads FOLDER/tokenizer.json, and tokenizer_config.json, special_tokens_map.json and added_tokens.json where they are. Error(code data)
   /// with the file on anything malformed or not supported.
   static Tokenizer load(const std::string& folder);
+  /// Error(code data): the folder has no tokenizer.json, without which `what_for`. Where it has an older form of a tokenizer, vocab.json
+  /// and merges.txt, the remedy makes the newer one of it, else it is the one given.
+  [[noreturn]] static void refuse_missing(const std::string& folder, const std::string& what_for, const std::string& remedy);
 
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;

@@ -44,6 +44,20 @@ MODELS = {
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 16, "intermediate_size": 20,
               "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1, "vocab_size": 67, "rms_norm_eps": 1e-6,
               "rope_theta": 1000.0, "tie_word_embeddings": True, "use_sliding_window": False},
+    # Norms of q and k; heads that hidden_size does not say; tied head; theta of rope_parameters before the one outside.
+    "qwen3": {"model_type": "qwen3", "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "head_dim": 6, "vocab_size": 67, "rms_norm_eps": 1e-3, "rope_theta": 7.0,
+              "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}, "tie_word_embeddings": True, "use_sliding_window": False,
+              "sliding_window": 4, "max_window_layers": 1, "attention_bias": False},
+    # Untied head; one query head to a group; theta outside; three layers.
+    "qwen3_untied": {"model_type": "qwen3", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3, "num_attention_heads": 2,
+                     "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 61, "rope_theta": 100.0},
+    # Saved with its head: names with the prefix. Dropout in the base is left out by model.dropout; a missing key is 0.1 too.
+    "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": 61, "n_inner": None,
+             "activation_function": "gelu_new", "layer_norm_epsilon": 1e-3, "resid_pdrop": 0.1, "embd_pdrop": 0.1},
+    # Saved without its head: bare names, with the masks that old files hold. No dropout, MLP width given, three layers.
+    "gpt2_bare": {"model_type": "gpt2", "n_embd": 12, "n_layer": 3, "n_head": 2, "n_positions": 64, "n_ctx": 64, "vocab_size": 61,
+                  "n_inner": 20, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "summary_first_dropout": 0.1},
 }
 COMMON = {"hidden_act": "silu", "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": EOS, "torch_dtype": "float32"}
 
@@ -54,6 +68,7 @@ ROWS = {
     "without_prompt": [(4, 7, 2, None), (6, 0, 1, None), (3, 5, 1, None)],
     "empty_prompt": [(4, 6, 2, 0), (5, 0, 1, 0), (3, 9, 1, 0)],
     "without_trace": [(4, 0, 1, 3), (6, 0, 2, 3)],
+    "near_the_end": [(4, 30, 1, 3), (5, 31, 1, 3), (4, 31, 1, 3)],
     "one_too_long": [(4, 30, 1, 3), (5, 7, 1, 3), (3, 2, 1, 3)],
 }
 
@@ -75,8 +90,27 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=1) + "\n")
 
 
+def gpt2_weights(config, random):
+    hidden = config["n_embd"]
+    mlp = config["n_inner"] or 4 * hidden
+    out = {"transformer.wte.weight": normal(random, config["vocab_size"], hidden, std=0.7),
+           "transformer.wpe.weight": normal(random, config["n_positions"], hidden, std=0.3)}
+    for layer in range(config["n_layer"]):
+        at = f"transformer.h.{layer}"
+        for path, rows, columns in (("attn.c_attn", hidden, 3 * hidden), ("attn.c_proj", hidden, hidden), ("mlp.c_fc", hidden, mlp),
+                                    ("mlp.c_proj", mlp, hidden)):
+            out[f"{at}.{path}.weight"] = normal(random, rows, columns, std=1.2 * rows ** -0.5)
+            out[f"{at}.{path}.bias"] = normal(random, columns, std=0.3)
+        for norm in ("ln_1", "ln_2"):
+            out[f"{at}.{norm}.weight"], out[f"{at}.{norm}.bias"] = normal(random, hidden, mean=1.0, std=0.2), normal(random, hidden, std=0.2)
+    out["transformer.ln_f.weight"], out["transformer.ln_f.bias"] = normal(random, hidden, mean=0.5, std=0.1), normal(random, hidden, std=0.1)
+    return out
+
+
 def base_weights(name):
     config, random = MODELS[name], generator(name)
+    if config["model_type"] == "gpt2":
+        return gpt2_weights(config, random)
     hidden, mlp, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     dim = config.get("head_dim", hidden // heads)
     widths = {"q_proj": heads * dim, "k_proj": config["num_key_value_heads"] * dim, "v_proj": config["num_key_value_heads"] * dim}
@@ -85,6 +119,8 @@ def base_weights(name):
         at = f"model.layers.{layer}"
         for target, width in widths.items():
             out[f"{at}.self_attn.{target}.weight"] = linear(random, width, hidden) * 1.2
+            if config["model_type"] == "qwen3" and target in ("q_proj", "k_proj"):
+                out[f"{at}.self_attn.{target[0]}_norm.weight"] = normal(random, dim, mean=1.0, std=0.3)
             if config["model_type"] == "qwen2":
                 out[f"{at}.self_attn.{target}.bias"] = normal(random, width, std=0.3)
         out[f"{at}.self_attn.o_proj.weight"] = linear(random, hidden, heads * dim)
@@ -94,13 +130,21 @@ def base_weights(name):
         for norm in ("input_layernorm", "post_attention_layernorm"):
             out[f"{at}.{norm}.weight"] = normal(random, hidden, mean=1.0, std=0.2)
     out["model.norm.weight"] = normal(random, hidden, mean=0.5, std=0.1)
-    if not config["tie_word_embeddings"]:
+    if not config.get("tie_word_embeddings", False):
         out["lm_head.weight"] = linear(random, config["vocab_size"], hidden)
     return out
 
 
 def write_model(folder, name, weights):
-    write_json(folder / "config.json", MODELS[name] | COMMON)
+    gpt2 = inputs.is_gpt2(MODELS[name])
+    common = {key: value for key, value in COMMON.items() if key not in ("hidden_act", "max_position_embeddings")} if gpt2 else COMMON
+    write_json(folder / "config.json", MODELS[name] | common)
+    if name == "gpt2_bare":
+        weights = {key.removeprefix("transformer."): value for key, value in weights.items()}
+        positions = MODELS[name]["n_positions"]
+        for layer in range(MODELS[name]["n_layer"]):
+            weights[f"h.{layer}.attn.bias"] = torch.ones(1, 1, positions, positions, dtype=torch.uint8).tril()
+            weights[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
@@ -129,26 +173,30 @@ def write_adapter(config):
     else:
         shapes = {key: value.shape for key, value in base_weights(name).items()}
         matrices = {}
-        for path, saved in inputs.lora_names(model["num_hidden_layers"], lora["targets"]):
-            out_features, in_features = shapes[f"{path}.weight"]
+        for path, saved in inputs.lora_names(model, layer_count(model), lora["targets"]):
+            out_features, in_features = reversed(shapes[f"{path}.weight"]) if inputs.is_gpt2(model) else shapes[f"{path}.weight"]
             matrices[f"{saved}.lora_A.weight"] = normal(random, lora["rank"], in_features, std=in_features ** -0.5)
             matrices[f"{saved}.lora_B.weight"] = normal(random, out_features, lora["rank"], std=0.2)
         save_file(matrices, folder / "adapter_model.safetensors", {"format": "pt"})
         write_json(folder / "adapter_config.json", {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": f"../../models/{name}", "r": lora["rank"],
             "lora_alpha": lora["alpha"], "lora_dropout": 0.0, "target_modules": lora["targets"], "bias": "none",
-            "fan_in_fan_out": False, "use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {},
+            "fan_in_fan_out": inputs.is_gpt2(model), "use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {},
             "layers_to_transform": None, "modules_to_save": None, "init_lora_weights": True, "inference_mode": True})
     extras = extra_tensors(config, model, random)
     if extras:
         save_file(extras, folder / "kava.safetensors", {"kava.format": "1"})
 
 
+def layer_count(model):
+    return model["n_layer"] if inputs.is_gpt2(model) else model["num_hidden_layers"]
+
+
 def extra_tensors(config, model, random):
-    hidden = model["hidden_size"]
-    dim = model.get("head_dim", hidden // model["num_attention_heads"])
+    hidden = model["n_embd"] if inputs.is_gpt2(model) else model["hidden_size"]
+    dim = hidden // model["n_head"] if inputs.is_gpt2(model) else model.get("head_dim", hidden // model["num_attention_heads"])
     out = {}
-    for name in inputs.extra_names(config, model["num_hidden_layers"]):
+    for name in inputs.extra_names(config, layer_count(model)):
         if name == "new_tokens.weight":
             out[name] = normal(random, 3, hidden, std=0.7)
         elif name.startswith("kv_projection"):
@@ -235,7 +283,8 @@ def write_initial_values():
     """Deterministic starting values (docs/method.md sections 2 and 3), for a test of initialisation."""
     out = {}
     for name in MODELS:
-        embedding = base_weights(name)["model.embed_tokens.weight"]
+        weights = base_weights(name)
+        embedding = weights["transformer.wte.weight" if inputs.is_gpt2(MODELS[name]) else "model.embed_tokens.weight"]
         out[name] = {"new_token_row": inputs.initial_new_tokens(embedding)[0].tolist(),
                      "embedding_rms": inputs.embedding_rms(embedding).item()}
     write_json(HERE / "initial_values.json", out)

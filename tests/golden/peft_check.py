@@ -2,9 +2,9 @@
 
     python peft_check.py ADAPTER BASE [--tokens N] [--merged DIR]
 
-Compares the logits of peft's model on random token ids with those of a plain copy of the base whose weights are W + alpha/r B A.
---merged: a folder that `kava_merge ADAPTER --dtype f32 --out DIR` has written must have the same. Ends with 1 when they differ by more than
-f32 rounding explains, or when the adapter changes nothing.
+Compares the logits of peft's model on random token ids with those of a plain copy of the base whose weights are W + alpha/r B A, turned where
+they are stored [in, out]. --merged: a folder that `kava_merge ADAPTER --dtype f32 --out DIR` has written must have the same. Ends with 1 when
+they differ by more than f32 rounding explains, or when the adapter changes nothing.
 """
 import argparse
 import json
@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 
 def load_base(folder):
@@ -29,7 +30,8 @@ def merged(base, adapter):
     for name in [name for name in matrices if name.endswith(".lora_A.weight")]:
         a, b = matrices.pop(name), matrices.pop(name.replace("lora_A", "lora_B"))
         path = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        base.get_submodule(path).weight.data += scale * (b.float() @ a.float())
+        module, update = base.get_submodule(path), scale * (b.float() @ a.float())
+        module.weight.data += update.T if isinstance(module, Conv1D) else update  # [in, out]
     if matrices:
         sys.exit(f"error: tensors without a partner: {sorted(matrices)}")
     return base
@@ -43,7 +45,8 @@ def main():
     parser.add_argument("--merged", type=pathlib.Path)
     arguments = parser.parse_args()
     plain = load_base(arguments.base)
-    ids = torch.randint(plain.config.vocab_size, (1, arguments.tokens), generator=torch.Generator().manual_seed(1))
+    tokens = min(arguments.tokens, plain.config.max_position_embeddings)
+    ids = torch.randint(plain.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         unadapted = plain(ids).logits
         expected = merged(plain, arguments.adapter)(ids).logits

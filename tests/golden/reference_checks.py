@@ -1,5 +1,6 @@
 """Checks of the reference against itself and against transformers; run by make_golden.py before it writes anything."""
 import copy
+import json
 import math
 
 import torch
@@ -28,8 +29,9 @@ def check_logits(here):
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         config = copy.deepcopy(inputs.DEFAULTS)
         config.update(method="full_cot")
-        config["model"]["path"], config["lora"]["targets"] = str(folder), ["q_proj"]
-        ids = [1] + [(7 * i * i + 11 * i) % 50 + 10 for i in range(40)]
+        gpt2 = inputs.is_gpt2(json.loads((folder / "config.json").read_text()))
+        config["model"]["path"], config["lora"]["targets"] = str(folder), ["c_attn" if gpt2 else "q_proj"]
+        ids = [1] + [(7 * i * i + 11 * i) % 50 + 10 for i in range(39)]
         with torch.no_grad():
             expected = plain(torch.tensor([ids])).logits[0]
             exact = reference.Model(config, torch.float64)
@@ -159,5 +161,6 @@ def run(here):
     check_against_loop(here, "codi_residual.toml", growing_loop, "T = M is the growing loop")
     check_against_loop(here, "kava_pause.toml", pause_tokens, "T = 0 is pause tokens")
     check_first_slots(here)
-    for toml in ("kava_defaults.toml", "kava_pre_rope_projected.toml", "qwen2_all.toml", "coconut_projected.toml", "codi_exact.toml"):
+    for toml in ("kava_defaults.toml", "kava_pre_rope_projected.toml", "qwen2_all.toml", "coconut_projected.toml", "codi_exact.toml", "qwen3_all.toml",
+                 "gpt2_all.toml", "gpt2_codi_exact_all.toml"):
         check_differences(here, toml)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 DEFAULTS = {
     "method": "kava",
     "seed": 42,
-    "model": {"path": "", "init": "pretrained", "adapter": "", "dtype": "bf16"},
+    "model": {"path": "", "init": "pretrained", "adapter": "", "dtype": "bf16", "dropout": "config"},
     "data": {"train": [], "valid": "", "drop_last_step": True, "step_separator": "", "answer_prompt": "The answer is:",
              "max_tokens": 512, "fraction": 1.0},
     "train": {"trainable": "lora", "batch": 128, "micro_batch": 0},
@@ -55,8 +55,9 @@ CHOICES = {
     ("coconut", "feedback"): ("hidden", "none"),
     ("icot", "side"): ("left", "right"),
 }
-SECTIONS = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
-            "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp"}
+LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+GPT2_LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+GPT2_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 TRAIN_KEYS_NOT_USED = {"epochs", "max_steps", "optimizer", "lr", "betas", "eps", "weight_decay", "clip", "schedule", "warmup",
                        "log_every", "valid_every", "checkpoint_every", "keep_checkpoints", "recompute"}
 
@@ -124,10 +125,21 @@ def load_config(path, sets=()):
         raise Unsupported("data.fraction and model.init = random depend on the engine's own generator")
     at = path.resolve().parent
     config["model"]["path"] = str(at / config["model"]["path"])
+    raw = json.loads((pathlib.Path(config["model"]["path"]) / "config.json").read_text())
+    if is_gpt2(raw) and "targets" not in given.get("lora", {}):
+        config["lora"]["targets"] = ["c_attn", "c_proj", "c_fc"]
+    dropouts = [raw.get(key, 0.1) for key in GPT2_DROPOUTS] if is_gpt2(raw) else [raw.get("attention_dropout", 0)]
+    if any(dropouts) and config["model"]["dropout"] != "off":
+        raise Unsupported("dropout in the base")
+    config["positions"] = raw["n_positions"] if is_gpt2(raw) else None
     if config["model"]["adapter"]:
         config["model"]["adapter"] = str(at / config["model"]["adapter"])
     config["data"]["train"] = [str(at / (f["path"] if isinstance(f, dict) else f)) for f in config["data"]["train"]]
     return config
+
+
+def is_gpt2(raw):
+    return raw["model_type"] == "gpt2"
 
 
 def runs_teacher(config):
@@ -184,10 +196,19 @@ def load_rows(config):
         raise Unsupported("a row without prompt")
     for row in rows:
         row["latents"], row["rest"] = cut(config, row)
-    kept = [row for row in rows if longest(config, row) <= config["data"]["max_tokens"]][: config["train"]["batch"]]
+    kept = [row for row in rows if fits(config, row)][: config["train"]["batch"]]
     if not kept:
         raise Unsupported("no row is left")
     return kept
+
+
+def fits(config, row):
+    """Neither over data.max_tokens nor beyond the last position, which positions that icot keeps can pass earlier."""
+    tokens = longest(config, row)
+    positions = tokens
+    if config["method"] == "icot" and config["icot"]["keep_positions"]:
+        positions = len(row["question"]) + len(row["trace"]) + len(row["answer"])
+    return tokens <= config["data"]["max_tokens"] and (config["positions"] is None or positions <= config["positions"])
 
 
 def longest(config, row):
@@ -216,16 +237,16 @@ def load_weights(folder):
     return {key: value for name in names for key, value in load_file(folder / name).items()}
 
 
-def lora_names(layers, targets):
-    """(module path inside the network, name in an adapter) of each adapted linear, layer by layer in the order of SECTIONS."""
+def lora_names(raw, layers, targets):
+    """(module path inside the network, name in an adapter) of each adapted linear, layer by layer. A target is the end of a path."""
     for layer in range(layers):
-        for target, section in SECTIONS.items():
-            if target in targets:
-                module = f"model.layers.{layer}.{section}.{target}"
+        for path in GPT2_LINEARS if is_gpt2(raw) else LINEARS:
+            if any(("." + path).endswith("." + target) for target in targets):
+                module = f"transformer.h.{layer}.{path}" if is_gpt2(raw) else f"model.layers.{layer}.{path}"
                 yield module, f"base_model.model.{module}"
 
 
-def load_adapter(config, folder, layers):
+def load_adapter(config, folder, raw, layers):
     """(tensors of the PEFT file or replacing base weights, tensors of kava.safetensors). Names must match exactly."""
     folder = pathlib.Path(folder)
     extras = load_file(folder / "kava.safetensors") if (folder / "kava.safetensors").exists() else {}
@@ -239,7 +260,7 @@ def load_adapter(config, folder, layers):
     if (saved["r"], saved["lora_alpha"], set(saved["target_modules"])) != (lora["rank"], lora["alpha"], set(lora["targets"])):
         raise Unsupported(f"{folder}: adapter_config.json contradicts [lora]")
     matrices = load_file(folder / "adapter_model.safetensors")
-    wanted = {f"{name}.lora_{x}.weight" for _, name in lora_names(layers, lora["targets"]) for x in "AB"}
+    wanted = {f"{name}.lora_{x}.weight" for _, name in lora_names(raw, layers, lora["targets"]) for x in "AB"}
     if set(matrices) != wanted:
         raise Unsupported(f"{folder}: adapter_model.safetensors has {sorted(set(matrices) ^ wanted)[:3]} too many or too few")
     return matrices, extras

@@ -67,6 +67,7 @@ class Pass:
     keys: list = field(default_factory=list)        # [K, n, D] after RoPE
     plain_keys: list = field(default_factory=list)  # [K, n, D] before RoPE
     values: list = field(default_factory=list)      # [K, n, D]
+    entered: torch.Tensor = None                    # [n, C] what goes into the first block: embeds, with positions where they are learned
 
     @property
     def final(self):
@@ -102,14 +103,19 @@ class Model:
         raw = json.loads((folder / "config.json").read_text())
         self.layers, self.dtype, self.config = hf.num_hidden_layers, dtype, config
         adapter = adapter or config["model"]["adapter"]
-        matrices, extras = inputs.load_adapter(config, adapter, self.layers) if adapter else ({}, None)
+        self.raw, self.gpt2 = raw, inputs.is_gpt2(raw)
+        self.body = self.net.transformer if self.gpt2 else self.net.model
+        self.blocks = self.body.h if self.gpt2 else self.body.layers
+        self.net.eval()
+        matrices, extras = inputs.load_adapter(config, adapter, raw, self.layers) if adapter else ({}, None)
         full = config["train"]["trainable"] == "all"
         self._load_base(matrices if full and matrices else inputs.load_weights(folder), hf.tie_word_embeddings)
         self.net.to(dtype).requires_grad_(full)
         for module in self.net.modules():
             if type(module).__name__.endswith("RMSNorm"):
                 module.forward = exact_rms_norm(module)
-        self.net.model.rotary_emb = Rotary(raw)
+        if not self.gpt2:
+            self.body.rotary_emb = Rotary(raw)
         self.trainable = OrderedDict(self.net.named_parameters()) if full else self._add_lora(matrices, adapter)
         if extras is None:
             extras = self._initial_extras()
@@ -118,6 +124,10 @@ class Model:
 
     def _load_base(self, weights, tied):
         weights = {name: value for name, value in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+        if self.gpt2:
+            weights = {name: value for name, value in weights.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+            if not any(name.startswith("transformer.") for name in weights):
+                weights = {f"transformer.{name}": value for name, value in weights.items()}
         missing, extra = self.net.load_state_dict(weights, strict=False)
         if extra or set(missing) - ({"lm_head.weight"} if tied else set()):
             raise inputs.Unsupported(f"weights: missing {missing}, extra {extra}")
@@ -126,12 +136,13 @@ class Model:
     def _add_lora(self, matrices, adapter):
         lora, trainable = self.config["lora"], OrderedDict()
         generator = torch.Generator().manual_seed(0)
-        for path, name in inputs.lora_names(self.layers, lora["targets"]):
+        for path, name in inputs.lora_names(self.raw, self.layers, lora["targets"]):
             base = self.net.get_submodule(path)
             if not adapter:
-                bound = 1 / math.sqrt(base.in_features)
-                matrices[f"{name}.lora_A.weight"] = (torch.rand(lora["rank"], base.in_features, generator=generator) * 2 - 1) * bound
-                matrices[f"{name}.lora_B.weight"] = torch.zeros(base.out_features, lora["rank"])
+                out_features, in_features = reversed(base.weight.shape) if self.gpt2 else base.weight.shape
+                bound = 1 / math.sqrt(in_features)
+                matrices[f"{name}.lora_A.weight"] = (torch.rand(lora["rank"], in_features, generator=generator) * 2 - 1) * bound
+                matrices[f"{name}.lora_B.weight"] = torch.zeros(out_features, lora["rank"])
             a, b = (nn.Parameter(matrices[f"{name}.lora_{x}.weight"].to(self.dtype)) for x in "AB")
             self.net.set_submodule(path, LoraLinear(base, a, b, lora["alpha"] / lora["rank"]))
             trainable[f"{name}.lora_A.weight"], trainable[f"{name}.lora_B.weight"] = a, b
@@ -142,16 +153,19 @@ class Model:
             raise inputs.Unsupported("without an adapter the projection starts from the engine's own random numbers")
         if self.config["latent"]["token_init"] and inputs.has_new_tokens(self.config):
             raise inputs.Unsupported("without an adapter latent.token_init needs a tokenizer")
-        embedding = self.net.model.embed_tokens.weight.detach()
-        head_dim = self.net.model.layers[0].self_attn.head_dim
+        embedding = self.net.get_input_embeddings().weight.detach()
+        head_dim = self.attention(self.blocks[0]).head_dim
         extras = {"new_tokens.weight": inputs.initial_new_tokens(embedding).float()}
         for layer in range(self.layers):
             for x in "kv":
                 extras[f"kv_projection.{layer}.{x}.weight"] = torch.eye(head_dim)
         return extras
 
+    def attention(self, block):
+        return block.attn if self.gpt2 else block.self_attn
+
     def embed(self, ids):
-        return F.embedding(torch.tensor(ids, dtype=torch.long), self.net.model.embed_tokens.weight)
+        return F.embedding(torch.tensor(ids, dtype=torch.long), self.net.get_input_embeddings().weight)
 
     def new_token(self, which, count=1):
         return self.trainable["new_tokens.weight"][which : which + 1].expand(count, -1)
@@ -175,21 +189,28 @@ class Model:
             cache.update(keys[None], values[None], layer)
         mask = torch.full((n, m + n), -math.inf, dtype=self.dtype).triu(m + 1)
         result, handles = Pass(), []
-        for layer in self.net.model.layers:
-            heads = layer.self_attn.head_dim
+        for layer in self.blocks:
+            heads = self.attention(layer).head_dim
             handles.append(layer.register_forward_hook(
                 lambda _, __, out: result.hidden.append((out[0] if isinstance(out, tuple) else out)[0])))
-            handles.append(layer.self_attn.k_proj.register_forward_hook(
-                lambda _, __, out, heads=heads: result.plain_keys.append(out[0].unflatten(-1, (-1, heads)).transpose(0, 1))))
+            if self.gpt2:
+                continue
+            # Qwen3 norms its keys by heads; before RoPE means after that.
+            source = getattr(layer.self_attn, "k_norm", layer.self_attn.k_proj)
+            handles.append(source.register_forward_hook(
+                lambda _, __, out, heads=heads: result.plain_keys.append(out[0].reshape(out.shape[1], -1, heads).transpose(0, 1))))
         positions = torch.arange(m, m + n) if positions is None else positions
-        out = self.net.model(inputs_embeds=embeds[None], attention_mask=mask[None, None], past_key_values=cache, use_cache=True,
+        out = self.body(inputs_embeds=embeds[None], attention_mask=mask[None, None], past_key_values=cache, use_cache=True,
                              position_ids=positions[None])
         for handle in handles:
             handle.remove()
         result.hidden[-1], result.embeds = out.last_hidden_state[0], embeds
-        for layer in self.net.model.layers:
-            for store, tensor in zip((result.queries, result.keys, result.values), layer.self_attn.seen):
+        result.entered = embeds + self.body.wpe(positions) if self.gpt2 else embeds
+        for layer in self.blocks:
+            for store, tensor in zip((result.queries, result.keys, result.values), self.attention(layer).seen):
                 store.append(tensor)
+        if self.gpt2:
+            result.plain_keys = result.keys
         return result
 
 

@@ -42,7 +42,7 @@ def run_student(model, row):
 
 def tapped(config, done):
     """States that L_CODI compares: after the blocks, and before them with codi.states = "all"."""
-    return ([done.embeds] if config["codi"]["states"] == "all" else []) + done.hidden
+    return ([done.entered] if config["codi"]["states"] == "all" else []) + done.hidden
 
 
 def run_no_cot(model, row):

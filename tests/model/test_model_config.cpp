@@ -55,7 +55,7 @@ struct Weights {
   std::map<std::string, std::vector<std::int64_t>> shapes;
   explicit Weights(const ModelConfig& config) {
     for (const WeightSpec& spec : weight_specs(config))
-      add(spec.name, spec.vector ? std::vector{spec.cols} : std::vector{spec.rows, spec.cols});
+      add(spec.name, spec.file_shape());
   }
   void add(const std::string& name, std::vector<std::int64_t> shape) {
     std::int64_t count = 1;
@@ -93,7 +93,8 @@ TEST_CASE("the configurations of real models are read as transformers reads them
   CHECK(c.family == "llama");
   CHECK(std::vector{c.layers, c.hidden, c.heads, c.kv_heads, c.head_dim, c.mlp, c.vocab, c.max_positions} ==
         std::vector<std::int64_t>{16, 2048, 32, 8, 64, 8192, 128256, 131072});
-  CHECK((c.tied && !c.qkv_bias && c.norm_eps == 1e-5 && c.rope_theta == 500000 && c.initializer_range == 0.02));
+  CHECK((c.tied && !c.architecture().maps[kAttentionIn][0].bias && c.norm_eps == 1e-5 && c.rope_theta == 500000 &&
+         c.initializer_range == 0.02));
   CHECK((c.rope.llama3 && c.rope.factor == 32 && c.rope.low_freq_factor == 1 && c.rope.high_freq_factor == 4));
   CHECK(c.rope.original_max_position == 8192);
   CHECK((c.eos_is_list && c.eos_ids == std::vector<std::int64_t>{128001, 128008, 128009} && c.bos_id == 128000));
@@ -102,7 +103,7 @@ TEST_CASE("the configurations of real models are read as transformers reads them
   CHECK(c.family == "qwen2");
   CHECK(std::vector{c.layers, c.hidden, c.heads, c.kv_heads, c.head_dim, c.mlp, c.vocab} ==
         std::vector<std::int64_t>{24, 896, 14, 2, 64, 4864, 151936});
-  CHECK((c.tied && c.qkv_bias && c.norm_eps == 1e-6 && c.rope_theta == 1e6 && !c.rope.llama3));
+  CHECK((c.tied && c.architecture().maps[kAttentionIn][0].bias && c.norm_eps == 1e-6 && c.rope_theta == 1e6 && !c.rope.llama3));
   CHECK((!c.eos_is_list && c.eos_ids == std::vector<std::int64_t>{151645}));
 
   c = ModelConfig::load(smol);
@@ -125,7 +126,7 @@ TEST_CASE("missing keys get the defaults of transformers") {
   Json qwen = bare;
   qwen.update({{"model_type", "qwen2"}, {"num_attention_heads", 64}, {"hidden_size", 128}});
   c = load(folder, qwen);
-  CHECK((c.kv_heads == 32 && c.qkv_bias && c.max_positions == 32768));
+  CHECK((c.kv_heads == 32 && c.max_positions == 32768));
   qwen["num_key_value_heads"] = nullptr;
   CHECK(load(folder, qwen).kv_heads == 64);
   qwen.erase("num_key_value_heads");
@@ -204,7 +205,7 @@ TEST_CASE("every option that changes the function and is not supported is refuse
                    {"rope_interleaved", false},
                    {"attention_bias", true},
                    {"use_cache", true}});
-  CHECK(load(folder, harmless).qkv_bias);
+  CHECK(load(folder, harmless).family == "qwen2");
 }
 
 TEST_CASE("options that name what the engine does anyway are read") {
@@ -237,13 +238,14 @@ TEST_CASE("options that name what the engine does anyway are read") {
   check_refused(folder, llama(), {{"use_sliding_window", true}, {"max_window_layers", 2}}, "use_sliding_window");
   const ModelConfig drops = with(llama(), {{"attention_dropout", 0.1}});
   try {
-    drops.require_for_training();
+    drops.require_for_training(BaseDropout::config);
     FAIL("not refused");
   } catch (const Error& e) {
     CHECK(e.code() == Exit::usage);
     CHECK(std::string(e.what()).find("attention_dropout = 0.1") != std::string::npos);
   }
-  CHECK_NOTHROW(load(folder, llama()).require_for_training());
+  CHECK_NOTHROW(drops.require_for_training(BaseDropout::off));
+  CHECK_NOTHROW(load(folder, llama()).require_for_training(BaseDropout::config));
 }
 
 TEST_CASE("sizes and numbers that make no sense are refused by name") {
@@ -312,7 +314,7 @@ TEST_CASE("the tensors of a model are those of its family") {
   CHECK(specs[0].name == "model.embed_tokens.weight");
   const auto find = [](const std::vector<WeightSpec>& all, const std::string& name) {
     for (const WeightSpec& s : all)
-      if (s.name == name) return std::vector{s.rows, s.cols, std::int64_t{s.vector}};
+      if (s.name == name) return std::vector{s.rows, s.cols, std::int64_t{s.vector()}};
     return std::vector<std::int64_t>{};
   };
   CHECK(find(specs, "model.layers.1.self_attn.q_proj.weight") == std::vector<std::int64_t>{16, 8, 0});
@@ -430,7 +432,7 @@ TEST_CASE("weights of a type that is no floating number, or that are not finite,
   write_safetensors(path, out);
   CHECK(refusal([&] { WeightFiles::open(folder.path().string(), config); }).find("model.norm.weight") != std::string::npos);
 
-  const WeightSpec norm{"model.norm.weight", 1, 8, true};
+  const WeightSpec norm{"model.norm.weight", WeightSpec::Role::gain, 1, 8};
   std::vector<double> room(8);
   for (float bad : {std::nanf(""), std::numeric_limits<float>::infinity(), 3.4e38f}) {
     weights.values[norm.name][7] = bad;
@@ -465,7 +467,7 @@ TEST_CASE("shards are read as their index says and nothing else is") {
   CHECK(open(map) == "");
   const WeightFiles files = WeightFiles::open(dir, config);
   std::vector<float> out(16 * 8);
-  read(files, {"model.layers.1.self_attn.q_proj.weight", 16, 8}, out.data(), DType::f32);
+  read(files, {"model.layers.1.self_attn.q_proj.weight", WeightSpec::Role::linear, 16, 8}, out.data(), DType::f32);
   CHECK(out == weights.values.at("model.layers.1.self_attn.q_proj.weight"));
 
   const std::string norm = "model.norm.weight";

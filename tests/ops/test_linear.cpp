@@ -179,19 +179,20 @@ TEST_CASE("a range of a group's parts gives the bytes of those parts, and of A's
     run_lora(rig, t);
     const Tensor some = rig.out(g.rows, g.outs[1] + g.outs[2]);
     rig.ops.linear_group_fwd(rig.arena, t.y, t.xx, t.map);
-    rig.ops.linear_group_fwd(rig.arena, some, t.xx, t.map.part_range(1, 3));
+    rig.ops.linear_group_fwd(rig.arena, some, t.xx, t.map.out_range(t.map.parts[1].out_begin, t.map.outs()));
     REQUIRE(rig.read(some).at == rig.read(t.y.col_range(g.outs[0], t.y.cols)).at);
 
     const Tensor dxa = rig.out(g.rows, 10), part_dxa = rig.out(g.rows, 10), dx = rig.out(g.rows, g.in);
     LinearGroupGrad grad{.da = rig.in_out(Matrix(10, g.in), Kind::sum)}, part{.da = rig.in_out(Matrix(10, g.in), Kind::sum)};
     for (std::size_t j = 0; j < 3; ++j)
       for (LinearGroupGrad* x : {&grad, &part}) x->db.push_back(rig.in_out(Matrix(g.outs[j], g.ranks[j]), Kind::sum));
-    const LinearGroup range = t.map.part_range(1, 3);
+    const LinearGroup range = t.map.out_range(t.map.parts[1].out_begin, t.map.outs());
     const Tensor dy = t.dy.col_range(g.outs[0], t.dy.cols);
     rig.ops.linear_group_bwd_input(rig.arena, dx, dxa, t.dy, t.map, t.dropout);
     rig.ops.linear_group_bwd_params(rig.arena, grad, t.dy, dxa, t.xx, t.map, t.dropout);
     rig.ops.linear_group_bwd_input(rig.arena, {}, part_dxa, dy, range, t.dropout);
-    rig.ops.linear_group_bwd_params(rig.arena, part.part_range(t.map, 1, 3), dy, part_dxa, t.xx, range, t.dropout);
+    rig.ops.linear_group_bwd_params(rig.arena, part.out_range(t.map, t.map.parts[1].out_begin, t.map.outs()), dy, part_dxa, t.xx, range,
+                                    t.dropout);
     REQUIRE(rig.guards_hold());
     for (double v : rig.read(part_dxa.col_range(0, 3)).at) REQUIRE(v == 0);
     REQUIRE(rig.read(part_dxa.col_range(3, 10)).at == rig.read(dxa.col_range(3, 10)).at);

@@ -234,8 +234,8 @@ TEST_CASE("the token nearest to a token's own value row is that token") {
     const int64_t C = m.shape.hidden, width = m.shape.kv_heads * m.shape.head_dim;
     std::vector<float> row(static_cast<std::size_t>(C)), norm(row.size()), w(static_cast<std::size_t>(width * C));
     m.ops.download(row.data(), m.embedding.row_range(id, id + 1));
-    m.ops.download(norm.data(), m.layers[0].norm1);
-    m.ops.download(w.data(), m.layers[0].qkv.map.part_range(2, 3).w());
+    m.ops.download(norm.data(), m.layers[0].norm1.gain);
+    m.ops.download(w.data(), m.layers[0].qkv.map.out_range(m.layers[0].qkv.map.outs() - width, m.layers[0].qkv.map.outs()).w());
     double square = 0;
     for (float x : row) square += double(x) * x;
     const double rstd = 1 / std::sqrt(square / static_cast<double>(C) + m.shape.norm_eps);
@@ -352,7 +352,7 @@ TEST_CASE("weights that no memory holds are refused before they are read, and we
   for (const WeightSpec& w : weight_specs(ModelConfig::load(base.string()))) {
     const uint64_t size = static_cast<uint64_t>(w.rows * w.cols * 2);
     header[w.name] = {
-        {"dtype", "BF16"}, {"shape", w.vector ? Json{w.cols} : Json{w.rows, w.cols}}, {"data_offsets", {bytes, bytes + size}}};
+        {"dtype", "BF16"}, {"shape", w.file_shape()}, {"data_offsets", {bytes, bytes + size}}};
     bytes += size;
   }
   const std::string text = header.dump(), file = (base / "model.safetensors").string();
