@@ -458,3 +458,21 @@ TEST_CASE("every configuration of Table 1 loads and is what its name says") {
   }
   CHECK(files >= 33);
 }
+
+TEST_CASE("every configuration of another model loads and is what its name says") {
+  int files = 0;
+  for (const auto& entry : fs::directory_iterator(source_dir() + "/configs/models")) {
+    const std::string name = entry.path().stem().string();
+    INFO(name);
+    const RunConfig c = load_config(entry.path().string());
+    const bool gpt2 = name.find("_gpt2_") != std::string::npos;
+    CHECK(name.starts_with(name.starts_with("cot_") ? "cot_" : name_of(c.method) + "_"));
+    CHECK(c.data.train.at(0).path.find(name.find("_aug") != std::string::npos ? "gsm8k_aug" : "gsm8k_nl") != std::string::npos);
+    const char* model = gpt2 ? "gpt2" : name.find("06b") != std::string::npos ? "Qwen3-0.6B" : "Qwen3-1.7B";
+    CHECK(c.model.path.find(model) != std::string::npos);
+    CHECK((c.model.dropout == BaseDropout::off) == gpt2);
+    if (gpt2 && c.train.trainable == Trainable::lora) CHECK(c.lora.targets == std::vector<std::string>{"c_attn", "c_proj", "c_fc"});
+    ++files;
+  }
+  CHECK(files >= 8);
+}
