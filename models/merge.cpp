@@ -154,15 +154,18 @@ MergeInput peft_merge_input(const std::string& adapter, const std::string& base)
   const SafetensorsFile file = SafetensorsFile::open(path_in(adapter, "adapter_model.safetensors"));
   for (const auto& [module, pair] : lora_of(file)) {
     if (pair.a->shape[0] != config.lora.rank) mismatch(file.path(), fmt::format("the rank of {} is not r", escaped(module)));
-    targets.insert(module.substr(module.rfind('.') + 1));
+    for (const auto& group : shape.architecture().maps)
+      for (const LinearSpec& map : group)
+        if (names_map(map.path, module)) targets.insert(map.path);
   }
   config.lora.targets.assign(targets.begin(), targets.end());
-  check_peft_config(config, shape.layers, path);
-  return {base, base, adapter, config.lora.alpha / static_cast<double>(config.lora.rank), json.value("fan_in_fan_out", Json()) == true};
+  check_peft_config(config, shape, path);
+  return {base, base, adapter, config.lora.alpha / static_cast<double>(config.lora.rank), shape.architecture().transposed};
 }
 
 void write_merged(Ops& ops, const MergeInput& input, DType type, FolderWriter& out) {
-  const WeightFiles checked = WeightFiles::open(input.weights, ModelConfig::load(input.weights));
+  const ModelConfig shape = ModelConfig::load(input.weights);
+  const WeightFiles checked = WeightFiles::open(input.weights, shape);
   std::vector<SafetensorsFile> files;
   for (const std::string& path : checked.paths()) files.push_back(SafetensorsFile::open(path));
   std::unique_ptr<SafetensorsFile> adapter;
@@ -175,7 +178,7 @@ void write_merged(Ops& ops, const MergeInput& input, DType type, FolderWriter& o
   std::size_t merged = 0;
   for (const SafetensorsFile& file : files)
     for (const TensorInfo& t : file.tensors()) {
-      if (!SafetensorsFile::is_floating(t)) continue;
+      if (checked.passes_over(t.name)) continue;
       const Lora* lora = find_lora(modules, t.name);
       if (lora) {
         std::vector<int64_t> shape = {lora->b->shape[0], lora->a->shape[1]};
@@ -184,7 +187,7 @@ void write_merged(Ops& ops, const MergeInput& input, DType type, FolderWriter& o
         ++merged;
       }
       const Source source{&file, &t, adapter.get(), lora};
-      tensors.push_back({t.name, type == DType::bf16 ? "BF16" : "F32", t.shape, nullptr,
+      tensors.push_back({checked.name_with_prefix(t.name), type == DType::bf16 ? "BF16" : "F32", t.shape, nullptr,
                          [&ops, &input, source, type](void* to) { fill_merged(ops, source, input, type, to); }});
     }
   if (merged != modules.size()) mismatch(adapter->path(), "holds LoRA of a module that the base does not have");

@@ -176,6 +176,7 @@ WeightFiles WeightFiles::open(const std::string& folder, const ModelConfig& conf
   WeightFiles weights;
   const Ignored ignored(config);
   const Architecture& arch = config.architecture();
+  weights.config_ = config;
   weights.prefix_ = arch.prefix, weights.embedding_ = arch.prefix + arch.embedding + ".weight";
   weights.files_ = open_files(folder, ignored);
   std::map<std::string, std::pair<const SafetensorsFile*, const TensorInfo*>> found;
@@ -207,6 +208,10 @@ WeightFiles WeightFiles::open(const std::string& folder, const ModelConfig& conf
          "use the config.json that belongs to the weights");
   return weights;
 }
+
+bool WeightFiles::passes_over(const std::string& name) const { return Ignored(config_).contains(name); }
+
+std::string WeightFiles::name_with_prefix(const std::string& name) const { return bare_names_ && name != kHead ? prefix_ + name : name; }
 
 std::string WeightFiles::name_in_file(const std::string& name) const {
   if (head_alone_ && name == embedding_) return kHead;

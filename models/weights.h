@@ -48,12 +48,18 @@ class WeightFiles {
   std::string header_text() const;
   std::vector<std::string> paths() const;
 
+  /// Whether a tensor of the files is one that nobody reads.
+  bool passes_over(const std::string& name) const;
+  /// The name of a tensor of the files in a model with its head.
+  std::string name_with_prefix(const std::string& name) const;
+
  private:
   const SafetensorsFile& file_of(const std::string& name) const;
 
   std::string name_in_file(const std::string& name) const;
 
   std::vector<SafetensorsFile> files_;
+  ModelConfig config_;
   std::string prefix_, embedding_;
   bool bare_names_ = false, head_alone_ = false;
 };
