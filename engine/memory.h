@@ -5,7 +5,7 @@
 namespace kava {
 
 /// Bytes: the least of what the machine has available (/proc/meminfo), what the process's control groups leave, and what its limit on
-/// address space leaves. The largest number where nothing is known.
+/// address space leaves to data. The largest number where nothing is known.
 int64_t available_memory();
 /// The same without the limit on address space.
 int64_t available_physical_memory();

@@ -157,7 +157,8 @@ void DecodeBatch::take(const std::vector<int32_t>& ids) {
   for (std::size_t i = 0; i < active_.size(); ++i) {
     Active& a = active_[i];
     DecodeResult& r = results_[a.result];
-    const bool ended = ids[i] == options_.eos && --a.ends == 0;
+    // A dry backend gives no token: what is planned for is the limit.
+    const bool ended = !ops_.dry() && ids[i] == options_.eos && --a.ends == 0;
     if (!ended) r.ids.push_back(ids[i]);
     ++r.tokens;
     const int64_t positions = model_.shape.position_limit();

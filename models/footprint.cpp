@@ -1,127 +1,239 @@
 #include "models/footprint.h"
 
 #include <algorithm>
+#include <string_view>
 
+#include "engine/device/op_observer.h"
 #include "engine/error.h"
+#include "models/curriculum.h"
 #include "models/flops.h"
 #include "models/kava.h"
-#include "models/recipe.h"
 #include "models/trainer.h"
+#include "models/validation.h"
 
 namespace kava {
 
 namespace {
 
-constexpr int64_t kMostScanned = int64_t{1} << 22;
-// Room for what is not taken from the arena, above all the rows of products that are filled up.
-constexpr int64_t kOpsRoom = int64_t{192} << 20;
+constexpr int64_t kMostScanned = int64_t{1} << 22;  // samples whose lengths are looked at
+constexpr std::size_t kListed = 4096, kAll = 64, kLargest = 24, kLongest = 8;
 
 std::string mib(int64_t bytes) { return fmt::format("{} MiB", (bytes + (1 << 20) - 1) >> 20); }
 
-int64_t storage_bytes(const RunConfig& config) { return size_of(storage_of(config.model.dtype)); }
 int64_t sum_bytes(const RunConfig& config) { return size_of(sum_type(storage_of(config.model.dtype))); }
+int64_t storage_bytes(const RunConfig& config) { return size_of(storage_of(config.model.dtype)); }
 
-// Fewer bytes than a forward takes: inputs, K, V and their gradients, and the latents' keys. Found without the layout, which for many
-// latents and iterations would not fit in memory itself.
-int64_t least_step_bytes(const RunConfig& config, const Recipe& recipe, const ModelConfig& m, std::span<const Sample> samples) {
-  const double both = static_cast<double>(sum_bytes(config) + storage_bytes(config));
-  const double row = both * static_cast<double>(m.hidden + 2 * m.layers * m.kv_heads * m.head_dim);
-  double bytes = 0;
-  for (const Sample& s : samples) {
-    const Cut cut = cut_of(recipe, s, 0);
-    const double M = cut.latents, T = config.step.prune_latents ? std::min<double>(cut.iterations, M) : cut.iterations;
-    const double latent_rows = config.step.prune_latents ? M - T + T * (M - T + 1) : (T + 1) * M;
-    const double question = static_cast<double>(s.question.size()),
-                 answer = static_cast<double>(cut.rest()) + static_cast<double>(s.answer.size());
-    bytes += row * (question + answer + latent_rows) + 4 * T * (question + M / 2);
-  }
-  return static_cast<int64_t>(std::min(bytes, 0x1p62));
+// Fewer bytes than a forward takes: inputs, K, V and their gradients.
+int64_t least_step_bytes(const RunConfig& config, const ModelConfig& m, int64_t rows) {
+  const double row = static_cast<double>((sum_bytes(config) + storage_bytes(config)) * (m.hidden + 2 * m.layers * m.kv_heads * m.head_dim));
+  return static_cast<int64_t>(std::min(static_cast<double>(rows) * row, 0x1p62));
 }
 
-int64_t held_bytes(const RunConfig& config, const ModelConfig& shape, ModelUse use) {
-  const std::unique_ptr<Ops> dry = make_cpu_ops(1, true);
-  const Model planned(*dry, config, shape, Values::none, use);
-  return dry->held_bytes();
+// What lies in an arena between ops, and what is sent from the host.
+class Watch final : public OpObserver {
+ public:
+  explicit Watch(const Arena& arena) : arena_(arena) {}
+  void before(const OpCall& op) override {
+    most_ = std::max(most_, arena_.mark().used);
+    if (std::string_view(op.name) == "upload") sent_ += op.outputs[0].count() * size_of(op.outputs[0].dtype);
+    most_sent_ = std::max(most_sent_, sent_);
+    if (std::string_view(op.name) == "head_argmax") sent_ = 0;  // the next token's lists are others
+  }
+  void next_forward() { sent_ = 0; }
+  int64_t most() const { return most_; }
+  int64_t most_sent() const { return most_sent_; }
+
+ private:
+  const Arena& arena_;
+  int64_t most_ = 0, sent_ = 0, most_sent_ = 0;
+};
+
+// Lists are made, and laid out to be sent.
+constexpr int64_t kHostCopies = 2;
+
+// Rows of the cpu's products that are filled up (engine/device/cpu/matmul.cpp), of the widest operands.
+int64_t filled_rows(const RunConfig& config, const ModelConfig& m) {
+  constexpr int64_t kTileRows = 256;
+  return 2 * kTileRows * (std::max(2 * m.mlp, m.vocab) + m.hidden) * storage_bytes(config);
 }
 
 }  // namespace
 
-int64_t model_bytes(const RunConfig& config, const ModelConfig& shape) {
-  int64_t trained = 0;
-  for (const TrainableSpec& t : trainable_specs(config, shape)) trained += t.rows * t.cols;
-  // Three host copies while a checkpoint is written, and the sum of the gradients of several forwards.
-  const int64_t copies = config.train.micro_batch > 0 && config.train.micro_batch < config.train.batch ? 4 : 3;
-  return held_bytes(config, shape, ModelUse::training) + trained * copies * sum_bytes(config);
+int64_t inference_bytes(const RunConfig& config, const ModelConfig& shape) {
+  const std::unique_ptr<Ops> dry = make_cpu_ops(1, true);
+  const Model planned(*dry, config, shape, Values::none, ModelUse::inference);
+  return dry->held_bytes();
 }
 
-int64_t inference_bytes(const RunConfig& config, const ModelConfig& shape) { return held_bytes(config, shape, ModelUse::inference); }
-
-int64_t step_bytes(Model& planned, const Recipe& recipe, std::span<const Sample> samples) {
-  Arena arena(planned.ops);
-  StepOptions options;
-  options.recipe = recipe;
-  run_step(planned, arena, samples, batch_totals(planned.config, recipe, samples), options);
-  return arena.peak_bytes();
-}
-
-PlannedForward largest_forward(const RunConfig& config, std::span<const Sample> samples, int64_t micro) {
-  const int64_t n = static_cast<int64_t>(samples.size()), batch = config.train.batch;
-  const int64_t steps_per_epoch = (n + batch - 1) / batch, steps = total_steps(config.train, n);
-  const int64_t epochs = std::min((steps + steps_per_epoch - 1) / steps_per_epoch, std::max<int64_t>(1, kMostScanned / n));
-  std::vector<int64_t> stages = planned_stages(config), tokens(stages.size());
-  std::vector<Recipe> recipes;
-  for (int64_t stage : stages) recipes.push_back(recipe_of(config, stage));
-  PlannedForward largest;
-  int64_t most = -1;
-  for (int64_t epoch = 0; epoch < epochs; ++epoch) {
-    const std::vector<int64_t> order = epoch_order(n, config.seed, epoch);
-    for (int64_t begin = 0, end; begin < n; begin = end) {
-      end = std::min({n, begin + micro, begin - begin % batch + batch});
-      std::ranges::fill(tokens, 0);
-      auto at = [&](int64_t i) -> const Sample& { return samples[static_cast<std::size_t>(order[static_cast<std::size_t>(i)])]; };
-      for (int64_t i = begin; i < end; ++i)
-        for (std::size_t k = 0; k < stages.size(); ++k) {
-          const Lengths length = lengths_of(recipes[k], at(i), 0);
-          tokens[k] += length.tokens + length.latents;
-        }
-      const auto worst = static_cast<std::size_t>(std::ranges::max_element(tokens) - tokens.begin());
-      if (tokens[worst] <= most) continue;
-      most = tokens[worst];
-      largest = {recipes[worst], stages[worst], {}};
-      for (int64_t i = begin; i < end; ++i) largest.samples.push_back(at(i));
-    }
+int64_t step_rows(const RunConfig& config, const Recipe& recipe, const Sample& sample, int64_t index) {
+  const Cut cut = cut_of(recipe, sample, index);
+  const Lengths n = lengths_of(recipe, sample, cut);
+  const int64_t question = std::ssize(sample.question), N = cut.latents, T = cut.iterations;
+  if (!recipe.markers) return question + (recipe.student ? n.student_tail : n.teacher_tail);
+  int64_t latents = (T + 1) * N;
+  if (config.step.prune_latents) {
+    latents = 0;
+    for (int64_t t = 0; t <= T; ++t) latents += std::max<int64_t>(0, N - (T - t) - std::max<int64_t>(0, t - 1));
   }
-  return largest;
+  const int64_t again = recipe.teacher && !config.step.prefix_sharing ? question : 0;
+  return question + 1 + latents + again + n.teacher_tail + 1 + n.student_tail;
 }
 
-void require_memory(const Ops& ops, const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t available) {
+MemoryPlanner::MemoryPlanner(const Ops& ops, const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples,
+                             const Validator* valid, int ranks)
+    : ops_(ops),
+      config_(config),
+      shape_(shape),
+      samples_(samples),
+      valid_(valid),
+      ranks_(ranks),
+      steps_per_epoch_((std::ssize(samples) + config.train.batch - 1) / config.train.batch),
+      steps_(total_steps(config.train, std::ssize(samples))),
+      shared_(ops.name() == "cpu") {}
+
+int64_t MemoryPlanner::asked_micro_batch() const {
+  const int64_t batch = std::min(config_.train.batch, std::ssize(samples_));
+  if (config_.train.micro_batch > 0) return std::min(config_.train.micro_batch, batch);
+  return (batch + ranks_ - 1) / ranks_;
+}
+
+std::vector<Sample> MemoryPlanner::batch_of(int64_t step) const {
+  const int64_t n = std::ssize(samples_), first = step % steps_per_epoch_ * config_.train.batch;
+  const std::vector<int64_t> order = epoch_order(n, config_.seed, step / steps_per_epoch_);
+  std::vector<Sample> batch;
+  for (int64_t i = first; i < std::min(n, first + config_.train.batch); ++i)
+    batch.push_back(samples_[static_cast<std::size_t>(order[static_cast<std::size_t>(i)])]);
+  return batch;
+}
+
+std::vector<MemoryPlanner::Candidate> MemoryPlanner::candidates(int64_t micro) const {
+  const Curriculum curriculum(config_, steps_per_epoch_);
+  const int64_t n = std::ssize(samples_), batch = config_.train.batch;
+  std::vector<Candidate> all;
+  std::vector<int64_t> order;
+  const auto largest_first = [](const Candidate& a, const Candidate& b) { return a.rows > b.rows; };
+  // The first so many by rows, and then by the longest sample.
+  const auto keep = [&](std::size_t by_rows, std::size_t by_length) {
+    if (all.size() <= by_rows + by_length) return;
+    std::ranges::stable_sort(all, largest_first);
+    std::stable_sort(all.begin() + static_cast<std::ptrdiff_t>(by_rows), all.end(),
+                     [](const Candidate& a, const Candidate& b) { return a.longest > b.longest; });
+    all.resize(by_rows + by_length);
+  };
+  for (int64_t step = 0, scanned = 0; step < steps_ && scanned < kMostScanned; ++step) {
+    if (step % steps_per_epoch_ == 0) order = epoch_order(n, config_.seed, step / steps_per_epoch_);
+    const Recipe recipe = curriculum.recipe(step);
+    const int64_t begin = step % steps_per_epoch_ * batch, end = std::min(n, begin + batch);
+    scanned += end - begin;
+    for (int64_t first = begin; first < end; first += micro) {
+      Candidate c{step, first - begin, std::min(micro, end - first), 0, 0, curriculum.stage(step)};
+      for (int64_t i = first; i < first + c.samples; ++i) {
+        const int64_t rows = step_rows(config_, recipe, samples_[static_cast<std::size_t>(order[static_cast<std::size_t>(i)])], i - begin);
+        c.rows += rows, c.longest = std::max(c.longest, rows);
+      }
+      all.push_back(c);
+    }
+    if (all.size() > 2 * kListed) keep(kListed, kListed / 4);
+  }
+  if (all.size() > kAll) keep(kLargest, kLongest);
+  std::ranges::stable_sort(all, largest_first);
+  return all;
+}
+
+MemoryPlan MemoryPlanner::plan(int64_t micro, int64_t available) const {
+  const std::vector<Candidate> forwards = candidates(micro);
+  MemoryPlan plan;
+  plan.samples = forwards[0].samples, plan.rows = forwards[0].rows, plan.stage = forwards[0].stage;
+  RunConfig config = config_;
+  config.train.micro_batch = micro;
+  const std::unique_ptr<Ops> dry = ops_.dry_twin();
+  Model planned(*dry, config, shape_, Values::none);
+  const int64_t each = (config.train.batch + micro - 1) / micro;
+  const Buffer total = each > 1 ? planned.parameters.like_grad() : Buffer();
+  plan.device.trainables = planned.parameters.bytes() + (each > 1 ? total.tensor().count() * sum_bytes(config) : 0);
+  for (const Parameter& p : planned.parameters.all())
+    plan.host.trainables = std::max(plan.host.trainables, p.rows * p.cols * sum_bytes(config));
+  if (shared_) plan.host.temporaries = filled_rows(config, shape_);
+  const int64_t least = least_step_bytes(config, shape_, plan.rows);
+  if (least > available) {
+    plan.device.weights = dry->held_bytes() - plan.device.trainables, plan.device.activations = least;
+    return plan;
+  }
+  const Curriculum curriculum(config_, steps_per_epoch_);
+  {
+    Arena arena(*dry);
+    Watch watch(arena);
+    const Observed observed(*dry, watch);
+    const Tensor scalars = step_scalars(arena, each);
+    for (const Candidate& c : forwards) {
+      const std::vector<Sample> batch = batch_of(c.step);
+      const auto samples = std::span(batch).subspan(static_cast<std::size_t>(c.first), static_cast<std::size_t>(c.samples));
+      StepOptions options;
+      options.recipe = curriculum.recipe(c.step);
+      options.first_index = c.first, options.step = static_cast<uint32_t>(c.step);
+      watch.next_forward();
+      add_step(planned, arena, samples, batch_totals(config, *options.recipe, samples), options, scalars.col_range(0, kStepSums));
+    }
+    planned.parameters.update(arena, {}, scalars.col_range(scalars.cols - 1, scalars.cols), scalars.col_range(0, scalars.cols - 1));
+    planned.parameters.find_not_finite(arena);
+    plan.device.activations = watch.most(), plan.device.temporaries = arena.peak_bytes() - watch.most();
+    plan.host.activations = kHostCopies * watch.most_sent();
+  }
+  if (valid_) {
+    Arena arena(*dry);
+    Watch watch(arena);
+    const Observed observed(*dry, watch);
+    step_scalars(arena, each);
+    for (const int64_t stage : {curriculum.stage(0), curriculum.stage(steps_ - 1)}) valid_->run(planned, arena, stage, {});
+    plan.device.decoding = arena.peak_bytes(), plan.host.decoding = kHostCopies * watch.most_sent();
+  }
+  plan.device.weights = dry->held_bytes() - plan.device.trainables;
+  return plan;
+}
+
+int64_t MemoryPlanner::largest_micro_batch(int64_t most, int64_t available) const {
+  int64_t fits = 0, fails = most + 1;
+  while (fails - fits > 1) {
+    const int64_t middle = fits == 0 && fails == most + 1 ? most : fits + (fails - fits) / 2;
+    (plan(middle, available).total(shared_) <= available ? fits : fails) = middle;
+  }
+  return fits;
+}
+
+double MemoryPlanner::flops_per_step() const {
+  constexpr int64_t kSteps = 16;
+  const Curriculum curriculum(config_, steps_per_epoch_);
+  const int64_t n = std::min(kSteps, steps_);
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += minimum_flops(config_, curriculum.recipe(i * steps_ / n), shape_, batch_of(i * steps_ / n));
+  return sum / static_cast<double>(n);
+}
+
+int64_t MemoryPlanner::disk_bytes() const {
+  int64_t elements = 0;
+  for (const TrainableSpec& t : trainable_specs(config_, shape_)) elements += t.rows * t.cols;
+  // The adapter in f32; values and moments. Beside those that are kept, the best one and one that is being written.
+  const int64_t adapter = 4 * elements, checkpoint = adapter + 3 * elements * sum_bytes(config_);
+  return (config_.train.keep_checkpoints + 2) * checkpoint + adapter;
+}
+
+void require_memory(const MemoryPlanner& planner, const RunConfig& config, const ModelConfig& shape, int64_t available) {
   // A config.json that is not that of the weights is told as such, not as a lack of memory.
   if (config.model.init == Init::pretrained) WeightFiles::open(config.model.path, shape);
-  const int64_t weights = model_bytes(config, shape);
-  if (weights > available)
-    throw Error(Exit::preflight, "memory",
-                fmt::format("the model and its optimiser take {}, {} are available", mib(weights), mib(available)),
+  const int64_t asked = planner.asked_micro_batch();
+  const MemoryPlan plan = planner.plan(asked, available);
+  const bool shared = planner.shared();
+  if (plan.total(shared) <= available) return;
+  const int64_t model = plan.device.weights + plan.device.trainables;
+  if (model > available)
+    throw Error(Exit::preflight, "memory", fmt::format("the model and its optimiser take {}, {} are available", mib(model), mib(available)),
                 "use a smaller model, lora.rank or train.trainable = \"lora\"");
-  const std::unique_ptr<Ops> dry = ops.dry_twin();
-  Model planned(*dry, config, shape, Values::none);
-  auto need = [&](int64_t micro) {
-    const auto [recipe, stage, forward] = largest_forward(config, samples, micro);
-    const int64_t least = least_step_bytes(config, recipe, shape, forward), room = available - weights - kOpsRoom;
-    return weights + kOpsRoom + (least > room ? least : step_bytes(planned, recipe, forward));
-  };
-  const int64_t asked =
-      config.train.micro_batch > 0 ? config.train.micro_batch : std::min(config.train.batch, static_cast<int64_t>(samples.size()));
-  const int64_t needed = need(asked);
-  if (needed <= available) return;
-  int64_t fits = 0, fails = asked;
-  while (fails - fits > 1) {
-    const int64_t middle = fits + (fails - fits) / 2;
-    (need(middle) <= available ? fits : fails) = middle;
-  }
+  const int64_t fits = planner.largest_micro_batch(asked - 1, available);
   throw Error(
       Exit::preflight, "train.micro_batch",
-      fmt::format("a forward of {} samples takes at least {} in all, {} are available", asked, mib(needed), mib(available)),
-      fits > 0 ? fmt::format("set train.micro_batch = {}, the largest that fits", fits) : "not even one sample fits: use a smaller model");
+      fmt::format("a forward of {} samples takes at least {} in all, {} are available", asked, mib(plan.total(shared)), mib(available)),
+      fits > 0 ? fmt::format("set train.micro_batch = {}, the largest that fits", fits)
+               : "not even one sample fits: set train.recompute = \"block\", or use a smaller model");
 }
 
 }  // namespace kava

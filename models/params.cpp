@@ -58,6 +58,12 @@ Tensor ParameterStore::part(const Tensor& flat, const Parameter& p) const {
   return flat.col_range(p.offset, p.offset + p.rows * p.cols).row_range(0, 1).reshape(p.rows, p.cols);
 }
 
+int64_t ParameterStore::bytes() const {
+  int64_t sum = 0;
+  for (const Buffer* b : {&value_, &grad_, &m_, &v_, &half_, &updates_}) sum += b->tensor().count() * size_of(b->tensor().dtype);
+  return sum;
+}
+
 const Parameter* ParameterStore::find(const std::string& name) const {
   auto it = index_.find(name);
   return it == index_.end() ? nullptr : &parameters_[it->second];

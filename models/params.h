@@ -57,6 +57,8 @@ class ParameterStore {
   void zero_grad();
   /// A buffer like grad(), of which nothing is set.
   Buffer like_grad() const { return {ops_, grad().dtype, 1, size_}; }
+  /// Of everything that is stored here.
+  int64_t bytes() const;
   /// Both moments are zero again.
   void reset_moments();
 

@@ -57,6 +57,8 @@ int64_t total_steps(const RunConfig::Train& train, int64_t samples) {
   return train.max_steps > 0 ? train.max_steps : train.epochs * ceil_div(samples, train.batch);
 }
 
+Tensor step_scalars(Arena& arena, int64_t forwards) { return arena.alloc(DType::f64, 1, forwards * kStepSums + 1); }
+
 Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState state, Comm* comm)
     : model_(model),
       comm_(comm ? *comm : self_),
@@ -78,7 +80,7 @@ Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState st
   saved_ = begun && length() == before, extended_ = begun && !saved_;
   model_.parameters.set_updates(state_.moment_updates);
   const int64_t forwards = ceil_div(options_.batch, state_.micro_batch);
-  scalars_ = arena_.alloc(DType::f64, 1, forwards * kStepSums + 1);
+  scalars_ = step_scalars(arena_, forwards);
   if (forwards > 1 || !comm_.alone()) total_ = model_.parameters.like_grad();
 }
 

@@ -65,6 +65,9 @@ struct TrainingHooks {
   std::function<double(double reached)> matrix_rate;  // FLOP/s that mfu is a share of, at least those of a step; nothing: mfu is 0
 };
 
+/// What a step of so many forwards keeps in its arena for all of them: f64 [1, kStepSums of each, and the square of the gradient's norm].
+Tensor step_scalars(Arena& arena, int64_t forwards);
+
 class Trainer {
  public:
   /// The model at its start and an empty state, or both as a checkpoint has them, the same on all ranks. Samples and comm must outlive the
@@ -81,6 +84,8 @@ class Trainer {
   bool run(RunFolder* folder, const TrainingHooks& hooks);
 
   const TrainingState& state() const { return state_; }
+  /// Of steps and validation.
+  const Arena& arena() const { return arena_; }
 
   static constexpr int64_t kMostSkipped = 10;
 

@@ -105,7 +105,9 @@ int inspect_step(const StepCommand& command) {
   if (const std::string note = require_traces(config, files, samples); !note.empty()) fmt::print(stderr, "{}\n", note);
   if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));
 
-  require_memory(*ops, config, text.shape, samples, available_memory());
+  RunConfig one = config;
+  one.train.max_steps = 1, one.train.micro_batch = config.train.micro_batch > 0 ? config.train.micro_batch : std::ssize(samples);
+  require_memory(MemoryPlanner(*ops, one, text.shape, samples, nullptr, 1), one, text.shape, available_memory());
   Model model(*ops, config, text.shape, config.model.adapter.empty() ? Values::start : Values::loaded);
   if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
   Arena arena(*ops);

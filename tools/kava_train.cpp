@@ -14,7 +14,11 @@ int main(int argc, char** argv) {
   app.add_option("--out", command.out, "Folder of the run (default: runs/ and the name of CONFIG without its ending)");
   app.add_flag("--resume", command.resume, "Go on from the newest checkpoint in the folder");
   app.add_flag("--extend", command.extend, "Like --resume, and go on with other train.max_steps, train.epochs or train.micro_batch");
-  app.add_flag("--plan", command.plan, "Print the numbers of parameters, total and trainable, and end");
+  auto* plan = app.add_flag("--plan", command.plan, "Print parameters, memory, FLOPs, steps, disk and time of the run, and end");
+  app.add_option("--json", command.plan_options.json, "Also write the plan to this file")->needs(plan);
+  app.add_option("--memory", command.plan_options.memory, "Plan for a device of N bytes, N GB or N GiB, which need not be here")
+      ->needs(plan);
+  app.add_option("--rate", command.plan_options.rate, "TFLOP/s that the run reaches, for its time")->needs(plan);
   app.add_flag("--profile", command.profile, "Time every operation (not built yet)");
   app.add_flag("--check-ops", command.check_ops, "Compare every operation between two backends (not built yet)");
   kava::add_device_options(app, command.device);

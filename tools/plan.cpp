@@ -3,7 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 
+#include "engine/error.h"
+#include "engine/files/files.h"
+#include "engine/files/json.h"
 #include "models/curriculum.h"
 #include "models/model.h"
 #include "models/trainer.h"
@@ -49,7 +54,104 @@ std::string stage_line(const RunConfig& config, int64_t steps, int64_t steps_per
   return out;
 }
 
+// Of all tensors, each once.
+Count parameters_of(const RunConfig& config, const ModelConfig& m) {
+  Count sum;
+  const bool all = config.train.trainable == Trainable::all;
+  for (const WeightSpec& w : weight_specs(m)) sum.total += w.rows * w.cols, sum.trainable += all ? w.rows * w.cols : 0;
+  for (const TrainableSpec& t : trainable_specs(config, m)) {
+    if (t.start == TrainableSpec::Start::base) continue;
+    sum.total += t.rows * t.cols;
+    if (t.name != "new_tokens.weight" || config.latent.tokens == NewTokens::trained) sum.trainable += t.rows * t.cols;
+  }
+  return sum;
+}
+
+Json json_of(const MemoryUse& m) {
+  return {{"weights", m.weights},         {"trainables", m.trainables}, {"activations", m.activations},
+          {"temporaries", m.temporaries}, {"decoding", m.decoding},     {"total", m.total()}};
+}
+
+// The words after the numbers of the lines, by what a key ends in.
+const char* unit_of(const std::string& key) {
+  const std::pair<const char*, const char*> units[] = {{"parameters.", "values"},
+                                                       {"memory.", "bytes"},
+                                                       {"worst_batch.samples", "samples"},
+                                                       {"worst_batch.rows", "rows"},
+                                                       {"worst_batch.", "-"},
+                                                       {"flops_per_step", "FLOP"},
+                                                       {"steps", "steps"},
+                                                       {"disk_bytes", "bytes"},
+                                                       {"seconds", "s"},
+                                                       {"largest_micro_batch", "samples"}};
+  for (const auto& [part, unit] : units)
+    if (key.starts_with(part)) return unit;
+  return "-";
+}
+
+void print_lines(const Json& json, const std::string& prefix) {
+  for (const auto& [key, value] : json.items()) {
+    if (value.is_object()) print_lines(value, prefix + key + ".");
+    else fmt::print("{}  {} {}\n", prefix + key, value.dump(), unit_of(prefix + key));
+  }
+}
+
+// A positive number with what follows it.
+std::optional<std::pair<double, std::string>> number_of(const std::string& text) {
+  double x = 0;
+  const auto [stop, failed] = std::from_chars(text.data(), text.data() + text.size(), x);
+  if (failed != std::errc() || !std::isfinite(x) || x <= 0) return std::nullopt;
+  return std::pair(x, std::string(stop, text.data() + text.size()));
+}
+
 }  // namespace
+
+std::optional<int64_t> memory_of(const PlanOptions& options) {
+  if (!options.memory) return std::nullopt;
+  const auto number = number_of(*options.memory);
+  const std::string unit = number ? number->second : "";
+  const double each = unit == "GB" ? 1e9 : unit == "GiB" ? 0x1p30 : 1;
+  if (!number || (each == 1 && !unit.empty()) || number->first * each >= 0x1p62)
+    throw Error(Exit::usage, "--memory", "\"" + escaped(*options.memory, 100) + "\" is no amount of memory",
+                "give it as 80GB, 16GiB or in bytes");
+  return static_cast<int64_t>(number->first * each);
+}
+
+std::optional<double> rate_of(const PlanOptions& options) {
+  if (!options.rate) return std::nullopt;
+  const auto number = number_of(*options.rate);
+  if (!number || !number->second.empty())
+    throw Error(Exit::usage, "--rate", "\"" + escaped(*options.rate, 100) + "\" is no rate", "give TFLOP/s, such as 400");
+  return number->first * 1e12;
+}
+
+void print_plan(const PlanOptions& options, const MemoryPlanner& planner, const RunConfig& config, const ModelConfig& shape,
+                int64_t available) {
+  const std::optional<double> rate = rate_of(options);
+  const int64_t asked = planner.asked_micro_batch(), room = memory_of(options).value_or(available);
+  const MemoryPlan plan = planner.plan(asked, room);
+  const bool fits = plan.total(planner.shared()) <= room;
+  const int64_t fitting = fits ? asked : planner.largest_micro_batch(asked - 1, room);
+  const double flops = planner.flops_per_step();
+  const Count parameters = parameters_of(config, shape);
+  Json json = {{"parameters", {{"total", parameters.total}, {"trainable", parameters.trainable}}},
+               {"memory", {{"device", json_of(plan.device)}, {"host", json_of(plan.host)}}},
+               {"worst_batch", {{"samples", plan.samples}, {"rows", plan.rows}, {"stage", plan.stage}}},
+               {"flops_per_step", flops},
+               {"steps", planner.steps()},
+               {"disk_bytes", planner.disk_bytes()},
+               {"seconds", rate ? Json(flops * static_cast<double>(planner.steps()) / *rate) : Json()},
+               {"fits", fits},
+               {"largest_micro_batch", fitting}};
+  print_lines(json, "");
+  std::fflush(stdout);
+  if (options.json) write_file(*options.json, json.dump(2) + "\n");
+  if (fits) return;
+  throw Error(Exit::preflight, "train.micro_batch",
+              fmt::format("the run takes {} bytes with forwards of {} samples, {} are there", plan.total(planner.shared()), asked, room),
+              fitting > 0 ? fmt::format("set train.micro_batch = {}, the largest that fits", fitting)
+                          : "not even one sample fits: set train.recompute = \"block\", or use a smaller model");
+}
 
 std::string parameter_table(const RunConfig& config, const TextModel& text) {
   const ModelConfig& m = text.shape;

@@ -118,7 +118,8 @@ class Run {
     say(parameter_table(config_, text_) + run_summary(config_, data_.train, data_.dropped));
     if (!comm_.alone()) say(fmt::format("ranks       {}", comm_.size()));
     if (data_.valid) say(fmt::format("validation  {} rows, {} of them over data.max_tokens", data_.valid->rows(), data_.valid->dropped()));
-    require_memory(*ops_, config_, text_.shape, data_.train, available_memory() / ranks_here_);
+    const MemoryPlanner planner(*ops_, config_, text_.shape, data_.train, data_.valid ? &*data_.valid : nullptr, comm_.size());
+    require_memory(planner, config_, text_.shape, available_memory() / ranks_here_);
     take_contents(state, before.has_value());
   }
 
@@ -298,6 +299,31 @@ std::optional<fs::path> run_named(const TrainCommand& command) {
   return path;
 }
 
+void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& ops, int ranks, int ranks_here) {
+  (void)memory_of(command.plan_options), (void)rate_of(command.plan_options);
+  if (command.plan_options.json) require_writable("--json", *command.plan_options.json);
+  const TextModel text = open_text_model(config.model.path);
+  text.shape.require_for_training();
+  const RunData data = read_data(text, config, true);
+  say(parameter_table(config, text) + run_summary(config, data.train, data.dropped));
+  const MemoryPlanner planner(ops, config, text.shape, data.train, data.valid ? &*data.valid : nullptr, ranks);
+  print_plan(command.plan_options, planner, config, text.shape, available_memory() / ranks_here);
+}
+
+// The backend asked for; where only its memory is planned, one that takes what it would.
+std::unique_ptr<Ops> make_planned_ops(const TrainCommand& command, int local_rank) {
+  if (!command.plan || !command.plan_options.memory) return make_ops(command.device, local_rank);
+  try {
+    return make_ops(command.device, local_rank);
+  } catch (const Error& e) {
+    if (e.code() != Exit::preflight) throw;
+    fmt::print(stderr, "{}: planned with the temporaries of the cpu backend\n", e.what());
+  }
+  DeviceOptions here = command.device;
+  here.device = "cpu";
+  return make_ops(here, local_rank);
+}
+
 int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
   RunConfig config;
   fs::path out;
@@ -307,13 +333,12 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
     config = run ? load_run_config(command.config, command.sets) : load_config(command.config, command.sets);
     require_for_training(config, command.config);
     out = run ? *run : command.out ? fs::path(*command.out) : fs::path("runs") / fs::path(command.config).stem();
-    ops = make_ops(command.device, world.local_rank);
+    ops = make_planned_ops(command, world.local_rank);
     if (!command.plan) require_out_is_no_input(out, command.config, config, command.resume);
   });
   require_same_config(comm, config);
   if (command.plan) {
-    say(parameter_table(config, open_text_model(config.model.path)) +
-        "not planned yet: memory, the worst batch, FLOPs, steps, disk and time");
+    if (comm.leads()) plan_run(command, config, *ops, comm.size(), ranks_here(comm));
     return 0;
   }
   catch_signals();

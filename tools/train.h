@@ -6,6 +6,7 @@
 
 #include "engine/device/world.h"
 #include "tools/device.h"
+#include "tools/plan.h"
 
 namespace kava {
 
@@ -14,6 +15,7 @@ struct TrainCommand {
   std::optional<std::string> out;
   std::vector<std::string> sets;
   bool resume = false, extend = false, plan = false, profile = false, check_ops = false;
+  PlanOptions plan_options;
   DeviceOptions device;
   RankOptions ranks;
 };

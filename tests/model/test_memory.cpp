@@ -7,6 +7,7 @@
 #include "models/adapter.h"
 #include "models/decode.h"
 #include "models/footprint.h"
+#include "tests/golden_config.h"
 #include "tests/model/train_rig.h"
 
 namespace kava {
@@ -102,17 +103,21 @@ TEST_CASE("inference keeps the weights in storage type and nothing else") {
     }
 }
 
-TEST_CASE("training takes the memory that is planned for it") {
-  for (const std::vector<std::string>& sets : kForms) {
-    CAPTURE(sets);
-    const TinyRun run(sets);
-    const std::unique_ptr<Ops> ops = make_cpu_ops(1);
-    const Model model(*ops, run.config, run.text.shape);
-    int64_t trained = 0;
-    for (const Parameter& p : model.parameters.all()) trained += p.rows * p.cols;
-    // The plan has three copies on the host for a checkpoint too.
-    CHECK(ops->held_bytes() + 3 * trained * size_of(sum_type(model.storage)) == model_bytes(run.config, run.text.shape));
+TEST_CASE("the rows of a step are counted without its layout") {
+  int cases = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(kGolden + "cases")) {
+    if (entry.path().extension() != ".toml") continue;
+    const RunConfig config = golden_config(entry.path().stem().string(), {});
+    const TextModel text = open_text_model(config.model.path);
+    int64_t dropped = 0, rows = 0, index = 0;
+    const std::vector<Sample> samples = read_samples(text, config, read_train_files(config), &dropped);
+    const Recipe recipe = recipe_of(config);
+    for (const Sample& s : samples) rows += step_rows(config, recipe, s, index++);
+    INFO(entry.path().string());
+    CHECK(rows == make_layout(config, recipe, samples, 0).rows);
+    ++cases;
   }
+  REQUIRE(cases >= 66);
 }
 
 TEST_CASE("where an adapter is read nothing is drawn") {

@@ -432,39 +432,45 @@ TEST_CASE("the minimum FLOPs of a step agree with the published arithmetic") {
   CHECK(token_count({.student = true}, one) == 52);
 }
 
-TEST_CASE("memory is planned from the run's largest forward and the remedy names what fits") {
+TEST_CASE("memory is planned from the run's own steps, and the remedy names what fits") {
+  constexpr int64_t kPlenty = int64_t{1} << 40;
+  for (const std::vector<std::string>& sets : {std::vector<std::string>{},
+                                               {"train.recompute=block"},
+                                               {"train.micro_batch=3"},
+                                               {"method=coconut", "lora.dropout=0.1"},
+                                               {"model.dtype=bf16"}}) {
+    CAPTURE(sets);
+    TinyRun run(sets, 3);
+    run.config.train.batch = 4, run.config.train.max_steps = 3;
+    Model model(*run.ops, run.config, run.text.shape);
+    run.model.reset();
+    const MemoryPlanner planner(*run.ops, run.config, run.text.shape, run.samples, nullptr, 1);
+    const MemoryPlan plan = planner.plan(planner.asked_micro_batch(), kPlenty);
+    Trainer trainer(model, run.samples, {});
+    while (!trainer.state().finished()) trainer.step();
+    CHECK(trainer.arena().peak_bytes() == plan.device.activations + plan.device.temporaries);
+    CHECK(run.ops->held_bytes() - trainer.arena().committed_bytes() == plan.device.weights + plan.device.trainables);
+    CHECK(plan.device.temporaries > 0);
+    CHECK(plan.samples == planner.asked_micro_batch());
+  }
   TinyRun run({"train.batch=4"});
-  const std::unique_ptr<Ops> dry = run.ops->dry_twin();
-  Model planned(*dry, run.config, run.text.shape, Values::none);
-  const std::vector<Sample> four = largest_forward(run.config, run.samples, 4).samples,
-                            one = largest_forward(run.config, run.samples, 1).samples;
-  CHECK(four.size() == 4);
-  REQUIRE(one.size() == 1);
-  for (const Sample& s : run.samples)
-    CHECK(token_count(recipe_of(run.config), std::span(&s, 1)) <= token_count(recipe_of(run.config), one));
-  const Recipe recipe = recipe_of(run.config);
-  const int64_t large = step_bytes(planned, recipe, four), small = step_bytes(planned, recipe, one);
-  CHECK(large > 2 * small);
-  // The real step takes what was planned, the temporaries of the ops included.
-  Arena arena(*run.ops);
-  run_step(*run.model, arena, four, batch_totals(run.config, recipe_of(run.config), four), {});
-  CHECK(arena.peak_bytes() == large);
-
-  const int64_t base = model_bytes(run.config, run.text.shape) + (int64_t{192} << 20);
-  require_memory(*run.ops, run.config, run.text.shape, run.samples, base + large);
+  const MemoryPlanner planner(*run.ops, run.config, run.text.shape, run.samples, nullptr, 1);
   auto refusal = [&](int64_t available) -> std::string {
     try {
-      require_memory(*run.ops, run.config, run.text.shape, run.samples, available);
+      require_memory(planner, run.config, run.text.shape, available);
     } catch (const Error& e) {
       CHECK(e.code() == Exit::preflight);
       return e.what();
     }
     return "";
   };
-  const int64_t two = step_bytes(planned, recipe_of(run.config), largest_forward(run.config, run.samples, 2).samples);
-  CHECK(refusal(base + two).find("train.micro_batch = 2,") != std::string::npos);
-  CHECK(refusal(base + small).find("train.micro_batch = 1,") != std::string::npos);
-  CHECK(refusal(base).find("not even one sample") != std::string::npos);
+  auto total = [&](int64_t micro) { return planner.plan(micro, kPlenty).total(true); };
+  CHECK(total(4) > total(2) + 1000);
+  CHECK(refusal(total(4)).empty());
+  CHECK(refusal(total(4) - 1).find("train.micro_batch = 3,") != std::string::npos);
+  CHECK(refusal(total(2)).find("train.micro_batch = 2,") != std::string::npos);
+  CHECK(refusal(total(1)).find("train.micro_batch = 1,") != std::string::npos);
+  CHECK(refusal(total(1) - 1).find("not even one sample") != std::string::npos);
   CHECK(refusal(1000).find("the model and its optimiser") != std::string::npos);
 }
 
@@ -473,7 +479,8 @@ TEST_CASE("a forward that is far too large is refused without laying it out") {
   TinyRun run({"train.batch=4", "data.max_tokens=10000", "latent.count=4096", "latent.iterations=4096", "step.prune_latents=false"});
   rusage before = {}, after = {};
   REQUIRE(getrusage(RUSAGE_SELF, &before) == 0);
-  CHECK_THROWS_WITH(require_memory(*run.ops, run.config, run.text.shape, run.samples, int64_t{1} << 30),
+  const MemoryPlanner planner(*run.ops, run.config, run.text.shape, run.samples, nullptr, 1);
+  CHECK_THROWS_WITH(require_memory(planner, run.config, run.text.shape, int64_t{1} << 30),
                     Catch::Matchers::ContainsSubstring("not even one sample"));
   REQUIRE(getrusage(RUSAGE_SELF, &after) == 0);
   CHECK(after.ru_maxrss - before.ru_maxrss < 256 << 10);  // KiB

@@ -149,13 +149,13 @@ std::pair<long, long> planned(const Ended& run, const std::string& group) {
   return {total, trainable};
 }
 
-TEST_CASE("a plan (--plan) counts parameters from config.json alone") {
+TEST_CASE("a plan (--plan) counts parameters without the weights") {
   TempFolder folder;
   const std::string config = folder / "c.toml", model = folder / "model";
   fs::create_directory(model);
   fs::copy(kGolden + "models/llama/config.json", model + "/config.json");
   overwrite(config, tiny_toml("[kv]\nprojection = true\n"));
-  const Ended run = train({config, "--plan", "--set", "model.path=" + model, "--set", "data.train=[\"absent.txt\"]"});
+  const Ended run = train({config, "--plan", "--set", "model.path=" + model});
   CHECK(run.code == 0);
   CHECK(run.err.empty());
   auto counts = [&](const std::string& group) { return planned(run, group); };
@@ -172,6 +172,57 @@ TEST_CASE("a plan (--plan) counts parameters from config.json alone") {
   CHECK(total == 61 * 16 + 2304 + 2304 + 80 + 544 + 48 + 576 + 144);
   CHECK(trainable == 544 + 48 + 576 + 144);
   CHECK(!fs::exists("runs/c"));
+  CHECK(train({config, "--plan", "--set", "model.path=" + model, "--set", "data.train=[\"absent.txt\"]"}).code == 4);
+}
+
+TEST_CASE("a plan (--plan --json) has every number of the contract, and says where the run does not fit") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml", json = folder / "plan.json";
+  overwrite(config, tiny_toml());
+  const std::vector<std::string> base = {
+      config, "--plan", "--json", json, "--set", "train.max_steps=5", "--set", "data.valid=" + kGolden + "data/rows.jsonl"};
+  auto with = [&](std::vector<std::string> more) {
+    fs::remove(json);
+    more.insert(more.begin(), base.begin(), base.end());
+    return train(more);
+  };
+  const Ended run = with({"--rate", "2"});
+  INFO(run.err);
+  REQUIRE(run.code == 0);
+  const Json plan = read_json(json);
+  for (const char* where : {"device", "host"})
+    for (const char* key : {"weights", "trainables", "activations", "temporaries", "decoding", "total"}) {
+      const int64_t bytes = plan.at("memory").at(where).at(key).get<int64_t>();
+      CHECK(bytes >= 0);
+      CHECK(run.out.find(fmt::format("\nmemory.{}.{}  {} bytes\n", where, key, bytes)) != std::string::npos);
+    }
+  CHECK(plan.at("memory").at("device").at("decoding").get<int64_t>() > 0);
+  CHECK(plan.at("parameters").at("total").get<int64_t>() > plan.at("parameters").at("trainable").get<int64_t>());
+  CHECK(plan.at("worst_batch").at("samples") == 2);
+  CHECK(plan.at("worst_batch").at("stage") == 0);
+  CHECK(plan.at("worst_batch").at("rows").get<int64_t>() > 2);
+  CHECK(plan.at("steps") == 5);
+  CHECK(plan.at("disk_bytes").get<int64_t>() > 16 * plan.at("parameters").at("trainable").get<int64_t>());
+  CHECK(plan.at("seconds").get<double>() == plan.at("flops_per_step").get<double>() * 5 / 2e12);
+  CHECK(plan.at("fits") == true);
+  CHECK(plan.at("largest_micro_batch") == 2);
+  CHECK(run.out.find("\nflops_per_step  ") != std::string::npos);
+
+  const int64_t device = plan.at("memory").at("device").at("total").get<int64_t>(),
+                host = plan.at("memory").at("host").at("total").get<int64_t>();
+  const Ended fits = with({"--memory", std::to_string(device + host)});
+  CHECK(fits.code == 0);
+  CHECK(read_json(json).at("seconds").is_null());
+  const Ended small = with({"--memory", std::to_string(device + host - 1)});
+  check_refusal({small.code, "", small.err}, 3, "set train.micro_batch = 1, the largest that fits");
+  CHECK(small.out.find("\nfits  false -\n") != std::string::npos);
+  CHECK(read_json(json).at("largest_micro_batch") == 1);
+  CHECK(with({"--memory", "0.00001GB"}).code == 3);
+  CHECK(read_json(json).at("largest_micro_batch") == 0);
+  CHECK(with({"--memory", "80GiB"}).code == 0);
+  for (const char* bad : {"", "x", "-1", "0", "1TB", "1 GB", "nan", "1e300"}) CHECK(with({"--memory", bad}).code == 2);
+  for (const char* bad : {"", "x", "-1", "0", "1T"}) CHECK(with({"--rate", bad}).code == 2);
+  CHECK(train({config, "--rate", "1"}).code == 2);
 }
 
 TEST_CASE("a plan (--plan) gives the published sizes of the six rows of Table 6") {
@@ -179,6 +230,8 @@ TEST_CASE("a plan (--plan) gives the published sizes of the six rows of Table 6"
                     qwen = shared_data("data/tokenizers/qwen2.5-0.5b-instruct");
   if (llama.empty() || qwen.empty()) SKIP("the shared tokenizers are not there");
   TempFolder folder;
+  const std::string rows_file = folder / "rows.txt";
+  overwrite(rows_file, "Out of 5 apples 2 are eaten. How many are left?||<<5-2=3>> <<3+1=4>> #### 4\n");
   // The 3B shape: that of the 1B's config.json with other sizes, and the 1B's tokenizer.
   const std::string big = folder / "3b";
   fs::create_directory(big);
@@ -197,7 +250,8 @@ TEST_CASE("a plan (--plan) gives the published sizes of the six rows of Table 6"
       {"kava_qwen05b_aug", qwen, 494032768, 17301504, 2688 + 1609216},   {"kava_qwen05b_nl", qwen, 494032768, 17301504, 2688 + 1609216},
       {"kava_llama3b_aug", big, 3212749824, 73400320, 9216 + 18886656},  {"kava_llama3b_nl", big, 3212749824, 73400320, 9216}};
   for (const Row& row : rows) {
-    const Ended run = train({source_dir() + "/configs/table1/" + row.config + ".toml", "--plan", "--set", "model.path=" + row.model});
+    const Ended run = train({source_dir() + "/configs/table1/" + row.config + ".toml", "--plan", "--memory", "80GB", "--set",
+                             "model.path=" + row.model, "--set", "data.train=[\"" + rows_file + "\"]", "--set", "data.valid="});
     INFO(row.config << run.err);
     CHECK(run.code == 0);
     CHECK(planned(run, "lora") == std::pair(row.lora, row.lora));
