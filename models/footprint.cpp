@@ -29,12 +29,12 @@ int64_t least_step_bytes(const RunConfig& config, const ModelConfig& m, int64_t 
   return static_cast<int64_t>(std::min(static_cast<double>(rows) * row, 0x1p62));
 }
 
-// What lies in an arena between ops, and what is sent from the host.
+// What lies in an arena where forward ends, and what is sent from the host.
 class Watch final : public OpObserver {
  public:
   explicit Watch(const Arena& arena) : arena_(arena) {}
   void before(const OpCall& op) override {
-    most_ = std::max(most_, arena_.mark().used);
+    if (std::string_view(op.name) == "head_cross_entropy") most_ = std::max(most_, arena_.mark().used);
     if (std::string_view(op.name) == "upload") sent_ += op.outputs[0].count() * size_of(op.outputs[0].dtype);
     most_sent_ = std::max(most_sent_, sent_);
     if (std::string_view(op.name) == "head_argmax") sent_ = 0;  // the next token's lists are others

@@ -21,8 +21,8 @@ int64_t step_rows(const RunConfig& config, const Recipe& recipe, const Sample& s
 struct MemoryUse {
   int64_t weights = 0;      // the frozen weights, rotary tables
   int64_t trainables = 0;   // values, gradients, moments, and their copies for the products
-  int64_t activations = 0;  // the most that a training step holds between two ops
-  int64_t temporaries = 0;  // what its ops take on top
+  int64_t activations = 0;  // of a training step: what its forward leaves to its backward
+  int64_t temporaries = 0;  // what its backward and its ops take on top
   int64_t decoding = 0;     // validation: decoding, and forwards without backward
   int64_t arena() const { return activations + temporaries > decoding ? activations + temporaries : decoding; }
   int64_t total() const { return weights + trainables + arena(); }

@@ -194,11 +194,11 @@ int main_of(int argc, char** argv) {
   const auto skip = [&](const char* name, const char* why) { ++skipped, fmt::print("{}: skipped, {}\n", name, why); };
   const std::string rows = shared_data("data/gsm8k_aug/train.txt"), small = shared_data("data/tokenizers/smollm2-135m-instruct"),
                     half = shared_data("data/tokenizers/qwen2.5-0.5b-instruct");
-  if (rows.empty() || small.empty()) skip("SmolLM2-135M's shape", "the shared data are not there");
-  else add(shape_cases(data, "SmolLM2-135M's shape", small, rows, "batch = 4\nmax_steps = 2"));
-  if (rows.empty() || half.empty()) skip("Qwen2.5-0.5B's shape", "the shared data are not there");
-  else if (!large) skip("Qwen2.5-0.5B's shape", "--large is not given");
-  else add(shape_cases(data, "Qwen2.5-0.5B's shape", half, rows, "batch = 2\nmax_steps = 1"));
+  if (rows.empty() || small.empty()) skip("SmolLM2-135M shape", "the shared data are not there");
+  else add(shape_cases(data, "SmolLM2-135M shape", small, rows, "batch = 4\nmax_steps = 2"));
+  if (rows.empty() || half.empty()) skip("Qwen2.5-0.5B shape", "the shared data are not there");
+  else if (!large) skip("Qwen2.5-0.5B shape", "--large is not given");
+  else add(shape_cases(data, "Qwen2.5-0.5B shape", half, rows, "batch = 2\nmax_steps = 1"));
   for (const Case& c : cases) wrong += !holds(c, bin);
   fmt::print("{} cases, {} wrong, {} skipped\n", cases.size(), wrong, skipped);
   return wrong > 0;

@@ -67,7 +67,7 @@ Count parameters_of(const RunConfig& config, const ModelConfig& m) {
   return sum;
 }
 
-Json json_of(const MemoryUse& m) {
+nlohmann::ordered_json json_of(const MemoryUse& m) {
   return {{"weights", m.weights},         {"trainables", m.trainables}, {"activations", m.activations},
           {"temporaries", m.temporaries}, {"decoding", m.decoding},     {"total", m.total()}};
 }
@@ -89,7 +89,7 @@ const char* unit_of(const std::string& key) {
   return "-";
 }
 
-void print_lines(const Json& json, const std::string& prefix) {
+void print_lines(const nlohmann::ordered_json& json, const std::string& prefix) {
   for (const auto& [key, value] : json.items()) {
     if (value.is_object()) print_lines(value, prefix + key + ".");
     else fmt::print("{}  {} {}\n", prefix + key, value.dump(), unit_of(prefix + key));
@@ -134,15 +134,16 @@ void print_plan(const PlanOptions& options, const MemoryPlanner& planner, const 
   const int64_t fitting = fits ? asked : planner.largest_micro_batch(asked - 1, room);
   const double flops = planner.flops_per_step();
   const Count parameters = parameters_of(config, shape);
-  Json json = {{"parameters", {{"total", parameters.total}, {"trainable", parameters.trainable}}},
-               {"memory", {{"device", json_of(plan.device)}, {"host", json_of(plan.host)}}},
-               {"worst_batch", {{"samples", plan.samples}, {"rows", plan.rows}, {"stage", plan.stage}}},
-               {"flops_per_step", flops},
-               {"steps", planner.steps()},
-               {"disk_bytes", planner.disk_bytes()},
-               {"seconds", rate ? Json(flops * static_cast<double>(planner.steps()) / *rate) : Json()},
-               {"fits", fits},
-               {"largest_micro_batch", fitting}};
+  nlohmann::ordered_json json = {
+      {"parameters", {{"total", parameters.total}, {"trainable", parameters.trainable}}},
+      {"memory", {{"device", json_of(plan.device)}, {"host", json_of(plan.host)}}},
+      {"worst_batch", {{"samples", plan.samples}, {"rows", plan.rows}, {"stage", plan.stage}}},
+      {"flops_per_step", flops},
+      {"steps", planner.steps()},
+      {"disk_bytes", planner.disk_bytes()},
+      {"seconds", rate ? nlohmann::ordered_json(flops * static_cast<double>(planner.steps()) / *rate) : nlohmann::ordered_json()},
+      {"fits", fits},
+      {"largest_micro_batch", fitting}};
   print_lines(json, "");
   std::fflush(stdout);
   if (options.json) write_file(*options.json, json.dump(2) + "\n");
