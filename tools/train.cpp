@@ -303,7 +303,7 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
   (void)memory_of(command.plan_options), (void)rate_of(command.plan_options);
   if (command.plan_options.json) require_writable("--json", *command.plan_options.json);
   const TextModel text = open_text_model(config.model.path);
-  text.shape.require_for_training();
+  text.shape.require_for_training(config.model.dropout);
   const RunData data = read_data(text, config, true);
   say(parameter_table(config, text) + run_summary(config, data.train, data.dropped));
   const MemoryPlanner planner(ops, config, text.shape, data.train, data.valid ? &*data.valid : nullptr, ranks);
