@@ -79,7 +79,8 @@ class Run {
     TrainingState state = before ? before->state : TrainingState();
     together(comm_, "reading model and data", [&] { prepare(before, state); });
     require_same(comm_, "the data", shown(state.data), Exit::data);
-    require_same(comm_, "the base model", shown(state.model) + shown(state.adapter), Exit::data);
+    require_same(comm_, "the base model", shown(state.model), Exit::data);
+    require_same(comm_, "model.adapter", shown(state.adapter), Exit::data);
     std::optional<Model> model;
     together(comm_, "loading the model", [&] { load(model, from, state); });
     require_same(comm_, "the base model", state.base, Exit::data);
@@ -150,12 +151,12 @@ class Run {
 
   static std::string shown(const std::vector<DataDigest>& data) {
     std::string text;
-    for (const DataDigest& d : data) text += fmt::format("{} {} {}, ", d.key, d.sha256.substr(0, 16), d.format);
+    for (const DataDigest& d : data) text += fmt::format("{}{} {} {}", text.empty() ? "" : ", ", d.key, d.sha256.substr(0, 16), d.format);
     return text;
   }
   static std::string shown(const FileDigests& files) {
     std::string text;
-    for (const auto& [name, sha256] : files) text += fmt::format("{} {}, ", name, sha256.substr(0, 16));
+    for (const auto& [name, sha256] : files) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", name, sha256.substr(0, 16));
     return text;
   }
 

@@ -14,16 +14,20 @@ void require_mpirun() {
   if (!fs::exists(bin_dir() + "/libkava_mpi.so")) SKIP("this build has no libkava_mpi.so");
 }
 
-// `kava_train ARGUMENTS` on n ranks.
-Ended on_ranks(int n, const std::string& arguments, const std::string& environment = "") {
+// mpirun with what it starts: "-n N", then what follows the name of kava_train.
+Ended mpirun(const std::vector<std::pair<int, std::string>>& starts, const std::string& environment = "") {
   const TempFolder streams;
-  const std::string line = fmt::format(
-      "{} OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --oversubscribe --bind-to none -n {} '{}/kava_train' {} "
-      "--device cpu --threads 1 >'{}' 2>'{}'",
-      environment, n, bin_dir(), arguments, streams / "out", streams / "err");
+  std::string line = environment + " OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --oversubscribe --bind-to none";
+  for (std::size_t i = 0; i < starts.size(); ++i)
+    line += fmt::format("{} -n {} '{}/kava_train' {} --device cpu --threads 1", i > 0 ? " :" : "", starts[i].first, bin_dir(),
+                        starts[i].second);
+  line += fmt::format(" >'{}' 2>'{}'", streams / "out", streams / "err");
   const int status = std::system(line.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(streams / "out", 1 << 24), read_file(streams / "err", 1 << 24)};
 }
+
+// `kava_train ARGUMENTS` on n ranks.
+Ended on_ranks(int n, const std::string& arguments, const std::string& environment = "") { return mpirun({{n, arguments}}, environment); }
 
 struct Project {
   Project() { overwrite(config, tiny_toml()); }
@@ -86,6 +90,40 @@ TEST_CASE("ranks that are refused end together, with one line") {
   const Ended full = on_ranks(2, p.arguments("full"), "KAVA_FAIL=write:9:enospc");
   CHECK(full.code == 7);
   CHECK(full.err.find("error: ") != std::string::npos);
+}
+
+TEST_CASE("ranks that differ name the one and both values") {
+  require_mpirun();
+  const Project p;
+  auto check = [](const Ended& run, int code, const std::string& about) {
+    INFO(run.err);
+    CHECK(run.code == code);
+    CHECK(errors_in(run.err) == 2);
+    CHECK(run.err.find(about) != std::string::npos);
+  };
+  const std::string plain = p.arguments("x");
+  check(mpirun({{1, plain}, {1, plain + " --set train.lr=0.02"}}), 2, "rank 1 has train.lr = 0.02, rank 0 has train.lr = 0.01");
+  const std::string rows = read_file(kGolden + "data/rows.jsonl", 1 << 20), other = p.folder / "rows.jsonl";
+  overwrite(other, rows + rows.substr(0, rows.find('\n') + 1));
+  check(mpirun({{1, plain}, {1, plain + fmt::format(" --set 'data.train=[\"{}\"]'", other)}}), 4,
+        "the data: is not the same on all ranks: rank 1 has");
+  CHECK(!fs::exists(p.folder.path() / "x"));
+}
+
+TEST_CASE("ranks of the emulated cuda backend train over TCP to the bytes of one") {
+  if (!fs::exists(bin_dir() + "/libkava_cuda.so")) SKIP("this build has no cuda backend");
+  const Project p;
+  const std::string more = " --set train.max_steps=2 --set data.valid= --device cuda --threads 1";
+  const Ended one = run_command("kava_train " + p.arguments("one") + more);
+  INFO(one.err);
+  REQUIRE(one.code == 0);
+  const std::string ranks = fmt::format("{}{} --world-size 2 --rendezvous 127.0.0.1:{} --rank ", p.arguments("two"), more,
+                                        20000 + static_cast<int>(::getpid()) % 20000);
+  const Ended two =
+      run_command(fmt::format("kava_train {0}1 >/dev/null & '{1}/kava_train' {0}0; code=$?; wait $! && exit $code", ranks, bin_dir()));
+  INFO(two.err);
+  CHECK(two.code == 0);
+  check_same_run(p.folder.path() / "one", p.folder.path() / "two");
 }
 
 TEST_CASE("several ranks on the CPU without MPI are refused") {
