@@ -14,9 +14,10 @@ namespace kava {
 
 namespace {
 
-// Ends this rank with a code for which another one gives the reason.
-struct ToldElsewhere {
-  Exit code;
+// All ranks know of it and end with its code.
+struct AgreedRefusal {
+  Error error;
+  bool tell;  // on this rank
 };
 
 // One line for each key, its section in front.
@@ -60,8 +61,11 @@ int on_ranks(const RankOptions& options, bool on_cpu, const std::function<int(Co
     const int code = body(*comm, world);
     comm->close();
     return code;
-  } catch (const ToldElsewhere& told) {
-    return static_cast<int>(told.code);
+  } catch (const AgreedRefusal& refusal) {
+    // Said before any rank ends: the launcher then ends the others, whatever they are about to say.
+    if (refusal.tell) fmt::print(stderr, "error: {}\n", escaped(refusal.error.what(), 16384));
+    comm->close();
+    return static_cast<int>(refusal.error.code());
   }
 }
 
@@ -79,10 +83,9 @@ void together(Comm& comm, const char* what, const std::function<void()>& body) {
   if (first == all.end()) return;
   const std::size_t space = first->find(' ');
   const Exit agreed = static_cast<Exit>(std::atoi(first->c_str()));
-  const auto rank = first - all.begin();
-  if (rank != comm.rank()) throw ToldElsewhere{agreed};
-  const std::string line = first->substr(space + 1);
-  throw Error(agreed, rank == 0 ? "" : comm.name(), line);
+  const auto rank = static_cast<int>(first - all.begin());
+  const Error error(agreed, rank == 0 ? "" : fmt::format("rank {} of {}", rank, comm.size()), first->substr(space + 1));
+  throw AgreedRefusal{error, rank == comm.rank()};
 }
 
 void require_same(Comm& comm, const char* what, std::string_view mine, Exit code) {
@@ -90,9 +93,11 @@ void require_same(Comm& comm, const char* what, std::string_view mine, Exit code
   const std::vector<std::string> all = comm.gather(mine, what);
   for (std::size_t r = 1; r < all.size(); ++r)
     if (all[r] != all[0])
-      throw Error(code, what,
-                  fmt::format("is not the same on all ranks: rank {} has {}, rank 0 has {}", r, escaped(all[r], 200), escaped(all[0], 200)),
-                  "start all ranks with the same");
+      throw AgreedRefusal{
+          Error(code, what,
+                fmt::format("is not the same on all ranks: rank {} has {}, rank 0 has {}", r, escaped(all[r], 200), escaped(all[0], 200)),
+                "start all ranks with the same"),
+          true};
 }
 
 void require_same_config(Comm& comm, const RunConfig& config) {
@@ -108,10 +113,12 @@ void require_same_config(Comm& comm, const RunConfig& config) {
     if (all[r] == all[0]) continue;
     const std::vector<std::string> other = keys_and_values(all[r]);
     const auto [a, b] = std::ranges::mismatch(zero, other);
-    throw Error(Exit::usage, "the configuration",
-                fmt::format("is not the same on all ranks: rank {} has {}, rank 0 has {}", r,
-                            b == other.end() ? "other keys" : escaped(*b, 200), a == zero.end() ? "other keys" : escaped(*a, 200)),
-                "start all ranks with the same");
+    throw AgreedRefusal{
+        Error(Exit::usage, "the configuration",
+              fmt::format("is not the same on all ranks: rank {} has {}, rank 0 has {}", r,
+                          b == other.end() ? "other keys" : escaped(*b, 200), a == zero.end() ? "other keys" : escaped(*a, 200)),
+              "start all ranks with the same"),
+        true};
   }
 }
 

@@ -12,15 +12,16 @@ namespace kava {
 
 void add_rank_options(CLI::App& app, RankOptions& options);
 
-/// Joins the ranks, runs `body` on each and ends their time together; returns its result. Standard output is rank 0's alone. A rank whose
-/// `body` throws leaves without a word to the others, who then fail in the collective that they are in.
+/// Joins the ranks, runs `body` on each and ends their time together; returns its result, or the code of what all have refused together
+/// (below). Standard output is rank 0's alone. A rank whose `body` throws leaves without a word to the others, who then fail in the
+/// collective that they are in.
 int on_ranks(const RankOptions& options, bool on_cpu, const std::function<int(Comm& comm, const World& world)>& body);
 
 /// Runs `body` on every rank; returns when all of them have. Where it is refused (Error) on any, all ranks end with the code of the first
 /// of these, which alone says why.
 void together(Comm& comm, const char* what, const std::function<void()>& body);
 
-/// Error(code) on every rank, naming `what` and the first rank whose text is not that of rank 0, where there is one.
+/// Refused on every rank with this code, naming `what` and the first rank whose text is not that of rank 0, where there is one.
 void require_same(Comm& comm, const char* what, std::string_view mine, Exit code);
 /// The same for configurations, but for their paths: names the key.
 void require_same_config(Comm& comm, const RunConfig& config);
