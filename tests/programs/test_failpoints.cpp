@@ -12,6 +12,12 @@ namespace {
 
 using Tree = std::map<std::string, std::string>;
 
+std::vector<std::string> keys_of(const Json& object) {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : object.items()) keys.push_back(key);
+  return keys;
+}
+
 // Of a folder: names, and what the files hold, but for times.
 Tree tree_of(const fs::path& folder) {
   Tree tree;
@@ -25,7 +31,9 @@ Tree tree_of(const fs::path& folder) {
     if (!name.ends_with(".json")) continue;
     Json json = Json::parse(tree[name], nullptr, false);
     if (json.is_discarded() || !json.contains("results")) continue;
-    for (Json& result : json["results"]) result.erase("seconds"), result.erase("ms_per_question");
+    for (Json& result : json["results"])
+      for (const std::string& key : keys_of(result))
+        if (key == "seconds" || key.starts_with("ms")) result.erase(key);
     tree[name] = json.dump();
   }
   return tree;

@@ -59,7 +59,11 @@ TEST_CASE("no result in a run is replaced unseen") {
                         {"batch", kDecodeBatch},
                         {"max_new_tokens", nullptr},
                         {"base", nullptr},
-                        {"stage", nullptr}});
+                        {"stage", nullptr},
+                        {"samples", 1},
+                        {"temperature", 0.0},
+                        {"top_p", nullptr},
+                        {"seed", nullptr}});
   // A name as long as a file's name can be leaves room for the rest.
   CHECK(run("kava_eval " + dir + " --data " + tiny.write(std::string(251, 'n') + ".txt", kQuestions)).code == 0);
 }
