@@ -11,13 +11,13 @@ namespace {
 
 // What the ranks of one group share. A collective is two meetings: all have brought their bytes, and all have taken what they need.
 struct Meeting {
-  explicit Meeting(int ranks) : brought(static_cast<std::size_t>(ranks)), left(static_cast<std::size_t>(ranks)) {}
+  explicit Meeting(int ranks) : brought(static_cast<std::size_t>(ranks)) {}
   std::mutex mutex;
   std::condition_variable changed;
   int waiting = 0;
   int64_t round = 0;
   std::vector<const void*> brought;
-  std::vector<bool> left;
+  int gone = -1;  // the first rank that left without the others
 };
 
 class ThreadComm final : public Comm {
@@ -26,7 +26,7 @@ class ThreadComm final : public Comm {
       : Comm(rank, size, timeout), meeting_(std::move(meeting)) {}
   ~ThreadComm() override {
     const std::scoped_lock lock(meeting_->mutex);
-    meeting_->left[static_cast<std::size_t>(rank())] = !closed_;
+    if (!closed_ && meeting_->gone < 0) meeting_->gone = rank();
     meeting_->changed.notify_all();
   }
 
@@ -39,15 +39,9 @@ class ThreadComm final : public Comm {
       meeting_->changed.notify_all();
       return;
     }
-    int gone = -1;
-    auto over = [&] {
-      if (meeting_->round != round) return true;
-      for (std::size_t r = 0; r < meeting_->left.size(); ++r)
-        if (meeting_->left[r]) gone = static_cast<int>(r);
-      return gone >= 0;
-    };
+    auto over = [&] { return meeting_->round != round || meeting_->gone >= 0; };
     if (!meeting_->changed.wait_for(lock, std::chrono::duration<double>(timeout()), over)) fail_late();
-    if (gone >= 0) fail(fmt::format("rank {} has gone", gone));
+    if (meeting_->round == round) fail(fmt::format("rank {} has gone", meeting_->gone));
   }
 
   void do_gather(void* all, const void* mine, int64_t bytes) override {
