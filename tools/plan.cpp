@@ -173,6 +173,8 @@ std::string parameter_table(const RunConfig& config, const TextModel& text) {
                                 escaped(text.folder, 4096), m.family, m.layers, m.hidden, m.heads, m.kv_heads, m.head_dim, m.mlp, m.vocab,
                                 m.tied ? "tied" : "untied");
   if (text.tokenizer) out += fmt::format("tokenizer   {} tokens\n", text.tokenizer->size());
+  if (const int64_t positions = m.position_limit(); positions > 0 && positions < config.data.max_tokens)
+    out += fmt::format("positions   {}, fewer than data.max_tokens = {}: longer samples are left out\n", positions, config.data.max_tokens);
   out += fmt::format("method      {}, {}, trainable = {}\n", name_of(config.method), name_of(config.model.dtype),
                      name_of(config.train.trainable));
   out += fmt::format("{:<20}{:>16}{:>16}\n", "parameters", "total", "trainable");
