@@ -185,6 +185,9 @@ WeightFiles WeightFiles::open(const std::string& folder, const ModelConfig& conf
       if (!ignored.contains(t.name) && !found.emplace(t.name, std::pair{&file, &t}).second)
         fail(file.path(), named(t.name) + " is in two files", "get the folder again");
 
+  for (const auto& [name, at] : found)
+    if (name.starts_with(arch.prefix) && found.contains(name.substr(arch.prefix.size())))
+      fail(at.first->path(), named(name) + " is there without \"" + arch.prefix + "\" too", "get the folder again");
   // A model without a head is saved with the names of its own tensors.
   weights.bare_names_ = std::ranges::none_of(found, [&](const auto& entry) { return entry.first.starts_with(arch.prefix); });
   // A head that is tied may be what is stored of the two.

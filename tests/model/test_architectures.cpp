@@ -152,7 +152,7 @@ TEST_CASE("dropout in the base is refused by all its names unless the configurat
     CHECK_NOTHROW(c.require_for_training(BaseDropout::off));
     return refusal([&] { c.require_for_training(BaseDropout::config); }, Exit::usage);
   };
-  std::string all = text({}, gpt2());  // missing keys are 0.1
+  std::string all = text(Json::object(), gpt2());  // missing keys are 0.1
   for (const char* key : {"resid_pdrop = 0.1", "embd_pdrop = 0.1", "attn_pdrop = 0.1", "model.dropout = \"off\""})
     CHECK(all.find(key) != std::string::npos);
   all = text({{"resid_pdrop", 0.0}, {"embd_pdrop", 0}, {"summary_first_dropout", 0.1}}, gpt2());
@@ -160,7 +160,7 @@ TEST_CASE("dropout in the base is refused by all its names unless the configurat
       (all.find("attn_pdrop") != std::string::npos && all.find("resid") == std::string::npos && all.find("summary") == std::string::npos));
   CHECK(text({{"resid_pdrop", 0.0}, {"embd_pdrop", 0}, {"attn_pdrop", 0}}, gpt2()) == "");
   CHECK(text({{"attention_dropout", 0.2}}, qwen3()).find("attention_dropout = 0.2") != std::string::npos);
-  CHECK(text({}, qwen3()) == "");
+  CHECK(text(Json::object(), qwen3()) == "");
 }
 
 TEST_CASE("qwen3 has norms of heads and no bias") {

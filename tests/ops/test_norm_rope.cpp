@@ -42,7 +42,7 @@ TEST_CASE("norm_rope normalises each head by itself, turns it, and has the gradi
       Matrix angle = random.normal(11, half), cosine = angle, sine = angle;
       for (double& v : cosine.at) v = std::cos(v);
       for (double& v : sine.at) v = std::sin(v);
-      const Matrices in = {random.normal(n, heads * D, 2), random.normal(1, D, 0.3, 1), random.whole(1, n, 0, 10), cosine, sine};
+      const Matrices in = {random.normal(n, heads * D, 0.5, 1.5), random.normal(1, D, 0.3, 1), random.whole(1, n, 0, 10), cosine, sine};
       check_op("norm_rope_fwd", in, norm_rope_fwd(false, true));
       check_op("norm_rope_fwd in place", in, norm_rope_fwd(true, false));
       Matrix want(n, heads * D);
