@@ -113,7 +113,7 @@ void require_usable(const fs::path& path) {
 RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {
   lock();
   recover_checkpoints(path_);
-  for (const char* name : {"adapter", "best", "last", "config.toml", "metrics.jsonl"}) remove_stale_parts(path_ / name);
+  for (const char* name : {"adapter", "best", "last", "config.toml", "metrics.jsonl", "progress.json"}) remove_stale_parts(path_ / name);
 }
 
 void RunFolder::lock() {

@@ -18,6 +18,7 @@
 #include "models/validation.h"
 #include "tools/plan.h"
 #include "tools/progress.h"
+#include "tools/progress_file.h"
 #include "tools/ranks.h"
 #include "tools/resume.h"
 #include "tools/say.h"
@@ -212,12 +213,17 @@ class Run {
                       name_of(config_.model.dtype)));
     }
     Progress progress(first, trainer.state().total_steps, config_, comm_.alone());
+    ProgressFile outside(out_, first, trainer.state().total_steps);
     TrainingHooks hooks;
     hooks.on_step = [&](const StepReport& r, const Speed& s) {
       stepped_ = true;
       progress.step(r, s, rate ? s.flops_per_s / rate->at_least(s.flops_per_s) : 0);
+      if (folder) outside.step(r, s);
     };
-    hooks.on_validation = [&](int64_t step, const Validation& v) { progress.validation(step, v, trainer.state().best); };
+    hooks.on_validation = [&](int64_t step, const Validation& v) {
+      progress.validation(step, v, trainer.state().best);
+      outside.validation(step, v);
+    };
     hooks.note = [&](const std::string& text) { progress.note(text); };
     hooks.stop = [&] { return stop_requested() || out_of_time(); };
     hooks.checkpoint = checkpoint_requested;

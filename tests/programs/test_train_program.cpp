@@ -26,6 +26,19 @@ TEST_CASE("a resumed run refuses another configuration but for the keys that the
   CHECK(load_config(out + "/config.toml").train.log_every == 2);
 }
 
+TEST_CASE("a run tells in progress.json how far it is") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml", out = folder / "run";
+  overwrite(config, tiny_toml());
+  REQUIRE(train({config, "--set", "train.max_steps=3", "--out", out}).code == 0);
+  const Json progress = read_json(out + "/progress.json");
+  CHECK(progress["step"] == 3);
+  CHECK(progress["percent"] == 100.0);
+  CHECK(progress["eta_s"] == 0.0);
+  CHECK(progress["metrics"]["loss"] == timeless(out).back()["loss"]);
+  for (const auto& entry : fs::directory_iterator(out)) CHECK(entry.path().extension() != ".part");
+}
+
 TEST_CASE("the end of a run is made up for where it was cut short after its last checkpoint") {
   TempFolder folder;
   const std::string config = folder / "c.toml", out = folder / "run";

@@ -1,0 +1,62 @@
+#include "tools/progress_file.h"
+
+#include <fstream>
+
+#include "engine/files/json.h"
+#include "engine/files/parts.h"
+
+namespace kava {
+
+namespace {
+constexpr auto kPause = std::chrono::seconds(5);
+}
+
+ProgressFile::ProgressFile(std::filesystem::path run, int64_t first_step, int64_t total_steps)
+    : path_(std::move(run) / "progress.json"),
+      first_step_(first_step),
+      total_steps_(total_steps),
+      start_(std::chrono::steady_clock::now()),
+      written_(start_ - kPause) {}
+
+void ProgressFile::validation(int64_t step, const Validation& validation) {
+  validation_ = validation.values;
+  validation_["step"] = static_cast<double>(step);
+}
+
+void ProgressFile::step(const StepReport& report, const Speed& speed) {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - written_ < kPause && report.step < total_steps_) return;
+  written_ = now;
+  write(report, speed);
+}
+
+// Neither flushed nor through the calls that a run's safety rests on: a progress that is lost costs nothing, and none may stop a run.
+void ProgressFile::write(const StepReport& r, const Speed& speed) {
+  const double seconds = std::chrono::duration<double>(written_ - start_).count();
+  const auto done = static_cast<double>(r.step - first_step_);
+  Json json = {{"step", r.step},
+               {"total_steps", total_steps_},
+               {"percent", 100.0 * static_cast<double>(r.step) / static_cast<double>(std::max<int64_t>(1, total_steps_))},
+               {"eta_s", done > 0 ? Json(seconds / done * static_cast<double>(total_steps_ - r.step)) : Json()},
+               {"metrics",
+                {{"loss", r.loss},
+                 {"student_ce", r.losses.student_ce},
+                 {"teacher_ce", r.losses.teacher_ce},
+                 {"kv", r.losses.kv},
+                 {"codi", r.losses.codi},
+                 {"grad_norm", r.grad_norm},
+                 {"lr", r.lr},
+                 {"samples_per_s", speed.samples_per_s},
+                 {"tokens_per_s", speed.tokens_per_s}}}};
+  for (const auto& [name, value] : validation_) json["metrics"]["valid"][name] = value;
+  std::error_code ignored;
+  const std::filesystem::path part = part_beside(path_);
+  {
+    std::ofstream out(part, std::ios::binary);
+    out << json.dump(1) << "\n";
+    if (!out.flush()) return (void)std::filesystem::remove(part, ignored);
+  }
+  std::filesystem::rename(part, path_, ignored);
+}
+
+}  // namespace kava
