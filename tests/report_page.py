@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """report_page.py [--bin DIR]: a page of kava_report in a real browser, without a network.
 
-Opens the page of a run of 10,000 steps in headless chromium by its protocol over a pipe: no error on the console, every figure has a size, no
-request but the page itself, loaded within a second. The last line is a summary; exit 0, 1, or 4 where there is no chromium.
+Opens the page of a run of 10,000 steps in headless chromium by its protocol over a pipe: no error on the console, every figure has a size,
+no request but the page itself, loaded within a second. The last line is a summary; exit 0, 1, or 4 where there is no chromium.
 """
 import argparse
 import json
@@ -31,7 +31,8 @@ class Browser:
             os.dup2(write, 4)
 
         self.process = subprocess.Popen(
-            ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--remote-debugging-pipe', '--user-data-dir=' + folder, 'about:blank'],
+            ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--remote-debugging-pipe', '--user-data-dir=' + folder,
+             'about:blank'],
             preexec_fn=descriptors, close_fds=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(self.to_read)
         os.close(self.from_write)
