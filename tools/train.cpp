@@ -345,7 +345,10 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
   });
   require_same_config(comm, config);
   if (command.plan) {
-    if (comm.leads()) plan_run(command, config, *ops, comm.size(), ranks_here(comm));
+    const int here = ranks_here(comm);
+    together(comm, "planning", [&] {
+      if (comm.leads()) plan_run(command, config, *ops, comm.size(), here);
+    });
     return 0;
   }
   catch_signals();
