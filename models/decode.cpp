@@ -34,6 +34,21 @@ int64_t sample_bytes(const Model& model, const Recipe& recipe, const Sample& s, 
   return (rows * kept + first * working) * size_of(model.storage);
 }
 
+}  // namespace
+
+std::size_t together(const Model& model, const Recipe& recipe, std::span<const Sample> questions, int64_t most, int64_t new_rows) {
+  std::size_t count = 0;
+  for (int64_t bytes = 0; count < questions.size() && static_cast<int64_t>(count) < most; ++count) {
+    const Sample& s = questions[count];
+    KAVA_CHECK(prompt_length(recipe, s) <= longest_prompt(model.shape), "a question of {} tokens", s.question.size());
+    bytes += sample_bytes(model, recipe, s, new_rows);
+    if (bytes > kBatchBytes && count > 0) break;
+  }
+  return count;
+}
+
+namespace {
+
 std::vector<float> host(Ops& ops, const Tensor& x) {
   const std::vector<double> values = to_host(ops, x);
   return {values.begin(), values.end()};
@@ -90,12 +105,15 @@ std::vector<DecodeResult> decode_batch(Model& model, Arena& arena, const RunConf
 
 }  // namespace
 
-RunConfig decoding_config(const RunConfig& run, std::optional<Method> method) {
+Decoding decoding_of(const RunConfig& run, const DecodeChoice& choice) {
   RunConfig config = run;
-  if (!method || *method == run.method) return config;
-  config.method = *method;
-  if (*method == Method::codi || *method == Method::codi_exact) config.latent.iterations = config.latent.count;
-  return config;
+  config.method = choice.method.value_or(run.method);
+  if (choice.latents) config.latent.count = *choice.latents;
+  const bool codi = config.method == Method::codi || config.method == Method::codi_exact;
+  if (codi && (config.method != run.method || choice.latents)) config.latent.iterations = config.latent.count;
+  if (choice.iterations) config.latent.iterations = *choice.iterations;
+  const Recipe recipe = choice.stage ? decoding_recipe(config, *choice.stage) : decoding_recipe(config);
+  return {std::move(config), recipe};
 }
 
 int64_t longest_prompt(const ModelConfig& shape) {
@@ -106,25 +124,18 @@ int64_t longest_prompt(const ModelConfig& shape) {
 int64_t prompt_length(const Recipe& decoding, const Sample& s) { return lengths_of(decoding, given(s, decoding), 0).student; }
 
 std::vector<DecodeResult> decode(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options) {
-  const RunConfig config = decoding_config(model.config, options.method);
-  const Recipe recipe = options.stage ? decoding_recipe(config, *options.stage) : decoding_recipe(config);
+  const auto [config, recipe] = decoding_of(model.config, options);
   std::vector<int64_t> numbers = options.numbers;
   if (numbers.empty()) numbers.resize(questions.size()), std::iota(numbers.begin(), numbers.end(), 0);
   KAVA_CHECK(numbers.size() == questions.size(), "{} numbers of {} questions", numbers.size(), questions.size());
   std::vector<DecodeResult> results;
   for (std::size_t first = 0; first < questions.size();) {
-    std::size_t end = first;
-    for (int64_t bytes = 0; end < questions.size() && static_cast<int64_t>(end - first) < options.batch; ++end) {
-      KAVA_CHECK(prompt_length(recipe, questions[end]) <= longest_prompt(model.shape), "a question of {} tokens",
-                 questions[end].question.size());
-      bytes += sample_bytes(model, recipe, questions[end], options.max_new_tokens * options.sampling.samples);
-      if (bytes > kBatchBytes && end > first) break;
-    }
-    const std::size_t count = end - first;
+    const std::size_t count =
+        together(model, recipe, questions.subspan(first), options.batch, options.max_new_tokens * options.sampling.samples);
     std::vector<DecodeResult> some =
         decode_batch(model, arena, config, recipe, questions.subspan(first, count), options, std::span(numbers).subspan(first, count));
     std::move(some.begin(), some.end(), std::back_inserter(results));
-    first = end;
+    first += count;
   }
   return results;
 }

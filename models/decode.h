@@ -17,12 +17,24 @@ namespace kava {
 /// Samples decoded together, where memory allows.
 constexpr int64_t kDecodeBatch = 128;
 
-struct DecodeOptions {
+/// In place of what the run was trained with: its method, its last stage, the number of latents and of iterations on them.
+struct DecodeChoice {
+  std::optional<Method> method;
+  std::optional<int64_t> stage, latents, iterations;
+};
+
+/// The configuration and recipe that decode by a choice. codi iterates once per latent, unless told otherwise. latents and iterations are
+/// for methods without stages.
+struct Decoding {
+  RunConfig config;
+  Recipe recipe;
+};
+Decoding decoding_of(const RunConfig& run, const DecodeChoice& choice);
+
+struct DecodeOptions : DecodeChoice {
   int64_t max_new_tokens = 10;   // EOS counts as one
   int32_t eos = -1;              // a negative one never comes
   int64_t batch = kDecodeBatch;  // fewer are taken where they would need more than 2 GiB
-  std::optional<Method> method;  // in place of the model's
-  std::optional<int64_t> stage;  // in place of the run's last
   bool keep_latents = false;
   Sampling sampling;
   std::vector<int64_t> numbers;  // of the questions, for what is drawn; empty: their places
@@ -48,9 +60,6 @@ struct DecodeResult {
   int64_t passes = 0, passes_merged = 0;
   LatentStates latents;  // if asked for, with latents
 };
-
-/// The configuration that decodes by `method`: the run's, or another one on the same weights; codi iterates once per latent.
-RunConfig decoding_config(const RunConfig& run, std::optional<Method> method);
 
 /// The longest question that is decoded, in tokens with bot, latents, eot and prompt: attention over it needs the square of that.
 constexpr int64_t kLongestPrompt = 4096;

@@ -26,14 +26,14 @@ DecodeBatch::DecodeBatch(Model& model, Arena& arena, Layout layout, const Decode
       transformer_(model, arena, Keep::nothing, 0, false) {}
 
 void DecodeBatch::allocate(int64_t answers, const Extra& extra) {
-  int32_t last = 0;
+  int32_t last = extra.last_position;
   int64_t most = std::max(answers, extra.pass_rows);
   for (const Pass& p : layout_.passes) {
     most = std::max(most, p.rows());
     for (int32_t position : p.positions) last = std::max(last, position);
   }
-  // Extra rows stand where the layout's would, within as many positions. No token is run beyond the last position.
-  const int64_t wanted = last + 1 + extra.pass_rows + options_.max_new_tokens, positions = model_.shape.position_limit();
+  // No token is run beyond the last position.
+  const int64_t wanted = last + 1 + options_.max_new_tokens, positions = model_.shape.position_limit();
   model_.ensure_positions(positions > 0 ? std::min(wanted, positions) : wanted);
   // The last token allowed is not run any more.
   transformer_.allocate(layout_.rows + extra.rows + answers * (options_.max_new_tokens - 1), layout_.live_rows + extra.live_rows + answers,

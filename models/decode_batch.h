@@ -11,6 +11,10 @@
 
 namespace kava {
 
+/// How many of the questions, from the first on, are decoded together: at most `most`, and no more than 2 GiB hold, but one at least.
+/// new_rows: that each of them gets beyond its prompt and latents.
+std::size_t together(const Model& model, const Recipe& recipe, std::span<const Sample> questions, int64_t most, int64_t new_rows);
+
 class DecodeBatch {
  public:
   /// ends: how many EOS end an answer.
@@ -19,6 +23,7 @@ class DecodeBatch {
   /// Rows beyond those of the layout and of the tokens.
   struct Extra {
     int64_t rows = 0, live_rows = 0, pass_rows = 0;
+    int32_t last_position = 0;
   };
   /// For at most `answers` answers in all.
   void allocate(int64_t answers, const Extra& extra);

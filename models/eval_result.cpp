@@ -106,6 +106,34 @@ Json record_json(const EvalResult& result, const EvalRecord& r) {
   return json;
 }
 
+// A share of right answers by the strict scorer, against the intact model's on the same questions.
+Json paired_json(const std::vector<double>& intact, const std::vector<double>& verdicts) {
+  std::vector<double> differences;
+  int64_t only_intact = 0, only_this = 0;
+  for (std::size_t i = 0; i < intact.size(); ++i) {
+    differences.push_back(verdicts[i] - intact[i]);
+    only_intact += differences[i]<0, only_this += differences[i]> 0;
+  }
+  const std::vector<Interval> intervals = bootstrap_means({verdicts, differences});
+  return {{"accuracy", mean(verdicts)},
+          {"bootstrap", pair_of(intervals[0])},
+          {"difference", mean(differences)},
+          {"bootstrap_difference", pair_of(intervals[1])},
+          {"mcnemar_p", mcnemar_p(only_intact, only_this)}};
+}
+
+Json controls_json(const EvalResult& result) {
+  Json json = Json::object();
+  for (const ControlResult& c : result.controls) {
+    std::vector<double> verdicts;
+    for (const EvalAnswer& a : c.answers) verdicts.push_back(a.correct[0] ? 1 : 0);
+    Json control = paired_json(result.verdicts(0), verdicts);
+    control["answer_ce"] = c.answer_ce;
+    json[name_of(c.control)] = std::move(control);
+  }
+  return json;
+}
+
 // What several answers to a question add, by the strict scorer.
 Json sampling_json(const EvalResult& result) {
   const std::vector<double> one = result.pass_at_1(0), all = result.pass_at_all(0);
@@ -129,6 +157,9 @@ Json to_json(const EvalResult& result) {
     accuracy[name] = result.accuracy(s), correct[name] = result.correct(s), bootstrap[name] = pair_of(intervals[s]);
   }
   for (const EvalRecord& r : result.records) records.push_back(record_json(result, r));
+  for (const ControlResult& c : result.controls)
+    for (std::size_t i = 0; i < records.size(); ++i)
+      records[i]["controls"][name_of(c.control)] = {{"output", c.answers[i].output}, {"correct", verdicts_json(result, c.answers[i])}};
   Json json = {{"method", name_of(result.method)},  {"prompt", name_of(result.prompt)},
                {"format", name_of(result.format)},  {"max_new_tokens", result.max_new_tokens},
                {"questions", result.count()},       {"accuracy", std::move(accuracy)},
@@ -138,6 +169,24 @@ Json to_json(const EvalResult& result) {
                {"too_long", result.too_long()},     {"golds_over_limit", result.golds_over()},
                {"records", std::move(records)}};
   if (result.samples > 1 || result.temperature > 0) json.update(sampling_json(result));
+  if (!result.controls.empty()) json["answer_ce"] = result.answer_ce, json["controls"] = controls_json(result);
+  return json;
+}
+
+Json sweep_json(const EvalResult& intact, const std::vector<SweepPoint>& points) {
+  Json json = Json::array();
+  for (const SweepPoint& point : points) {
+    const EvalResult& r = point.result;
+    Json one = paired_json(intact.verdicts(0), r.verdicts(0));
+    one.update({{"latents", point.latents},
+                {"iterations", point.iterations},
+                {"passes", r.passes()},
+                {"passes_merged", r.passes_merged()},
+                {"tokens_written", r.tokens()},
+                {"ms_per_question", r.ms_per_question()},
+                {"ms_batch_1", r.ms_batch_1 ? Json(*r.ms_batch_1) : Json()}});
+    json.push_back(std::move(one));
+  }
   return json;
 }
 

@@ -79,8 +79,9 @@ class Evaluation {
         text_(text),
         file_(file),
         options_(options),
-        config_(decoding_config(model.config, options.method)),
-        recipe_(options.stage ? decoding_recipe(config_, *options.stage) : decoding_recipe(config_)) {
+        decoding_(decoding_of(model.config, options)),
+        config_(decoding_.config),
+        recipe_(decoding_.recipe) {
     result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(config_, recipe_, longest_gold());
     if (options.limit > 0 && options.limit < static_cast<int64_t>(file_.rows.size()))
       file_.rows.resize(static_cast<std::size_t>(options.limit));
@@ -100,17 +101,8 @@ class Evaluation {
       else result_.records[i].too_long = true, judge(i, samples[i], {});
     }
     const auto start = std::chrono::steady_clock::now();
-    const auto batch = static_cast<std::size_t>(options_.batch);
-    int64_t correct = 0;
-    for (std::size_t first = 0; first < runnable.size(); first += batch) {
-      const std::size_t end = std::min(runnable.size(), first + batch);
-      const auto which = std::span(runnable).subspan(first, end - first);
-      const std::vector<DecodeResult> decoded = decode_some(samples, which);
-      const std::size_t each = decoded.size() / which.size();
-      for (std::size_t i = 0; i < which.size(); ++i) judge(which[i], samples[which[i]], std::span(decoded).subspan(i * each, each));
-      for (const std::size_t i : which) correct += result_.records[i].correct[0] ? 1 : 0;
-      if (options_.progress) options_.progress(static_cast<int64_t>(end), static_cast<int64_t>(runnable.size()), correct);
-    }
+    if (options_.controls) run_controls(samples, runnable);
+    else run_batches(samples, runnable);
     result_.seconds = seconds_since(start);
     if (options_.measure_single && !runnable.empty()) measure_single(samples, runnable);
     return std::move(result_);
@@ -138,6 +130,7 @@ class Evaluation {
   std::vector<Sample> all_samples() const {
     require_tokenizer(text_, {file_});
     SampleOptions o = sample_options(config_, text_.eos.value_or(-1), text_.shape.vocab);
+    o.chat_before = text_.chat.before, o.chat_after = text_.chat.after;
     o.length = nullptr, o.answers = Answers::all;
     o.fraction = 1;
     const Recipe trained = recipe_of(config_);
@@ -146,17 +139,60 @@ class Evaluation {
     return make_samples({file_}, text_.tokenizer ? &*text_.tokenizer : nullptr, o, &dropped);
   }
 
-  std::vector<DecodeResult> decode_some(const std::vector<Sample>& samples, std::span<const std::size_t> which) {
+  void run_batches(const std::vector<Sample>& samples, std::span<const std::size_t> runnable) {
+    const auto batch = static_cast<std::size_t>(options_.batch);
+    int64_t correct = 0;
+    for (std::size_t first = 0; first < runnable.size(); first += batch) {
+      const std::size_t end = std::min(runnable.size(), first + batch);
+      const auto which = runnable.subspan(first, end - first);
+      const std::vector<DecodeResult> decoded = decode_some(samples, which);
+      const std::size_t each = decoded.size() / which.size();
+      for (std::size_t i = 0; i < which.size(); ++i) judge(which[i], samples[which[i]], std::span(decoded).subspan(i * each, each));
+      for (const std::size_t i : which) correct += result_.records[i].correct[0] ? 1 : 0;
+      if (options_.progress) options_.progress(static_cast<int64_t>(end), static_cast<int64_t>(runnable.size()), correct);
+    }
+  }
+
+  void run_controls(const std::vector<Sample>& samples, std::span<const std::size_t> runnable) {
+    EvalAnswer wrong;
+    wrong.correct.assign(result_.scorers.size(), false);
+    for (std::size_t c = 0; c < kControls; ++c)
+      result_.controls.push_back({static_cast<Control>(c), std::vector<EvalAnswer>(samples.size(), wrong), 0});
+    const auto [questions, options] = decoding(samples, runnable);
+    const std::vector<ControlledQuestion> all = decode_controls(model_, arena_, questions, options, [&](double done) {
+      if (options_.progress) options_.progress(static_cast<int64_t>(done), static_cast<int64_t>(runnable.size()), -1);
+    });
+    int64_t tokens = 0;
+    for (std::size_t i = 0; i < runnable.size(); ++i) {
+      const std::size_t row = runnable[i];
+      judge(row, samples[row], std::span(&all[i].intact.answer, 1));
+      result_.answer_ce += all[i].intact.gold_nll, tokens += all[i].intact.gold_tokens;
+      for (ControlResult& c : result_.controls) {
+        const Controlled& answer = all[i].controls[static_cast<std::size_t>(c.control)];
+        c.answers[row] = judge_answer(file_.rows[row], samples[row], answer.answer);
+        c.answer_ce += answer.gold_nll;
+      }
+    }
+    const double count = static_cast<double>(std::max<int64_t>(tokens, 1));
+    result_.answer_ce /= count;
+    for (ControlResult& c : result_.controls) c.answer_ce /= count;
+  }
+
+  std::pair<std::vector<Sample>, DecodeOptions> decoding(const std::vector<Sample>& samples, std::span<const std::size_t> which) const {
     std::vector<Sample> questions;
     DecodeOptions o;
+    static_cast<DecodeChoice&>(o) = options_;
     for (std::size_t i : which) questions.push_back(samples[i]), o.numbers.push_back(static_cast<int64_t>(i));
     o.max_new_tokens = result_.max_new_tokens;
     o.eos = text_.eos.value_or(-1);
     o.batch = options_.batch;
-    o.method = options_.method;
-    o.stage = options_.stage;
     o.sampling = options_.sampling;
-    return decode(model_, arena_, questions, o);
+    return {std::move(questions), std::move(o)};
+  }
+
+  std::vector<DecodeResult> decode_some(const std::vector<Sample>& samples, std::span<const std::size_t> which) {
+    const auto [questions, options] = decoding(samples, which);
+    return decode(model_, arena_, questions, options);
   }
 
   // Each of the first questions alone, until they have taken a tenth of the whole evaluation's time.
@@ -177,7 +213,7 @@ class Evaluation {
     r.gold = row.is_ids ? joined(ids_answer(sample, {}, recipe_, text_.eos).gold) : row.answer;
     r.correct.assign(result_.scorers.size(), false);
     std::vector<EvalAnswer> answers;
-    for (const DecodeResult& d : decoded) answers.push_back(row.is_ids ? judge_ids(sample, d) : judge_text(row, d));
+    for (const DecodeResult& d : decoded) answers.push_back(judge_answer(row, sample, d));
     if (!answers.empty()) static_cast<EvalAnswer&>(r) = answers[winner(answers)];
     if (result_.samples > 1) r.samples = std::move(answers);
   }
@@ -202,6 +238,10 @@ class Evaluation {
   }
 
   bool lost(const EvalAnswer& a, const DecodeResult& decoded) const { return decoded.hit_positions || (a.hit_limit && !recipe_.forced); }
+
+  EvalAnswer judge_answer(const Row& row, const Sample& sample, const DecodeResult& decoded) const {
+    return row.is_ids ? judge_ids(sample, decoded) : judge_text(row, decoded);
+  }
 
   EvalAnswer judge_text(const Row& row, const DecodeResult& decoded) const {
     EvalAnswer a = counted(decoded);
@@ -232,8 +272,9 @@ class Evaluation {
   const TextModel& text_;
   RowFile file_;
   const EvalOptions& options_;
-  const RunConfig config_;
-  const Recipe recipe_;
+  const Decoding decoding_;
+  const RunConfig& config_;
+  const Recipe& recipe_;
   EvalResult result_;
 };
 

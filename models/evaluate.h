@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/files/json.h"
+#include "models/controls.h"
 #include "models/decode.h"
 #include "models/statistics.h"
 #include "models/text.h"
@@ -16,15 +17,14 @@ namespace kava {
 /// by equal ids (strict, raw), and by codi where a tokenizer can decode them.
 KAVA_CHOICE(Scorer, strict, raw, codi, gsm8k, gsm_hard)
 
-struct EvalOptions {
-  std::optional<Method> method;  // in place of the model's
-  std::optional<int64_t> stage;  // in place of the run's last
-  int64_t limit = 0;             // the first rows of the file; 0: all
+struct EvalOptions : DecodeChoice {
+  int64_t limit = 0;  // the first rows of the file; 0: all
   int64_t batch = kDecodeBatch;
   int64_t max_new_tokens = 0;  // 0: default_new_tokens of the whole file's longest gold answer
   Sampling sampling;           // a question's draws are keyed by its row
+  bool controls = false;       // of the latents too; greedy, with one answer
   bool measure_single = false;
-  /// After each batch; correct: by the first scorer
+  /// After each batch; correct: by the first scorer, -1 where it is not known yet
   std::function<void(int64_t done, int64_t total, int64_t correct)> progress;
 };
 
@@ -44,6 +44,13 @@ struct EvalRecord : EvalAnswer {
   bool gold_over = false;           // the gold answer and EOS need more than max_new_tokens
 };
 
+/// All questions once more under a control of the latents.
+struct ControlResult {
+  Control control = Control::zero;
+  std::vector<EvalAnswer> answers;  // by question
+  double answer_ce = 0;             // of the gold answers' tokens, EOS included, under teacher forcing: mean over all of them
+};
+
 struct EvalResult {
   Method method = Method::kava;
   DecodePrompt prompt = DecodePrompt::forced;
@@ -53,6 +60,8 @@ struct EvalResult {
   std::vector<EvalRecord> records;
   int64_t samples = 1;
   double temperature = 0;
+  std::vector<ControlResult> controls;
+  double answer_ce = 0;  // the intact model's, beside controls
   double seconds = 0;
   std::optional<double> ms_batch_1;  // of one question alone, where measured: mean over the first few
 
@@ -81,5 +90,13 @@ EvalResult evaluate(Model& model, Arena& arena, const TextModel& text, const Row
 
 /// Everything but times, which a caller adds: the same for any batch and number of threads. Bootstrap intervals beside every accuracy.
 Json to_json(const EvalResult& result);
+
+/// What `--sweep-latents` and `--sweep-passes` tried.
+struct SweepPoint {
+  int64_t latents = 0, iterations = 0;
+  EvalResult result;
+};
+/// By point: `latents`, `iterations`, what it costs, and accuracy by the strict scorer against the intact model's.
+Json sweep_json(const EvalResult& intact, const std::vector<SweepPoint>& points);
 
 }  // namespace kava

@@ -130,11 +130,14 @@ void require_method(const OpenedModel& m, std::optional<Method> method) {
   if (m.plain())
     throw Error(Exit::usage, "--method", name + " needs a trained run, and MODEL is a plain folder",
                 "give a run directory, or --method full_cot");
-  if (recipe_of(decoding_config(m.config, method)).has_stages())
+  DecodeChoice choice;
+  choice.method = method;
+  const Recipe decoding = decoding_of(m.config, choice).recipe;
+  if (decoding.has_stages())
     throw Error(Exit::usage, "--method",
                 fmt::format("{} needs a run of its own, and the run's method is {}", name, name_of(m.config.method)),
                 "give a run trained by it, or leave --method out");
-  if (recipe_of(decoding_config(m.config, method)).markers && !recipe_of(m.config).markers)
+  if (decoding.markers && !recipe_of(m.config).markers)
     throw Error(Exit::usage, "--method", fmt::format("{} needs latents, and the run's method {} has none", name, name_of(m.config.method)),
                 "give a run trained with latents");
 }

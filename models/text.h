@@ -6,6 +6,7 @@
 
 #include "engine/data/data.h"
 #include "engine/text/tokenizer.h"
+#include "models/chat.h"
 #include "models/config.h"
 
 namespace kava {
@@ -16,6 +17,7 @@ struct TextModel {
   std::optional<Tokenizer> tokenizer;  // absent where the folder has no tokenizer.json: then only `ids` rows can be read
   std::optional<int32_t> eos;          // absent only without a tokenizer and without eos_token_id in config.json
   std::string note;                    // a line for the user where the folder's files disagree; mostly empty
+  ChatForm chat = {};                  // in which questions are asked; mostly none
 };
 
 /// Reads config.json and, where there is one, the tokenizer of a model folder; no weights. The end of sequence is the tokenizer's

@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
 #include <optional>
 
@@ -11,6 +12,7 @@
 #include "tools/choice_option.h"
 #include "tools/command.h"
 #include "tools/compare.h"
+#include "tools/eval_table.h"
 #include "tools/model_options.h"
 #include "tools/results.h"
 #include "tools/terminal.h"
@@ -27,65 +29,19 @@ struct EvalCommand {
   int64_t limit = 0, batch = kDecodeBatch;
   Sampling sampling;
   std::optional<double> temperature;  // absent: 1 for several samples, else 0
-  bool force = false;
+  bool controls = false, force = false;
+  std::optional<std::string> sweep_latents, sweep_passes;
+};
+
+struct Range {
+  int64_t first = 0, last = -1;
 };
 
 // JSON holds no bytes that are not UTF-8.
 std::string json_text(const std::string& path) { return is_utf8(path) ? path : escaped(path, 4096); }
 
-std::string percent(const EvalResult& r, Scorer scorer) {
-  for (std::size_t s = 0; s < r.scorers.size(); ++s)
-    if (r.scorers[s] == scorer) return fmt::format("{:.2f}", 100 * r.accuracy(s));
-  return "-";
-}
-
-// "45.30 (42.61 to 47.99)", in %.
-std::string with_interval(const Json& share, const Json& interval) {
-  return fmt::format("{:.2f} ({:.2f} to {:.2f})", 100 * share.get<double>(), 100 * interval[0].get<double>(),
-                     100 * interval[1].get<double>());
-}
-
-void print_intervals(const std::string& name, const EvalResult& r, const Json& json) {
-  std::string line;
-  for (const auto& [scorer, share] : json["accuracy"].items())
-    line += fmt::format("{}{} {}", line.empty() ? "" : ", ", scorer, with_interval(share, json["bootstrap"][scorer]));
-  fmt::print("{}: {} %, with the 95 % interval of a bootstrap over the questions\n", name, line);
-  if (!json.contains("pass_at")) return;
-  const std::string n = std::to_string(r.samples);
-  fmt::print("{}: of {} answers at temperature {} the majority's counts; strict: one by one {} %, any of them {} %\n", name, n,
-             r.temperature, with_interval(json["pass_at"]["1"], json["bootstrap_pass_at"]["1"]),
-             with_interval(json["pass_at"][n], json["bootstrap_pass_at"][n]));
-}
-
-void print_results(const std::vector<std::pair<std::string, EvalResult>>& results, const Json& documents) {
-  std::size_t width = 4;
-  for (const auto& [name, r] : results) width = std::max(width, name.size());
-  fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9}{:>9}{:>8}{:>8}{:>10}{:>11}\n", "data", width + 1, "questions", "strict", "raw",
-             "codi", "gsm8k", "gsm_hard", "passes", "merged", "tokens", "limit", "ms alone", "ms batched");
-  for (const auto& [name, r] : results)
-    fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9.2f}{:>9.2f}{:>8.2f}{:>8}{:>10.1f}{:>11.1f}\n", name, width + 1, r.count(),
-               percent(r, Scorer::strict), percent(r, Scorer::raw), percent(r, Scorer::codi), percent(r, Scorer::gsm8k),
-               percent(r, Scorer::gsm_hard), r.passes(), r.passes_merged(), r.tokens(), r.limit_hits(), r.ms_batch_1.value_or(0),
-               r.ms_per_question());
-  for (std::size_t i = 0; i < results.size(); ++i) print_intervals(results[i].first, results[i].second, documents[i]);
-  const bool chain = results[0].second.method == Method::full_cot, free = results[0].second.prompt == DecodePrompt::free;
-  fmt::print(
-      "Scorers in % of all questions. Forward passes per answer: {}; merged: {}. tokens: written, EOS included. limit: questions\n"
-      "that reached the largest number of new tokens{}. ms: for a question, decoded alone (the first few) and in batches.\n"
-      "gsm_hard compares the last numbers as doubles with relative 1e-6.\n",
-      chain ? "1, and one for each token after the first, EOS included"
-      : free
-          ? "pass 0, one for each latent, one for eot and the first token (icot: 1 in all), and one for each token after it, those of the\n"
-            "prompt that the model writes itself among them"
-          : "pass 0, T, one for the prompt and the first token (no_cot: 1 in all), and one for each token after it",
-      "pass T and the one behind it as one", free ? ", which counts as wrong" : "");
-  for (const auto& [name, r] : results)
-    if (r.too_long() > 0)
-      fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, r.too_long(), kLongestPrompt);
-  for (const auto& [name, r] : results)
-    if (r.golds_over() > 0)
-      fmt::print("{}: {} gold answers with EOS do not fit into {} new tokens and cannot be reached; raise --max-new-tokens\n", name,
-                 r.golds_over(), r.max_new_tokens);
+std::string result_kind(const EvalCommand& command) {
+  return command.controls ? "controls" : command.sweep_latents || command.sweep_passes ? "sweep" : "";
 }
 
 // A document without its results.
@@ -106,6 +62,10 @@ Json header(const EvalCommand& command, const OpenedModel& opened, const Model& 
             {"limit", or_null(command.limit)},
             {"batch", command.batch},
             {"max_new_tokens", or_null(m.max_new_tokens)},
+            {"chat", name_of(opened.text.chat.family)},
+            {"controls", command.controls},
+            {"sweep_latents", command.sweep_latents ? Json(*command.sweep_latents) : Json()},
+            {"sweep_passes", command.sweep_passes ? Json(*command.sweep_passes) : Json()},
             {"samples", command.sampling.samples},
             {"temperature", command.sampling.temperature},
             {"top_p", drawn ? Json(command.sampling.top_p) : Json()},
@@ -151,45 +111,113 @@ void settle_sampling(EvalCommand& command) {
   if (!(s.top_p > 0 && s.top_p <= 1)) throw Error(Exit::usage, "--top-p", fmt::format("is {}", s.top_p), "give more than 0 and at most 1");
 }
 
+// "A..B", or one number.
+Range range_of(const char* option, const std::optional<std::string>& text) {
+  Range r;
+  if (!text) return r;
+  const std::size_t dots = text->find("..");
+  const auto number = [&](std::string_view digits) {
+    int64_t n = -1;
+    const auto [stop, failed] = std::from_chars(digits.data(), digits.data() + digits.size(), n);
+    if (failed != std::errc() || stop != digits.data() + digits.size() || n < 0 || n > 4096) n = -1;
+    return n;
+  };
+  r.first = number(std::string_view(*text).substr(0, dots));
+  r.last = dots == std::string::npos ? r.first : number(std::string_view(*text).substr(dots + 2));
+  if (r.first < 0 || r.last < r.first)
+    throw Error(Exit::usage, option, "\"" + escaped(*text) + "\" is no range", "give A..B, whole numbers from 0 to 4096");
+  return r;
+}
+
+void require_latents(const EvalCommand& command, const Decoding& decoding) {
+  const bool sweep = command.sweep_latents || command.sweep_passes;
+  if (!command.controls && !sweep) return;
+  const char* option = command.controls ? "--controls" : command.sweep_latents ? "--sweep-latents" : "--sweep-passes";
+  if (command.controls && sweep) throw Error(Exit::usage, option, "is given beside a sweep", "give them in two calls");
+  if (command.sampling.samples > 1 || !command.sampling.greedy())
+    throw Error(Exit::usage, option, "compares greedy answers", "leave --samples and --temperature out");
+  if (decoding.recipe.latents == 0)
+    throw Error(Exit::usage, option, "method " + name_of(decoding.config.method) + " has no latents", "give a run trained with latents");
+  if (sweep && decoding.recipe.has_stages())
+    throw Error(Exit::usage, option, "method " + name_of(decoding.config.method) + " has its latents by stages", "use --stage K");
+}
+
+// The result under every number of latents, then of passes, that was asked for.
+Json sweeps(const EvalCommand& command, const Decoding& decoding, const EvalOptions& options, const EvalResult& intact,
+            const std::function<EvalResult(const EvalOptions&)>& run) {
+  Json json = Json::object();
+  const int64_t latents = decoding.config.latent.count, iterations = decoding.config.latent.iterations;
+  const auto sweep = [&](const char* name, const char* option, const std::optional<std::string>& text, auto set) {
+    const Range range = range_of(option, text);
+    std::vector<SweepPoint> points;
+    for (int64_t n = range.first; n <= range.last; ++n) {
+      EvalOptions o = options;
+      set(o, n);
+      const RunConfig::Latent used = decoding_of(decoding.config, o).config.latent;
+      points.push_back({used.count, used.iterations, used.count == latents && used.iterations == iterations ? intact : run(o)});
+    }
+    if (text) json[name] = sweep_json(intact, points);
+  };
+  sweep("latents", "--sweep-latents", command.sweep_latents, [](EvalOptions& o, int64_t n) { o.latents = n; });
+  sweep("passes", "--sweep-passes", command.sweep_passes, [](EvalOptions& o, int64_t n) { o.iterations = n; });
+  return json;
+}
+
+EvalOptions options_of(const EvalCommand& command, const DecodeChoice& choice) {
+  EvalOptions options;
+  static_cast<DecodeChoice&>(options) = choice;
+  options.max_new_tokens = command.model.max_new_tokens;
+  options.limit = command.limit, options.batch = command.batch;
+  options.sampling = command.sampling, options.controls = command.controls, options.measure_single = true;
+  return options;
+}
+
 int evaluate_files(EvalCommand& command) {
   settle_sampling(command);
+  range_of("--sweep-latents", command.sweep_latents), range_of("--sweep-passes", command.sweep_passes);
   if (command.model.model.empty()) throw Error(Exit::usage, "MODEL", "is missing", "see kava_eval --help");
   if (command.data.empty()) throw Error(Exit::usage, "--data", "is missing", "name at least one data file");
   const auto format = choice_option<DataFormat>("--format", command.format);
-  const auto [ops, opened, method] = choose_model(command.model);
-  EvalOptions options;
-  options.method = method, options.stage = command.model.stage, options.max_new_tokens = command.model.max_new_tokens;
-  options.limit = command.limit, options.batch = command.batch;
-  options.sampling = command.sampling, options.measure_single = true;
+  const auto [ops, opened, choice] = choose_model(command.model);
+  const Decoding decoding = decoding_of(opened.config, choice);
+  require_latents(command, decoding);
+  const EvalOptions options = options_of(command, choice);
   require_out_usable(command, opened);
   std::vector<RowFile> files;
   for (const std::string& path : command.data) files.push_back(read_rows(path, format));
   const std::unique_ptr<Model> model = load_model(*ops, opened);
   Arena arena(*ops);
-  const Method by = method.value_or(opened.config.method);
-  const Json head = header(command, opened, *model, by);
+  const Json head = header(command, opened, *model, decoding.config.method);
   std::vector<fs::path> paths;
   for (const RowFile& file : files)
-    if (!opened.plain()) paths.push_back(result_path(opened, file, options));
+    if (!opened.plain()) paths.push_back(result_path(opened, file, options, result_kind(command)));
   if (!command.force)
     for (const fs::path& path : paths) require_same_options(path, head);
-  fmt::print("model {}: {}, method {}, {}\n", escaped(command.model.model, 4096), opened.weights, name_of(by),
-             name_of(opened.config.model.dtype));
+  fmt::print("model {}: {}, method {}, {}, {}\n", escaped(command.model.model, 4096), opened.weights, name_of(decoding.config.method),
+             name_of(opened.config.model.dtype), asked_as(opened));
   std::fflush(stdout);
 
   std::vector<std::pair<std::string, EvalResult>> results;
   Json documents = Json::array();
   for (const RowFile& file : files) {
-    WorkLine line(stderr, escaped(fs::path(file.path).filename().string(), 60) + ":", "questions");
-    options.progress = [&](int64_t done, int64_t total, int64_t correct) {
-      line.at(done, total, {fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done))});
+    const auto run = [&](EvalOptions o) {
+      WorkLine line(stderr, escaped(fs::path(file.path).filename().string(), 60) + ":", "questions");
+      o.progress = [&](int64_t done, int64_t total, int64_t correct) {
+        std::vector<std::string> fields;
+        if (correct >= 0 && done > 0)
+          fields.push_back(fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done)));
+        line.at(done, total, fields);
+      };
+      EvalResult r = evaluate(*model, arena, opened.text, file, o);
+      line.end();
+      return r;
     };
-    EvalResult result = evaluate(*model, arena, opened.text, file, options);
-    line.end();
+    EvalResult result = run(options);
     Json json = to_json(result);
     json["data"] = json_text(file.path), json["sha256"] = file.sha256;
     json["seconds"] = result.seconds, json["ms_per_question"] = result.ms_per_question();
     json["ms_batch_1"] = result.ms_batch_1 ? Json(*result.ms_batch_1) : Json();
+    if (command.sweep_latents || command.sweep_passes) json["sweep"] = sweeps(command, decoding, options, result, run);
     documents.push_back(std::move(json));
     results.emplace_back(escaped(fs::path(file.path).filename().string(), 60), std::move(result));
   }
@@ -220,6 +248,9 @@ int main(int argc, char** argv) {
   app.add_option("--temperature", command.temperature, "0: the best token; else drawn (default: 0, or 1 for several samples)");
   app.add_option("--top-p", command.sampling.top_p, "Draw from the fewest best tokens that have this share")->capture_default_str();
   app.add_option("--seed", command.sampling.seed, "Of what is drawn")->capture_default_str();
+  app.add_flag("--controls", command.controls, "Also with the latents replaced: by zeros, means, another question's, or nothing");
+  app.add_option("--sweep-latents", command.sweep_latents, "Also with A..B latents");
+  app.add_option("--sweep-passes", command.sweep_passes, "Also with A..B iterations on the latents");
   app.add_option("--out", command.out, "JSON file for the results with every question's record");
   app.add_flag("--force", command.force, "Replace another result of the same name in the run's eval/");
   std::string a, b;

@@ -44,12 +44,14 @@ class Generator {
  public:
   Generator(const GenerateCommand& command, const ChosenModel& chosen)
       : tokenizer_(*chosen.opened.text.tokenizer),
+        chat_(chosen.opened.text.chat),
         model_(load_model(*chosen.ops, chosen.opened)),
         arena_(*chosen.ops),
-        config_(decoding_config(chosen.opened.config, chosen.method)),
-        recipe_(command.model.stage ? decoding_recipe(config_, *command.model.stage) : decoding_recipe(config_)) {
+        decoding_(decoding_of(chosen.opened.config, chosen.choice)),
+        config_(decoding_.config),
+        recipe_(decoding_.recipe) {
+    static_cast<DecodeChoice&>(options_) = chosen.choice;
     options_.eos = *chosen.opened.text.eos;
-    options_.method = chosen.method, options_.stage = command.model.stage;
     options_.max_new_tokens = command.model.max_new_tokens > 0 ? command.model.max_new_tokens : default_new_tokens(config_, recipe_, 0);
     options_.keep_latents = command.latents;
     if (command.latents && recipe_.latents == 0)
@@ -80,7 +82,8 @@ class Generator {
     if (q.text.size() > kLongestQuestion)
       throw Error(Exit::data, q.where, fmt::format("the question has {} bytes", q.text.size()),
                   fmt::format("shorten it: at most {}", kLongestQuestion));
-    const SampleOptions options = sample_options(config_, options_.eos, tokenizer_.size());
+    SampleOptions options = sample_options(config_, options_.eos, tokenizer_.size());
+    options.chat_before = chat_.before, options.chat_after = chat_.after;
     Sample s;
     s.question = question_ids(tokenizer_, options, stripped(q.text));
     s.answer = prompt_ids(tokenizer_, options);
@@ -94,10 +97,12 @@ class Generator {
   }
 
   const Tokenizer& tokenizer_;
+  const ChatForm& chat_;
   std::unique_ptr<Model> model_;
   Arena arena_;
-  const RunConfig config_;
-  const Recipe recipe_;
+  const Decoding decoding_;
+  const RunConfig& config_;
+  const Recipe& recipe_;
   DecodeOptions options_;
 };
 

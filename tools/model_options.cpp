@@ -2,6 +2,7 @@
 
 #include <cstdio>
 
+#include "engine/error.h"
 #include "tools/choice_option.h"
 
 namespace kava {
@@ -15,18 +16,44 @@ CLI::Option* add_model_options(CLI::App& app, ModelOptions& options) {
          "answers; 256 where the prompt is written too)")
       ->check(CLI::Range(1, 65536));
   app.add_option("--stage", options.stage, "coconut: decode with the latents of this stage (default: the run's last)");
+  app.add_option("--chat", options.chat,
+                 "Ask in the form of a chat: none, llama3, chatml, or auto: as the folder's chat template, where it has a known one")
+      ->capture_default_str();
   app.add_option("--dtype", options.dtype, "bf16, f32 or f64 (default: the run's; bf16 for a plain folder)");
   app.add_option("--base", options.base, "The folder of a run's base, where it is not where the run's config.toml says");
   add_device_options(app, options.device);
   return model;
 }
 
+namespace {
+
+bool has_chat_template(const std::string& folder) {
+  try {
+    return !chat_source(folder).empty();
+  } catch (const Error&) {
+    return false;  // nobody asked for it
+  }
+}
+
+}  // namespace
+
+std::string asked_as(const OpenedModel& opened) {
+  if (opened.text.chat.family != ChatFamily::none) return "questions as a chat of form " + name_of(opened.text.chat.family);
+  // A model that was trained on chats answers a bare question badly, if at all.
+  return opened.plain() && has_chat_template(opened.text.folder) ? "questions as they are (--chat auto asks by the folder's chat template)"
+                                                                 : "questions as they are";
+}
+
 ChosenModel choose_model(const ModelOptions& options) {
   const auto method = choice_option<Method>("--method", options.method);
   const auto dtype = choice_option<StorageType>("--dtype", options.dtype);
-  ChosenModel chosen{make_ops(options.device), open_model(options.model, dtype, options.base), method};
+  ChosenModel chosen{make_ops(options.device), open_model(options.model, dtype, options.base), {}};
+  chosen.choice.method = method, chosen.choice.stage = options.stage;
   require_method(chosen.opened, method);
   require_stage(chosen.opened, method, options.stage);
+  TextModel& text = chosen.opened.text;
+  if (text.tokenizer) text.chat = chat_form(options.chat, text.folder, *text.tokenizer);
+  else if (options.chat != "none") throw Error(Exit::usage, "--chat", "rows of ids are asked as they are", "leave it out");
   for (const std::string& note : {chosen.opened.note, chosen.opened.text.note})
     if (!note.empty()) fmt::print(stderr, "{}\n", note);
   return chosen;

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "models/decode.h"
 #include "models/open_model.h"
 #include "tools/device.h"
 
@@ -14,6 +15,7 @@ namespace kava {
 struct ModelOptions {
   std::string model;
   std::optional<std::string> method, dtype, base;
+  std::string chat = "none";
   int64_t max_new_tokens = 0;  // 0: the method's default
   std::optional<int64_t> stage;
   DeviceOptions device;
@@ -25,8 +27,11 @@ CLI::Option* add_model_options(CLI::App& app, ModelOptions& options);
 struct ChosenModel {
   std::unique_ptr<Ops> ops;
   OpenedModel opened;
-  std::optional<Method> method;  // in place of the model's
+  DecodeChoice choice;  // method and stage in place of the model's
 };
+
+/// How questions are asked, for the line that names the model: "questions as they are", or the chat's form.
+std::string asked_as(const OpenedModel& opened);
 
 /// The backend and the model, whose weights are not read yet; a note on stderr where a better checkpoint was passed over. Error(code usage)
 /// for an unknown word, or a method that the weights cannot do; and the errors of make_ops and open_model.

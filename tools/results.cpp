@@ -21,6 +21,16 @@ std::string shortened(std::string stem) {
   return stem.substr(0, end);
 }
 
+// Without times, at any depth.
+void drop_times(Json& json) {
+  if (json.is_object()) {
+    json.erase("seconds");
+    for (auto i = json.begin(); i != json.end();) i = i.key().starts_with("ms_") ? json.erase(i) : std::next(i);
+  }
+  if (json.is_structured())
+    for (Json& inner : json) drop_times(inner);
+}
+
 // Without what differs between equal evaluations.
 Json compared(Json document) {
   for (const char* key : {"model", "weights"}) document.erase(key);
@@ -29,8 +39,8 @@ Json compared(Json document) {
       document["options"].erase(key);  // the form by which a file was read is in its result
   if (document.contains("results") && document["results"].is_array())
     for (Json& result : document["results"])
-      if (result.is_object())
-        for (const char* key : {"data", "seconds", "ms_per_question", "ms_batch_1"}) result.erase(key);
+      if (result.is_object()) result.erase("data");
+  drop_times(document);
   return document;
 }
 
@@ -50,14 +60,16 @@ Json present(const fs::path& path) {
 
 }  // namespace
 
-fs::path result_path(const OpenedModel& opened, const RowFile& file, const EvalOptions& options) {
+fs::path result_path(const OpenedModel& opened, const RowFile& file, const EvalOptions& options, const std::string& kind) {
   std::string name = shortened(fs::path(file.path).stem().string()) + "-" + file.sha256.substr(0, 8);
   name += opened.step ? fmt::format(".step_{}", *opened.step) : std::string(".adapter");
   if (options.method && *options.method != opened.config.method) name += "." + name_of(*options.method);
   if (options.stage) name += fmt::format(".stage{}", *options.stage);
   if (options.limit > 0) name += fmt::format(".limit{}", options.limit);
+  if (opened.text.chat.family != ChatFamily::none) name += ".chat" + name_of(opened.text.chat.family);
   const Sampling& s = options.sampling;
   if (s.samples > 1 || !s.greedy()) name += fmt::format(".s{}-t{}", s.samples, s.temperature);
+  if (!kind.empty()) name += "." + kind;
   return opened.run_dir / "eval" / (name + ".json");
 }
 

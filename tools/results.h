@@ -9,9 +9,9 @@
 
 namespace kava {
 
-/// RUN/eval/DATASTEM-SHA8.step_N[.METHOD][.stageK][.limitK][.sN-tT].json: METHOD where it is not the run's, N samples and temperature T
-/// where answers are drawn, `.adapter` in place of the step for weights that no checkpoint names.
-std::filesystem::path result_path(const OpenedModel& opened, const RowFile& file, const EvalOptions& options);
+/// RUN/eval/DATASTEM-SHA8.step_N[.METHOD][.stageK][.limitK][.chatNAME][.sN-tT][.KIND].json: METHOD where it is not the run's, N samples and
+/// temperature T where answers are drawn, KIND controls or sweep, `.adapter` in place of the step for weights that no checkpoint names.
+std::filesystem::path result_path(const OpenedModel& opened, const RowFile& file, const EvalOptions& options, const std::string& kind);
 
 /// Error(code usage) where there is a result at `path` already that was made with other options than the document (which may lack its
 /// results) says. Times, places of files and the number of questions decoded together make no difference.

@@ -64,10 +64,12 @@ struct SampleOptions : RunConfig::Data {
   bool before_answer = false;                    // Sample::blank is wanted
   int64_t seed = 0;
   int32_t eos = 0;
-  int64_t vocab_size = 0;  // ids rows must lie below it
+  int64_t vocab_size = 0;                        // ids rows must lie below it
+  std::vector<int32_t> chat_before, chat_after;  // around every question of text, in place of BOS
 };
 
-/// Ids of a question: BOS if the tokenizer adds one, the text between its affixes, the separator.
+/// Ids of a question: BOS if the tokenizer adds one, or what begins a chat; the text between its affixes; what ends it in a chat; the
+/// separator.
 std::vector<int32_t> question_ids(const Tokenizer& tokenizer, const SampleOptions& options, std::string_view question);
 /// Ids of the prompt, the separator before it.
 std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const SampleOptions& options);

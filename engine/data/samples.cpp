@@ -73,9 +73,10 @@ uint64_t random64(Purpose purpose, int64_t seed, uint64_t index, uint64_t epoch)
 }  // namespace
 
 std::vector<int32_t> question_ids(const Tokenizer& tokenizer, const SampleOptions& options, std::string_view question) {
-  std::vector<int32_t> ids;
-  if (const auto bos = tokenizer.bos()) ids.push_back(*bos);
+  std::vector<int32_t> ids = options.chat_before;
+  if (const auto bos = tokenizer.bos(); bos && ids.empty()) ids.push_back(*bos);
   append(ids, tokenizer.encode(options.question_prefix + std::string(question) + options.question_suffix));
+  append(ids, options.chat_after);
   if (options.separator == Separator::eos) ids.push_back(options.eos);
   return ids;
 }

@@ -295,6 +295,49 @@ TEST_CASE("kava_eval writes its results, also into the run, and compares them") 
   CHECK(run("kava_eval compare " + out + " " + data).code == 4);
 }
 
+TEST_CASE("kava_eval controls and sweeps the latents against the intact model") {
+  TextRun tiny;
+  const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string();
+  const std::string name = "rows-" + sha256(kQuestions).substr(0, 8) + ".step_3";
+  const auto result = [&](const std::string& kind) {
+    return read_json((tiny.dir / "eval" / (name + kind + ".json")).string()).at("results").at(0);
+  };
+  const Finished controls = run("kava_eval " + dir + " --data " + data + " --controls");
+  INFO(controls.output);
+  REQUIRE(controls.code == 0);
+  const Json json = result(".controls");
+  for (const char* control : {"zero", "mean", "shuffle", "boundaries"}) {
+    const Json& c = json.at("controls").at(control);
+    CHECK(c.at("accuracy").is_number());
+    CHECK(c.at("answer_ce").get<double>() > 0);
+    CHECK(c.at("mcnemar_p").get<double>() <= 1);
+    CHECK(c.at("bootstrap").size() == 2);
+    CHECK_THAT(controls.output, ContainsSubstring(std::string("\n  ") + control + " "));
+  }
+  REQUIRE(run("kava_eval " + dir + " --data " + data + " --sweep-latents 0..5 --sweep-passes 1..3").code == 0);
+  const Json sweep = result(".sweep").at("sweep");
+  REQUIRE(sweep.at("latents").size() == 6);
+  REQUIRE(sweep.at("passes").size() == 3);
+  for (int64_t n = 0; n < 6; ++n) {
+    CHECK(sweep.at("latents").at(static_cast<std::size_t>(n)).at("latents") == n);
+    CHECK(sweep.at("latents").at(static_cast<std::size_t>(n)).at("iterations") == 2);
+  }
+  const double base = sweep.at("passes").at(1).at("passes").get<double>();
+  CHECK(result(".sweep").at("passes") == base);
+  CHECK(sweep.at("passes").at(1).at("difference") == 0.0);
+  for (const auto& [arguments, about] : std::map<std::string, std::string>{{" --controls --samples 2", "--controls"},
+                                                                           {" --controls --sweep-passes 1", "--controls"},
+                                                                           {" --controls --method no_cot", "--controls"},
+                                                                           {" --sweep-latents 3..1", "--sweep-latents"},
+                                                                           {" --sweep-passes x", "--sweep-passes"}}) {
+    const Finished f = run("kava_eval " + dir + " --data " + data + arguments);
+    CAPTURE(arguments, f.output);
+    CHECK(f.code == 2);
+    CHECK(f.output.starts_with("error: " + about));
+    CHECK(std::count(f.output.begin(), f.output.end(), '\n') == 1);
+  }
+}
+
 TEST_CASE("kava_eval refuses what it cannot do before the work") {
   TextRun tiny;
   const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string();
