@@ -19,7 +19,7 @@ int main(int argc, char** argv) {
   app.add_option("--memory", command.plan_options.memory, "Plan for a device of N bytes, N GB or N GiB, which need not be here")
       ->needs(plan);
   app.add_option("--rate", command.plan_options.rate, "TFLOP/s that the run reaches, for its time")->needs(plan);
-  app.add_flag("--profile", command.profile, "Time every operation (not built yet)");
+  app.add_flag("--profile", command.profile, "Time every op: a table at the end, and RUN/log/profile.trace.json for Chrome");
   app.add_flag("--check-ops", command.check_ops, "Compare every operation between two backends (not built yet)");
   kava::add_device_options(app, command.device);
   kava::add_rank_options(app, command.ranks);

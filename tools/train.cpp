@@ -17,6 +17,7 @@
 #include "models/trainer.h"
 #include "models/validation.h"
 #include "tools/plan.h"
+#include "tools/profile.h"
 #include "tools/progress.h"
 #include "tools/progress_file.h"
 #include "tools/ranks.h"
@@ -352,7 +353,16 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
     return 0;
   }
   catch_signals();
-  return Run(command, comm, out, config, std::move(ops)).run();
+  std::optional<Profile> profile;
+  if (command.profile && comm.leads()) profile.emplace(*ops);
+  const int code = Run(command, comm, out, config, std::move(ops)).run();
+  if (profile) {
+    say(profile->table());
+    fs::create_directories(out / "log");
+    profile->write_trace(out / "log" / "profile.trace.json");
+    say(fmt::format("written {}", escaped((out / "log" / "profile.trace.json").string(), 4096)));
+  }
+  return code;
 }
 
 }  // namespace
@@ -360,8 +370,7 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
 int train(const TrainCommand& given) {
   TrainCommand command = given;
   command.resume = command.resume || command.extend;
-  for (const auto& [given, name] : {std::pair(command.profile, "--profile"), std::pair(command.check_ops, "--check-ops")})
-    if (given) throw Error(Exit::usage, name, "is not built yet", "leave it out");
+  if (command.check_ops) throw Error(Exit::usage, "--check-ops", "is not built yet", "leave it out");
   if (command.out && command.out->empty()) throw Error(Exit::usage, "--out", "is empty", "name a folder");
   return on_ranks(command.ranks, command.device.device != "cuda",
                   [&](Comm& comm, const World& world) { return train_on_rank(command, comm, world); });

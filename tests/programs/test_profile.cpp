@@ -1,0 +1,37 @@
+#include <catch2/catch_test_macros.hpp>
+#include <string>
+
+#include "engine/files/json.h"
+#include "tests/folders.h"
+#include "tests/programs/programs.h"
+
+using namespace kava;
+
+TEST_CASE("--profile tells the time and work of each op, and changes no byte of the run") {
+  const TempFolder folder;
+  const std::string train = "kava_train '" + source_dir() + "/tests/golden/cases/full_cot.toml' --threads 1 --set 'model.adapter=\"\"' " +
+                            "--set train.max_steps=2 --out ";
+  const Ended plain = run_command(train + "plain", folder.path()), run = run_command(train + "profiled --profile", folder.path());
+  INFO(run.err);
+  REQUIRE(plain.code == 0);
+  REQUIRE(run.code == 0);
+  for (const char* op : {"linear_group_fwd", "linear_group_bwd_params", "attention_fwd", "adamw", "all ops"}) {
+    CAPTURE(op);
+    CHECK(run.out.find(std::string("\n") + op) != std::string::npos);
+    CHECK(plain.out.find(std::string("\n") + op) == std::string::npos);
+  }
+  CHECK(sha256_file(folder / "plain/adapter/adapter_model.safetensors") ==
+        sha256_file(folder / "profiled/adapter/adapter_model.safetensors"));
+
+  const Json trace = read_json(folder / "profiled/log/profile.trace.json");
+  REQUIRE(trace["traceEvents"].size() > 100);
+  double end = 0, flops = 0;
+  for (const Json& event : trace["traceEvents"]) {
+    REQUIRE(event["ph"] == "X");
+    REQUIRE(event["ts"].get<double>() >= end - 0.002);  // microseconds, rounded to three digits
+    end = event["ts"].get<double>() + event["dur"].get<double>();
+    flops += event["args"]["flops"].get<double>();
+    REQUIRE(event["args"]["bytes"].get<double>() >= 0);
+  }
+  CHECK(flops > 0);
+}

@@ -1,0 +1,46 @@
+// --profile of kava_train: where the time of a run goes, op by op.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine/device/op_observer.h"
+
+namespace kava {
+
+/// Every op is waited for, so that its time is its own; no byte of the run changes.
+class Profile final : public OpObserver {
+ public:
+  /// Watches `ops` from now on, and must outlive what is called of it.
+  explicit Profile(Ops& ops);
+  void before(const OpCall&) override;
+  void after(const OpCall& call) override;
+
+  /// The ops by their time: calls, seconds, share, GFLOP/s and GB/s. Bytes are those of the tensors that an op names, each once.
+  std::string table() const;
+  /// The calls in Chrome's trace format (chrome://tracing, Perfetto), the first kMostEvents of them. Error(code write).
+  void write_trace(const std::filesystem::path& file) const;
+
+  static constexpr std::size_t kMostEvents = 200'000;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Total {
+    int64_t calls = 0;
+    double seconds = 0, flops = 0, bytes = 0;
+  };
+  struct Event {
+    const char* name;
+    double begin, seconds, flops, bytes;
+  };
+
+  Ops& ops_;
+  Clock::time_point first_, begin_;
+  std::map<std::string, Total> totals_;
+  std::vector<Event> events_;
+};
+
+}  // namespace kava
