@@ -82,8 +82,13 @@ lane_asan() {
 
 lane_tsan() {
   tools/setup.sh
-  build tsan
-  if [ "$short" = yes ]; then tests tsan "$threaded"; else tests tsan; fi
+  if [ "$short" = yes ]; then
+    build tsan kava_tests
+    tests tsan "$threaded"
+  else
+    build tsan
+    tests tsan
+  fi
 }
 
 lane_clang() {

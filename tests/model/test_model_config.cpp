@@ -54,8 +54,7 @@ struct Weights {
   std::map<std::string, std::vector<float>> values;
   std::map<std::string, std::vector<std::int64_t>> shapes;
   explicit Weights(const ModelConfig& config) {
-    for (const WeightSpec& spec : weight_specs(config))
-      add(spec.name, spec.file_shape());
+    for (const WeightSpec& spec : weight_specs(config)) add(spec.name, spec.file_shape());
   }
   void add(const std::string& name, std::vector<std::int64_t> shape) {
     std::int64_t count = 1;

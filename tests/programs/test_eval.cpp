@@ -394,8 +394,7 @@ TEST_CASE("weights that no memory holds are refused before they are read, and we
   uint64_t bytes = 0;
   for (const WeightSpec& w : weight_specs(ModelConfig::load(base.string()))) {
     const uint64_t size = static_cast<uint64_t>(w.rows * w.cols * 2);
-    header[w.name] = {
-        {"dtype", "BF16"}, {"shape", w.file_shape()}, {"data_offsets", {bytes, bytes + size}}};
+    header[w.name] = {{"dtype", "BF16"}, {"shape", w.file_shape()}, {"data_offsets", {bytes, bytes + size}}};
     bytes += size;
   }
   const std::string text = header.dump(), file = (base / "model.safetensors").string();
