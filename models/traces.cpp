@@ -16,18 +16,34 @@ struct Need {
 
 Need need_of(const RunConfig& config) {
   if (config.kv.weight > 0) return {"kv.weight > 0 needs one", "set kv.weight = 0"};
-  if (!recipe_of(config).student) return {fmt::format("method {} learns to write one", name_of(config.method)), "use method no_cot"};
+  const Recipe recipe = recipe_of(config);
+  if (!recipe.student || recipe.has_stages())
+    return {fmt::format("method {} learns to write one", name_of(config.method)), "use method no_cot"};
   return {};
+}
+
+std::string without_chain(const RowFile& file) { return fmt::format("no row has a chain; its keys are {}", file.keys); }
+
+bool has_chain(const RowFile& file) {
+  return std::ranges::any_of(file.rows, [](const Row& r) { return !r.steps.empty() || !r.trace_ids.empty(); });
+}
+
+// Files that may keep their chains under a key that is not known, beside others that have some.
+std::string files_without_chain(const RunConfig& config, const std::vector<RowFile>& files) {
+  const Recipe recipe = recipe_of(config);
+  std::string lines;
+  for (const RowFile& file : files)
+    if ((recipe.teacher || recipe.has_stages()) && !has_chain(file))
+      lines += fmt::format("{}{}: {}", lines.empty() ? "" : "\n", escaped(file.path, 4096), without_chain(file));
+  return lines;
 }
 
 }  // namespace
 
 std::string require_traces(const RunConfig& config, const std::vector<RowFile>& files, const std::vector<Sample>& samples) {
-  if (std::ranges::any_of(samples, [](const Sample& s) { return !s.trace.empty(); })) return "";
-  const bool steps = std::ranges::any_of(
-      files, [](const RowFile& f) { return std::ranges::any_of(f.rows, [](const Row& r) { return !r.steps.empty(); }); });
-  const std::string rows = steps ? "no row has more than the one step that data.drop_last_step drops"
-                                 : fmt::format("no row has a chain; its keys are {}", files[0].keys);
+  if (std::ranges::any_of(samples, [](const Sample& s) { return !s.trace.empty(); })) return files_without_chain(config, files);
+  const bool steps = std::ranges::any_of(files, has_chain);
+  const std::string rows = steps ? "no row has more than the one step that data.drop_last_step drops" : without_chain(files[0]);
   // Rows of ids say that a trace is empty; other forms may keep theirs under a key that is not known.
   const bool as_given = std::ranges::all_of(files, [](const RowFile& f) { return f.format == DataFormat::ids; });
   const Need need = as_given ? Need{} : need_of(config);

@@ -17,9 +17,10 @@ using Names = std::span<const std::string_view>;
 
 // Keys as `plain` writes them; of several in a row the first of the list counts.
 constexpr std::string_view kQuestion[] = {"question", "problem", "query", "squestion", "input", "instruction", "questionconcat"};
-constexpr std::string_view kChain[] = {"steps",          "cot",      "chainofthought", "rationale",       "reasoning",
-                                       "reasoningsteps", "chain",    "solution",       "explanation",     "thought",
-                                       "thoughts",       "thinking", "reasoningchain", "reasoningcontent"};
+constexpr std::string_view kChain[] = {"steps",          "cot",      "chainofthought", "rationale",         "reasoning",
+                                       "reasoningsteps", "chain",    "solution",       "explanation",       "thought",
+                                       "thoughts",       "thinking", "reasoningchain", "reasoningcontent",  "rationales",
+                                       "reasoningtrace", "trace",    "derivation",     "generatedsolution", "scratchpad"};
 constexpr std::string_view kAnswer[] = {"answer", "finalanswer", "finalans", "answernumber", "lsolutions", "target", "response", "result"};
 // Where a row has a number beside a written answer, the number is the gold one.
 constexpr std::string_view kNumber[] = {"finalanswer", "finalans", "answernumber", "lsolutions", "answer", "target", "response", "result"};
@@ -196,9 +197,21 @@ std::optional<std::string_view> marked_answer(std::string_view text, std::string
   return last.starts_with("####") ? std::optional(last.substr(4)) : std::nullopt;
 }
 
+bool holds_nothing(const Json& value) {
+  return value.is_null() || (value.is_array() && value.empty()) ||
+         (value.is_string() && stripped(value.get_ref<const std::string&>()).empty());
+}
+
+// The member under the first of the chain's keys that holds something, else the first one there is.
+Member find_chain(const Json& row) {
+  for (std::string_view name : kChain)
+    if (const Member m = find(row, name); m && !holds_nothing(*m.value)) return m;
+  return find(row, kChain);
+}
+
 // The chain under one of its keys; nothing where the row has none, and no step where it is null.
 std::optional<std::vector<std::string>> chain_of(const Json& row, const RowPlace& place) {
-  const Member m = find(row, kChain);
+  const Member m = find_chain(row);
   if (!m) return std::nullopt;
   std::vector<std::string> steps;
   if (m.value->is_null()) return steps;
@@ -308,6 +321,7 @@ Row parse_gsm8k(const Json& object, const RowPlace& place) {
   Row row;
   set_text(row, question_of(object, place), *marked, place);
   row.steps = split_trace(without_annotations(before));
+  if (row.steps.empty()) row.steps = chain_of(object, place).value_or(std::vector<std::string>{});
   return row;
 }
 

@@ -58,6 +58,12 @@ TEST_CASE("a chain is read under any key of its kind, as text or as a list") {
   }
   CHECK(read(R"({"question": "q", "steps": null, "answer": "4"})").rows[0].steps.empty());
   CHECK(read(R"({"question": "q", "steps": null, "cot": "a", "answer": "4"})").rows[0].steps == Strings{"a"});
+  // What holds nothing gives way to what holds a chain, whatever the row's first form.
+  CHECK(read(R"({"question": "q", "steps": [], "cot": "a", "answer": "4"})").rows[0].steps == Strings{"a"});
+  CHECK(read(R"({"question": "q", "cot": " ", "solution": ["a"], "answer": "4"})").rows[0].steps == Strings{"a"});
+  const std::string answers = "{\"question\": \"q\", \"answer\": \"a\\n#### 4\"}\n";
+  CHECK(read(answers + R"({"question": "q", "cot": "b", "answer": "#### 4"})").rows[1].steps == Strings{"b"});
+  CHECK(read(answers + R"({"question": "q", "cot": "b", "answer": "c\n#### 4"})").rows[1].steps == Strings{"c"});
   CHECK(read(R"({"question": "q", "cot": "a", "answer": "#### 4"})").rows[0].answer == "4");
   const RowFile hard = read(R"({"input": "q", "target": 4, "rationale": "a. b"})");
   CHECK(hard.format == DataFormat::gsm_hard);
@@ -146,12 +152,24 @@ TEST_CASE("training data without a trace token is refused where a loss needs one
   CHECK_THAT(dropped.err, ContainsSubstring("data.drop_last_step = false"));
   CHECK(step(one_step, "kava", "--set data.drop_last_step=false").code == 0);
   CHECK(step(one_step, "full_cot").code == 0);
+  for (const char* method : {"icot", "coconut"}) {
+    const Ended e = step(unread, method);
+    CAPTURE(method, e.err);
+    CHECK(e.code == 4);
+    CHECK_THAT(e.err, ContainsSubstring("no trace token in data.train") && ContainsSubstring("learns to write one"));
+  }
   CHECK(step(unread, "no_cot").err.empty());
   const Ended told = step(unread, "pccot");
   CHECK(told.code == 0);
   CHECK_THAT(told.err, ContainsSubstring("the teacher sees no chain"));
   // Rows without a trace among others are normal.
   CHECK(step(two_steps + one_step + unread.substr(0, unread.find(", \"working")) + ", \"cot\": null}\n", "kava").err.empty());
+  overwrite(folder / "more.jsonl", unread);
+  const std::string both = "--set 'data.train=[\"rows.jsonl\", \"more.jsonl\"]'";
+  const Ended half = step(two_steps, "kava", both);
+  CHECK(half.code == 0);
+  CHECK_THAT(half.err, ContainsSubstring("more.jsonl: no row has a chain; its keys are answer, question, working"));
+  CHECK(step(two_steps, "no_cot", both).err.empty());
   const Ended longer = step(two_steps + "{\"question\": \"" + std::string(400, 'q') + "\", \"cot\": \"a\", \"answer\": \"7\"}\n", "kava",
                             "--set data.max_tokens=100");
   CHECK(longer.code == 0);
