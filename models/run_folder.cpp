@@ -103,6 +103,7 @@ FolderState state_of(const fs::path& path) {
 }
 
 void require_usable(const fs::path& path) {
+  require_outside_checkpoints("--out", path.string());
   std::error_code failed;
   fs::path at = fs::absolute(path, failed).lexically_normal();
   while (!at.empty() && !fs::exists(at, failed) && at.has_relative_path()) at = at.parent_path();

@@ -21,8 +21,11 @@ bool is_there(const std::filesystem::path& path);
 /// Writes the whole file as FileWriter does.
 void write_file(const std::string& path, std::string_view bytes);
 
-/// For an option that names a file to write at the end of the work: Error(code usage) where it is empty, Error(code preflight) where the
-/// file could not be opened for writing. Leaves what is there.
+/// Error(code usage) where a path that is to be written lies in a checkpoint: one more file there, and it does not verify any more.
+void require_outside_checkpoints(const std::string& option, const std::string& path);
+
+/// For an option that names a file to write at the end of the work: Error(code usage) where it is empty or lies in a checkpoint,
+/// Error(code preflight) where the file could not be opened for writing. Leaves what is there.
 void require_writable(const std::string& option, const std::string& path);
 
 /// Lower-case hex SHA-256.

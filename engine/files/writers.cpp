@@ -182,8 +182,17 @@ void LineWriter::sync() {
   if (disk::sync(descriptor_) != 0) fail_write(path_, errno);
 }
 
+void require_outside_checkpoints(const std::string& option, const std::string& path) {
+  std::error_code failed;
+  for (fs::path at = fs::weakly_canonical(path, failed).parent_path(); !failed && at.has_relative_path(); at = at.parent_path())
+    if (is_there(at / "manifest.json") && is_there(at / "state.json"))
+      throw Error(Exit::usage, option + " " + escaped(path, 4096),
+                  "lies in the checkpoint " + escaped(at.string(), 4096) + ", which further files make invalid", "name another place");
+}
+
 void require_writable(const std::string& option, const std::string& path) {
   if (path.empty()) throw Error(Exit::usage, option, "is empty", "name a file");
+  require_outside_checkpoints(option, path);
   struct stat status;
   const bool there = ::stat(path.c_str(), &status) == 0, beside = !there || S_ISREG(status.st_mode);
   std::error_code ignored;

@@ -92,6 +92,19 @@ TEST_CASE("what is read is not written over") {
     CHECK_THAT(f.output, ContainsSubstring("which is read"));
     CHECK(read_file(input, 1 << 24) == before);
   }
+  // One more file in a checkpoint, and it is none any more.
+  fs::create_directory(tiny.dir / "checkpoints/step_3/adapter/more");
+  overwrite(tiny.dir / "checkpoints/step_3/state.json", "{}");
+  for (const char* inside : {"best/new.json", "checkpoints/step_3/adapter/new.json", "checkpoints/../best/./more/new.json"}) {
+    CAPTURE(inside);
+    CHECK_THROWS_AS(require_outside_checkpoints("--out", dir + "/" + inside), Error);
+    CHECK_THROWS_AS(require_writable("--out", dir + "/" + inside), Error);
+    CHECK_THROWS_AS(require_usable(dir + "/" + inside), Error);
+  }
+  require_outside_checkpoints("--out", dir + "/checkpoints/new.json");
+  require_outside_checkpoints("--out", "new.json");
+  fs::remove(tiny.dir / "checkpoints/step_3/adapter/more");
+  fs::remove(tiny.dir / "checkpoints/step_3/state.json");
   CHECK(run("kava_eval " + dir + " --data " + data + " --out " + (tiny.folder / "new.json")).code == 0);
   CHECK(run("kava_eval " + dir + " --data " + data + " --out " + (tiny.folder / "new.json")).code == 0);
   fs::copy(source_dir() + "/tests/golden", tiny.folder.path() / "golden", fs::copy_options::recursive);
