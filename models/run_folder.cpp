@@ -113,8 +113,18 @@ void require_usable(const fs::path& path) {
 
 RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {
   lock();
+  require_links();
   recover_checkpoints(path_);
   for (const char* name : {"adapter", "best", "last", "config.toml", "metrics.jsonl", "progress.json"}) remove_stale_parts(path_ / name);
+}
+
+// Some file systems have no symbolic links, which would come out at the first checkpoint only.
+void RunFolder::require_links() const {
+  const fs::path probe = part_beside(path_ / "last");
+  std::error_code failed, ignored;
+  fs::create_symlink("checkpoints", probe, failed);
+  fs::remove(probe, ignored);
+  if (failed) unusable(path_, "could not make a symbolic link in it: " + failed.message());
 }
 
 void RunFolder::lock() {

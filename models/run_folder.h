@@ -48,6 +48,7 @@ class RunFolder {
 
  private:
   void lock();
+  void require_links() const;
   void set_links(const TrainingState& state);
   void prune(const TrainingState& state);
 

@@ -45,6 +45,9 @@ fs::path new_part(const fs::path& target) {
 
 fs::path folder_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
 
+// Of the system call, the file system, a container's filter of system calls (EPERM), or layers of file systems (EXDEV).
+bool lacks_exchange(int error) { return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EPERM || error == EXDEV; }
+
 // For file systems without an exchange. A folder cannot be renamed over another, so the older one steps aside for a moment; of a file the
 // older one gets a second name.
 int put_without_exchange(const fs::path& part, const fs::path& target) {
@@ -164,7 +167,7 @@ int put_in_place(const fs::path& part, const fs::path& target) {
   bool exchanged = false;
   if (is_there(target)) {
     exchanged = disk::exchange(part, target) == 0;
-    if (!exchanged && errno != EINVAL && errno != ENOSYS && errno != ENOTSUP) return errno;
+    if (!exchanged && !lacks_exchange(errno)) return errno;
     if (!exchanged) return put_without_exchange(part, target);
   } else if (disk::rename(part, target) != 0) {
     return errno;
