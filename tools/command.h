@@ -9,6 +9,7 @@
 
 #include "engine/cli.h"
 #include "engine/error.h"
+#include "engine/files/files.h"
 #include "engine/files/paths.h"
 
 namespace kava {
@@ -21,7 +22,12 @@ inline void refuse_unknown(int argc, char** argv, CLI::App& app) {
     if (std::ranges::find(unknown, word) == unknown.end()) continue;
     const bool lacks_command = !app.get_subcommands({}).empty() && app.get_subcommands().empty();
     const bool option = word.starts_with('-');
-    const char* kind = option ? "option" : lacks_command ? "command" : "argument";
+    // A wrong command's name was taken for the first argument.
+    const std::string first = argv[1];
+    if (!option && lacks_command && i > 1 && !first.starts_with('-') && !is_there(first))
+      throw Error(Exit::usage, app.get_name(), fmt::format("command {} is unknown", escaped(first, 100)),
+                  "see " + app.get_name() + " --help");
+    const char* kind = option ? "option" : lacks_command && i == 1 ? "command" : "argument";
     const std::string name = option ? word.substr(0, word.find('=')) : word;
     throw Error(Exit::usage, app.get_name(), fmt::format("{} {} is unknown", kind, escaped(name, 100)),
                 "see " + app.get_name() + " --help");

@@ -295,6 +295,15 @@ toml::table parse_value(const std::string& value) {
   return text;
 }
 
+bool is_beyond_64_bits(const std::string& value) {
+  try {
+    if (is_safe_toml(value)) toml::parse("x = " + value);
+  } catch (const toml::parse_error& e) {
+    return e.description().find("representable in 64 bits") != std::string_view::npos;
+  }
+  return false;
+}
+
 Setting setting_of(const std::string& argument, std::deque<toml::table>& values, const Assigner& assigner) {
   const std::string where = "--set " + escaped(argument);
   const auto equals = argument.find('=');
@@ -307,6 +316,7 @@ Setting setting_of(const std::string& argument, std::deque<toml::table>& values,
   if (assigner.is_section(key))
     refuse(where, fmt::format("{} is a section", key), fmt::format("set one of its keys, as {}.KEY=VALUE", key));
   if (!assigner.find(key)) assigner.refuse_unknown(key, where);
+  if (is_beyond_64_bits(value)) refuse(where, key + " has a number that is not representable in 64 bits", "give a smaller one");
   values.push_back(parse_value(value));
   return {key, values.back().get("x"), where, &assigner};
 }

@@ -19,21 +19,6 @@ constexpr std::size_t kMostDots = 4096;
   throw Error(Exit::usage, where, what, remedy);
 }
 
-std::size_t end_of_string(std::string_view text, std::size_t i) {
-  const char quote = text[i];
-  const std::string fence(3, quote);
-  const bool lines = text.substr(i).starts_with(fence);
-  for (i += lines ? 3 : 1; i < text.size(); ++i) {
-    if (quote == '"' && text[i] == '\\') ++i;
-    else if (lines && text.substr(i).starts_with(fence)) {
-      // The string itself may end in one or two quotes.
-      const auto end = std::min(text.find_first_not_of(quote, i), text.size());
-      return std::min(end, i + 5);
-    } else if (!lines && (text[i] == quote || text[i] == '\n')) return i + 1;
-  }
-  return text.size();
-}
-
 // What lies outside strings and comments, where toml++ is not safe: it counts on there being few characters beyond ASCII, all of which are
 // errors, and frees the tables that dotted keys nest by recursion.
 struct Code {
@@ -46,7 +31,7 @@ Code scan(std::string_view text) {
   for (std::size_t i = text.starts_with("\xEF\xBB\xBF") ? 3 : 0; i < text.size();) {
     const char c = text[i];
     if (c == '#') i = std::min(text.find('\n', i), text.size());
-    else if (c == '"' || c == '\'') i = end_of_string(text, i);
+    else if (c == '"' || c == '\'') i = end_of_toml_string(text, i);
     else {
       if (static_cast<unsigned char>(c) >= 0x80) code.foreign = std::min(code.foreign, i);
       code.dots += c == '.';
@@ -80,7 +65,7 @@ toml::table parse_toml_file(const std::string& file) {
   try {
     return toml::parse(text, path);
   } catch (const toml::parse_error& e) {
-    const std::string key = key_at(text, e.source().begin.line);
+    const std::string key = key_at(text, e.source().begin.line, e.source().begin.column);
     refuse(at(path, e.source()), fmt::format("not valid TOML{}: {}", key.empty() ? "" : " at " + key, escaped(e.description(), 200)),
            "correct the file");
   }

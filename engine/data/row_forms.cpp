@@ -347,9 +347,18 @@ Row parse_short(const Json& object, DataFormat format, const RowPlace& place) {
 
 std::string answer_text(double number) {
   KAVA_CHECK(std::isfinite(number), "an answer must be finite");
-  char digits[400];  // 309 before the point, or 17 behind some 320 zeros
-  const auto end = std::to_chars(digits, digits + sizeof digits, number == 0 ? 0.0 : number, std::chars_format::fixed);
-  return std::string(digits, end.ptr);
+  // The fewest digits that read back, "-d.ddde+XX"; to_chars gives more of a large number when asked for none of an exponent.
+  char shortest[32];
+  const auto end = std::to_chars(shortest, shortest + sizeof shortest, number == 0 ? 0.0 : number, std::chars_format::scientific);
+  std::string digits(shortest, end.ptr);
+  const std::string sign = digits[0] == '-' ? "-" : "";
+  const int exponent = std::atoi(digits.substr(digits.find('e') + 1).c_str());
+  digits.erase(digits.find('e'));
+  std::erase_if(digits, [](char c) { return c < '0' || c > '9'; });
+  const int count = static_cast<int>(digits.size());
+  if (exponent < 0) return sign + "0." + std::string(static_cast<std::size_t>(-exponent - 1), '0') + digits;
+  if (exponent + 1 >= count) return sign + digits + std::string(static_cast<std::size_t>(exponent + 1 - count), '0');
+  return sign + digits.insert(static_cast<std::size_t>(exponent + 1), ".");
 }
 
 std::string key_list(const Json& row) {

@@ -402,7 +402,16 @@ TEST_CASE("a value that TOML cannot hold names its key") {
   CHECK_THAT(refusal("seed = 99999999999999999999"), ContainsSubstring("run.toml:1:") && ContainsSubstring("at seed: "));
   CHECK_THAT(refusal("# x\n[train]\nlr = 1.0\nmax_steps = 9223372036854775808"), ContainsSubstring("at train.max_steps: "));
   CHECK_THAT(refusal("[train]\nbetas = [0,\n 99999999999999999999]"), ContainsSubstring("at train.betas: "));
-  CHECK_THAT(refusal("", {"train.max_steps=99999999999999999999"}), ContainsSubstring("train.max_steps must be an integer"));
+  for (const char* text : {"[train]\nlr = 1e-3\n\"batch\" = 99999999999999999999", "[train]\n'batch' = 99999999999999999999",
+                           "[\"train\"]\nbatch = 99999999999999999999", "[ train ] # [lora]\nbatch = 99999999999999999999",
+                           "train = {lr = 1e-3, batch = 99999999999999999999}", "train . batch = 99999999999999999999",
+                           "[train]\nbetas = [0.9, 1.0]\nbatch = 99999999999999999999",
+                           "[data]\nanswer_prompt = \"\"\"\n[lora]\nrank = 3\n\"\"\"\n[train]\nbatch = 0x1FFFFFFFFFFFFFFFFFFF"}) {
+    CAPTURE(text);
+    CHECK_THAT(refusal(text), ContainsSubstring("at train.batch: "));
+  }
+  CHECK_THAT(refusal("[data]\ntrain = [{path = 'a', format = 99999999999999999999}]"), ContainsSubstring("at data.train.format: "));
+  CHECK_THAT(refusal("", {"train.max_steps=99999999999999999999"}), ContainsSubstring("train.max_steps has a number"));
 }
 
 TEST_CASE("an included file lies below the one that names it, and its paths start from its own folder") {

@@ -122,6 +122,11 @@ TEST_CASE("numbers become answers without point or exponent where they are whole
   CHECK(answer_text(-0.0) == "0");
   CHECK(answer_text(9.3e12) == "9300000000000");
   CHECK(answer_text(1e21) == "1000000000000000000000");
+  CHECK(answer_text(1e22) == "10000000000000000000000");
+  CHECK(answer_text(1e23) == "100000000000000000000000");
+  CHECK(answer_text(-1.5e25) == "-15000000000000000000000000");
+  CHECK(answer_text(10) == "10");
+  CHECK(answer_text(0.5) == "0.5");
   CHECK(answer_text(0.0016791648) == "0.0016791648");
   CHECK(answer_text(1.5e-7) == "0.00000015");
   CHECK(answer_text(14053029.666666666) == "14053029.666666666");

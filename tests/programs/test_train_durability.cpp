@@ -110,6 +110,10 @@ TEST_CASE("a run is locked before anything of it is read, and a lock that cannot
     const Ended refused = train(arguments);
     if (refused.code != 3 || refused.err.find("could not lock the folder") == std::string::npos || fs::exists(out)) std::abort();
   }));
+  CHECK(ends_well_without({{SYS_symlink, EPERM}}, [&] {
+    const Ended refused = train(arguments);
+    if (refused.code != 3 || refused.err.find("could not make a symbolic link") == std::string::npos || fs::exists(out)) std::abort();
+  }));
 }
 
 TEST_CASE("a full disk is exit 7 and leaves the last checkpoint whole") {
