@@ -7,6 +7,7 @@
 #include <span>
 
 #include "engine/cli.h"
+#include "engine/config/config_files.h"
 #include "engine/files/files.h"
 #include "engine/files/paths.h"
 #include "engine/files/safetensors.h"
@@ -90,7 +91,8 @@ int inspect_step(const StepCommand& command) {
   require_for_training(config, command.config);
   if (!command.adapter.empty()) config.model.adapter = command.adapter;
   const std::unique_ptr<Ops> ops = make_ops(command.device);
-  std::vector<std::string> inputs = {command.config, config.model.path, config.model.adapter, config.data.valid};
+  std::vector<std::string> inputs = config_files(command.config);
+  inputs.insert(inputs.end(), {config.model.path, config.model.adapter, config.data.valid});
   for (const DataFile& file : config.data.train) inputs.push_back(file.path);
   require_no_input("--out", command.out, inputs);
   require_writable("--out", command.out);

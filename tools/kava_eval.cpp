@@ -222,7 +222,6 @@ int evaluate_files(EvalCommand& command) {
     results.emplace_back(escaped(fs::path(file.path).filename().string(), 60), std::move(result));
   }
   print_results(results, documents);
-  require_printed();
   write_results(command, opened, head, paths, documents);
   return 0;
 }

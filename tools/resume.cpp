@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "engine/config/config_files.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/paths.h"
@@ -131,6 +132,9 @@ void require_out_is_no_input(const fs::path& out, const std::string& file, const
   if (fs::equivalent(file, told, failed) && !resume && read_file(told, std::size_t{1} << 20) != to_toml(load_run_config(out.string()), out))
     refuse(file);
   std::vector<std::string> inputs = {config.data.valid, config.model.path, config.model.adapter};
+  if (!fs::is_directory(file, failed))
+    for (const std::string& read : config_files(file))
+      if (read != file) inputs.push_back(read);
   for (const DataFile& data : config.data.train) inputs.push_back(data.path);
   const fs::path folder = fs::weakly_canonical(out, failed);
   for (const std::string& input : inputs) {

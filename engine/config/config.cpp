@@ -10,6 +10,7 @@
 #include <map>
 
 #include "engine/config/architecture.h"
+#include "engine/config/config_files.h"
 #include "engine/config/config_schema.h"
 #include "engine/config/method_rules.h"
 #include "engine/config/toml_text.h"
@@ -297,7 +298,7 @@ toml::table parse_value(const std::string& value) {
 
 bool is_beyond_64_bits(const std::string& value) {
   try {
-    if (is_safe_toml(value)) toml::parse("x = " + value);
+    if (is_safe_toml(value)) (void)toml::parse("x = " + value);
   } catch (const toml::parse_error& e) {
     return e.description().find("representable in 64 bits") != std::string_view::npos;
   }
@@ -408,6 +409,12 @@ RunConfig method_defaults(Method method) {
     if (rule.method == method) assigner.assign_text(rule.key, rule.value);
   apply_fixed(config, assigner, {});
   return config;
+}
+
+std::vector<std::string> config_files(const std::string& path) {
+  std::vector<std::string> files = {path};
+  if (std::string include = included_file(parse_toml_file(path), path); !include.empty()) files.push_back(std::move(include));
+  return files;
 }
 
 RunConfig load_config(const std::string& path, const std::vector<std::string>& sets) {

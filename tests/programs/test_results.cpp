@@ -113,6 +113,12 @@ TEST_CASE("what is read is not written over") {
     CAPTURE(input);
     CHECK(run("kava_inspect step " + golden + "/cases/kava_defaults.toml --out " + golden + "/" + input).code == 2);
   }
+  const std::string over = tiny.write("over.toml", "include = \"golden/cases/kava_defaults.toml\"\n"),
+                    below = golden + "/cases/kava_defaults.toml";
+  CHECK(run("kava_inspect step " + over + " --out " + below).code == 2);
+  fs::create_directory(tiny.folder.path() / "fresh");
+  fs::create_hard_link(below, tiny.folder.path() / "fresh/config.toml");
+  CHECK(run("kava_train " + over + " --out " + (tiny.folder / "fresh")).code == 2);
 }
 
 TEST_CASE("a run is evaluated wherever it and its base lie, on the base that it was trained on") {
