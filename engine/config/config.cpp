@@ -413,7 +413,8 @@ RunConfig method_defaults(Method method) {
 
 std::vector<std::string> config_files(const std::string& path) {
   std::vector<std::string> files = {path};
-  if (std::string include = included_file(parse_toml_file(path), path); !include.empty()) files.push_back(std::move(include));
+  toml::table root = parse_toml_file(path);
+  if (std::string include = included_file(root, path); !include.empty()) files.push_back(std::move(include));
   return files;
 }
 

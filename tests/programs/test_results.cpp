@@ -4,6 +4,7 @@
 
 #include "models/contents.h"
 #include "models/evaluate.h"
+#include "models/run_folder.h"
 #include "models/training_state.h"
 #include "tests/programs/text_run.h"
 
