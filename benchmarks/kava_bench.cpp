@@ -1,4 +1,4 @@
-// kava_bench: the ops and the whole step of the cpu backend against what the machine can do, measured in the same run.
+// kava_bench: the ops and the whole step of a backend against what the machine can do, measured in the same run.
 #include <fmt/core.h>
 #include <sys/resource.h>
 
@@ -13,6 +13,7 @@
 #include <stdexcept>
 
 #include "benchmarks/bench_tokenizer.h"
+#include "engine/device/cuda_module.h"
 #include "engine/device/host.h"
 #include "engine/device/op_observer.h"
 #include "engine/files/files.h"
@@ -32,35 +33,61 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// Seconds a call: the median of five rounds, each of at least 50 ms.
+/// Seconds a call: the median of five rounds, each of at least 50 ms. What a device was asked for is waited for once a round.
 template <class F>
-double time_of(F&& run) {
-  run();
-  std::vector<double> rounds;
-  for (int round = 0; round < 5; ++round) {
+double time_of(Ops& ops, F&& run) {
+  auto seconds_of = [&](int64_t calls) {
+    ops.finish();
     const auto start = Clock::now();
-    int64_t calls = 0;
-    do run(), ++calls;
-    while (since(start) < 0.05);
-    rounds.push_back(since(start) / static_cast<double>(calls));
-  }
+    for (int64_t i = 0; i < calls; ++i) run();
+    ops.finish();
+    return since(start) / static_cast<double>(calls);
+  };
+  seconds_of(1);
+  const int64_t calls = std::clamp<int64_t>(std::lround(0.05 / seconds_of(1) + 0.5), 1, 10000);
+  std::vector<double> rounds;
+  for (int round = 0; round < 5; ++round) rounds.push_back(seconds_of(calls));
   std::ranges::nth_element(rounds, rounds.begin() + 2);
   return rounds[2];
 }
 
-// SmolLM2-135M.
-ModelConfig bench_shape() {
-  ModelConfig m;
-  m.family = "llama";
-  m.layers = 30, m.hidden = 576, m.heads = 9, m.kv_heads = 3, m.head_dim = 64, m.mlp = 1536, m.vocab = 49152;
-  m.tied = true, m.norm_eps = 1e-5, m.rope_theta = 1e5, m.initializer_range = 0.041666666666666664, m.max_positions = 8192;
-  return m;
+/// The shapes that are measured.
+struct Shapes {
+  std::string name;
+  int64_t layers, hidden, heads, kv_heads, head_dim, mlp, vocab;
+  double rope_theta;
+  bool qwen2;
+  int64_t batch, rows;  // samples of a step; rows of the ops alone
+  int64_t rank, head_rows, params, copied,
+      product;  // of LoRA; of the head; elements of an update; bytes of a copy; sides of the largest product
+
+  ModelConfig model() const {
+    ModelConfig m;
+    m.family = qwen2 ? "qwen2" : "llama";
+    m.layers = layers, m.hidden = hidden, m.heads = heads, m.kv_heads = kv_heads, m.head_dim = head_dim, m.mlp = mlp, m.vocab = vocab;
+    m.tied = true, m.norm_eps = 1e-5, m.rope_theta = rope_theta, m.initializer_range = 1 / std::sqrt(static_cast<double>(hidden));
+    m.max_positions = 8192;
+    return m;
+  }
+};
+
+// The rows of the larger ones are those of the first pass at that batch.
+const Shapes kShapes[] = {
+    {"smollm2", 30, 576, 9, 3, 64, 1536, 49152, 1e5, false, 32, 3072, 128, 512, 8 << 20, 64 << 20, 2048},
+    {"llama1b", 16, 2048, 32, 8, 64, 8192, 128256, 5e5, false, 128, 11072, 128, 2816, 64 << 20, 512 << 20, 8192},
+    {"qwen05b", 24, 896, 14, 2, 64, 4864, 151936, 1e6, true, 128, 11072, 128, 2816, 64 << 20, 512 << 20, 8192},
+    {"llama3b", 28, 3072, 24, 8, 128, 8192, 128256, 5e5, false, 128, 11072, 128, 2816, 64 << 20, 512 << 20, 8192},
+    {"tiny", 2, 64, 4, 2, 16, 160, 512, 1e4, false, 2, 140, 8, 32, 4096, 1 << 16, 64},
+};
+
+const Shapes& shapes_named(const std::string& name) {
+  for (const Shapes& s : kShapes)
+    if (s.name == name) return s;
+  throw Error(Exit::usage, "--shape", "\"" + escaped(name) + "\" is none", "give smollm2, llama1b, qwen05b, llama3b or tiny");
 }
 
-constexpr int64_t kBatch = 32;
-
 // Row lengths and ids with the statistics of GSM8k-AUG; the formula is that of benchmarks/torch_reference.py.
-std::vector<Sample> bench_samples(int64_t vocab) {
+std::vector<Sample> bench_samples(int64_t vocab, int64_t batch) {
   auto hashed = [](uint64_t n) {
     uint64_t x = (n + 1) * 0x9E3779B97F4A7C15u;
     x ^= x >> 32;
@@ -73,7 +100,7 @@ std::vector<Sample> bench_samples(int64_t vocab) {
   };
   std::vector<Sample> samples;
   constexpr uint64_t kFirst = 20480;  // from here on the means are those of real data
-  for (uint64_t s = 0; s < kBatch; ++s) {
+  for (uint64_t s = 0; s < static_cast<uint64_t>(batch); ++s) {
     uint64_t u[4];
     for (uint64_t k = 0; k < 4; ++k) u[k] = hashed(4 * (s + kFirst) + k) >> 48;
     const uint64_t steps = uint64_t{u[2] >= 6554} + uint64_t{u[2] >= 36045} + uint64_t{u[2] >= 55706} + uint64_t{u[2] >= 62259};
@@ -96,7 +123,8 @@ struct Result {
 
 class Bench {
  public:
-  Bench(Ops& ops, SplitPattern filter, Recompute recompute) : ops_(ops), arena_(ops), filter_(std::move(filter)), recompute_(recompute) {}
+  Bench(Ops& ops, SplitPattern filter, Recompute recompute, const Shapes& shapes)
+      : ops_(ops), arena_(ops), filter_(std::move(filter)), recompute_(recompute), shapes_(shapes) {}
 
   bool wanted(const std::string& name) const {
     std::vector<Stretch> stretches;
@@ -117,8 +145,6 @@ class Bench {
   double step_share() const { return step_share_; }
 
  private:
-  static constexpr int64_t kRows = 3072, C = 576, F = 1536, H = 9, K = 3, D = 64, V = 49152;
-
   Tensor tensor(DType t, int64_t rows, int64_t cols, double scale = 1) {
     Tensor x = arena_.alloc(t, rows, cols);
     std::vector<float> host(static_cast<std::size_t>(x.count()));
@@ -141,33 +167,37 @@ class Bench {
 
   void record(const std::string& name, double amount, bool is_flops, const std::function<void()>& body) {
     if (!wanted(name)) return;
-    const double s = time_of(body), rate = amount / s / 1e9, ceiling = is_flops ? matrix_rate_ : copy_rate_;
+    const double s = time_of(ops_, body), rate = amount / s / 1e9, ceiling = is_flops ? matrix_rate_ : copy_rate_;
     results_.push_back({name, s, amount, is_flops ? "GFLOP/s" : "GB/s", ceiling});
     fmt::print("{:<40} {:>10.3f} ms {:>9.1f} {:<8} {:>5.1f} %\n", name, s * 1e3, rate, is_flops ? "GFLOP/s" : "GB/s", 100 * rate / ceiling);
   }
 
-  // The best rate seen of a large plain product of this backend.
+  // The best rate seen of a large plain product of this backend; on a GPU a product of 8192^3, over and over for 5 s before it counts.
   void measure_matrix_rate() {
     ArenaScope scope(arena_);
-    const Tensor x = tensor(DType::bf16, 4096, 2048), w = tensor(DType::bf16, 2048, 2048), y = arena_.alloc(DType::bf16, 4096, 2048);
+    const int64_t n = shapes_.product, m = n == 8192 ? n : 2 * n;
+    const Tensor x = tensor(DType::bf16, m, n), w = tensor(DType::bf16, n, n), y = arena_.alloc(DType::bf16, m, n);
     const LinearGroup linear = LinearGroup::plain(w);
-    for (int i = 0; i < 3; ++i) {
-      const double seconds = time_of([&] { ops_.linear_group_fwd(arena_, y, x, linear); });
-      matrix_rate_ = std::max(matrix_rate_, 2.0 * 4096 * 2048 * 2048 / seconds / 1e9);
-    }
+    const auto product = [&] { ops_.linear_group_fwd(arena_, y, x, linear); };
+    if (ops_.name() == "cuda")
+      for (const auto start = Clock::now(); since(start) < 5; ops_.finish())
+        for (int i = 0; i < 20; ++i) product();
+    for (int i = 0; i < 3; ++i) matrix_rate_ = std::max(matrix_rate_, 2.0 * static_cast<double>(m * n * n) / time_of(ops_, product) / 1e9);
   }
 
   // And the rate of a copy that no cache holds.
   void measure_ceilings() {
     measure_matrix_rate();
     ArenaScope scope(arena_);
-    const int64_t n = int64_t{64} << 20;
+    const int64_t n = shapes_.copied;
     const Tensor a = arena_.alloc(DType::f32, n / 4096, 1024), b = arena_.alloc(DType::f32, n / 4096, 1024);
     ops_.fill(a, 1);
     ops_.fill(b, 1);
-    copy_rate_ = 2.0 * static_cast<double>(n) / time_of([&] { ops_.copy(b, a); }) / 1e9;
-    fmt::print("{:<40} {:>10} {:>12.1f} GFLOP/s\n{:<40} {:>10} {:>12.1f} GB/s\n", "matrix rate (bf16, 4096x2048x2048)", "", matrix_rate_,
-               "copy rate (64 MiB, read and written)", "", copy_rate_);
+    copy_rate_ = 2.0 * static_cast<double>(n) / time_of(ops_, [&] { ops_.copy(b, a); }) / 1e9;
+    const int64_t side = shapes_.product;
+    fmt::print("{:<40} {:>10} {:>12.1f} GFLOP/s\n{:<40} {:>10} {:>12.1f} GB/s\n",
+               fmt::format("matrix rate (bf16, {}x{}x{})", side == 8192 ? side : 2 * side, side, side), "", matrix_rate_,
+               fmt::format("copy rate ({} {}, read and written)", n >> 20 ? n >> 20 : n >> 10, n >> 20 ? "MiB" : "KiB"), "", copy_rate_);
   }
 
   void rows() {
@@ -176,11 +206,11 @@ class Bench {
     const Tensor x = tensor(t, kRows, C), b = tensor(t, kRows, C), w = tensor(t, 1, C), y = arena_.alloc(t, kRows, C),
                  sum = arena_.alloc(t, kRows, C);
     const Tensor rstd = arena_.alloc(DType::f32, kRows, 1);
-    const double width = 2.0 * kRows * C;
+    const double width = 2.0 * static_cast<double>(kRows * C);
     record("add_rms_norm_fwd", 4 * width, false, [&] { ops_.add_rms_norm_fwd(y, sum, rstd, x, b, w, 1e-5); });
     record("rms_norm_bwd", 4 * width, false, [&] { ops_.rms_norm_bwd(arena_, y, {}, b, x, rstd, w); });
     const Tensor gate = tensor(t, kRows, F), up = tensor(t, kRows, F), act = arena_.alloc(t, kRows, F), dgate = arena_.alloc(t, kRows, F);
-    const double wide = 2.0 * kRows * F;
+    const double wide = 2.0 * static_cast<double>(kRows * F);
     record("swiglu_fwd", 3 * wide, false, [&] { ops_.swiglu_fwd(act, gate, up); });
     record("swiglu_bwd", 5 * wide, false, [&] { ops_.swiglu_bwd(dgate, act, up, gate, up); });
     record("gelu_fwd", 2 * width, false, [&] { ops_.gelu_fwd(y, x, Gelu::erf); });
@@ -189,7 +219,7 @@ class Bench {
   void products() {
     ArenaScope scope(arena_);
     const DType t = DType::bf16;
-    const int64_t R = 128;
+    const int64_t R = shapes_.rank;
     const int64_t outs = C + 2 * K * D, ranks = 3 * R;
     const Tensor xx = tensor(t, kRows, C + ranks), qkv = arena_.alloc(t, kRows, outs), dxa = arena_.alloc(t, kRows, ranks),
                  dx = arena_.alloc(t, kRows, C);
@@ -204,7 +234,7 @@ class Bench {
     std::vector<int32_t> keys;
     for (int32_t i = 0; i < kRows; ++i) keys.push_back(i / 96), keys.push_back(i % 96);
     Dropout dropout{0.1, 42, 0, 0, upload_indices(ops_, arena_, keys).reshape(kRows, 2)};
-    const double base = 2.0 * kRows * C * static_cast<double>(outs), lora = 2.0 * kRows * R * static_cast<double>(3 * C + outs);
+    const double base = 2.0 * static_cast<double>(kRows * C * outs), lora = 2.0 * static_cast<double>(kRows * R * (3 * C + outs));
     record("linear_group_fwd qkv, LoRA 128", base + lora, true, [&] {
       ops_.lora_fwd(arena_, xx, group, dropout);
       ops_.linear_group_fwd(arena_, qkv, xx, group);
@@ -215,8 +245,9 @@ class Bench {
            [&] { ops_.linear_group_bwd_params(arena_, grad, qkv, dxa, xx, group, dropout); });
     const Tensor gate_up = arena_.alloc(t, kRows, 2 * F), x = tensor(t, kRows, C);
     const LinearGroup mlp = LinearGroup::plain(tensor(t, 2 * F, C, 0.04));
-    record("linear_group_fwd gate, up", 4.0 * kRows * C * F, true, [&] { ops_.linear_group_fwd(arena_, gate_up, x, mlp); });
-    record("linear_group_bwd_input gate, up", 4.0 * kRows * C * F, true,
+    record("linear_group_fwd gate, up", 4.0 * static_cast<double>(kRows * C * F), true,
+           [&] { ops_.linear_group_fwd(arena_, gate_up, x, mlp); });
+    record("linear_group_bwd_input gate, up", 4.0 * static_cast<double>(kRows * C * F), true,
            [&] { ops_.linear_group_bwd_input(arena_, dx, {}, gate_up, mlp, {}); });
   }
 
@@ -225,7 +256,7 @@ class Bench {
     if (!wanted("attention_fwd") && !wanted("attention_bwd") && !wanted("rope")) return;
     ArenaScope scope(arena_);
     const DType t = DType::bf16;
-    const int32_t length = 70, count = 43;
+    const int32_t length = 70, count = std::max(1, static_cast<int32_t>(kRows / length));
     const int64_t n = int64_t{length} * count;
     SegmentList list;
     for (int32_t s = 0; s < count; ++s) {
@@ -243,8 +274,9 @@ class Bench {
     const Tensor dq = arena_.alloc(t, n, H * D), dk = tensor(DType::f32, n, K * D), dv = tensor(DType::f32, n, K * D),
                  g = tensor(t, n, H * D);
     const double pairs = count * 0.5 * length * (length + 1), scale = 0.125;
-    record("attention_fwd", 4.0 * pairs * H * D, true, [&] { ops_.attention_fwd(arena_, o, lse, q, k, v, device.segments, H, K, scale); });
-    record("attention_bwd", 10.0 * pairs * H * D, true,
+    record("attention_fwd", 4.0 * pairs * static_cast<double>(H * D), true,
+           [&] { ops_.attention_fwd(arena_, o, lse, q, k, v, device.segments, H, K, scale); });
+    record("attention_bwd", 10.0 * pairs * static_cast<double>(H * D), true,
            [&] { ops_.attention_bwd(arena_, dq, dk, dv, g, o, lse, q, k, v, device.segments, H, K, scale); });
     const Tensor cosine = tensor(DType::f32, 64, D / 2), sine = tensor(DType::f32, 64, D / 2);
     record("rope", 4.0 * static_cast<double>(n * H * D), false, [&] { ops_.rope_fwd(q, device.positions, cosine, sine, D, false); });
@@ -253,18 +285,19 @@ class Bench {
   void objective_ops() {
     ArenaScope scope(arena_);
     const DType t = DType::bf16;
-    const int64_t n = 512;
+    const int64_t n = shapes_.head_rows;
     if (wanted("head_cross_entropy")) {
       const Tensor h = tensor(t, n, C), w = tensor(t, V, C, 0.04), dh = arena_.alloc(DType::f32, n, C);
-      const Tensor targets = upload_indices(ops_, arena_, std::vector<int32_t>(n, 7)),
-                   classes = upload_indices(ops_, arena_, std::vector<int32_t>(n, 0)), losses = scalars(2);
-      record("head_cross_entropy", 4.0 * n * C * V, true, [&] {
-        ops_.head_cross_entropy(arena_, losses, dh, {}, {}, {}, h, w, targets, classes, {}, {1.0 / n, 0});
+      const Tensor targets = upload_indices(ops_, arena_, std::vector<int32_t>(static_cast<std::size_t>(n), 7)),
+                   classes = upload_indices(ops_, arena_, std::vector<int32_t>(static_cast<std::size_t>(n), 0)), losses = scalars(2);
+      record("head_cross_entropy", 4.0 * static_cast<double>(n * C * V), true, [&] {
+        ops_.head_cross_entropy(arena_, losses, dh, {}, {}, {}, h, w, targets, classes, {}, {1.0 / static_cast<double>(n), 0});
       });
     }
-    const int64_t B = kBatch, M = 24, trace = 13, answers = 6;
+    const int64_t B = shapes_.batch, M = 24, trace = 13, answers = 6;
     const Tensor q = tensor(t, B * answers, H * D), k = tensor(t, B * trace, K * D), v = tensor(t, B * trace, K * D);
-    std::vector<int32_t> q_offsets{0}, k_offsets{0}, valid, samples, q_rows(B * answers), k_rows(B * trace);
+    std::vector<int32_t> q_offsets{0}, k_offsets{0}, valid, samples, q_rows(static_cast<std::size_t>(B * answers)),
+        k_rows(static_cast<std::size_t>(B * trace));
     std::iota(q_rows.begin(), q_rows.end(), 0);
     std::iota(k_rows.begin(), k_rows.end(), 0);
     for (int32_t b = 0; b < B; ++b) {
@@ -284,7 +317,7 @@ class Bench {
     const Tensor x = tensor(t, B * M, K * D), d = arena_.alloc(DType::f32, B * M, K * D), loss = scalars(1);
     record("distill", 8.0 * static_cast<double>(B * M * K * D), false,
            [&] { ops_.distill(arena_, loss, d, x, target_k, ok, {}, Distance::smooth_l1, 1, 1); });
-    const int64_t params = int64_t{8} << 20;
+    const int64_t params = shapes_.params;
     const Tensor value = tensor(DType::f32, 1, params), m = tensor(DType::f32, 1, params), s = arena_.alloc(DType::f32, 1, params),
                  g = tensor(DType::f32, 1, params);
     ops_.fill(s, 1);
@@ -302,22 +335,28 @@ class Bench {
     RunConfig config;
     config.model.init = Init::random;
     config.train.recompute = recompute_;
-    const ModelConfig shape = bench_shape();
+    config.lora.rank = shapes_.rank;
+    const ModelConfig shape = shapes_.model();
+    const int64_t batch = shapes_.batch;
     const auto start = Clock::now();
     OpTimer timer(ops_);
-    const Observed observed(ops_, timer);
+    // Waiting for each op would slow a device down: its ops are timed in a step of their own.
+    const bool apart = ops_.name() != "cpu";
+    std::optional<Observed> observed;
+    if (!apart) observed.emplace(ops_, timer);
     Model model(ops_, config, shape);
     Arena arena(ops_);
     const Tensor grad_square = arena.alloc(DType::f64, 1, 1), sums = arena.alloc(DType::f64, 1, kStepSums);
-    const std::vector<Sample> samples = bench_samples(shape.vocab);
+    const std::vector<Sample> samples = bench_samples(shape.vocab, batch);
     const BatchTotals totals = batch_totals(config, recipe_of(config), samples);
     const double flops = minimum_flops(config, recipe_of(config), shape, samples);
-    fmt::print("\nstep: SmolLM2-135M's shape, bf16, batch {}, method kava, {:.1f} GFLOP a sample at least; ready after {:.1f} s\n", kBatch,
-               flops / kBatch / 1e9, since(start));
+    fmt::print("\nstep: {}'s shape, bf16, batch {}, method kava, {:.1f} GFLOP a sample at least; ready after {:.1f} s\n",
+               shapes_.name == "smollm2" ? "SmolLM2-135M" : shapes_.name, batch, flops / static_cast<double>(batch) / 1e9, since(start));
     std::vector<double> seconds;
     std::map<std::string, OpTimer::Time> sum;
     constexpr int kSteps = 4;  // the first one warms up
-    for (int i = 0; i < kSteps; ++i) {
+    for (int i = 0; i < kSteps + (apart ? 1 : 0); ++i) {
+      if (i == kSteps) observed.emplace(ops_, timer);
       timer.clear();
       const auto begin = Clock::now();
       model.parameters.zero_grad();
@@ -329,18 +368,24 @@ class Bench {
       const StepLosses losses = losses_of(to_host(ops_, sums), totals);
       const double norm = std::sqrt(to_host(ops_, grad_square)[0]);
       const double s = since(begin);
-      fmt::print("step {}: {:.3f} s, {:.1f} samples/s, loss {:.4f}, grad norm {:.3f}\n", i, s, kBatch / s, losses.total(config), norm);
+      if (observed && i > 0)
+        for (const auto& [op, t] : timer.times()) sum[op].seconds += t.seconds;
+      if (i == kSteps) break;
+      fmt::print("step {}: {:.3f} s, {:.1f} samples/s, loss {:.4f}, grad norm {:.3f}\n", i, s, static_cast<double>(batch) / s,
+                 losses.total(config), norm);
       if (i == 0) continue;
       seconds.push_back(s);
-      for (const auto& [op, t] : timer.times()) sum[op].seconds += t.seconds;
     }
     std::vector<std::pair<double, std::string>> shares;
     for (const auto& [op, t] : sum) shares.emplace_back(t.seconds, op);
     std::ranges::sort(shares, std::greater{});
     double all = 0;
-    for (double s : seconds) all += s;
+    if (apart)
+      for (const auto& [s, op] : shares) all += s;
+    else
+      for (double s : seconds) all += s;
     for (const auto& [s, op] : shares)
-      if (s / all > 0.002) fmt::print("  {:<28} {:>8.3f} s {:>5.1f} %\n", op, s / (kSteps - 1), 100 * s / all);
+      if (s / all > 0.002) fmt::print("  {:<28} {:>8.3f} s {:>5.1f} %\n", op, s / (apart ? 1 : kSteps - 1), 100 * s / all);
     measure_matrix_rate();  // again: the machine may have been busier before
     rusage use{};
     getrusage(RUSAGE_SELF, &use);
@@ -355,13 +400,16 @@ class Bench {
   Arena arena_;
   SplitPattern filter_;
   Recompute recompute_;
+  const Shapes shapes_;
+  const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
+                V = shapes_.vocab;
   double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0;
   std::vector<Result> results_;
 };
 
 struct BenchCommand {
   std::string filter, tokenizer, text;
-  std::optional<std::string> json, recompute;
+  std::optional<std::string> json, recompute, shape;
   DeviceOptions device;
 };
 
@@ -382,17 +430,26 @@ int bench(const BenchCommand& command) {
   }
   const Recompute recompute = choice_option<Recompute>("--recompute", command.recompute).value_or(Recompute::none);
   const std::unique_ptr<Ops> ops = make_ops(command.device);
+  const bool emulated = cuda_is_emulated() && ops->name() == cuda_name();
+  const Shapes& shapes = shapes_named(command.shape.value_or(emulated ? "tiny" : ops->name() == "cuda" ? "llama1b" : "smollm2"));
   if (command.json) require_writable("--json", *command.json);
+  if (emulated) fmt::print("emulated: this shows that everything runs; times and rates say nothing of a GPU\n");
   fmt::print("{}, {} threads\n{:<40} {:>13} {:>17} {:>8}\n", ops->name(), thread_count(command.device), "", "time", "rate", "of ceiling");
-  Bench bench(*ops, *std::move(filter), recompute);
+  Bench bench(*ops, *std::move(filter), recompute, shapes);
   bench.run();
   if (!command.json) return 0;
   require_printed();
   Json out = Json::array();
   for (const Result& r : bench.results())
-    out.push_back(
-        {{"name", r.name}, {"seconds", r.seconds}, {"rate", r.amount / r.seconds / 1e9}, {"unit", r.unit}, {"ceiling", r.ceiling}});
-  if (bench.step_share() > 0) out.push_back({{"name", "step"}, {"share", bench.step_share()}});
+    out.push_back({{"name", r.name},
+                   {"device", ops->name()},
+                   {"shape", shapes.name},
+                   {"seconds", r.seconds},
+                   {"rate", r.amount / r.seconds / 1e9},
+                   {"unit", r.unit},
+                   {"ceiling", r.ceiling}});
+  if (bench.step_share() > 0)
+    out.push_back({{"name", "step"}, {"device", ops->name()}, {"shape", shapes.name}, {"share", bench.step_share()}});
   write_file(*command.json, out.dump(2) + "\n");
   return 0;
 }
@@ -412,6 +469,8 @@ int main(int argc, char** argv) {
   tokenizer->needs(text);
   text->needs(tokenizer);
   app.add_option("--recompute", command.recompute, "train.recompute of the step: none (default), cheap or block");
+  app.add_option("--shape", command.shape,
+                 "smollm2 (default on the cpu), llama1b (default on cuda), qwen05b, llama3b, or tiny (default where cuda is emulated)");
   app.add_option("--json", command.json, "Also write the results to this file");
   kava::add_device_options(app, command.device);
   return kava::command_main(argc, argv, app, [&] { return kava::bench(command); });

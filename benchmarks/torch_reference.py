@@ -1,12 +1,14 @@
-"""The rival of `kava_bench`: the same KaVa step with PyTorch, transformers and PEFT, timed on the CPU.
+"""The rival of `kava_bench`: the same KaVa step with PyTorch, transformers and PEFT, timed on the CPU or a GPU.
 
-    python torch_reference.py [--threads 2] [--batch 32] [--steps 2] [--packed] [--lengths FILE] [--dtype bf16|f32]
+    python torch_reference.py [--device cpu] [--shape smollm2|llama1b] [--threads 2] [--batch 32] [--steps 2] [--packed] [--lengths FILE]
+                              [--dtype bf16|f32]
 
-The step: SmolLM2-135M's shape with random weights, method kava with its defaults, LoRA r 128 on q, k, v, o with dropout 0.1, forward,
+The step: SmolLM2-135M's or Llama-3.2-1B's shape with random weights, method kava with its defaults, LoRA r 128 on q, k, v, o with dropout 0.1, forward,
 backward, clipping, AdamW. Weights and activations are in --dtype throughout: no autocast, which would only cost the rival time.
 * As upstream writes it (default): samples padded to the longest of the batch, teacher and student apart, the question once in each,
   every latent in every pass, logits at every position of the teacher's and of the answer's pass (none in the latent passes).
-* --packed: no padding, attention sample by sample, logits on supervised rows alone. The stronger form.
+* --packed: no padding, attention sample by sample, logits on supervised rows alone, some rows at a time and again in backward. The
+  stronger form.
 
 Row lengths. With h(n): x = (n + 1) * 0x9E3779B97F4A7C15; x ^= x >> 32; x *= 0xD6E8FEB86659FD93; x ^= x >> 32 (unsigned 64-bit) and
 u_k = h(4 (s + 20480) + k) >> 48 of sample s = 0, 1, ..., integer arithmetic throughout:
@@ -27,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -34,8 +37,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
          "vocab_size": 49152, "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "tie_word_embeddings": True, "max_position_embeddings": 8192}
+LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0, "max_position_embeddings": 131072}
 LATENTS, PASSES, PROMPT = 24, 3, 4
 LAMBDA, KV_WEIGHT, CODI_WEIGHT = 0.1, 1.0, 10.0
+CHUNK = 1024              # rows of logits at a time in the packed form
 FIRST_SAMPLE = 20480      # where the first 32 and the first 128 rows have the means of real data
 MASK64 = (1 << 64) - 1
 
@@ -155,7 +161,10 @@ class Packed:
         return SimpleNamespace(pairs=pairs, lengths=[n - dropped for n in done.past.lengths])
 
     def cross_entropy(self, done, rows, labels):
-        return F.cross_entropy(self.network.causal.lm_head(done.hidden[-1][rows]).float(), labels)
+        head = self.network.causal.lm_head
+        summed = lambda hidden, wanted: F.cross_entropy(head(hidden).float(), wanted, reduction="sum")
+        pieces = zip(done.hidden[-1][rows].split(CHUNK), labels.split(CHUNK))
+        return sum(checkpoint(summed, hidden, wanted, use_reentrant=False) for hidden, wanted in pieces) / len(labels)
 
 
 def seen_sdpa(module, query, key, value, attention_mask, **kwargs):
@@ -272,6 +281,8 @@ def losses(runner, rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--shape", choices=("smollm2", "llama1b"), default="smollm2")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=2, help="timed steps, after one that is not")
@@ -280,7 +291,11 @@ def main():
     parser.add_argument("--dtype", choices=("bf16", "f32"), default="bf16")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    torch.set_default_device(arguments.device)
     torch.manual_seed(42)
+    if arguments.shape == "llama1b":
+        SHAPE.update(LLAMA_1B)
+    synchronize = torch.cuda.synchronize if arguments.device.startswith("cuda") else lambda: None
     lengths = json.load(open(arguments.lengths)) if arguments.lengths else row_lengths(arguments.batch)
     rows = rows_of(lengths[: arguments.batch])
     form = Packed if arguments.packed else Padded
@@ -300,12 +315,15 @@ def main():
         torch.nn.utils.clip_grad_norm_(trainable, 2.0)
         optimizer.step()
         optimizer.zero_grad()
+        synchronize()
         seconds.append(time.perf_counter() - begin)
-        print(f"step {step}{' (warm-up)' if step == 0 else ''}: {seconds[-1]:.2f} s ({time.process_time() - processor:.2f} s of processor time), loss {loss.item():.4f}, "
+        print(f"step {step}{' (warm-up)' if step == 0 else ''}: {seconds[-1]:.4f} s ({time.process_time() - processor:.2f} s of processor time), loss {loss.item():.4f}, "
               + ", ".join(f"{name} {value.item():.4f}" for name, value in parts.items()), flush=True)
     if seconds[1:]:
         mean = sum(seconds[1:]) / len(seconds[1:])
-        print(f"{mean:.2f} s/step, {len(rows) / mean:.3f} samples/s")
+        print(f"{mean:.4f} s/step, {len(rows) / mean:.3f} samples/s")
+    if arguments.device.startswith("cuda"):
+        print(f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB at most")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "commit.h"  // made by the build
+#include "engine/device/cuda_module.h"
 #include "engine/error.h"
 #include "engine/files/disk.h"
 #include "kernels/gpu_error.h"
@@ -163,13 +164,18 @@ std::string release_text(const std::string& program) { return fmt::format("{} {}
 
 std::string version_text(const std::string& program) {
   const unsigned threads = std::thread::hardware_concurrency();
-  return fmt::format("{}\ncompiler: {} {}\ndevices:\n  cpu: {}, {} threads\n  cuda: not built in", release_text(program),
+  const std::string name = cuda_name();
+  std::string why;
+  const int devices = cuda_devices(why);
+  std::string cuda = devices == 0 ? fmt::format("\n  {}: {}", name.empty() ? "cuda" : name, why) : "";
+  for (int d = 0; d < devices; ++d) cuda += fmt::format("\n  {}: {}", name, cuda_device_text(d));
+  return fmt::format("{}\ncompiler: {} {}\ndevices:\n  cpu: {}, {} threads{}", release_text(program),
 #ifdef __clang__
                      "clang", __clang_version__,
 #else
                      "g++", __VERSION__,
 #endif
-                     cpu_model(), threads);
+                     cpu_model(), threads, cuda);
 }
 
 void catch_signals() {

@@ -6,11 +6,12 @@
 
 #include "engine/device/cuda_module.h"
 #include "engine/error.h"
+#include "kernels/gpu_error.h"
 
 namespace kava {
 
 void add_device_options(CLI::App& app, DeviceOptions& options) {
-  app.add_option("--device", options.device, "cpu, cuda or auto")->capture_default_str();
+  app.add_option("--device", options.device, "cpu, cuda or auto (default: auto, cuda where a device works)");
   app.add_option("--threads", options.threads, "Threads of the cpu backend, 1..4096 (default: all cores)");
 }
 
@@ -25,14 +26,35 @@ int thread_count(const DeviceOptions& options) {
   return n;
 }
 
+namespace {
+/// Null where the cpu is to be taken; `why` says why.
+std::unique_ptr<Ops> working_cuda_ops(int number, std::string& why) {
+  if (cuda_is_emulated()) {
+    why = cuda_name() + " runs for tests alone, with --device cuda";
+    return nullptr;
+  }
+  if (cuda_devices(why) == 0) return nullptr;
+  try {
+    return make_cuda_ops(number);
+  } catch (const Error& e) {
+    why = e.what();
+  } catch (const GpuError& e) {
+    why = e.what();
+  }
+  return nullptr;
+}
+}  // namespace
+
 std::unique_ptr<Ops> make_ops(const DeviceOptions& options, int number) {
   const int threads = thread_count(options);
-  if (options.device == "cpu" || options.device == "auto") return make_cpu_ops(threads);
-  if (options.device == "cuda") {
-    std::string why;
-    return make_cuda_ops(number % std::max(1, cuda_devices(why)));
-  }
-  throw Error(Exit::usage, "--device", "\"" + escaped(options.device) + "\" is no device", "give cpu, cuda or auto");
+  const std::string device = options.device.value_or("auto");
+  if (device == "cpu") return make_cpu_ops(threads);
+  if (device == "cuda") return make_cuda_ops(number);
+  if (device != "auto") throw Error(Exit::usage, "--device", "\"" + escaped(device) + "\" is no device", "give cpu, cuda or auto");
+  std::string why;
+  if (auto ops = working_cuda_ops(number, why)) return ops;
+  if (options.device || (!cuda_name().empty() && !cuda_is_emulated())) fmt::print(stderr, "device cpu: {}\n", why);
+  return make_cpu_ops(threads);
 }
 
 }  // namespace kava

@@ -10,7 +10,7 @@
 namespace kava {
 
 struct DeviceOptions {
-  std::string device = "auto";
+  std::optional<std::string> device;   // auto where none is given
   std::optional<std::string> threads;  // text, so that a fault is reported in the words of the other errors
 };
 
@@ -19,8 +19,9 @@ void add_device_options(CLI::App& app, DeviceOptions& options);
 /// The number of threads asked for; all cores without --threads. Error(code usage) outside 1..4096.
 int thread_count(const DeviceOptions& options);
 
-/// The backend asked for; of several devices the one of that number (rank i of a machine takes device i modulo their number). Error(code
-/// usage) for an unknown name, Error(code preflight) for a device that is not there.
+/// The backend asked for; of several cuda devices the one of that number, modulo how many there are. "auto" takes cuda where a device
+/// works, but for an emulated one, and else says on stderr why it took the cpu; where nobody asked for a device, a build without the cuda
+/// backend has nothing to say. Error(code usage) for an unknown name, Error(code preflight) for a device that is not there.
 std::unique_ptr<Ops> make_ops(const DeviceOptions& options, int number = 0);
 
 }  // namespace kava

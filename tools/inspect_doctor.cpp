@@ -202,7 +202,7 @@ void check_launchers(Report& report) {
 }
 
 int examine(const DoctorCommand& command) {
-  const std::string& device = command.device.device;
+  const std::string device = command.device.device.value_or("auto");
   if (device != "cpu" && device != "cuda" && device != "auto")
     throw Error(Exit::usage, "--device", "\"" + escaped(device) + "\" is no device", "give cpu, cuda or auto");
   Report report;

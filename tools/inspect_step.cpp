@@ -7,11 +7,11 @@
 #include <span>
 
 #include "engine/cli.h"
+#include "engine/device/cuda_module.h"
 #include "engine/config/config_files.h"
 #include "engine/files/files.h"
 #include "engine/files/paths.h"
 #include "engine/files/safetensors.h"
-#include "engine/memory.h"
 #include "models/adapter.h"
 #include "models/curriculum.h"
 #include "models/footprint.h"
@@ -109,7 +109,7 @@ int inspect_step(const StepCommand& command) {
 
   RunConfig one = config;
   one.train.max_steps = 1, one.train.micro_batch = config.train.micro_batch > 0 ? config.train.micro_batch : std::ssize(samples);
-  require_memory(MemoryPlanner(*ops, one, text.shape, samples, nullptr, 1), one, text.shape, available_memory());
+  require_memory(MemoryPlanner(*ops, one, text.shape, samples, nullptr, 1), one, text.shape, free_memory(*ops));
   Model model(*ops, config, text.shape, config.model.adapter.empty() ? Values::start : Values::loaded);
   if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
   Arena arena(*ops);

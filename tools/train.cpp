@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "engine/cli.h"
+#include "engine/device/cuda_module.h"
 #include "engine/files/files.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
@@ -122,7 +123,7 @@ class Run {
     if (!comm_.alone()) say(fmt::format("ranks       {}", comm_.size()));
     if (data_.valid) say(fmt::format("validation  {} rows, {} of them over data.max_tokens", data_.valid->rows(), data_.valid->dropped()));
     const MemoryPlanner planner(*ops_, config_, text_.shape, data_.train, data_.valid ? &*data_.valid : nullptr, comm_.size());
-    require_memory(planner, config_, text_.shape, available_memory() / ranks_here_);
+    require_memory(planner, config_, text_.shape, free_memory(*ops_) / (ops_->name() == "cpu" ? ranks_here_ : 1));
     take_contents(state, before.has_value());
   }
 

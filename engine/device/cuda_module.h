@@ -8,14 +8,30 @@
 
 namespace kava {
 
+/// The backend's name, "cuda" or "cuda (emulated)"; empty where this build has none.
+std::string cuda_name();
+/// Whether its kernels run on the host, for tests: such a backend is taken only where it is asked for.
+bool cuda_is_emulated();
+
 /// How many CUDA devices this process could use; where there is none, `why` says it in a line.
 int cuda_devices(std::string& why);
+/// A line about one of them, or about why it cannot be used.
+std::string cuda_device_text(int device);
 
-/// The backend on a device. Error(code preflight) where there is none.
-std::unique_ptr<Ops> make_cuda_ops(int device = 0);
+/// The backend on the device of that number, modulo how many there are. Error(code preflight) where there is none.
+std::unique_ptr<Ops> make_cuda_ops(int number = 0);
 
-/// What the module exports under the names kava_cuda_devices and kava_cuda_ops.
-using CudaDevices = int(std::string& why);
-using CudaOpsFactory = Ops*(int device);
+/// Bytes that a backend's memory can still give.
+int64_t free_memory(const Ops& ops);
+
+/// What the module exports, as kava_cuda_module.
+struct CudaModule {
+  const char* name;
+  bool emulated;
+  int (*devices)(std::string& why);
+  std::string (*device_text)(int device);
+  Ops* (*ops)(int device);
+  int64_t (*free_memory)(const Ops& ops);
+};
 
 }  // namespace kava

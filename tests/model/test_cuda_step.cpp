@@ -1,6 +1,7 @@
 // Whole steps on the cuda backend, its kernels emulated, against the cpu backend.
 #include <catch2/catch_test_macros.hpp>
 
+#include "engine/device/cuda/ops_cuda.h"
 #include "simt.h"
 #include "tests/model/step_rig.h"
 #include "tests/ops/op_rig.h"
@@ -73,5 +74,36 @@ TEST_CASE("a step on the cuda backend is the cpu's as far as its types can, twic
       for (const auto& [name, t] : exact.dump)
         if (t.is_index) CHECK(on_cuda.dump.at(name).indices == t.indices);
     }
+  }
+}
+
+TEST_CASE("a training step on cuda is read once, and asks for memory only where it is larger than all before") {
+  if (!simt::supported()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  take_schedule(0);
+  StepRig rig({"model.dtype=bf16"}, 1, 0.2, make_emulated_cuda());
+  const GpuCounts& counts = dynamic_cast<CudaOps&>(*rig.ops).runtime().counts();
+  Ops& ops = *rig.ops;
+  const Tensor grad_square = rig.arena->alloc(DType::f64, 1, 1), sums = rig.arena->alloc(DType::f64, 1, kStepSums);
+  const BatchTotals totals = batch_totals(rig.config, recipe_of(rig.config), rig.samples);
+  std::vector<GpuCounts> steps;
+  for (uint32_t step = 0; step < 3; ++step) {
+    const GpuCounts before = counts;
+    rig.model->parameters.zero_grad();
+    StepOptions options;
+    options.step = step;
+    ops.fill(sums, 0);
+    add_step(*rig.model, *rig.arena, rig.samples, totals, options, sums);
+    rig.model->parameters.update(*rig.arena, {1e-4, 0.9, 0.999, 1e-8, 0.1, 2}, grad_square, sums);
+    CHECK(counts.reads == before.reads);
+    to_host(ops, sums);
+    steps.push_back({counts.allocations - before.allocations, counts.commits - before.commits, counts.uploads - before.uploads,
+                     counts.reads - before.reads, counts.launches - before.launches});
+  }
+  CHECK(steps[0].commits > 0);
+  for (const GpuCounts& step : {steps[1], steps[2]}) {
+    CHECK((step.allocations == 0 && step.commits == 0 && step.reads == 1));
+    CHECK((step.uploads == steps[0].uploads && step.launches == steps[0].launches));
+    // Lists of rows alone are uploaded: a fixed number for each pass, whatever the batch.
+    CHECK(step.uploads <= 40 * static_cast<int64_t>(rig.config.latent.iterations + 1));
   }
 }

@@ -28,4 +28,21 @@ inline Ended run_command(const std::string& line, const std::filesystem::path& f
   return {WEXITSTATUS(status), read_file(streams / "out", 1 << 24), read_file(streams / "err", 1 << 24)};
 }
 
+/// A variable of the environment, for the programs that are run while this object lives.
+class WithVariable {
+ public:
+  WithVariable(const char* name, const std::string& value) : name_(name) { ::setenv(name, value.c_str(), 1); }
+  ~WithVariable() { ::unsetenv(name_); }
+  WithVariable(const WithVariable&) = delete;
+  WithVariable& operator=(const WithVariable&) = delete;
+
+ private:
+  const char* name_;
+};
+
+/// Whether the programs' --device cuda is the emulated one.
+inline bool programs_emulate_cuda() { return run_command("kava_inspect --version").out.find("\n  cuda (emulated): ") != std::string::npos; }
+/// Why a test of it is skipped.
+constexpr const char* kNoEmulatedCuda = "the programs of this build have no emulated cuda backend (preset emulated)";
+
 }  // namespace kava

@@ -8,6 +8,7 @@ using namespace kava;
 
 TEST_CASE("kava_bench refuses what it cannot do in one line before it measures") {
   TempFolder folder;
+  const WithVariable no_device("KAVA_EMULATED_DEVICES", "0");
   overwrite(folder / "empty", "");
   const std::string model = "--tokenizer " + source_dir() + "/tests/golden/models/llama";
   const std::pair<std::string, int> refused[] = {{"--filter '('", 2},

@@ -134,7 +134,10 @@ TEST_CASE("what cannot be run is refused in one line with its exit code") {
   check_refusal(train({config, "--out", ""}), 2, "--out");
   check_refusal(train({""}), 2, "\"\": no such file");
   check_refusal(train({config, "--device", "tpu", "--out", out}), 2, "--device");
-  check_refusal(train({config, "--device", "cuda", "--out", out}), 3, "--device");
+  {
+    const WithVariable no_device("KAVA_EMULATED_DEVICES", "0");
+    check_refusal(train({config, "--device", "cuda", "--out", out}), 3, "--device");
+  }
   check_refusal(train({config, "--out", file}), 3, "is no folder");
   check_refusal(train({config, "--out", file + "/below"}), 3, "is no folder");
   check_refusal(train({config, "--out", "/proc/kava"}), 3, "--out");

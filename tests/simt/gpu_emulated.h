@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <tuple>
 
 #include "kernels/bf16.h"
@@ -20,7 +21,11 @@
 using dim3 = simt::Dim3;
 inline constinit thread_local simt::Dim3 threadIdx{0, 0, 0}, blockIdx{0, 0, 0}, blockDim{0, 0, 0}, gridDim{0, 0, 0};
 
-struct CUstream_st;  // as in CUDA; nothing here is asynchronous
+/// A stream: what is launched on it runs when somebody waits for it. Without a stream a launch runs at once.
+struct CUstream_st {
+  virtual ~CUstream_st() = default;
+  virtual void queue(std::function<void()> launch) = 0;
+};
 
 inline void __syncthreads(simt::Where where = simt::Where::current()) { simt::block_barrier(where); }
 
@@ -65,18 +70,22 @@ T __shfl_sync(unsigned mask, T value, int source, simt::Where where = simt::Wher
 namespace kava {
 
 template <class... Params, class... Args>
-void launch(CUstream_st*, void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t smem, Args... args) {
+void launch(CUstream_st* stream, void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t smem, Args... args) {
   struct Call {
     void (*kernel)(Params...);
     std::tuple<Params...> params;
-  } call{kernel, {static_cast<Params>(args)...}};
-  simt::run(
-      grid, block, smem,
-      [](void* p) {
-        auto* c = static_cast<Call*>(p);
-        std::apply(c->kernel, c->params);
-      },
-      &call);
+  };
+  auto work = [=, call = Call{kernel, {static_cast<Params>(args)...}}]() mutable {
+    simt::run(
+        grid, block, smem,
+        [](void* p) {
+          auto* c = static_cast<Call*>(p);
+          std::apply(c->kernel, c->params);
+        },
+        &call);
+  };
+  if (stream) stream->queue(std::move(work));
+  else work();
 }
 
 template <class T>

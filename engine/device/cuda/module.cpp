@@ -2,7 +2,35 @@
 #include "engine/device/cuda/ops_cuda.h"
 #include "engine/device/cuda_module.h"
 
+namespace kava {
+namespace {
+
+std::string device_text(int device) {
+  try {
+    const GpuInfo d = gpu_info(device);
+    std::string text = fmt::format("{}, {:.1f} GiB", d.name, static_cast<double>(d.memory_bytes) / 0x1p30);
+    if (d.driver > 0)
+      text += fmt::format(", compute capability {}.{}, driver for CUDA {}.{}", d.compute_capability / 10, d.compute_capability % 10,
+                          d.driver / 1000, d.driver % 1000 / 10);
+    return text;
+  } catch (const Error& e) {
+    return e.what();
+  }
+}
+
+Ops* make_ops(int device) { return new CudaOps(device, false); }
+
+int64_t free_bytes(const Ops& ops) { return static_cast<const CudaOps&>(ops).runtime().free_bytes(); }
+
+}  // namespace
+}  // namespace kava
+
 extern "C" {
-int kava_cuda_devices(std::string& why) { return kava::gpu_count(why); }
-kava::Ops* kava_cuda_ops(int device) { return new kava::CudaOps(device, false); }
+extern const kava::CudaModule kava_cuda_module;
+const kava::CudaModule kava_cuda_module = {.name = kava::gpu_backend_name(),
+                                           .emulated = kava::gpu_is_emulated(),
+                                           .devices = kava::gpu_count,
+                                           .device_text = kava::device_text,
+                                           .ops = kava::make_ops,
+                                           .free_memory = kava::free_bytes};
 }

@@ -1,11 +1,20 @@
 #include "engine/device/cuda/ops_cuda.h"
 
+#include <vector>
+
 namespace kava {
 
 CudaOps::CudaOps(int device, bool dry) : Ops(dry), device_(device) {
   if (dry) return;
   runtime_ = std::make_unique<GpuRuntime>(device);
   factors_ = runtime_->allocate(sizeof(AdamwFactors));
+  std::string why;
+  lt_ = MatmulLt::open(*runtime_, why);
+  if (lt_ && !products_agree()) {
+    why = "cuBLASLt's products are not the own kernels': they make all products";
+    lt_.reset();
+  }
+  if (!lt_ && !gpu_is_emulated()) fmt::print(stderr, "{}: {}\n", name(), why);
 }
 CudaOps::~CudaOps() {
   if (factors_) runtime_->release(factors_);
@@ -37,10 +46,48 @@ void CudaOps::product(const Tensor& c, const Tensor& a, bool transpose_a, const 
     else g.set_sum = rows_of<float>(c);
     g.m = static_cast<int>(c.rows), g.n = static_cast<int>(c.cols);
     g.then(rows_of<const T>(a), rows_of<const T>(b), static_cast<int>(transpose_a ? a.rows : a.cols));
-    if (transpose_a) gemm<GemmForm::tn>(stream(), batch);
-    else if (transpose_b) gemm<GemmForm::nt>(stream(), batch);
-    else gemm<GemmForm::nn>(stream(), batch);
+    if (transpose_a) multiply<GemmForm::tn>(batch);
+    else if (transpose_b) multiply<GemmForm::nt>(batch);
+    else multiply<GemmForm::nn>(batch);
   });
+}
+
+bool CudaOps::products_agree() {
+  constexpr int kM = 192, kN = 256, kK = 320, kMost = kN * kK;
+  struct Memory {
+    GpuRuntime& runtime;
+    void* data = runtime.allocate(kMost * 4);
+    ~Memory() { runtime.release(data); }
+  } a{*runtime_}, b{*runtime_}, bias{*runtime_}, own{*runtime_}, other{*runtime_};
+  std::vector<bf16> numbers(kMost);
+  for (int i = 0; i < kMost; ++i) numbers[static_cast<std::size_t>(i)] = to_bf16(static_cast<float>((i * 7 + i / 11) % 5 - 2));
+  for (const Memory* m : {&a, &b, &bias}) runtime_->write(m->data, numbers.data(), kMost * 2);
+  auto agree = [&]<GemmForm form>(int output) {
+    constexpr int64_t lda = form == GemmForm::tn ? kM : kK, ldb = form == GemmForm::nt ? kK : kN;
+    std::vector<char> bytes[2];
+    for (const bool by_lt : {false, true}) {
+      void* c = (by_lt ? other : own).data;
+      runtime_->zero(c, kM * kN * 4);
+      GemmBatch<bf16> batch;
+      Gemm<bf16>& g = batch.gemms[batch.count++];
+      if (output == 0) g.set = {static_cast<bf16*>(c), kN}, g.bias = form == GemmForm::nt ? static_cast<const bf16*>(bias.data) : nullptr;
+      if (output == 1) g.set_sum = {static_cast<float*>(c), kN};
+      if (output == 2) g.add = {static_cast<float*>(c), kN};
+      g.m = kM, g.n = kN;
+      g.then({static_cast<const bf16*>(a.data), lda}, {static_cast<const bf16*>(b.data), ldb}, kK);
+      for (int time = 0; time < (output == 2 ? 2 : 1); ++time) {
+        if (!by_lt) gemm<form>(stream(), batch);
+        else if (!lt_->run(form, g, true)) return false;
+      }
+      bytes[by_lt].resize(kM * kN * 4);
+      runtime_->read(bytes[by_lt].data(), c, kM * kN * 4);
+    }
+    return bytes[0] == bytes[1];
+  };
+  for (int output = 0; output < 3; ++output)
+    if (!agree.operator()<GemmForm::nt>(output) || !agree.operator()<GemmForm::nn>(output) || !agree.operator()<GemmForm::tn>(output))
+      return false;
+  return true;
 }
 
 }  // namespace kava

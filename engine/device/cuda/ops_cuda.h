@@ -3,6 +3,7 @@
 #pragma once
 #include <memory>
 
+#include "engine/device/cuda/matmul_lt.h"
 #include "engine/device/cuda/runtime.h"
 #include "engine/device/ops.h"
 #include "kernels/gemm.h"
@@ -18,6 +19,10 @@ class CudaOps final : public Ops {
   std::string name() const override { return gpu_backend_name(); }
   bool stores(DType t) const override { return t != DType::f64; }
   std::unique_ptr<Ops> dry_twin() const override { return std::make_unique<CudaOps>(device_, true); }
+  void finish() override {
+    if (runtime_) runtime_->finish();
+  }
+  const GpuRuntime& runtime() const { return *runtime_; }
 
  private:
   void* do_allocate(int64_t bytes) override;
@@ -25,6 +30,9 @@ class CudaOps final : public Ops {
   AddressRange do_reserve() override;
   void do_commit(void* data, int64_t bytes) override;
   void do_unreserve(const AddressRange& range, int64_t committed) override;
+  void do_in_use(void* data, int64_t bytes, bool used) override {
+    if (!used) runtime_->discard(data, bytes);
+  }
   void do_upload(const Tensor& y, const void* host) override;
   void do_download(void* host, const Tensor& x) override;
   void do_fill(const Tensor& y, double value) override;
@@ -85,11 +93,21 @@ class CudaOps final : public Ops {
                 const Tensor& updates, const AdamwOptions& options) override;
 
   Stream stream() const { return runtime_->stream(); }
+  /// The product by cuBLASLt where that is there and suits it, else by the own kernel.
+  template <GemmForm form, class T>
+  void multiply(const GemmBatch<T>& batch) {
+    if constexpr (std::is_same_v<T, bf16>)
+      if (lt_ && batch.count == 1 && lt_->run(form, batch.gemms[0])) return;
+    gemm<form>(stream(), batch);
+  }
+  /// Whether cuBLASLt's products are the own kernel's, on numbers whose sums are exact in any order.
+  bool products_agree();
   /// c (set, or added to in f32) = op(a) op(b), op transposing.
   void product(const Tensor& c, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, bool add = false);
 
   int device_;
   std::unique_ptr<GpuRuntime> runtime_;  // null in a dry backend
+  std::unique_ptr<MatmulLt> lt_;         // null where there is no cuBLASLt
   void* factors_ = nullptr;              // an AdamwFactors
 };
 

@@ -52,7 +52,7 @@ void CudaOps::do_lora_fwd(Arena&, const Tensor& xx, const LinearGroup& g, const 
     set_output(gemm_, xa);
     gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.a), to_int(g.in));
     gemm_.scaled = 1, gemm_.factor = batch.mask.inverse_keep, gemm_.masked = dropout.p > 0;
-    gemm<GemmForm::nt>(stream(), batch);
+    multiply<GemmForm::nt>(batch);
   });
 }
 
@@ -66,7 +66,7 @@ void CudaOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, con
     gemm_.bias = data_of<const T>(g.bias);
     // Without a rank among the parts nobody has written xa.
     gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.joined), to_int(g.in + ranks_of(g).end));
-    gemm<GemmForm::nt>(stream(), batch);
+    multiply<GemmForm::nt>(batch);
   });
 }
 
@@ -88,7 +88,7 @@ void CudaOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& 
       gemm_.scaled = 1, gemm_.factor = batch.mask.inverse_keep, gemm_.masked = dropout.p > 0;
     }
     gemm_.then(rows_of<const T>(dy), rows_of<const T>(g.joined), to_int(g.outs()));
-    gemm<GemmForm::nn>(stream(), batch);
+    multiply<GemmForm::nn>(batch);
   });
 }
 
@@ -106,7 +106,7 @@ void CudaOps::do_linear_group_bwd_params(Arena&, const LinearGroupGrad& grad, co
       set_output(gemm_, c);
       gemm_.then(rows_of<const T>(a), rows_of<const T>(b), to_int(a.rows));
       gemm_.scaled = 1, gemm_.factor = static_cast<float>(factor), gemm_.masked = masked;
-      gemm<GemmForm::tn>(stream(), batch);
+      multiply<GemmForm::tn>(batch);
     };
     if (dy.rows == 0) return;
     if (grad.dw) add(grad.dw, dy, x, 1, false);

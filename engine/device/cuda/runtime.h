@@ -20,13 +20,22 @@ struct GpuInfo {
 
 /// "cuda", or "cuda (emulated)".
 const char* gpu_backend_name();
+bool gpu_is_emulated();
 
 /// How many devices there are. Where there is none, `why` says it in a line: no driver, a driver too old, the toolkit's link stub on the
 /// library path, or no device.
 int gpu_count(std::string& why);
+/// Error(code preflight) where there is no such device.
+GpuInfo gpu_info(int device);
 
-/// Everything is queued on one stream in the order of the calls. A failure is Error(code preflight) where memory is refused, else
-/// Error(code comm): the device is lost for this process.
+/// What a runtime was asked for, since its start.
+struct GpuCounts {
+  int64_t allocations = 0, commits = 0;          // requests of memory
+  int64_t uploads = 0, reads = 0, launches = 0;  // launches: counted in the emulator alone
+};
+
+/// Everything is queued on one stream in the order of the calls. A failure is a GpuError (kernels/gpu_error.h): memory refused, or a device
+/// that is lost for this process. One that happens on the device is seen by a later call, as a rule by the next read.
 class GpuRuntime {
  public:
   explicit GpuRuntime(int device);
@@ -35,6 +44,7 @@ class GpuRuntime {
   GpuRuntime& operator=(const GpuRuntime&) = delete;
 
   const GpuInfo& info() const { return info_; }
+  const GpuCounts& counts() const { return counts_; }
   CUstream_st* stream() const { return stream_; }
   int64_t free_bytes() const;
 
@@ -44,19 +54,23 @@ class GpuRuntime {
   AddressRange reserve();
   void commit(void* data, int64_t bytes);
   void unreserve(const AddressRange& range, int64_t committed);
+  /// Nobody reads what lies there now: the emulator makes it NaN.
+  void discard(void* data, int64_t bytes);
 
   /// The host's bytes are taken before it returns.
   void write(void* device, const void* host, int64_t bytes);
-  /// Waits for all that is queued: the only call that does.
+  /// Waits for all that is queued: it and finish() alone do.
   void read(void* host, const void* device, int64_t bytes);
+  void finish();
   void zero(void* device, int64_t bytes);
 
  private:
   GpuInfo info_;
+  GpuCounts counts_;
   CUstream_st* stream_ = nullptr;
   int device_ = 0;
-  struct Staging;
-  Staging* staging_ = nullptr;
+  struct State;
+  State* state_ = nullptr;
 };
 
 }  // namespace kava

@@ -8,6 +8,7 @@
 
 #include "engine/device/cuda/runtime.h"
 #include "engine/error.h"
+#include "kernels/gpu_error.h"
 
 namespace kava {
 
@@ -15,13 +16,8 @@ namespace {
 
 constexpr int kOldestDriver = 13000;
 
-[[noreturn]] void fail(cudaError_t status, const char* call) {
-  const bool memory = status == cudaErrorMemoryAllocation;
-  throw Error(memory ? Exit::preflight : Exit::comm, "cuda", fmt::format("{}: {}", call, cudaGetErrorString(status)),
-              memory ? "lower train.micro_batch" : "the device is lost for this process; start again from the last checkpoint");
-}
 void check(cudaError_t status, const char* call) {
-  if (status != cudaSuccess) fail(status, call);
+  if (status != cudaSuccess) throw GpuError(call, static_cast<int>(status), cudaGetErrorString(status));
 }
 #define KAVA_CUDA(call) check(call, #call)
 
@@ -35,12 +31,8 @@ F driver_function(const char* name) {
     throw Error(Exit::preflight, "cuda", fmt::format("the driver has no {}", name), "install a newer driver");
   return reinterpret_cast<F>(address);
 }
-void check_driver(CUresult status, const char* call) {
-  if (status == CUDA_SUCCESS) return;
-  if (status == CUDA_ERROR_OUT_OF_MEMORY) fail(cudaErrorMemoryAllocation, call);
-  throw Error(Exit::comm, "cuda", fmt::format("{}: driver error {}", call, static_cast<int>(status)),
-              "the device is lost for this process; start again from the last checkpoint");
-}
+// The driver's numbers of errors are the runtime's.
+void check_driver(CUresult status, const char* call) { check(static_cast<cudaError_t>(status), call); }
 
 struct Driver {
   decltype(&cuMemAddressReserve) reserve = driver_function<decltype(&cuMemAddressReserve)>("cuMemAddressReserve");
@@ -61,6 +53,7 @@ constexpr int64_t kStagingBytes = int64_t{32} << 20;
 }  // namespace
 
 const char* gpu_backend_name() { return "cuda"; }
+bool gpu_is_emulated() { return false; }
 
 int gpu_count(std::string& why) {
   int version = 0, count = 0;
@@ -77,38 +70,43 @@ int gpu_count(std::string& why) {
 }
 
 /// Pinned memory in two halves: a half is written again only after the copies from it were made.
-struct GpuRuntime::Staging {
+struct GpuRuntime::State {
   char* data = nullptr;
   cudaEvent_t done[2] = {};
   int64_t used = 0;
   int half = 0;
 };
 
-GpuRuntime::GpuRuntime(int device) : device_(device) {
+GpuInfo gpu_info(int device) {
   std::string why;
   const int count = gpu_count(why);
   if (device >= count)
     throw Error(Exit::preflight, "--device", count == 0 ? why : fmt::format("device {} of {}", device, count), "use --device cpu");
-  KAVA_CUDA(cudaSetDevice(device));
   cudaDeviceProp p{};
   KAVA_CUDA(cudaGetDeviceProperties(&p, device));
-  info_.name = p.name, info_.memory_bytes = static_cast<int64_t>(p.totalGlobalMem), info_.compute_capability = 10 * p.major + p.minor,
-  info_.multiprocessors = p.multiProcessorCount;
-  cudaDriverGetVersion(&info_.driver);
-  cudaRuntimeGetVersion(&info_.runtime);
+  GpuInfo info;
+  info.name = p.name, info.memory_bytes = static_cast<int64_t>(p.totalGlobalMem), info.compute_capability = 10 * p.major + p.minor,
+  info.multiprocessors = p.multiProcessorCount;
+  cudaDriverGetVersion(&info.driver);
+  cudaRuntimeGetVersion(&info.runtime);
+  return info;
+}
+
+GpuRuntime::GpuRuntime(int device) : info_(gpu_info(device)), device_(device) {
+  KAVA_CUDA(cudaSetDevice(device));
   KAVA_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-  staging_ = new Staging;
-  KAVA_CUDA(cudaMallocHost(reinterpret_cast<void**>(&staging_->data), static_cast<std::size_t>(kStagingBytes)));
-  for (cudaEvent_t& e : staging_->done) KAVA_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+  state_ = new State;
+  KAVA_CUDA(cudaMallocHost(reinterpret_cast<void**>(&state_->data), static_cast<std::size_t>(kStagingBytes)));
+  for (cudaEvent_t& e : state_->done) KAVA_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
 }
 
 GpuRuntime::~GpuRuntime() {
-  if (staging_) {
+  if (state_) {
     cudaStreamSynchronize(stream_);
-    for (cudaEvent_t e : staging_->done)
+    for (cudaEvent_t e : state_->done)
       if (e) cudaEventDestroy(e);
-    cudaFreeHost(staging_->data);
-    delete staging_;
+    cudaFreeHost(state_->data);
+    delete state_;
   }
   if (stream_) cudaStreamDestroy(stream_);
 }
@@ -120,6 +118,7 @@ int64_t GpuRuntime::free_bytes() const {
 }
 
 void* GpuRuntime::allocate(int64_t bytes) {
+  ++counts_.allocations;
   void* data = nullptr;
   KAVA_CUDA(cudaMalloc(&data, static_cast<std::size_t>(std::max<int64_t>(bytes, 1))));
   return data;
@@ -134,6 +133,7 @@ AddressRange GpuRuntime::reserve() {
 }
 
 void GpuRuntime::commit(void* data, int64_t bytes) {
+  ++counts_.commits;
   CUmemAllocationProp prop{};
   prop.type = CU_MEM_ALLOCATION_TYPE_PINNED;
   prop.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device_}};
@@ -156,26 +156,32 @@ void GpuRuntime::unreserve(const AddressRange& range, int64_t committed) {
   driver().free(at, static_cast<std::size_t>(range.bytes));
 }
 
+void GpuRuntime::discard(void*, int64_t) {}
+
 void GpuRuntime::write(void* device, const void* host, int64_t bytes) {
+  ++counts_.uploads;
   constexpr int64_t kHalf = kStagingBytes / 2;
   for (int64_t done = 0; done < bytes;) {
-    if (staging_->used == kHalf) {
-      KAVA_CUDA(cudaEventRecord(staging_->done[staging_->half], stream_));
-      staging_->half ^= 1, staging_->used = 0;
-      KAVA_CUDA(cudaEventSynchronize(staging_->done[staging_->half]));
+    if (state_->used == kHalf) {
+      KAVA_CUDA(cudaEventRecord(state_->done[state_->half], stream_));
+      state_->half ^= 1, state_->used = 0;
+      KAVA_CUDA(cudaEventSynchronize(state_->done[state_->half]));
     }
-    const int64_t n = std::min(bytes - done, kHalf - staging_->used);
-    char* from = staging_->data + staging_->half * kHalf + staging_->used;
+    const int64_t n = std::min(bytes - done, kHalf - state_->used);
+    char* from = state_->data + state_->half * kHalf + state_->used;
     std::memcpy(from, static_cast<const char*>(host) + done, static_cast<std::size_t>(n));
     KAVA_CUDA(cudaMemcpyAsync(static_cast<char*>(device) + done, from, static_cast<std::size_t>(n), cudaMemcpyHostToDevice, stream_));
-    staging_->used += n, done += n;
+    state_->used += n, done += n;
   }
 }
 
 void GpuRuntime::read(void* host, const void* device, int64_t bytes) {
+  ++counts_.reads;
   KAVA_CUDA(cudaMemcpyAsync(host, device, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
-  KAVA_CUDA(cudaStreamSynchronize(stream_));
+  finish();
 }
+
+void GpuRuntime::finish() { KAVA_CUDA(cudaStreamSynchronize(stream_)); }
 
 void GpuRuntime::zero(void* device, int64_t bytes) { KAVA_CUDA(cudaMemsetAsync(device, 0, static_cast<std::size_t>(bytes), stream_)); }
 

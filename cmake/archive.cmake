@@ -1,0 +1,35 @@
+# What `cpack` packs: a folder that runs where it is unpacked, with all libraries but the C library and those that are the machine's own
+# (driver, cuBLASLt, MPI).
+set(installed kava_bench)
+foreach(source ${PROGRAM_SOURCES})
+  get_filename_component(program ${source} NAME_WE)
+  list(APPEND installed ${program})
+endforeach()
+if(TARGET kava_tests)
+  list(APPEND installed kava_tests)
+endif()
+install(TARGETS ${installed} RUNTIME DESTINATION bin)
+install(TARGETS kava_engine RUNTIME_DEPENDENCY_SET kava_libraries LIBRARY DESTINATION lib)
+if(TARGET kava_cuda)
+  install(TARGETS kava_cuda LIBRARY DESTINATION lib)
+endif()
+install(RUNTIME_DEPENDENCY_SET kava_libraries PRE_EXCLUDE_REGEXES "^ld-linux" "^lib(c|m|dl|rt|pthread)\\.so" "^libkava_"
+        LIBRARY DESTINATION lib)
+install(DIRECTORY configs docs DESTINATION .)
+install(DIRECTORY tests/golden DESTINATION tests)
+install(PROGRAMS tools/gpu_check.sh DESTINATION tools)
+install(FILES benchmarks/torch_reference.py DESTINATION benchmarks)
+install(FILES README.md LICENSE DESTINATION .)
+
+set(CPACK_GENERATOR TXZ)
+set(CPACK_STRIP_FILES ON)
+set(CPACK_PACKAGE_FILE_NAME kava-${PROJECT_VERSION}-linux-x86_64)
+set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "Trains and evaluates language models that reason in latents")
+include(CPack)
+
+# No program and no library but the cuda backend's module may name a library of CUDA: programs run where there is none.
+if(KAVA_TESTS)
+  add_test(NAME no_program_names_a_cuda_library
+           COMMAND sh -c "for file in '${CMAKE_BINARY_DIR}'/bin/*; do \
+if readelf -d \"$file\" | grep NEEDED | grep -Ei 'lib(cu|nv|nccl)'; then echo \"named by $file\"; exit 1; fi; done")
+endif()

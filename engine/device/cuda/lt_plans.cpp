@@ -1,0 +1,92 @@
+#include "engine/device/cuda/lt_plans.h"
+
+#include <cctype>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "engine/error.h"
+#include "engine/files/files.h"
+
+namespace kava {
+
+namespace fs = std::filesystem;
+
+namespace {
+constexpr const char* kForms[] = {"nt", "nn", "tn"};
+}
+
+LtKey rounded_key(LtKey key) {
+  int& rows = key.form == GemmForm::tn ? key.k : key.m;
+  rows = (rows + LtKey::kRowStep - 1) / LtKey::kRowStep * LtKey::kRowStep;
+  return key;
+}
+
+std::string LtPlans::file_for(const std::string& device, int64_t version) {
+  auto value = [](const char* name) {
+    const char* text = std::getenv(name);
+    return std::string(text ? text : "");
+  };
+  fs::path folder = value("KAVA_CACHE");
+  if (folder.empty()) {
+    const std::string cache = value("XDG_CACHE_HOME"), home = value("HOME");
+    if (cache.empty() && home.empty()) return "";
+    folder = (cache.empty() ? fs::path(home) / ".cache" : fs::path(cache)) / "kava";
+  }
+  std::string name;
+  for (char c : device) name += std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
+  return (folder / fmt::format("cublaslt-{}-{}.txt", name, version)).string();
+}
+
+LtPlans::LtPlans(std::string file) : file_(std::move(file)) { read(); }
+
+void LtPlans::read() {
+  std::ifstream in(file_);
+  LtKey key;
+  LtPlan plan;
+  for (std::string line; std::getline(in, line) && parse(line, key, plan);) plans_.emplace(key, plan);
+}
+
+const LtPlan* LtPlans::find(const LtKey& key) const {
+  const auto it = plans_.find(key);
+  return it == plans_.end() ? nullptr : &it->second;
+}
+
+void LtPlans::add(const LtKey& key, const LtPlan& plan, std::string& note) {
+  plans_[key] = plan;
+  read();  // what another process has recorded since; what is here stays
+  std::string text;
+  for (const auto& [k, p] : plans_) text += line_of(k, p) + "\n";
+  try {
+    if (file_.empty()) throw Error(Exit::write, "KAVA_CACHE", "names no folder, and there is no home", "set it");
+    fs::create_directories(fs::path(file_).parent_path());
+    write_file(file_, text);
+  } catch (const std::exception& e) {
+    if (!told_) note = fmt::format("cuBLASLt's algorithms cannot be recorded, so another run may take others: {}", e.what());
+    told_ = true;
+  }
+}
+
+std::string LtPlans::line_of(const LtKey& key, const LtPlan& plan) {
+  std::string line = fmt::format("{} {} {} {} {:d} {:d} {:d} {}", kForms[static_cast<int>(key.form)], key.m, key.n, key.k, key.sums,
+                                 key.adds, key.bias, plan.workspace);
+  for (uint64_t word : plan.algorithm) line += fmt::format(" {:016x}", word);
+  return line;
+}
+
+bool LtPlans::parse(const std::string& line, LtKey& key, LtPlan& plan) {
+  std::istringstream in(line);
+  std::string form, rest;
+  in >> form >> key.m >> key.n >> key.k >> key.sums >> key.adds >> key.bias >> plan.workspace >> std::hex;
+  for (uint64_t& word : plan.algorithm) in >> word;
+  if (!in || (in >> rest) || key.m <= 0 || key.n <= 0 || key.k <= 0 || plan.workspace < 0) return false;
+  for (int f = 0; f < 3; ++f)
+    if (form == kForms[f]) {
+      key.form = static_cast<GemmForm>(f);
+      return true;
+    }
+  return false;
+}
+
+}  // namespace kava

@@ -1,0 +1,55 @@
+// The algorithms that cuBLASLt's heuristics chose, recorded in a file for each device and version of the library: a product takes the same
+// one in every run, so that its bytes repeat.
+#pragma once
+#include <array>
+#include <compare>
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "kernels/gemm.h"
+
+namespace kava {
+
+/// What an algorithm is chosen for. The rows of an activation differ in every step: m (in form tn k) counts in steps of kRowStep.
+struct LtKey {
+  static constexpr int kRowStep = 256;
+  GemmForm form = GemmForm::nt;
+  int m = 0, n = 0, k = 0;
+  bool sums = false, adds = false, bias = false;  // f32 outputs; onto what is there; a bias
+  auto operator<=>(const LtKey&) const = default;
+};
+
+/// The rows of activations in a key rounded up.
+LtKey rounded_key(LtKey key);
+
+struct LtPlan {
+  std::array<uint64_t, 8> algorithm{};
+  int64_t workspace = 0;
+  bool operator==(const LtPlan&) const = default;
+};
+
+class LtPlans {
+ public:
+  /// The file of a device and version in the user's cache folder (KAVA_CACHE, else XDG_CACHE_HOME/kava, else ~/.cache/kava).
+  static std::string file_for(const std::string& device, int64_t version);
+
+  /// Reads the file where it is there; a line that is none of ours ends what is taken from it.
+  explicit LtPlans(std::string file);
+
+  const LtPlan* find(const LtKey& key) const;
+  /// Recorded on the disk at once. Where that fails, `note` says so, once.
+  void add(const LtKey& key, const LtPlan& plan, std::string& note);
+
+  static std::string line_of(const LtKey& key, const LtPlan& plan);
+  static bool parse(const std::string& line, LtKey& key, LtPlan& plan);
+
+ private:
+  void read();
+
+  std::string file_;
+  std::map<LtKey, LtPlan> plans_;
+  bool told_ = false;
+};
+
+}  // namespace kava

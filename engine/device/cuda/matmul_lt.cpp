@@ -1,0 +1,194 @@
+// MatmulLt by cuBLASLt. Its matrices are stored by columns: a matrix of rows is the transpose of one, so C = A B is asked for as C^T = B^T
+// A^T.
+#include "engine/device/cuda/matmul_lt.h"
+
+#include <cublasLt.h>
+#include <dlfcn.h>
+#include <fmt/core.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "engine/device/cuda/lt_plans.h"
+#include "engine/device/library_search.h"
+#include "engine/error.h"
+#include "kernels/gpu_error.h"
+
+namespace kava {
+
+namespace {
+
+constexpr const char* kLibrary = "libcublasLt.so.13";
+constexpr std::size_t kWorkspace = std::size_t{32} << 20;
+constexpr double kSmallest = 1 << 24;  // multiply-adds of a product that is worth a call
+
+void check(cublasStatus_t status, const char* call) {
+  constexpr int kLaunchFailure = 719;
+  if (status != CUBLAS_STATUS_SUCCESS) throw GpuError(call, kLaunchFailure, fmt::format("cuBLASLt status {}", static_cast<int>(status)));
+}
+#define KAVA_LT(call) check(call, #call)
+
+bool aligned(const void* data, int64_t stride, int64_t size) {
+  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride * size % 16 == 0;
+}
+
+}  // namespace
+
+struct MatmulLt::State {
+  State(GpuRuntime& r, void* l) : runtime(r), library(l) {}
+  ~State() {
+    if (workspace) runtime.release(workspace);
+    if (handle) destroy(handle);
+  }
+
+  template <class F>
+  void find(F*& function, const char* name) {
+    function = reinterpret_cast<F*>(dlsym(library, name));
+    if (!function) throw Error(Exit::preflight, kLibrary, fmt::format("has no {}", name), "install that of CUDA 13");
+  }
+  void find_all() {
+    find(create, "cublasLtCreate"), find(destroy, "cublasLtDestroy"), find(version, "cublasLtGetVersion");
+    find(desc_create, "cublasLtMatmulDescCreate"), find(desc_destroy, "cublasLtMatmulDescDestroy");
+    find(desc_set, "cublasLtMatmulDescSetAttribute"), find(layout_create, "cublasLtMatrixLayoutCreate");
+    find(layout_destroy, "cublasLtMatrixLayoutDestroy"), find(preference_create, "cublasLtMatmulPreferenceCreate");
+    find(preference_destroy, "cublasLtMatmulPreferenceDestroy"), find(preference_set, "cublasLtMatmulPreferenceSetAttribute");
+    find(heuristic, "cublasLtMatmulAlgoGetHeuristic"), find(algo_check, "cublasLtMatmulAlgoCheck"), find(matmul, "cublasLtMatmul");
+  }
+
+  GpuRuntime& runtime;
+  void* library;
+  cublasLtHandle_t handle = nullptr;
+  void* workspace = nullptr;
+  std::unique_ptr<LtPlans> plans;
+  decltype(&cublasLtCreate) create = nullptr;
+  decltype(&cublasLtDestroy) destroy = nullptr;
+  decltype(&cublasLtGetVersion) version = nullptr;
+  decltype(&cublasLtMatmulDescCreate) desc_create = nullptr;
+  decltype(&cublasLtMatmulDescDestroy) desc_destroy = nullptr;
+  decltype(&cublasLtMatmulDescSetAttribute) desc_set = nullptr;
+  decltype(&cublasLtMatrixLayoutCreate) layout_create = nullptr;
+  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy = nullptr;
+  decltype(&cublasLtMatmulPreferenceCreate) preference_create = nullptr;
+  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy = nullptr;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set = nullptr;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic = nullptr;
+  decltype(&cublasLtMatmulAlgoCheck) algo_check = nullptr;
+  decltype(&cublasLtMatmul) matmul = nullptr;
+
+  /// What a call needs, for one shape.
+  struct Call {
+    Call(State& s, const LtKey& key, int64_t lda, int64_t ldb, int64_t ldc, const void* bias) : state(s) {
+      KAVA_LT(s.desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+      // First operand: B's rows; second: A's.
+      const cublasOperation_t first = key.form == GemmForm::nt ? CUBLAS_OP_T : CUBLAS_OP_N,
+                              second = key.form == GemmForm::tn ? CUBLAS_OP_T : CUBLAS_OP_N;
+      set(CUBLASLT_MATMUL_DESC_TRANSA, first), set(CUBLASLT_MATMUL_DESC_TRANSB, second);
+      if (key.bias) {
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+        set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+        set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CUDA_R_16BF);
+      }
+      const auto m = static_cast<uint64_t>(key.m), n = static_cast<uint64_t>(key.n), k = static_cast<uint64_t>(key.k);
+      const bool nt = key.form == GemmForm::nt, tn = key.form == GemmForm::tn;
+      KAVA_LT(s.layout_create(&b, CUDA_R_16BF, nt ? k : n, nt ? n : k, ldb));
+      KAVA_LT(s.layout_create(&a, CUDA_R_16BF, tn ? m : k, tn ? k : m, lda));
+      KAVA_LT(s.layout_create(&c, key.sums ? CUDA_R_32F : CUDA_R_16BF, n, m, ldc));
+    }
+    ~Call() {
+      if (desc) state.desc_destroy(desc);
+      for (cublasLtMatrixLayout_t layout : {a, b, c})
+        if (layout) state.layout_destroy(layout);
+    }
+    template <class V>
+    void set(cublasLtMatmulDescAttributes_t attribute, const V& value) {
+      KAVA_LT(state.desc_set(desc, attribute, &value, sizeof value));
+    }
+    State& state;
+    cublasLtMatmulDesc_t desc = nullptr;
+    cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  };
+
+  /// The recorded algorithm, or the heuristics' for a dense product of the rounded shape, which is recorded then. False where there is
+  /// none.
+  bool plan(const LtKey& key, cublasLtMatmulAlgo_t& algorithm) {
+    static_assert(sizeof algorithm == sizeof(LtPlan::algorithm));
+    if (const LtPlan* known = plans->find(key)) {
+      std::memcpy(&algorithm, known->algorithm.data(), sizeof algorithm);
+      return known->workspace <= static_cast<int64_t>(kWorkspace);
+    }
+    Call call(*this, key, key.form == GemmForm::tn ? key.m : key.k, key.form == GemmForm::nt ? key.k : key.n, key.n, workspace);
+    cublasLtMatmulPreference_t preference = nullptr;
+    KAVA_LT(preference_create(&preference));
+    const std::size_t room = kWorkspace;
+    // Parts of a sum are added in a fixed order, not as they come.
+    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room);
+    preference_set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
+    const uint32_t alignment = 16;
+    for (auto which : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+      preference_set(preference, which, &alignment, sizeof alignment);
+    cublasLtMatmulHeuristicResult_t result{};
+    int found = 0;
+    const cublasStatus_t status = heuristic(handle, call.desc, call.b, call.a, call.c, call.c, preference, 1, &result, &found);
+    preference_destroy(preference);
+    if (status != CUBLAS_STATUS_SUCCESS || found == 0) return false;
+    algorithm = result.algo;
+    LtPlan plan;
+    std::memcpy(plan.algorithm.data(), &algorithm, sizeof algorithm), plan.workspace = static_cast<int64_t>(result.workspaceSize);
+    std::string note;
+    plans->add(key, plan, note);
+    if (!note.empty()) fmt::print(stderr, "{}\n", note);
+    return true;
+  }
+};
+
+MatmulLt::~MatmulLt() = default;
+
+std::unique_ptr<MatmulLt> MatmulLt::open(GpuRuntime& runtime, std::string& why) {
+  void* library = nullptr;
+  for (const std::string& place : library_places(kLibrary, [](const char* name) { return std::getenv(name); }))
+    if ((library = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL))) break;
+  if (!library) {
+    why = fmt::format("{} was not found: the own kernels make all products", kLibrary);
+    return nullptr;
+  }
+  std::unique_ptr<MatmulLt> lt(new MatmulLt);
+  lt->state_ = std::make_unique<State>(runtime, library);
+  State& s = *lt->state_;
+  try {
+    s.find_all();
+    KAVA_LT(s.create(&s.handle));
+    s.workspace = runtime.allocate(static_cast<int64_t>(kWorkspace));
+  } catch (const std::exception& e) {
+    why = fmt::format("{} cannot be used: {}", kLibrary, e.what());
+    return nullptr;
+  }
+  s.plans = std::make_unique<LtPlans>(LtPlans::file_for(runtime.info().name, static_cast<int64_t>(s.version())));
+  return lt;
+}
+
+bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size) {
+  const Product<bf16>& p = g.products[0];
+  const bool adds = g.add.data != nullptr, sums = adds || g.set_sum.data != nullptr;
+  if (g.count != 1 || (g.scaled == 1 && (g.masked || g.factor != 1)) || g.m == 0 || g.n == 0 || p.k == 0) return false;
+  if (!any_size && static_cast<double>(g.m) * g.n * p.k < kSmallest) return false;
+  const Rows<float> wide = adds ? g.add : g.set_sum;
+  void* out = sums ? static_cast<void*>(wide.data) : g.set.data;
+  const int64_t ldc = sums ? wide.stride : g.set.stride;
+  if (!aligned(p.a.data, p.a.stride, 2) || !aligned(p.b.data, p.b.stride, 2) || !aligned(out, ldc, sums ? 4 : 2)) return false;
+  State& s = *state_;
+  const LtKey key{form, g.m, g.n, p.k, sums, adds, g.bias != nullptr};
+  cublasLtMatmulAlgo_t algorithm;
+  if (!s.plan(rounded_key(key), algorithm)) return false;
+  State::Call call(s, key, p.a.stride, p.b.stride, ldc, g.bias);
+  cublasLtMatmulHeuristicResult_t checked{};
+  if (s.algo_check(s.handle, call.desc, call.b, call.a, call.c, call.c, &algorithm, &checked) != CUBLAS_STATUS_SUCCESS) return false;
+  if (checked.workspaceSize > kWorkspace) return false;
+  const float one = 1, onto = adds ? 1 : 0;
+  KAVA_LT(s.matmul(s.handle, call.desc, &one, p.b.data, call.b, p.a.data, call.a, &onto, out, call.c, out, call.c, &algorithm, s.workspace,
+                   kWorkspace, reinterpret_cast<cudaStream_t>(s.runtime.stream())));
+  return true;
+}
+
+}  // namespace kava

@@ -1,0 +1,202 @@
+// The programs on --device cuda where its kernels are emulated: what a run gives, and how it ends when the device fails.
+#include <map>
+
+#include "engine/files/safetensors.h"
+#include "tests/programs/running.h"
+#include "tests/programs/text_run.h"
+
+namespace kava {
+
+namespace {
+
+const std::string kCase = source_dir() + "/tests/golden/cases/kava_defaults.toml";
+
+/// A run of 20 steps on the tiny LLaMA, with a checkpoint every 5; `more`: further arguments.
+Ended train_20(const TempFolder& folder, const std::string& out, std::vector<std::string> more) {
+  overwrite(folder / "c.toml", tiny_toml());
+  more.insert(more.begin(), {folder / "c.toml", "--out", folder / out, "--threads", "1", "--set", "train.max_steps=20", "--set",
+                             "train.checkpoint_every=5", "--set", "train.keep_checkpoints=9"});
+  return train(more);
+}
+
+/// All trained values of a run.
+std::vector<double> adapter_of(const fs::path& run) {
+  std::vector<double> all;
+  for (const char* name : {"adapter/adapter_model.safetensors", "adapter/kava.safetensors"}) {
+    const SafetensorsFile file = SafetensorsFile::open((run / name).string());
+    for (const TensorInfo& t : file.tensors()) {
+      std::vector<double> x(static_cast<std::size_t>(t.count()));
+      file.read_as(t, DType::f64, x.data());
+      all.insert(all.end(), x.begin(), x.end());
+    }
+  }
+  return all;
+}
+
+double distance(const std::vector<double>& a, const std::vector<double>& b) {
+  REQUIRE(a.size() == b.size());
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) difference += (a[i] - b[i]) * (a[i] - b[i]), norm += b[i] * b[i];
+  return std::sqrt(difference / norm);
+}
+
+/// The numbers that KAVA_EMULATED_FAIL=count prints: requests of memory, launches, calls.
+std::array<int64_t, 3> counted(const std::string& err) {
+  std::array<int64_t, 3> n{};
+  const std::size_t at = err.find("emulated device: ");
+  REQUIRE(at != std::string::npos);
+  REQUIRE(std::sscanf(err.c_str() + at, "emulated device: %ld requests of memory, %ld launches, %ld calls", &n[0], &n[1], &n[2]) == 3);
+  return n;
+}
+
+}  // namespace
+
+TEST_CASE("--device auto says in one line why it takes the cpu, and cuda that there is none") {
+  const TempFolder folder;
+  const std::string step = "kava_inspect step '" + kCase + "' --out '" + folder / "step" + "'";
+  const WithVariable no_device("KAVA_EMULATED_DEVICES", "0");
+  const Ended by_default = run_command(step), asked = run_command(step + " --device auto"), cuda = run_command(step + " --device cuda");
+  CHECK((by_default.code == 0 && asked.code == 0));
+  CHECK(asked.err.starts_with("device cpu: "));
+  CHECK(std::count(asked.err.begin(), asked.err.end(), '\n') == 1);
+  check_refusal(cuda, 3, "--device");
+  CHECK(run_command("kava_inspect --version").out.find("\n  cuda") != std::string::npos);
+}
+
+TEST_CASE("the emulated cuda backend is named so, and taken only where it is asked for") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const TempFolder folder;
+  const std::string step = "kava_inspect step '" + kCase + "' --set model.dtype=f32 --out '" + folder / "step" + "'";
+  CHECK(run_command(step).err.empty());
+  CHECK(run_command(step + " --device auto").err.find("device cpu: cuda (emulated)") == 0);
+  CHECK(run_command(step + " --device cuda").code == 0);
+  check_refusal(run_command(step + " --device cuda --set model.dtype=f64"), 2, "model.dtype");
+}
+
+TEST_CASE("20 steps on cuda are the cpu's as far as f32 can, and twice the same bytes") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const TempFolder folder;
+  for (const auto& [out, device, dtype] :
+       {std::tuple("exact", "cpu", "f64"), {"cpu", "cpu", "f32"}, {"cuda", "cuda", "f32"}, {"again", "cuda", "f32"}}) {
+    const Ended run = train_20(folder, out, {"--device", device, "--set", std::string("model.dtype=") + dtype});
+    INFO(run.err);
+    REQUIRE(run.code == 0);
+  }
+  check_same_run(folder.path() / "cuda", folder.path() / "again");
+  const std::vector<double> exact = adapter_of(folder.path() / "exact");
+  CHECK(distance(adapter_of(folder.path() / "cuda"), exact) <= 10 * distance(adapter_of(folder.path() / "cpu"), exact) + 1e-6);
+}
+
+TEST_CASE("a run of one device goes on on cuda and back, and says that its bytes are not those of one device") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const TempFolder folder;
+  for (const auto& [first, second, name] : {std::tuple("cpu", "cuda", "cuda (emulated)"), {"cuda", "cpu", "cpu"}}) {
+    const fs::path out = folder.path() / first;
+    REQUIRE(train_20(folder, first, {"--device", first}).code == 0);
+    fs::remove_all(out / "adapter");
+    for (const char* step : {"step_15", "step_20"}) fs::remove_all(out / "checkpoints" / step);
+    const Ended resumed = train({out.string(), "--resume", "--device", second});
+    INFO(resumed.out << resumed.err);
+    CHECK(resumed.code == 0);
+    CHECK(resumed.out.find(fmt::format("device      {}, and {} before: the bytes", name,
+                                       first == std::string("cpu") ? "cpu" : "cuda (emulated)")) != std::string::npos);
+    CHECK(fs::exists(out / "adapter/adapter_model.safetensors"));
+  }
+}
+
+TEST_CASE("decoding and evaluation on cuda answer as the cpu does") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const TextRun tiny;
+  const std::string run = "'" + tiny.dir.string() + "'", data = "'" + tiny.write("rows.txt", kQuestions) + "'";
+  std::map<std::string, Json> results;
+  for (const std::string device : {"cpu", "cuda"}) {
+    const std::string out = tiny.folder / (device + ".json");
+    const Ended eval =
+        run_command("kava_eval " + run + " --data " + data + " --max-new-tokens 12 --force --device " + device + " --out '" + out + "'");
+    INFO(eval.err);
+    REQUIRE(eval.code == 0);
+    Json& result = results[device] = read_json(out);
+    CHECK(result["device"] == (device == "cpu" ? "cpu" : "cuda (emulated)"));
+    const Ended generated = run_command("kava_generate " + run + " 'How many?' --latents --max-new-tokens 12 --device " + device);
+    REQUIRE(generated.code == 0);
+    result["generated"] = generated.out;
+  }
+  CHECK(results["cpu"]["generated"] == results["cuda"]["generated"]);
+  REQUIRE(results["cpu"]["records"].size() == 4);
+  for (std::size_t i = 0; i < 4; ++i) {
+    Json& a = results["cpu"]["records"][i];
+    Json& b = results["cuda"]["records"][i];
+    CHECK(a["output"] == b["output"]);
+    CHECK(a["correct"] == b["correct"]);
+  }
+}
+
+TEST_CASE("a device that fails ends a run with its exit code, and the last checkpoint is whole") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const TempFolder folder;
+  std::array<int64_t, 3> n{};
+  {
+    const WithVariable count("KAVA_EMULATED_FAIL", "count");
+    const Ended whole = train_20(folder, "whole", {"--device", "cuda"});
+    REQUIRE(whole.code == 0);
+    n = counted(whole.err);
+  }
+  const auto [requests, launches, calls] = n;
+  struct Failure {
+    std::string kind;
+    int64_t at;
+    int code;
+    bool later;  // after the first checkpoint
+  };
+  const Failure failures[] = {{"memory", 1, 3, false},          {"memory", requests, 3, false}, {"fault", launches / 2, 6, true},
+                              {"fault", launches - 1, 6, true}, {"lost", calls / 20, 6, false}, {"lost", calls * 2 / 3, 6, true}};
+  for (const Failure& f : failures) {
+    const std::string out = fmt::format("{}_{}", f.kind, f.at);
+    INFO(out);
+    {
+      const WithVariable fail("KAVA_EMULATED_FAIL", fmt::format("{}:{}", f.kind, f.at));
+      check_refusal(train_20(folder, out, {"--device", "cuda"}), f.code, f.code == 3 ? "device memory" : "device: ");
+    }
+    if (!f.later) continue;
+    const Ended resumed = train({folder / out, "--resume", "--device", "cuda"});
+    CHECK(resumed.code == 0);
+    CHECK(resumed.out.find("resuming") != std::string::npos);
+    check_same_run(folder.path() / "whole", folder.path() / out);
+  }
+}
+
+TEST_CASE("kava_bench runs everything on emulated cuda and says that its times mean nothing") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const TempFolder folder;
+  const Ended bench = run_command("kava_bench --device cuda --json '" + folder / "bench.json" + "'");
+  INFO(bench.err);
+  REQUIRE(bench.code == 0);
+  CHECK(bench.out.starts_with("emulated: "));
+  CHECK(bench.out.find("step 3: ") != std::string::npos);
+  const Json results = read_json(folder / "bench.json");
+  REQUIRE(results.size() > 10);
+  for (const Json& result : results) CHECK((result["device"] == "cuda (emulated)" && result["shape"] == "tiny"));
+  check_refusal(run_command("kava_bench --shape 7b"), 2, "--shape");
+}
+
+TEST_CASE("gpu_check on emulated cuda writes what it found, and without a device says so in one line") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const TempFolder folder;
+  const std::string check = "'" + source_dir() + "/tools/gpu_check.sh' --bin '" + bin_dir() + "' --out '" + folder / "out" + "'";
+  const auto run = [&](const std::string& command) { return run_command("kava_inspect --version >/dev/null; " + command); };
+  const Ended whole = run(check + " --part 2");
+  INFO(whole.out << whole.err);
+  CHECK(whole.code == 0);
+  const Json result = read_json(folder / "out/gpu_check.json");
+  CHECK(result["emulated"] == true);
+  CHECK(result["results"]["samples_per_s"].get<double>() > 0);
+  for (const Json& c : result["checks"]) CHECK(c["result"] == "ok");
+  CHECK(run(check + " --part 4").code == 2);
+  const WithVariable no_device("KAVA_EMULATED_DEVICES", "0");
+  const Ended none = run(check);
+  CHECK(none.code == 3);
+  CHECK(std::count(none.err.begin(), none.err.end(), '\n') == 1);
+  CHECK(none.err.find("no device") != std::string::npos);
+}
+
+}  // namespace kava

@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# The first minutes on a GPU: is everything right, how fast is it, and how fast is PyTorch on the same work. Runs from an unpacked archive or
+# from a built tree; needs no network, no compiler and no data. Each part takes at most 8 minutes:
+#   1  doctor, the tests of the cuda backend on this device, compute-sanitizer memcheck
+#   2  kava_bench, the plan, and a minute of training at the shapes of Llama-3.2-1B with random weights
+#   3  the same work in PyTorch, padded and packed (interpreter in KAVA_PYTHON, else python3), compute-sanitizer racecheck
+# Writes DIR/gpu_check.json and a log of every check. Ends with 0 where all is right, 1 where a check failed, 2 for wrong options, 3 without
+# a device. What the machine lacks (PyTorch, compute-sanitizer) is skipped and said.
+# Usage: tools/gpu_check.sh [--part 1|2|3|all] --out DIR [--bin DIR]
+set -uo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+part=all out='' bin=''
+usage() { printf 'gpu_check: %s\nusage: gpu_check.sh [--part 1|2|3|all] --out DIR [--bin DIR]\n' "$1" >&2; exit 2; }
+while [ $# -gt 0 ]; do
+  case $1 in
+    --part) part=${2:-}; shift 2 || usage '--part names no part' ;;
+    --out) out=${2:-}; shift 2 || usage '--out names no folder' ;;
+    --bin) bin=${2:-}; shift 2 || usage '--bin names no folder' ;;
+    *) usage "unknown option $1" ;;
+  esac
+done
+case $part in 1|2|3) parts=$part ;; all) parts='1 2 3' ;; *) usage "--part $part is no part" ;; esac
+[ -n "$out" ] || usage '--out DIR is missing'
+if [ -z "$bin" ]; then
+  for bin in "$root/bin" "$root/build/cuda/bin"; do [ -x "$bin/kava_train" ] && break; done
+fi
+[ -x "$bin/kava_train" ] || { echo "gpu_check: no programs in $bin" >&2; exit 2; }
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
+
+case_file=$root/tests/golden/cases/kava_defaults.toml
+version=$("$bin/kava_train" --version) || exit 1
+device=$(printf '%s\n' "$version" | sed -n 's/^  cuda\( (emulated)\)\?: //p' | head -n 1)
+emulated=false
+printf '%s\n' "$version" | grep -q '^  cuda (emulated): ' && emulated=true
+"$bin/kava_inspect" step "$case_file" --set model.dtype=f32 --device cuda --out "$out/probe.safetensors" >"$out/probe.log" 2>&1
+case $? in
+  0) ;;
+  3) echo "gpu_check: no device: $(sed -n 's/^error: //p' "$out/probe.log" | tail -n 1)" >&2; exit 3 ;;
+  *) echo "gpu_check: the first step failed: $(tail -n 1 "$out/probe.log")" >&2; exit 1 ;;
+esac
+
+# ---- results
+checks='' failed=0
+text() { local s=${1//\\/\\\\}; s=${s//\"/\\\"}; printf '"%s"' "$(printf '%s' "$s" | tr -d '\000-\037')"; }
+record() { # NAME ok|failed|skipped SECONDS DETAIL
+  checks+="${checks:+,
+    }{\"part\": $now, \"name\": $(text "$1"), \"result\": \"$2\", \"seconds\": $3, \"detail\": $(text "$4")}"
+  printf '%-8s %s%s\n' "$2" "$1" "${4:+: $4}"
+  [ "$2" != failed ] || failed=1
+}
+# A check: NAME "CODES THAT ARE RIGHT" COMMAND...; its log is DIR/NAME.log, its detail the log's last line.
+check() {
+  local name=$1 right=$2 begin=$SECONDS left=$((deadline - SECONDS)) code
+  shift 2
+  if [ "$left" -le 0 ]; then record "$name" skipped 0 'the 8 minutes of this part are over'; return; fi
+  timeout "$left" "$@" >"$out/$name.log" 2>&1
+  code=$?
+  case " $right " in
+    *" $code "*) record "$name" ok $((SECONDS - begin)) "$(tail -n 1 "$out/$name.log")" ;;
+    *) record "$name" failed $((SECONDS - begin)) "exit $code: $(tail -n 1 "$out/$name.log")" ;;
+  esac
+}
+sanitizer() { # NAME TOOL
+  if ! command -v compute-sanitizer >/dev/null; then record "$1" skipped 0 'compute-sanitizer is not on PATH'; return; fi
+  for dtype in f32 bf16; do
+    check "$1_$dtype" 0 compute-sanitizer --tool "$2" --error-exitcode 9 "$bin/kava_inspect" step "$case_file" --set "model.dtype=$dtype" \
+      --device cuda --out "$out/step.safetensors"
+  done
+}
+
+# ---- a model of random weights at the shapes of Llama-3.2-1B, and rows of ids with the lengths of GSM8k-AUG
+make_work() {
+  local layers=16 hidden=2048 mlp=8192 heads=32 kv=8 vocab=128256 rows=1024
+  batch=128 steps=100000 hours=0.0167
+  if $emulated; then layers=2 hidden=64 mlp=160 heads=4 kv=2 vocab=300 rows=16 batch=4 steps=3 hours=0; fi
+  mkdir -p "$out/model"
+  cat >"$out/model/config.json" <<EOF
+{"model_type": "llama", "hidden_size": $hidden, "intermediate_size": $mlp, "num_hidden_layers": $layers, "num_attention_heads": $heads,
+ "num_key_value_heads": $kv, "head_dim": $((hidden / heads)), "vocab_size": $vocab, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+ "tie_word_embeddings": true, "hidden_act": "silu", "max_position_embeddings": 131072, "eos_token_id": 2}
+EOF
+  local state=12345 i
+  draw() { state=$(((state * 1103515245 + 12345) & 0x7fffffff)); drawn=$((state >> 8)); }
+  ids() { local n=$1 j; list=''; for ((j = 0; j < n; ++j)); do draw; list+="${list:+, }$((3 + drawn % (vocab - 3)))"; done; }
+  for ((i = 0; i < rows; ++i)); do
+    draw; ids $((30 + drawn % 32)); local question=$list
+    draw; local written=$((drawn % 10)) trace=''
+    case $written in 0) ;; 1|2|3|4|5) ids 8; trace=$list ;; 6|7) ids 16; trace=$list ;; *) ids 24; trace=$list ;; esac
+    draw; ids $((5 + drawn % 2))
+    printf '{"question": [%s], "trace": [%s], "answer": [%s, 2], "prompt": 4}\n' "$question" "$trace" "$list"
+  done >"$out/rows.jsonl"
+  cat >"$out/train.toml" <<EOF
+[model]
+path = "model"
+init = "random"
+[data]
+train = ["rows.jsonl"]
+[train]
+batch = $batch
+max_steps = $steps
+max_hours = $hours
+checkpoint_every = 100000
+EOF
+}
+# The last value of a key in the lines of a JSON file.
+last_of() { grep -o "\"$2\": *[0-9.eE+-]*" "$1" 2>/dev/null | tail -n 1 | sed 's/.*: *//'; }
+
+results=''
+result() { results+="${results:+, }\"$1\": ${2:-null}"; }
+
+part_1() {
+  if "$bin/kava_inspect" doctor --help >/dev/null 2>&1; then check doctor 0 "$bin/kava_inspect" doctor
+  else record doctor skipped 0 'this build has no doctor'; fi
+  if [ -x "$bin/kava_tests" ]; then check suite 0 "$bin/kava_tests" '*cuda*'
+  else record suite skipped 0 'this build has no tests'; fi
+  sanitizer memcheck memcheck
+}
+
+part_2() {
+  make_work
+  local shapes=()
+  $emulated && shapes=(--filter rope)
+  check bench 0 "$bin/kava_bench" --device cuda --json "$out/bench.json" "${shapes[@]}"
+  [ ! -s "$out/bench.json" ] || result bench "$(cat "$out/bench.json")"
+  check plan 0 "$bin/kava_train" "$out/train.toml" --plan --device cuda
+  rm -rf "$out/run"
+  check train '0 75' "$bin/kava_train" "$out/train.toml" --device cuda --out "$out/run"
+  for key in samples_per_s mfu memory_bytes; do result "$key" "$(last_of "$out/run/metrics.jsonl" "$key")"; done
+}
+
+part_3() {
+  local python=${KAVA_PYTHON:-python3} form options=(--device cuda --shape llama1b --batch 128 --steps 5)
+  if $emulated; then record pytorch skipped 0 'the device is emulated'
+  elif ! "$python" -c 'import torch, transformers, peft' >/dev/null 2>&1; then record pytorch skipped 0 "$python has no torch, transformers or peft"
+  else
+    for form in padded packed; do
+      check "pytorch_$form" 0 "$python" "$root/benchmarks/torch_reference.py" "${options[@]}" $([ $form = padded ] || echo --packed)
+      result "pytorch_${form}_samples_per_s" "$(grep -o '[0-9.]* samples/s' "$out/pytorch_$form.log" 2>/dev/null | tail -n 1 | sed 's/ .*//')"
+    done
+  fi
+  sanitizer racecheck racecheck
+}
+
+for now in $parts; do
+  deadline=$((SECONDS + 480))
+  echo "part $now"
+  "part_$now"
+done
+
+clocks=$(command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu \
+  --format=csv,noheader 2>/dev/null | head -n 1)
+cat >"$out/gpu_check.json" <<EOF
+{
+  "date": "$(date -u +%Y-%m-%dT%H:%M:%SZ)",
+  "version": $(text "$(printf '%s\n' "$version" | head -n 1)"),
+  "device": $(text "$device"),
+  "emulated": $emulated,
+  "clocks": $(text "${clocks:-}"),
+  "results": {$results},
+  "checks": [
+    $checks
+  ]
+}
+EOF
+echo "gpu_check: $([ $failed = 0 ] && echo 'all that ran is right' || echo 'something failed'): $out/gpu_check.json"
+exit $failed
