@@ -135,7 +135,8 @@ part_3() {
   elif ! "$python" -c 'import torch, transformers, peft' >/dev/null 2>&1; then record pytorch skipped 0 "$python has no torch, transformers or peft"
   else
     for form in padded packed; do
-      check "pytorch_$form" 0 "$python" "$root/benchmarks/torch_reference.py" "${options[@]}" $([ $form = padded ] || echo --packed)
+      [ $form = padded ] || options+=(--packed)
+      check "pytorch_$form" 0 "$python" "$root/benchmarks/torch_reference.py" "${options[@]}"
       result "pytorch_${form}_samples_per_s" "$(grep -o '[0-9.]* samples/s' "$out/pytorch_$form.log" 2>/dev/null | tail -n 1 | sed 's/ .*//')"
     done
   fi
@@ -145,7 +146,7 @@ part_3() {
 for now in $parts; do
   deadline=$((SECONDS + 480))
   echo "part $now"
-  "part_$now"
+  case $now in 1) part_1 ;; 2) part_2 ;; 3) part_3 ;; esac
 done
 
 clocks=$(command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu \
