@@ -139,11 +139,10 @@ double Trainer::gradients(std::span<const Sample> batch, const Recipe& recipe, s
 
 // The sums of the forwards of a round, first .. first+parts, of which this rank has made its own.
 void Trainer::gather_sums(int64_t mine, int64_t first, int64_t parts) {
-  const ArenaScope scope(arena_);
-  const Tensor all = arena_.alloc(DType::f64, comm_.size(), kStepSums);
-  comm_.gather(model_.ops, all, scalars_.col_range(mine * kStepSums, (mine + 1) * kStepSums), "adding losses");
-  for (int64_t r = 0; r < parts; ++r)
-    model_.ops.copy(scalars_.col_range((first + r) * kStepSums, (first + r + 1) * kStepSums), all.row_range(r, r + 1));
+  std::vector<double> sums(kStepSums), all(static_cast<std::size_t>(kStepSums * comm_.size()));
+  model_.ops.download(sums.data(), scalars_.col_range(mine * kStepSums, (mine + 1) * kStepSums));
+  comm_.gather(all.data(), sums.data(), kStepSums * static_cast<int64_t>(sizeof(double)), "adding losses");
+  model_.ops.upload(scalars_.col_range(first * kStepSums, (first + parts) * kStepSums), all.data());
 }
 
 StepReport Trainer::step() {
