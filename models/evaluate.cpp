@@ -6,6 +6,7 @@
 #include <chrono>
 #include <span>
 
+#include "models/decode_ranks.h"
 #include "models/score.h"
 
 namespace kava {
@@ -140,12 +141,15 @@ class Evaluation {
   }
 
   void run_batches(const std::vector<Sample>& samples, std::span<const std::size_t> runnable) {
-    const auto batch = static_cast<std::size_t>(options_.batch);
+    // A batch on each rank.
+    const auto batch = static_cast<std::size_t>(options_.batch * (options_.comm ? options_.comm->size() : 1));
     int64_t correct = 0;
     for (std::size_t first = 0; first < runnable.size(); first += batch) {
       const std::size_t end = std::min(runnable.size(), first + batch);
       const auto which = runnable.subspan(first, end - first);
-      const std::vector<DecodeResult> decoded = decode_some(samples, which);
+      const auto [questions, options] = decoding(samples, which);
+      const std::vector<DecodeResult> decoded =
+          options_.comm ? decode_on_ranks(*options_.comm, model_, arena_, questions, options) : decode(model_, arena_, questions, options);
       const std::size_t each = decoded.size() / which.size();
       for (std::size_t i = 0; i < which.size(); ++i) judge(which[i], samples[which[i]], std::span(decoded).subspan(i * each, each));
       for (const std::size_t i : which) correct += result_.records[i].correct[0] ? 1 : 0;
@@ -190,18 +194,15 @@ class Evaluation {
     return {std::move(questions), std::move(o)};
   }
 
-  std::vector<DecodeResult> decode_some(const std::vector<Sample>& samples, std::span<const std::size_t> which) {
-    const auto [questions, options] = decoding(samples, which);
-    return decode(model_, arena_, questions, options);
-  }
-
   // Each of the first questions alone, until they have taken a tenth of the whole evaluation's time.
   void measure_single(const std::vector<Sample>& samples, std::span<const std::size_t> runnable) {
     constexpr std::size_t kMost = 8;
     const auto start = std::chrono::steady_clock::now();
     std::size_t n = 0;
-    while (n < std::min(runnable.size(), kMost) && (n == 0 || seconds_since(start) < result_.seconds / 10))
-      decode_some(samples, runnable.subspan(n++, 1));
+    while (n < std::min(runnable.size(), kMost) && (n == 0 || seconds_since(start) < result_.seconds / 10)) {
+      const auto [questions, options] = decoding(samples, runnable.subspan(n++, 1));
+      decode(model_, arena_, questions, options);
+    }
     result_.ms_batch_1 = 1000 * seconds_since(start) / static_cast<double>(n);
   }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/device/comm.h"
 #include "engine/files/json.h"
 #include "models/controls.h"
 #include "models/decode.h"
@@ -24,6 +25,7 @@ struct EvalOptions : DecodeChoice {
   Sampling sampling;           // a question's draws are keyed by its row
   bool controls = false;       // of the latents too; greedy, with one answer
   bool measure_single = false;
+  Comm* comm = nullptr;  // ranks that share the questions of a batch, and all get the whole result; absent: this process is alone
   /// After each batch; correct: by the first scorer, -1 where it is not known yet
   std::function<void(int64_t done, int64_t total, int64_t correct)> progress;
 };

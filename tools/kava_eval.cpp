@@ -14,6 +14,7 @@
 #include "tools/compare.h"
 #include "tools/eval_table.h"
 #include "tools/model_options.h"
+#include "tools/ranks.h"
 #include "tools/results.h"
 #include "tools/terminal.h"
 
@@ -24,6 +25,7 @@ namespace fs = std::filesystem;
 
 struct EvalCommand {
   ModelOptions model;
+  RankOptions ranks;
   std::optional<std::string> out, format;
   std::vector<std::string> data;
   int64_t limit = 0, batch = kDecodeBatch;
@@ -172,58 +174,90 @@ EvalOptions options_of(const EvalCommand& command, const DecodeChoice& choice) {
   return options;
 }
 
+// What every rank reads before its first question.
+struct Prepared {
+  Prepared(const EvalCommand& command, int device)
+      : chosen(choose_model(command.model, device)),
+        decoding(decoding_of(chosen.opened.config, chosen.choice)),
+        options(options_of(command, chosen.choice)) {
+    const OpenedModel& opened = chosen.opened;
+    require_latents(command, decoding);
+    require_out_usable(command, opened);
+    for (const std::string& path : command.data) files.push_back(read_rows(path, choice_option<DataFormat>("--format", command.format)));
+    model = load_model(*chosen.ops, opened);
+    head = header(command, opened, *model, decoding.config.method);
+    for (const RowFile& file : files)
+      if (!opened.plain()) paths.push_back(result_path(opened, file, options, result_kind(command)));
+    if (!command.force)
+      for (const fs::path& path : paths) require_same_options(path, head);
+  }
+  std::string digests() const {
+    std::string text;
+    for (const RowFile& file : files) text += file.sha256 + " ";
+    return text;
+  }
+
+  const ChosenModel chosen;
+  const Decoding decoding;
+  EvalOptions options;
+  std::vector<RowFile> files;
+  std::unique_ptr<Model> model;
+  Json head;
+  std::vector<fs::path> paths;
+};
+
+int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
+  std::optional<Prepared> prepared;
+  together(comm, "reading model and data", [&] { prepared.emplace(command, world.local_rank); });
+  Prepared& p = *prepared;
+  const OpenedModel& opened = p.chosen.opened;
+  require_same(comm, "the options and the model", p.head.dump(), Exit::usage);
+  require_same(comm, "the data", p.digests(), Exit::data);
+  Arena arena(*p.chosen.ops);
+  fmt::print("model {}: {}, method {}, {}, {}\n", escaped(command.model.model, 4096), opened.weights, name_of(p.decoding.config.method),
+             name_of(opened.config.model.dtype), asked_as(opened));
+  std::fflush(stdout);
+
+  p.options.comm = &comm;
+  std::vector<std::pair<std::string, EvalResult>> results;
+  Json documents = Json::array();
+  for (const RowFile& file : p.files) {
+    const auto run = [&](EvalOptions o) {
+      WorkLine line(stderr, escaped(fs::path(file.path).filename().string(), 60) + ":", "questions");
+      // A launcher may put a pseudo-terminal between a rank and its own output.
+      if (comm.alone())
+        o.progress = [&](int64_t done, int64_t total, int64_t correct) {
+          std::vector<std::string> fields;
+          if (correct >= 0 && done > 0)
+            fields.push_back(fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done)));
+          line.at(done, total, fields);
+        };
+      EvalResult r = evaluate(*p.model, arena, opened.text, file, o);
+      line.end();
+      return r;
+    };
+    EvalResult result = run(p.options);
+    Json json = to_json(result);
+    json["data"] = json_text(file.path), json["sha256"] = file.sha256;
+    json["seconds"] = result.seconds, json["ms_per_question"] = result.ms_per_question();
+    json["ms_batch_1"] = result.ms_batch_1 ? Json(*result.ms_batch_1) : Json();
+    if (command.sweep_latents || command.sweep_passes) json["sweep"] = sweeps(command, p.decoding, p.options, result, run);
+    documents.push_back(std::move(json));
+    results.emplace_back(escaped(fs::path(file.path).filename().string(), 60), std::move(result));
+  }
+  if (!comm.leads()) return 0;
+  print_results(results, documents);
+  write_results(command, opened, p.head, p.paths, documents);
+  return 0;
+}
+
 int evaluate_files(EvalCommand& command) {
   settle_sampling(command);
   range_of("--sweep-latents", command.sweep_latents), range_of("--sweep-passes", command.sweep_passes);
   if (command.model.model.empty()) throw Error(Exit::usage, "MODEL", "is missing", "see kava_eval --help");
   if (command.data.empty()) throw Error(Exit::usage, "--data", "is missing", "name at least one data file");
-  const auto format = choice_option<DataFormat>("--format", command.format);
-  const auto [ops, opened, choice] = choose_model(command.model);
-  const Decoding decoding = decoding_of(opened.config, choice);
-  require_latents(command, decoding);
-  const EvalOptions options = options_of(command, choice);
-  require_out_usable(command, opened);
-  std::vector<RowFile> files;
-  for (const std::string& path : command.data) files.push_back(read_rows(path, format));
-  const std::unique_ptr<Model> model = load_model(*ops, opened);
-  Arena arena(*ops);
-  const Json head = header(command, opened, *model, decoding.config.method);
-  std::vector<fs::path> paths;
-  for (const RowFile& file : files)
-    if (!opened.plain()) paths.push_back(result_path(opened, file, options, result_kind(command)));
-  if (!command.force)
-    for (const fs::path& path : paths) require_same_options(path, head);
-  fmt::print("model {}: {}, method {}, {}, {}\n", escaped(command.model.model, 4096), opened.weights, name_of(decoding.config.method),
-             name_of(opened.config.model.dtype), asked_as(opened));
-  std::fflush(stdout);
-
-  std::vector<std::pair<std::string, EvalResult>> results;
-  Json documents = Json::array();
-  for (const RowFile& file : files) {
-    const auto run = [&](EvalOptions o) {
-      WorkLine line(stderr, escaped(fs::path(file.path).filename().string(), 60) + ":", "questions");
-      o.progress = [&](int64_t done, int64_t total, int64_t correct) {
-        std::vector<std::string> fields;
-        if (correct >= 0 && done > 0)
-          fields.push_back(fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done)));
-        line.at(done, total, fields);
-      };
-      EvalResult r = evaluate(*model, arena, opened.text, file, o);
-      line.end();
-      return r;
-    };
-    EvalResult result = run(options);
-    Json json = to_json(result);
-    json["data"] = json_text(file.path), json["sha256"] = file.sha256;
-    json["seconds"] = result.seconds, json["ms_per_question"] = result.ms_per_question();
-    json["ms_batch_1"] = result.ms_batch_1 ? Json(*result.ms_batch_1) : Json();
-    if (command.sweep_latents || command.sweep_passes) json["sweep"] = sweeps(command, decoding, options, result, run);
-    documents.push_back(std::move(json));
-    results.emplace_back(escaped(fs::path(file.path).filename().string(), 60), std::move(result));
-  }
-  print_results(results, documents);
-  write_results(command, opened, head, paths, documents);
-  return 0;
+  return on_ranks(command.ranks, command.model.device.device != "cuda",
+                  [&](Comm& comm, const World& world) { return evaluate_files(command, comm, world); });
 }
 
 }  // namespace
@@ -235,6 +269,7 @@ int main(int argc, char** argv) {
       "  kava_eval compare kava.json no_cot.json");
   EvalCommand command;
   kava::add_model_options(app, command.model);
+  kava::add_rank_options(app, command.ranks);
   app.add_option("--data", command.data, "Data files; their form is recognised from the first row")->expected(1, -1);
   app.add_option("--format", command.format, "The form of all data files, where it is not recognised: " + kava::format_words());
   app.add_option("--limit", command.limit, "Only the first N rows of each file")->check(CLI::Range(int64_t{1}, int64_t{1} << 40));

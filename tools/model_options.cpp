@@ -44,10 +44,10 @@ std::string asked_as(const OpenedModel& opened) {
                                                                  : "questions as they are";
 }
 
-ChosenModel choose_model(const ModelOptions& options) {
+ChosenModel choose_model(const ModelOptions& options, int device) {
   const auto method = choice_option<Method>("--method", options.method);
   const auto dtype = choice_option<StorageType>("--dtype", options.dtype);
-  ChosenModel chosen{make_ops(options.device), open_model(options.model, dtype, options.base), {}};
+  ChosenModel chosen{make_ops(options.device, device), open_model(options.model, dtype, options.base), {}};
   chosen.choice.method = method, chosen.choice.stage = options.stage;
   require_method(chosen.opened, method);
   require_stage(chosen.opened, method, options.stage);

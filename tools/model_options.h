@@ -35,6 +35,6 @@ std::string asked_as(const OpenedModel& opened);
 
 /// The backend and the model, whose weights are not read yet; a note on stderr where a better checkpoint was passed over. Error(code usage)
 /// for an unknown word, or a method that the weights cannot do; and the errors of make_ops and open_model.
-ChosenModel choose_model(const ModelOptions& options);
+ChosenModel choose_model(const ModelOptions& options, int device = 0);
 
 }  // namespace kava

@@ -4,6 +4,7 @@
 
 #include "engine/files/checkpoint.h"
 #include "tests/programs/running.h"
+#include "tests/programs/text_run.h"
 
 using namespace kava;
 
@@ -14,12 +15,13 @@ void require_mpirun() {
   if (!fs::exists(bin_dir() + "/libkava_mpi.so")) SKIP("this build has no libkava_mpi.so");
 }
 
-// mpirun with what it starts: "-n N", then what follows the name of kava_train.
-Ended mpirun(const std::vector<std::pair<int, std::string>>& starts, const std::string& environment = "") {
+// mpirun with what it starts: "-n N", then what follows the program's name.
+Ended mpirun(const std::vector<std::pair<int, std::string>>& starts, const std::string& environment = "",
+             const std::string& program = "kava_train") {
   const TempFolder streams;
   std::string line = environment + " OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --oversubscribe --bind-to none";
   for (std::size_t i = 0; i < starts.size(); ++i)
-    line += fmt::format("{} -n {} '{}/kava_train' {} --device cpu --threads 1", i > 0 ? " :" : "", starts[i].first, bin_dir(),
+    line += fmt::format("{} -n {} '{}/{}' {} --device cpu --threads 1", i > 0 ? " :" : "", starts[i].first, bin_dir(), program,
                         starts[i].second);
   line += fmt::format(" >'{}' 2>'{}'", streams / "out", streams / "err");
   const int status = std::system(line.c_str());
@@ -108,6 +110,29 @@ TEST_CASE("ranks that differ name the one and both values") {
   check(mpirun({{1, plain}, {1, plain + fmt::format(" --set 'data.train=[\"{}\"]'", other)}}), 4,
         "the data: is not the same on all ranks: rank 1 has");
   CHECK(!fs::exists(p.folder.path() / "x"));
+}
+
+TEST_CASE("any number of ranks evaluates to the bytes of one") {
+  require_mpirun();
+  const TextRun run;
+  std::string rows;
+  for (int i = 0; i < 11; ++i) rows += fmt::format("What is {}+{}?||<<{}+{}={}>>#### {}\n", i, i, i, i, 2 * i, 2 * i);
+  const std::string data = run.write("test.txt", rows);
+  auto result = [&](int ranks, const std::string& more) {
+    const std::string out = run.folder / fmt::format("{}.json", ranks);
+    const Ended ended = mpirun(
+        {{ranks, fmt::format("'{}' --data '{}' --batch 2 --out '{}' --force {}", run.dir.string(), data, out, more)}}, "", "kava_eval");
+    INFO(ended.err);
+    REQUIRE(ended.code == 0);
+    Json json = read_json(out, std::size_t{1} << 24);
+    for (const char* key : {"seconds", "ms_per_question", "ms_batch_1"}) json["results"][0].erase(key);
+    return json.dump();
+  };
+  for (const std::string more : {"", "--samples 3 --seed 5", "--controls --method kava"}) {
+    INFO(more);
+    const std::string one = result(1, more);
+    for (int ranks : {2, 3, 4}) CHECK(result(ranks, more) == one);
+  }
 }
 
 TEST_CASE("ranks of the emulated cuda backend train over TCP to the bytes of one") {
