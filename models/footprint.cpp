@@ -68,7 +68,8 @@ int64_t inference_bytes(const RunConfig& config, const ModelConfig& shape) {
 int64_t step_rows(const RunConfig& config, const Recipe& recipe, const Sample& sample, int64_t index) {
   const Cut cut = cut_of(recipe, sample, index);
   const Lengths n = lengths_of(recipe, sample, cut);
-  const int64_t question = std::ssize(sample.question), N = cut.latents, T = cut.iterations;
+  const int64_t question = std::ssize(sample.question), N = cut.latents;
+  const int64_t T = config.step.prune_latents ? std::min<int64_t>(cut.iterations, N) : cut.iterations;  // as layout.cpp has it
   if (!recipe.markers) return question + (recipe.student ? n.student_tail : n.teacher_tail);
   int64_t latents = (T + 1) * N;
   if (config.step.prune_latents) {

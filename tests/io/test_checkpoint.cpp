@@ -242,7 +242,7 @@ TEST_CASE("without an exchange of names a checkpoint written again steps aside, 
       if (e.code() != Exit::write) std::abort();
     }
   }));
-  CHECK(text_of(all / "step_1/state.json") == fmt::format("again {}", ENOSYS));
+  CHECK(text_of(all / "step_1/state.json") == fmt::format("again {}", EXDEV));
   CHECK(names_in(all) == std::set<std::string>{"step_1"});
 }
 

@@ -436,7 +436,7 @@ TEST_CASE("memory is planned from the run's own steps, and the remedy names what
   constexpr int64_t kPlenty = int64_t{1} << 40;
   for (const std::vector<std::string>& sets : {std::vector<std::string>{},
                                                {"train.recompute=block"},
-                                               {"train.micro_batch=3"},
+                                               {"train.batch=4", "train.micro_batch=3"},
                                                {"method=coconut", "lora.dropout=0.1"},
                                                {"model.dtype=bf16"}}) {
     CAPTURE(sets);

@@ -82,6 +82,10 @@ class Rig {
     mark_written(t);
     return t;
   }
+  Rig(const Rig&) = delete;
+  /// Nothing may touch the tensors any more.
+  ~Rig() { ops.finish(); }
+
   /// Filled with NaN (i32: with a number that is no index).
   Tensor out(int64_t rows, int64_t cols, Kind kind = Kind::storage) {
     Tensor t = place(rows, cols, kind, kind == Kind::i32 ? 0x77 : 0xFF);
@@ -100,6 +104,7 @@ class Rig {
   }
 
   Matrix read(const Tensor& t) const {
+    ops.finish();
     Matrix m(t.rows, t.cols);
     const Kind kind = kind_of(t);
     for (int64_t r = 0; r < t.rows; ++r)
@@ -108,12 +113,14 @@ class Rig {
   }
   /// All bytes of outputs, for bitwise comparison.
   std::vector<unsigned char> bytes() const {
+    ops.finish();
     std::vector<unsigned char> all;
     for (const Slot& s : slots_) all.insert(all.end(), s.memory.begin(), s.memory.end());
     return all;
   }
   /// Nothing but the elements of outputs changed.
   bool guards_hold() const {
+    ops.finish();
     for (const Slot& s : slots_) {
       if (s.memory == s.before) continue;
       for (std::size_t i = 0; i < s.memory.size(); ++i)

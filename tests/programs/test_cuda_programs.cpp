@@ -51,7 +51,7 @@ std::array<int64_t, 3> counted(const std::string& err) {
 
 }  // namespace
 
-TEST_CASE("--device auto says in one line why it takes the cpu, and cuda that there is none") {
+TEST_CASE("a device of auto says in one line why it takes the cpu, and cuda that there is none") {
   const TempFolder folder;
   const std::string step = "kava_inspect step '" + kCase + "' --out '" + folder / "step" + "'";
   const WithVariable no_device("KAVA_EMULATED_DEVICES", "0");
@@ -122,10 +122,10 @@ TEST_CASE("decoding and evaluation on cuda answer as the cpu does") {
     result["generated"] = generated.out;
   }
   CHECK(results["cpu"]["generated"] == results["cuda"]["generated"]);
-  REQUIRE(results["cpu"]["records"].size() == 4);
+  auto records = [&](const std::string& device) -> const Json& { return results.at(device).at("results").at(0).at("records"); };
+  REQUIRE(records("cpu").size() == 4);
   for (std::size_t i = 0; i < 4; ++i) {
-    Json& a = results["cpu"]["records"][i];
-    Json& b = results["cuda"]["records"][i];
+    const Json &a = records("cpu")[i], &b = records("cuda")[i];
     CHECK(a["output"] == b["output"]);
     CHECK(a["correct"] == b["correct"]);
   }

@@ -7,7 +7,7 @@
 
 using namespace kava;
 
-TEST_CASE("--profile tells the time and work of each op, and changes no byte of the run") {
+TEST_CASE("a profile (--profile) tells the time and work of each op, and changes no byte of the run") {
   const TempFolder folder;
   const std::string train = "kava_train '" + source_dir() + "/tests/golden/cases/full_cot.toml' --threads 1 --set 'model.adapter=\"\"' " +
                             "--set train.max_steps=2 --out ";

@@ -64,7 +64,11 @@ TEST_CASE("no result in a run is replaced unseen") {
                         {"samples", 1},
                         {"temperature", 0.0},
                         {"top_p", nullptr},
-                        {"seed", nullptr}});
+                        {"seed", nullptr},
+                        {"chat", "none"},
+                        {"controls", false},
+                        {"sweep_latents", nullptr},
+                        {"sweep_passes", nullptr}});
   // A name as long as a file's name can be leaves room for the rest.
   CHECK(run("kava_eval " + dir + " --data " + tiny.write(std::string(251, 'n') + ".txt", kQuestions)).code == 0);
 }
