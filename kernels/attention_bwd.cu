@@ -18,15 +18,14 @@ struct Saved {
   Rows<const float> lse, delta;
 };
 
-template <class T>
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
-    attention_bwd_delta_kernel(Rows<float> delta, Rows<const T> dout, Rows<const T> o, SegmentLists segments, AttentionDims dims) {
+    attention_bwd_delta_bf16_kernel(Rows<float> delta, Rows<const bf16> dout, Rows<const bf16> o, SegmentLists segments, AttentionDims dims) {
   const QueryBlock block(segments);
   const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize, D = dims.head_dim;
   const int r = block.tile * kAttentionWarps + warp;
   if (r >= seg.stacked_rows()) return;
-  const T *o_row = seg.query(o, r, D), *dout_row = seg.query(dout, r, D);
+  const bf16 *o_row = seg.query(o, r, D), *dout_row = seg.query(dout, r, D);
   float sum = 0;
   for (int c = lane; c < D; c += kWarpSize) sum += to_float(o_row[c]) * to_float(dout_row[c]);
   sum = warp_sum(sum);
@@ -269,6 +268,27 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
 
 // ---- f32: a warp owns one stacked row (dq) or one key of a segment (dk, dv) at a time
 
+// Where one key takes nearly all weight, dp - delta cancels. It does so to rounding where delta is summed from the same p and dp, over the
+// sum of p, which exp(s - lse) gives only to within the rounding of lse; o . do would carry that rounding whole.
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
+    attention_bwd_delta_f32_kernel(Rows<float> delta, Saved<float> saved, SegmentLists segments, AttentionDims dims) {
+  const QueryBlock block(segments);
+  const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize, D = dims.head_dim;
+  const int r = block.tile * kAttentionWarps + warp;
+  if (r >= seg.stacked_rows()) return;
+  const float *q = seg.query(saved.q, r, D), *dout = seg.query(saved.dout, r, D);
+  const float lse = saved.lse[seg.query_row(r)][seg.head(r)];
+  float weights = 0, weighted = 0;
+  for (int key = lane; key < seg.seen(r); key += kWarpSize) {
+    const float p = expf(dot(q, seg.key(saved.k, key, D), D) * dims.scale - lse);
+    weights += p;
+    weighted += p * dot(dout, seg.key(saved.v, key, D), D);
+  }
+  weights = warp_sum(weights), weighted = warp_sum(weighted);
+  if (lane == 0) delta[seg.query_row(r)][seg.head(r)] = weighted / weights;
+}
+
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     attention_bwd_q_f32_kernel(Rows<float> dq, Saved<float> saved, SegmentLists segments, AttentionDims dims) {
   const QueryBlock block(segments);
@@ -339,7 +359,7 @@ void attention_bwd(Stream stream, Rows<bf16> dq, Rows<float> dk, Rows<float> dv,
                    Rows<const bf16> o, Rows<const float> lse, Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v,
                    const SegmentLists& segments, const AttentionDims& dims) {
   if (!check_attention(segments, dims)) return;
-  launch(stream, attention_bwd_delta_kernel<bf16>, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, delta, dout, o,
+  launch(stream, attention_bwd_delta_bf16_kernel, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, delta, dout, o,
          segments, dims);
   const Saved<bf16> saved{dout, o, q, k, v, lse, delta};
   const bool aligned = chunks_aligned(q, dims.head_dim) && chunks_aligned(k, dims.head_dim) && chunks_aligned(v, dims.head_dim) &&
@@ -357,9 +377,9 @@ void attention_bwd(Stream stream, Rows<float> dq, Rows<float> dk, Rows<float> dv
                    Rows<const float> o, Rows<const float> lse, Rows<const float> q, Rows<const float> k, Rows<const float> v,
                    const SegmentLists& segments, const AttentionDims& dims) {
   if (!check_attention(segments, dims)) return;
-  launch(stream, attention_bwd_delta_kernel<float>, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, delta, dout, o,
-         segments, dims);
   const Saved<float> saved{dout, o, q, k, v, lse, delta};
+  launch(stream, attention_bwd_delta_f32_kernel, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, delta, saved, segments,
+         dims);
   launch(stream, attention_bwd_q_f32_kernel, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, dq, saved, segments, dims);
   launch(stream, attention_bwd_kv_f32_kernel, group_grid(segments, dims, 1), kAttentionThreads, 0, dk, dv, saved, segments, dims);
 }

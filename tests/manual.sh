@@ -12,7 +12,7 @@ if command -v groff >/dev/null; then
   for page in "$out"/man?/*; do
     said=$(groff -man -Tutf8 -ww -P-c "$page" 2>&1 >"$out/shown")
     [ -z "$said" ] || fail "$said"
-    sed "s/.\x08//g" "$out/shown" | grep -q NAME || fail "$page is empty"
+    grep -q NAME <(sed "s/.\x08//g" "$out/shown") || fail "$page is empty"
   done
 fi
 # shellcheck source=/dev/null
