@@ -268,8 +268,8 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
 
 // ---- f32: a warp owns one stacked row (dq) or one key of a segment (dk, dv) at a time
 
-// Where one key takes nearly all weight, dp - delta cancels. It does so to rounding where delta is summed from the same p and dp, over the
-// sum of p, which exp(s - lse) gives only to within the rounding of lse; o . do would carry that rounding whole.
+// exp(s - lse) alone adds up to 1 only to within the rounding of lse, so p is divided by its sum, whose inverse lies behind the deltas. Where
+// one key takes nearly all weight, dp - delta cancels: to rounding where delta is summed from the same p and dp, which o . do is not.
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     attention_bwd_delta_f32_kernel(Rows<float> delta, Saved<float> saved, SegmentLists segments, AttentionDims dims) {
   const QueryBlock block(segments);
@@ -286,7 +286,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     weighted += p * dot(dout, seg.key(saved.v, key, D), D);
   }
   weights = warp_sum(weights), weighted = warp_sum(weighted);
-  if (lane == 0) delta[seg.query_row(r)][seg.head(r)] = weighted / weights;
+  if (lane > 0) return;
+  float* to = delta[seg.query_row(r)] + seg.head(r);
+  to[0] = weighted / weights, to[dims.heads] = 1 / weights;
 }
 
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
@@ -297,12 +299,13 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
   const int r = block.tile * kAttentionWarps + warp;
   if (r >= seg.stacked_rows()) return;
   const float *q = seg.query(saved.q, r, D), *dout = seg.query(saved.dout, r, D);
-  const float lse = saved.lse[seg.query_row(r)][seg.head(r)], delta = saved.delta[seg.query_row(r)][seg.head(r)];
+  const float lse = saved.lse[seg.query_row(r)][seg.head(r)];
+  const float *saved_delta = saved.delta[seg.query_row(r)] + seg.head(r), delta = saved_delta[0], inverse = saved_delta[dims.heads];
   const int seen = seg.seen(r);
   float acc[kMostColumns] = {};
   for (int first_key = 0; first_key < seen; first_key += kWarpSize) {
     const int key = first_key + lane < seen ? first_key + lane : seen - 1;
-    const float p = expf(dot(q, seg.key(saved.k, key, D), D) * dims.scale - lse);
+    const float p = expf(dot(q, seg.key(saved.k, key, D), D) * dims.scale - lse) * inverse;
     const float ds = p * (dot(dout, seg.key(saved.v, key, D), D) - delta);
     const int keys = seen - first_key < kWarpSize ? seen - first_key : kWarpSize;
     for (int j = 0; j < keys; ++j) add_row(acc, __shfl_sync(kAllLanes, ds, j), seg.key(saved.k, first_key + j, D), lane, D);
@@ -326,8 +329,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
       for (int first_row = 0; first_row < rows; first_row += kWarpSize) {
         const int r = first_row + lane < rows ? first_row + lane : rows - 1;
         const float *q = seg.query(saved.q, r, D), *dout = seg.query(saved.dout, r, D);
-        const float lse = saved.lse[seg.query_row(r)][seg.head(r)], delta = saved.delta[seg.query_row(r)][seg.head(r)];
-        const float p = key < seg.seen(r) ? expf(dot(q, k, D) * dims.scale - lse) : 0.f;
+        const float lse = saved.lse[seg.query_row(r)][seg.head(r)];
+        const float *saved_delta = saved.delta[seg.query_row(r)] + seg.head(r), delta = saved_delta[0], inverse = saved_delta[dims.heads];
+        const float p = key < seg.seen(r) ? expf(dot(q, k, D) * dims.scale - lse) * inverse : 0.f;
         const float ds = p * (dot(dout, v, D) - delta);
         const int count = rows - first_row < kWarpSize ? rows - first_row : kWarpSize;
         for (int i = 0; i < count; ++i) {

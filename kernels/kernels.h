@@ -218,7 +218,7 @@ void attention_fwd(Stream stream, Rows<T> o, Rows<float> lse, Rows<const T> q, R
                    const SegmentLists& segments, const AttentionDims& dims);
 
 /// dq of every query row of a segment is set; dk and dv are added to, each element by one thread in the order of the group's segments.
-/// delta: workspace [query rows, H].
+/// delta: workspace [query rows, H]; for f32 [query rows, 2 H].
 template <class T>
 void attention_bwd(Stream stream, Rows<T> dq, Rows<float> dk, Rows<float> dv, Rows<float> delta, Rows<const T> dout, Rows<const T> o,
                    Rows<const float> lse, Rows<const T> q, Rows<const T> k, Rows<const T> v, const SegmentLists& segments,

@@ -166,7 +166,7 @@ Matrices attention_kernels(const AttentionCase& c, const Matrices& in, Device& d
   const Rows<const T> q = device.in<T>(in[0]), k = device.in<T>(in[1]), v = device.in<T>(in[2]), dout = device.in<T>(in[3]);
   const Rows<float> dk = device.in_out<float>(in[4]), dv = device.in_out<float>(in[5]);
   const Rows<T> o = device.out<T>(n, width), dq = device.out<T>(n, width);
-  const Rows<float> lse = device.out<float>(n, h.heads), delta = device.out<float>(n, h.heads);
+  const Rows<float> lse = device.out<float>(n, h.heads), delta = device.out<float>(n, std::is_same_v<T, float> ? 2 * h.heads : h.heads);
   attention_fwd<T>(nullptr, o, lse, q, k, v, segments, dims);
   attention_bwd<T>(nullptr, dq, dk, dv, delta, dout, o, lse, q, k, v, segments, dims);
   return {without_last_row(read(o, n, width)), without_last_row(read(lse, n, h.heads)), without_last_row(read(dq, n, width)),

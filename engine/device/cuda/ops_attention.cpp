@@ -30,7 +30,7 @@ void CudaOps::do_attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk,
                                const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments,
                                int64_t heads, int64_t kv_heads, double scale) {
   ArenaScope scope(arena);
-  const Tensor delta = arena.alloc(DType::f32, q.rows, heads);
+  const Tensor delta = arena.alloc(DType::f32, q.rows, q.dtype == DType::f32 ? 2 * heads : heads);
   if (dry()) return;
   on_storage(q.dtype, [&]<class T>() {
     kava::attention_bwd(stream(), rows_of<T>(dq), rows_of<float>(dk), rows_of<float>(dv), rows_of<float>(delta), rows_of<const T>(dout),
