@@ -78,10 +78,19 @@ class TcpComm final : public Comm {
     for (int port : place_.ports)
       if (!listener) listener = listen_on(place_.host, port, why);
     if (!listener) fail(fmt::format("cannot listen on port {} of {}: {}", ports(), escaped(place_.host), why));
+    std::string wrong;
+    Clock::time_point until = deadline;
     for (int missing = size() - 1; missing > 0;) {
-      Socket next = accept_from(listener, deadline, [&] { require_launcher(); });
+      Socket next = accept_from(listener, until, [&] { require_launcher(); });
       if (!next) break;
-      missing -= take_in(next);
+      const bool sound = wrong.empty();
+      missing -= take_in(next, wrong);
+      // Those that are still on their way are to hear it too.
+      if (sound && !wrong.empty()) until = std::min(deadline, after(kAnswer));
+    }
+    if (!wrong.empty()) {
+      tell_all(Frame::refusal, wrong);
+      refuse(wrong);
     }
     std::vector<int> missing;
     for (int r = 1; r < size(); ++r)
@@ -90,8 +99,8 @@ class TcpComm final : public Comm {
     for (std::size_t r = 1; r < peers_.size(); ++r) send_text(peers_[r], Frame::go, "");
   }
 
-  // Whether it is a rank of this start that was not there yet.
-  bool take_in(Socket& next) {
+  // Whether it is a rank of this start. `wrong`: what differs between ranks; who comes then is refused.
+  bool take_in(Socket& next, std::string& wrong) {
     const auto said = receive_text(next, after(kAnswer));
     if (!said || said->first != Frame::hello) return false;
     const std::string ours = fmt::format("kava ranks 1\n{}\n", place_.job);
@@ -99,14 +108,10 @@ class TcpComm final : public Comm {
     int ranks = 0, rank = -1;
     if (std::sscanf(said->second.c_str() + ours.size(), "%d\n%d", &ranks, &rank) != 2) return false;
     const bool known = 0 < rank && rank < size();
-    std::string wrong;
+    if (!wrong.empty()) return send_text(next, Frame::refusal, wrong), true;
     if (ranks != size()) wrong = fmt::format("rank {} counts {} ranks, rank 0 counts {}", rank, ranks, size());
     else if (!known || peers_[static_cast<std::size_t>(rank)]) wrong = fmt::format("two processes are rank {}", rank);
-    if (!wrong.empty()) {
-      send_text(next, Frame::refusal, wrong);
-      tell_all(Frame::refusal, wrong);
-      refuse(wrong);
-    }
+    if (!wrong.empty()) return send_text(next, Frame::refusal, wrong), true;
     send_text(next, Frame::welcome, "");
     peers_[static_cast<std::size_t>(rank)] = std::move(next);
     return true;
