@@ -2,7 +2,8 @@
 //
 // bf16: a tile of kTile x kTile by four warps, each of which owns a quarter of it in mma fragments; operands come through kStages stages of
 // asynchronous copies. Aligned: every chunk of 16 bytes lies wholly inside its operand or wholly outside, and is copied or zeroed at once.
-// f32: 32 x 32, a thread owns 8 rows of one column.
+// f32: 32 x 32, a thread owns 8 rows of one column. It is the form to compare by: summed in f64 and rounded once, so that three passes of
+// latents leave what rounding there is to the other ops.
 #include "kernels/dropout.h"
 #include "kernels/gemm.h"
 #include "kernels/tile.h"
@@ -277,7 +278,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
   if (first_m >= g.m || first_n >= g.n) return;
   float *a_smem = dynamic_smem<float>(), *b_smem = a_smem + kTileF32 * kPitch;
   const int n = static_cast<int>(threadIdx.x) % kTileF32, m = static_cast<int>(threadIdx.x) / kTileF32 * kRowsOfThread, col = first_n + n;
-  float acc[kRowsOfThread] = {};
+  double acc[kRowsOfThread] = {};
   auto finish_scaled = [&] {
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
@@ -289,7 +290,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
         const uint32_t word = pair == 0 ? bits[0] : pair == 1 ? bits[1] : pair == 2 ? bits[2] : bits[3];
         kept = (col % 2 ? word >> 16 : word & 0xffffu) >= batch.mask.threshold;
       }
-      acc[i] = kept ? acc[i] * g.factor : 0.f;
+      acc[i] = kept ? acc[i] * g.factor : 0.0;
     }
   };
 
@@ -303,7 +304,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
       for (int k = 0; k < kStep; ++k) {
         const float b = b_smem[n * kPitch + k];
 #pragma unroll
-        for (int i = 0; i < kRowsOfThread; ++i) acc[i] += a_smem[(m + i) * kPitch + k] * b;
+        for (int i = 0; i < kRowsOfThread; ++i) acc[i] += static_cast<double>(a_smem[(m + i) * kPitch + k]) * b;
       }
       __syncthreads();  // the operands are read before the next step overwrites them
     }
@@ -312,7 +313,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
 
 #pragma unroll
   for (int i = 0; i < kRowsOfThread; ++i)
-    if (first_m + m + i < g.m && col < g.n) put(g, first_m + m + i, col, acc[i]);
+    if (first_m + m + i < g.m && col < g.n) put(g, first_m + m + i, col, static_cast<float>(acc[i]));
 }
 
 template <class T>
