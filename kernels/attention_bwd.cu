@@ -19,7 +19,8 @@ struct Saved {
 };
 
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
-    attention_bwd_delta_bf16_kernel(Rows<float> delta, Rows<const bf16> dout, Rows<const bf16> o, SegmentLists segments, AttentionDims dims) {
+    attention_bwd_delta_bf16_kernel(Rows<float> delta, Rows<const bf16> dout, Rows<const bf16> o, SegmentLists segments,
+                                    AttentionDims dims) {
   const QueryBlock block(segments);
   const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize, D = dims.head_dim;
@@ -268,8 +269,8 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
 
 // ---- f32: a warp owns one stacked row (dq) or one key of a segment (dk, dv) at a time
 
-// exp(s - lse) alone adds up to 1 only to within the rounding of lse, so p is divided by its sum, whose inverse lies behind the deltas. Where
-// one key takes nearly all weight, dp - delta cancels: to rounding where delta is summed from the same p and dp, which o . do is not.
+// exp(s - lse) alone adds up to 1 only to within the rounding of lse, so p is divided by its sum, whose inverse lies behind the deltas.
+// Where one key takes nearly all weight, dp - delta cancels: to rounding where delta is summed from the same p and dp, which o . do is not.
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     attention_bwd_delta_f32_kernel(Rows<float> delta, Saved<float> saved, SegmentLists segments, AttentionDims dims) {
   const QueryBlock block(segments);

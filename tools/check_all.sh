@@ -51,9 +51,8 @@ longest=('"a plan (--plan)*"' '"a step on the cuda backend*"' '"a split pattern 
          '"a forward that does not fit*"' '"attention kernels*"' '"product kernels*"' '"a sample'"'"'s tokens and latents*"'
          '"every line of the real data*"' '"a stop signal writes*"' '"two hundred KaVa steps*"' '"every tensor of the step equals*"'
          '"attention over key lists*"')
-# The emulator, the kernels, every op and the step on them.
-emulated='[#test_simt],[#test_kernels],[#test_cuda_step],[#test_activation],[#test_attention],[#test_distill],[#test_head],[#test_linear]'
-emulated+=',[#test_norm],[#test_optim],[#test_rkv],[#test_rope],[#test_rows]'
+# What asks the programs for --device cuda; the kernels and the backend below them are tested in every build.
+emulated='[#test_cuda_programs],"every tensor of the step on cuda*","bf16 gradients on cuda*"'
 # What starts more than one thread: of the backend, of ranks, and around the tokenizer and checkpoints that data and files are read by.
 threaded='[#test_threads],[#test_comm],[#test_ops],[#test_rkv],[#test_arena],"training gives the same bytes*","a step gives the same bytes*"'
 threaded+=',"what is computed for a sample*","several threads encode*","what a link leads to*","starts do not depend*"'
@@ -63,8 +62,16 @@ lane_test() { KAVA_REQUIRE_CUDA=1 tools/test.sh; }
 
 lane_emulated() {
   tools/setup.sh
-  build emulated
-  if [ "$short" = yes ]; then tests emulated "$emulated"; else tests emulated; fi
+  if [ "$short" = no ]; then
+    build emulated
+    tests emulated
+    return
+  fi
+  # The tests are the same program in both presets.
+  build cpu kava_tests
+  build emulated kava_train kava_eval kava_generate kava_inspect kava_data kava_bench kava_cuda
+  cp build/cpu/bin/kava_tests build/emulated/bin
+  tests emulated "$emulated"
 }
 
 lane_cuda() {

@@ -7,8 +7,8 @@
 #include <span>
 
 #include "engine/cli.h"
-#include "engine/device/cuda_module.h"
 #include "engine/config/config_files.h"
+#include "engine/device/cuda_module.h"
 #include "engine/files/files.h"
 #include "engine/files/paths.h"
 #include "engine/files/safetensors.h"

@@ -9,7 +9,7 @@ TEST_CASE("what no option or command takes is named first") {
       {"kava_eval m --datum=x", "error: kava_eval: option --datum is unknown"},
       {"kava_train --bogus", "error: kava_train: option --bogus is unknown"},
       {"kava_train c.toml --set a=1 b=2", "error: kava_train: argument b=2 is unknown"},
-      {"kava_eval comapre a.json b.json", "error: kava_eval: command comapre is unknown"},
+      {"kava_eval comparr a.json b.json", "error: kava_eval: command comparr is unknown"},
       {"kava_inspect stpe c.toml", "error: kava_inspect: command stpe is unknown"},
       {"kava_inspect step --bogus c.toml", "error: kava_inspect: option --bogus is unknown"},
       {"kava_data chekc a b", "error: kava_data: command chekc is unknown"}};
