@@ -72,6 +72,7 @@ struct GeluMap {
 
 template <class T, class G, bool kAligned, bool kTanh>
 struct GeluGradient {
+  static constexpr int kLoads = 2;
   Rows<T> dx;
   Rows<const G> dy;
   Rows<const T> x;

@@ -81,20 +81,28 @@ void dispatch_aligned(bool aligned, F&& f) {
 
 constexpr int kMapThreads = 256, kMapLoads = 4;
 
-/// A map has `X load(row, first column)` and `void store(row, first column, X)`. A thread loads kMapLoads chunks before it stores the
-/// first.
+/// Chunks that a thread loads before it stores the first: kMapLoads, or Map::kLoads where a map's arithmetic needs more registers than that
+/// leaves.
+template <class Map>
+constexpr int loads_of() {
+  if constexpr (requires { Map::kLoads; }) return Map::kLoads;
+  else return kMapLoads;
+}
+
+/// A map has `X load(row, first column)` and `void store(row, first column, X)`.
 template <class Map>
 __global__ void __launch_bounds__(kMapThreads)
     map_chunks_kernel(const __grid_constant__ Map map, uint32_t chunks, uint32_t chunks_per_row) {
-  const uint32_t first = blockIdx.x * (kMapThreads * kMapLoads) + threadIdx.x;
-  decltype(map.load(0, 0)) x[kMapLoads];
+  constexpr int kLoads = loads_of<Map>();
+  const uint32_t first = blockIdx.x * (kMapThreads * kLoads) + threadIdx.x;
+  decltype(map.load(0, 0)) x[kLoads];
 #pragma unroll
-  for (int j = 0; j < kMapLoads; ++j) {
+  for (int j = 0; j < kLoads; ++j) {
     const uint32_t i = first + static_cast<uint32_t>(j) * kMapThreads;
     if (i < chunks) x[j] = map.load(static_cast<int64_t>(i / chunks_per_row), static_cast<int>(i % chunks_per_row) * kChunk);
   }
 #pragma unroll
-  for (int j = 0; j < kMapLoads; ++j) {
+  for (int j = 0; j < kLoads; ++j) {
     const uint32_t i = first + static_cast<uint32_t>(j) * kMapThreads;
     if (i < chunks) map.store(static_cast<int64_t>(i / chunks_per_row), static_cast<int>(i % chunks_per_row) * kChunk, x[j]);
   }
@@ -105,7 +113,7 @@ void map_chunks(Stream stream, const Map& map, int64_t rows, int64_t cols) {
   const int64_t per_row = div_up(cols, int64_t{kChunk}), chunks = rows * per_row;
   if (chunks == 0) return;
   if (chunks >= int64_t{1} << 31) throw std::invalid_argument("a matrix of more than 2^34 elements");
-  const unsigned blocks = static_cast<unsigned>(div_up(chunks, int64_t{kMapThreads * kMapLoads}));
+  const unsigned blocks = static_cast<unsigned>(div_up(chunks, int64_t{kMapThreads * loads_of<Map>()}));
   launch(stream, map_chunks_kernel<Map>, blocks, kMapThreads, 0, map, static_cast<uint32_t>(chunks), static_cast<uint32_t>(per_row));
 }
 
