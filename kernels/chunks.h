@@ -117,39 +117,30 @@ void map_chunks(Stream stream, const Map& map, int64_t rows, int64_t cols) {
   launch(stream, map_chunks_kernel<Map>, blocks, kMapThreads, 0, map, static_cast<uint32_t>(chunks), static_cast<uint32_t>(per_row));
 }
 
-// ---- sums over a block
+// ---- reductions over a block
 
-/// The sum of v over the block's threads, in a fixed order, for all of them. scratch: one word for each warp.
-template <class S, int kThreads>
-__device__ __forceinline__ S block_sum(S v, S* scratch) {
+/// op over the v of the block's threads, in a fixed order, for all of them. scratch: one word for each warp.
+template <class S, int kThreads, class Op>
+__device__ __forceinline__ S block_reduce(S v, S* scratch, Op op) {
   constexpr int kWarps = kThreads / kWarpSize;
-  for (int step = kWarpSize / 2; step > 0; step /= 2) v += __shfl_xor_sync(kAllLanes, v, step);
+  for (int step = kWarpSize / 2; step > 0; step /= 2) v = op(v, __shfl_xor_sync(kAllLanes, v, step));
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  __syncthreads();  // the words of the sum before have been read
+  __syncthreads();  // the words of the reduction before have been read
   if (lane == 0) scratch[warp] = v;
   __syncthreads();  // every warp's word is there
   S total = scratch[0];
 #pragma unroll
-  for (int w = 1; w < kWarps; ++w) total += scratch[w];
+  for (int w = 1; w < kWarps; ++w) total = op(total, scratch[w]);
   return total;
 }
 
-/// The largest v of the block's threads. scratch: one word for each warp.
+template <class S, int kThreads>
+__device__ __forceinline__ S block_sum(S v, S* scratch) {
+  return block_reduce<S, kThreads>(v, scratch, [](S a, S b) { return a + b; });
+}
 template <class S, int kThreads>
 __device__ __forceinline__ S block_max(S v, S* scratch) {
-  constexpr int kWarps = kThreads / kWarpSize;
-  for (int step = kWarpSize / 2; step > 0; step /= 2) {
-    const S other = __shfl_xor_sync(kAllLanes, v, step);
-    v = other > v ? other : v;
-  }
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  __syncthreads();  // the words of the maximum before have been read
-  if (lane == 0) scratch[warp] = v;
-  __syncthreads();  // every warp's word is there
-  S most = scratch[0];
-#pragma unroll
-  for (int w = 1; w < kWarps; ++w) most = scratch[w] > most ? scratch[w] : most;
-  return most;
+  return block_reduce<S, kThreads>(v, scratch, [](S a, S b) { return b > a ? b : a; });
 }
 
 }  // namespace kava

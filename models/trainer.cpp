@@ -24,25 +24,27 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 nlohmann::ordered_json metrics_line(const StepReport& r, const Speed& speed, double matrix_rate, double seconds) {
-  nlohmann::ordered_json line = {{"step", r.step},
-                                 {"epoch", r.epoch},
-                                 {"samples", r.samples},
-                                 {"loss", r.loss},
-                                 {"student_ce", r.losses.student_ce},
-                                 {"teacher_ce", r.losses.teacher_ce},
-                                 {"kv", r.losses.kv},
-                                 {"codi", r.losses.codi},
-                                 {"grad_norm", r.grad_norm},
-                                 {"lr", r.lr},
-                                 {"samples_per_s", speed.samples_per_s},
-                                 {"tokens_per_s", speed.tokens_per_s},
-                                 {"mfu", matrix_rate > 0 ? speed.flops_per_s / matrix_rate : 0.0},
-                                 {"seconds", seconds}};
+  nlohmann::ordered_json line = {{"step", r.step}, {"epoch", r.epoch}, {"samples", r.samples}};
+  line.update(step_metrics(r, speed));
+  line["mfu"] = matrix_rate > 0 ? speed.flops_per_s / matrix_rate : 0.0;
+  line["seconds"] = seconds;
   if (r.stage) line["stage"] = *r.stage, line["latents"] = r.latents, line["left"] = r.left;
   return line;
 }
 
 }  // namespace
+
+nlohmann::ordered_json step_metrics(const StepReport& r, const Speed& speed) {
+  return {{"loss", r.loss},
+          {"student_ce", r.losses.student_ce},
+          {"teacher_ce", r.losses.teacher_ce},
+          {"kv", r.losses.kv},
+          {"codi", r.losses.codi},
+          {"grad_norm", r.grad_norm},
+          {"lr", r.lr},
+          {"samples_per_s", speed.samples_per_s},
+          {"tokens_per_s", speed.tokens_per_s}};
+}
 
 double learning_rate(const RunConfig::Train& train, int64_t step, int64_t total) {
   const double N = static_cast<double>(total), k = static_cast<double>(step);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "engine/device/comm.h"
+#include "engine/files/json.h"
 #include "models/curriculum.h"
 #include "models/kava.h"
 #include "models/run_folder.h"
@@ -53,6 +54,9 @@ struct Validation {
 struct Speed {
   double samples_per_s = 0, tokens_per_s = 0, flops_per_s = 0;
 };
+
+/// Losses, gradient norm, learning rate and rates of a step, as metrics.jsonl and progress.json name them.
+nlohmann::ordered_json step_metrics(const StepReport& report, const Speed& speed);
 
 /// What a run asks of those around it; everything may be empty. stop and checkpoint are this rank's own: what one is asked, all do.
 struct TrainingHooks {

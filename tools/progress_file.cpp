@@ -38,16 +38,7 @@ void ProgressFile::write(const StepReport& r, const Speed& speed) {
                {"total_steps", total_steps_},
                {"percent", 100.0 * static_cast<double>(r.step) / static_cast<double>(std::max<int64_t>(1, total_steps_))},
                {"eta_s", done > 0 ? Json(seconds / done * static_cast<double>(total_steps_ - r.step)) : Json()},
-               {"metrics",
-                {{"loss", r.loss},
-                 {"student_ce", r.losses.student_ce},
-                 {"teacher_ce", r.losses.teacher_ce},
-                 {"kv", r.losses.kv},
-                 {"codi", r.losses.codi},
-                 {"grad_norm", r.grad_norm},
-                 {"lr", r.lr},
-                 {"samples_per_s", speed.samples_per_s},
-                 {"tokens_per_s", speed.tokens_per_s}}}};
+               {"metrics", Json(step_metrics(r, speed))}};
   for (const auto& [name, value] : validation_) json["metrics"]["valid"][name] = value;
   std::error_code ignored;
   const std::filesystem::path part = part_beside(path_);

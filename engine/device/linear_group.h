@@ -15,6 +15,12 @@ struct LinearPart {
   Tensor b = {};  // [outs, rank]
 };
 
+/// Rank columns of xa, begin .. end - 1.
+struct Ranks {
+  int64_t begin = 0, end = 0;
+  int64_t count() const { return end - begin; }
+};
+
 /// y = x W^T + bias + xa [s B]^T with xa = drop(x) A^T. Part p of y takes xa's columns of p alone: [s B] holds scale * b in the part's rows
 /// and rank columns and zeros elsewhere. All in storage type.
 struct LinearGroup {
@@ -30,6 +36,13 @@ struct LinearGroup {
   int64_t outs() const { return joined.rows; }
   int64_t ranks() const { return joined.cols - in; }  // of all parts, those left out of a range too
   Tensor w() const { return joined.col_range(0, in); }
+  /// Those of the parts that are there; a range of parts has its ranks side by side.
+  Ranks used_ranks() const {
+    Ranks r{ranks(), 0};
+    for (const LinearPart& p : parts)
+      if (p.rank > 0) r.begin = std::min(r.begin, p.rank_begin), r.end = std::max(r.end, p.rank_begin + p.rank);
+    return r.end > r.begin ? r : Ranks{};
+  }
 
   /// The maps to columns begin .. end - 1 of y: their rows of W and of each B; A and the columns of xa stay those of the whole group.
   LinearGroup out_range(int64_t begin, int64_t end) const {

@@ -133,22 +133,6 @@ class Finder {
 
 }  // namespace
 
-const char* name_of(Launcher launcher) {
-  switch (launcher) {
-    case Launcher::none:
-      return "none";
-    case Launcher::options:
-      return "options";
-    case Launcher::torchrun:
-      return "torchrun";
-    case Launcher::mpirun:
-      return "mpirun";
-    case Launcher::srun:
-      return "srun";
-  }
-  return "?";
-}
-
 World find_world(const RankOptions& options, const Environment& environment) { return Finder(options, environment).find(); }
 
 std::unique_ptr<Comm> join(const World& world, bool on_cpu) {

@@ -5,12 +5,12 @@
 #include <optional>
 #include <string>
 
+#include "engine/choice.h"
 #include "engine/device/comm.h"
 
 namespace kava {
 
-enum class Launcher { none, options, torchrun, mpirun, srun };
-const char* name_of(Launcher launcher);
+KAVA_CHOICE(Launcher, none, options, torchrun, mpirun, srun)
 
 /// What the options say of the ranks, as text, so that a fault is reported in the words of the other errors.
 struct RankOptions {

@@ -16,18 +16,6 @@ namespace {
 // The columns of [x | xa] that a part reads: up to its own rank columns. Those of parts before it meet zeros in [W | s B].
 int64_t depth(const LinearGroup& g, const LinearPart& p) { return p.rank > 0 ? g.in + p.rank_begin + p.rank : g.in; }
 
-// The rank columns of the parts that are there; a range of parts has its ranks side by side.
-struct Ranks {
-  int64_t begin = 0, end = 0;
-  int64_t count() const { return end - begin; }
-};
-Ranks ranks_of(const LinearGroup& g) {
-  Ranks r{g.ranks(), 0};
-  for (const LinearPart& p : g.parts)
-    if (p.rank > 0) r.begin = std::min(r.begin, p.rank_begin), r.end = std::max(r.end, p.rank_begin + p.rank);
-  return r.end > 0 ? r : Ranks{};
-}
-
 // The keep factors (0 or 1 / (1 - p)) of columns first_col, a multiple of 8, and on of one row: eight columns a Philox block, sixteen
 // blocks at a time so that the rounds become vector code.
 template <class S>
@@ -133,7 +121,7 @@ void CpuOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, cons
 void CpuOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& g,
                                        const Dropout& dropout) {
   if (dry()) return;
-  const Ranks ranks = ranks_of(g);
+  const Ranks ranks = g.used_ranks();
   std::vector<Matmul::Product> products;
   for (const LinearPart& p : g.parts) {
     if (p.rank == 0) continue;
@@ -170,7 +158,7 @@ void CpuOps::do_linear_group_bwd_params(Arena& arena, const LinearGroupGrad& gra
                                         const LinearGroup& g, const Dropout& dropout) {
   ArenaScope scope(arena);
   const Tensor x = xx.col_range(0, g.in);
-  const Ranks ranks = ranks_of(g);
+  const Ranks ranks = g.used_ranks();
   std::vector<Matmul::RowSum> sums;
   if (grad.dw) sums.push_back({grad.dw, dy, x});
   if (grad.da && ranks.count() > 0)

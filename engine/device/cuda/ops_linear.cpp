@@ -15,17 +15,6 @@ void set_output(Gemm<T>& g, const Tensor& c) {
   g.m = static_cast<int>(c.rows), g.n = static_cast<int>(c.cols);
 }
 int to_int(int64_t n) { return static_cast<int>(n); }
-/// The parts' rank columns of xa that this group (or range of one) reads.
-struct Ranks {
-  int64_t begin = 0, end = 0;
-  int64_t count() const { return end - begin; }
-};
-Ranks ranks_of(const LinearGroup& g) {
-  Ranks r{g.ranks(), 0};
-  for (const LinearPart& p : g.parts)
-    if (p.rank > 0) r.begin = std::min(r.begin, p.rank_begin), r.end = std::max(r.end, p.rank_begin + p.rank);
-  return r.end > r.begin ? r : Ranks{};
-}
 }  // namespace
 
 void CudaOps::do_linear_prepare(const LinearGroup& g) {
@@ -65,7 +54,7 @@ void CudaOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, con
     set_output(gemm_, y);
     gemm_.bias = data_of<const T>(g.bias);
     // Without a rank among the parts nobody has written xa.
-    gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.joined), to_int(g.in + ranks_of(g).end));
+    gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.joined), to_int(g.in + g.used_ranks().end));
     multiply<GemmForm::nt>(batch);
   });
 }
@@ -73,7 +62,7 @@ void CudaOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, con
 void CudaOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& g,
                                         const Dropout& dropout) {
   if (dry()) return;
-  const Ranks ranks = ranks_of(g);
+  const Ranks ranks = g.used_ranks();
   if (dxa) product(dxa, dy, false, g.joined.col_range(g.in, g.joined.cols), false);
   if (!dx) return;
   on_storage(dx.dtype, [&]<class T>() {
@@ -96,7 +85,7 @@ void CudaOps::do_linear_group_bwd_params(Arena&, const LinearGroupGrad& grad, co
                                          const LinearGroup& g, const Dropout& dropout) {
   if (dry()) return;
   const Tensor x = xx.col_range(0, g.in);
-  const Ranks ranks = ranks_of(g);
+  const Ranks ranks = g.used_ranks();
   on_storage(dy.dtype, [&]<class T>() {
     auto add = [&](const Tensor& c, const Tensor& a, const Tensor& b, double factor, bool masked) {
       GemmBatch<T> batch;
