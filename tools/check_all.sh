@@ -58,7 +58,10 @@ threaded='[#test_threads],[#test_comm],[#test_ops],[#test_rkv],[#test_arena],"tr
 threaded+=',"what is computed for a sample*","several threads encode*","what a link leads to*","starts do not depend*"'
 threaded+=',"any number of ranks trains*","what one rank is asked*","ranks that hold different*","a sample'"'"'s tokens and latents*"'
 
-lane_test() { KAVA_REQUIRE_CUDA=1 tools/test.sh; }
+lane_test() {
+  tools/setup.sh chromium python3  # the page of a run is opened in it
+  KAVA_REQUIRE_CUDA=1 tools/test.sh
+}
 
 lane_emulated() {
   tools/setup.sh
