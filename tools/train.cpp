@@ -322,6 +322,8 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
 // The backend asked for; where only its memory is planned, one that takes what it would.
 std::unique_ptr<Ops> make_planned_ops(const TrainCommand& command, int local_rank) {
   if (!command.plan || !command.plan_options.memory) return make_ops(command.device, local_rank);
+  if (command.device.device == "cuda")
+    if (auto dry = make_dry_cuda_ops()) return dry;
   try {
     return make_ops(command.device, local_rank);
   } catch (const Error& e) {

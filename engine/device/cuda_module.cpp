@@ -48,6 +48,8 @@ std::unique_ptr<Ops> make_cuda_ops(int number) {
   return std::unique_ptr<Ops>(loaded().module->ops(number % count));
 }
 
+std::unique_ptr<Ops> make_dry_cuda_ops() { return std::unique_ptr<Ops>(loaded().module ? loaded().module->dry_ops() : nullptr); }
+
 int64_t free_memory(const Ops& ops) {
   const CudaModule* cuda = loaded().module;
   return cuda && ops.name() == cuda->name ? cuda->free_memory(ops) : available_memory();

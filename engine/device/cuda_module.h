@@ -21,6 +21,9 @@ std::string cuda_device_text(int device);
 /// The backend on the device of that number, modulo how many there are. Error(code preflight) where there is none.
 std::unique_ptr<Ops> make_cuda_ops(int number = 0);
 
+/// A dry backend, which needs neither device nor driver; null where this build has none.
+std::unique_ptr<Ops> make_dry_cuda_ops();
+
 /// Bytes that a backend's memory can still give.
 int64_t free_memory(const Ops& ops);
 
@@ -31,6 +34,7 @@ struct CudaModule {
   int (*devices)(std::string& why);
   std::string (*device_text)(int device);
   Ops* (*ops)(int device);
+  Ops* (*dry_ops)();
   int64_t (*free_memory)(const Ops& ops);
 };
 

@@ -51,6 +51,23 @@ std::array<int64_t, 3> counted(const std::string& err) {
 
 }  // namespace
 
+TEST_CASE("a plan (--plan) for a device that is not here takes what the cuda backend would") {
+  const TempFolder folder;
+  overwrite(folder / "c.toml", tiny_toml());
+  const std::vector<std::string> plan = {folder / "c.toml", "--plan", "--device", "cuda", "--memory", "80GB"};
+  const Ended there = train(plan);
+  const WithVariable no_device("KAVA_EMULATED_DEVICES", "0");
+  const Ended absent = train(plan);
+  CHECK(absent.code == 0);
+  if (!programs_emulate_cuda()) {
+    CHECK(absent.err.find("planned with the temporaries of the cpu backend") != std::string::npos);
+    return;
+  }
+  CHECK(absent.err.empty());
+  CHECK(absent.out == there.out);
+  CHECK(absent.out.find("memory.host.temporaries  0 bytes") != std::string::npos);
+}
+
 TEST_CASE("a device of auto says in one line why it takes the cpu, and cuda that there is none") {
   const TempFolder folder;
   const std::string step = "kava_inspect step '" + kCase + "' --out '" + folder / "step" + "'";

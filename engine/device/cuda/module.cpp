@@ -19,6 +19,7 @@ std::string device_text(int device) {
 }
 
 Ops* make_ops(int device) { return new CudaOps(device, false); }
+Ops* make_dry_ops() { return new CudaOps(0, true); }
 
 int64_t free_bytes(const Ops& ops) { return static_cast<const CudaOps&>(ops).runtime().free_bytes(); }
 
@@ -32,5 +33,6 @@ const kava::CudaModule kava_cuda_module = {.name = kava::gpu_backend_name(),
                                            .devices = kava::gpu_count,
                                            .device_text = kava::device_text,
                                            .ops = kava::make_ops,
+                                           .dry_ops = kava::make_dry_ops,
                                            .free_memory = kava::free_bytes};
 }
