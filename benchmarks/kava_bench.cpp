@@ -12,15 +12,15 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "benchmarks/bench_shapes.h"
+#include "benchmarks/bench_step.h"
 #include "benchmarks/bench_tokenizer.h"
 #include "engine/device/cuda_module.h"
 #include "engine/device/host.h"
-#include "engine/device/op_observer.h"
 #include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "engine/rng.h"
 #include "engine/text/split_pattern.h"
-#include "models/flops.h"
 #include "models/kava.h"
 #include "tools/choice_option.h"
 #include "tools/command.h"
@@ -51,68 +51,11 @@ double time_of(Ops& ops, F&& run) {
   return rounds[2];
 }
 
-/// The shapes that are measured.
-struct Shapes {
+// A whole step beside others.
+struct Compared {
   std::string name;
-  int64_t layers, hidden, heads, kv_heads, head_dim, mlp, vocab;
-  double rope_theta;
-  bool qwen2;
-  int64_t batch, rows;  // samples of a step; rows of the ops alone
-  int64_t rank, head_rows, params, copied,
-      product;  // of LoRA; of the head; elements of an update; bytes of a copy; sides of the largest product
-
-  ModelConfig model() const {
-    ModelConfig m;
-    m.family = qwen2 ? "qwen2" : "llama";
-    m.layers = layers, m.hidden = hidden, m.heads = heads, m.kv_heads = kv_heads, m.head_dim = head_dim, m.mlp = mlp, m.vocab = vocab;
-    m.tied = true, m.norm_eps = 1e-5, m.rope_theta = rope_theta, m.initializer_range = 1 / std::sqrt(static_cast<double>(hidden));
-    m.max_positions = 8192;
-    return m;
-  }
+  double share, of_first;  // of the matrix rate; of the first one's share
 };
-
-// The rows of the larger ones are those of the first pass at that batch.
-const Shapes kShapes[] = {
-    {"smollm2", 30, 576, 9, 3, 64, 1536, 49152, 1e5, false, 32, 3072, 128, 512, 8 << 20, 64 << 20, 2048},
-    {"llama1b", 16, 2048, 32, 8, 64, 8192, 128256, 5e5, false, 128, 11072, 128, 2816, 64 << 20, 512 << 20, 8192},
-    {"qwen05b", 24, 896, 14, 2, 64, 4864, 151936, 1e6, true, 128, 11072, 128, 2816, 64 << 20, 512 << 20, 8192},
-    {"llama3b", 28, 3072, 24, 8, 128, 8192, 128256, 5e5, false, 128, 11072, 128, 2816, 64 << 20, 512 << 20, 8192},
-    {"tiny", 2, 64, 4, 2, 16, 160, 512, 1e4, false, 2, 140, 8, 32, 4096, 1 << 16, 64},
-};
-
-const Shapes& shapes_named(const std::string& name) {
-  for (const Shapes& s : kShapes)
-    if (s.name == name) return s;
-  throw Error(Exit::usage, "--shape", "\"" + escaped(name) + "\" is none", "give smollm2, llama1b, qwen05b, llama3b or tiny");
-}
-
-// Row lengths and ids with the statistics of GSM8k-AUG; the formula is that of benchmarks/torch_reference.py.
-std::vector<Sample> bench_samples(int64_t vocab, int64_t batch) {
-  auto hashed = [](uint64_t n) {
-    uint64_t x = (n + 1) * 0x9E3779B97F4A7C15u;
-    x ^= x >> 32;
-    x *= 0xD6E8FEB86659FD93u;
-    return x ^ (x >> 32);
-  };
-  uint64_t at = uint64_t{1} << 32;
-  auto ids = [&](std::vector<int32_t>& to, uint64_t count) {
-    for (uint64_t i = 0; i < count; ++i) to.push_back(static_cast<int32_t>(3 + hashed(at++) % static_cast<uint64_t>(vocab - 3)));
-  };
-  std::vector<Sample> samples;
-  constexpr uint64_t kFirst = 20480;  // from here on the means are those of real data
-  for (uint64_t s = 0; s < static_cast<uint64_t>(batch); ++s) {
-    uint64_t u[4];
-    for (uint64_t k = 0; k < 4; ++k) u[k] = hashed(4 * (s + kFirst) + k) >> 48;
-    const uint64_t steps = uint64_t{u[2] >= 6554} + uint64_t{u[2] >= 36045} + uint64_t{u[2] >= 55706} + uint64_t{u[2] >= 62259};
-    Sample x;
-    ids(x.question, 20 + (26 * u[0] >> 16) + (54 * u[1] * u[1] * u[1] >> 48));
-    ids(x.trace, steps == 0 ? 0 : 8 * steps - 1 + (3 * (u[3] & 255) >> 8));
-    ids(x.answer, 6 + uint64_t{u[3] < 19661});
-    x.prompt = 4;
-    samples.push_back(std::move(x));
-  }
-  return samples;
-}
 
 struct Result {
   std::string name;
@@ -123,8 +66,9 @@ struct Result {
 
 class Bench {
  public:
-  Bench(Ops& ops, SplitPattern filter, Recompute recompute, const Shapes& shapes)
-      : ops_(ops), arena_(ops), filter_(std::move(filter)), recompute_(recompute), shapes_(shapes) {}
+  /// chosen: the filter is not empty.
+  Bench(Ops& ops, SplitPattern filter, bool chosen, Recompute recompute, const Shapes& shapes)
+      : ops_(ops), arena_(ops), filter_(std::move(filter)), chosen_(chosen), recompute_(recompute), shapes_(shapes) {}
 
   bool wanted(const std::string& name) const {
     std::vector<Stretch> stretches;
@@ -139,9 +83,13 @@ class Bench {
     attention_ops();
     objective_ops();
     if (wanted("step")) step();
+    // Comparisons take minutes: only where they are asked for.
+    if (chosen_ && wanted("method")) methods();
+    if (chosen_ && wanted("model")) architectures();
   }
 
   const std::vector<Result>& results() const { return results_; }
+  const std::vector<Compared>& compared() const { return compared_; }
   double step_share() const { return step_share_; }
 
  private:
@@ -332,79 +280,88 @@ class Bench {
   }
 
   void step() {
-    RunConfig config;
-    config.model.init = Init::random;
-    config.train.recompute = recompute_;
-    config.lora.rank = shapes_.rank;
-    const ModelConfig shape = shapes_.model();
-    const int64_t batch = shapes_.batch;
-    const auto start = Clock::now();
-    OpTimer timer(ops_);
-    // Waiting for each op would slow a device down: its ops are timed in a step of their own.
-    const bool apart = ops_.name() != "cpu";
-    std::optional<Observed> observed;
-    if (!apart) observed.emplace(ops_, timer);
-    Model model(ops_, config, shape);
-    Arena arena(ops_);
-    const Tensor grad_square = arena.alloc(DType::f64, 1, 1), sums = arena.alloc(DType::f64, 1, kStepSums);
-    const std::vector<Sample> samples = bench_samples(shape.vocab, batch);
-    const BatchTotals totals = batch_totals(config, recipe_of(config), samples);
-    const double flops = minimum_flops(config, recipe_of(config), shape, samples);
-    fmt::print("\nstep: {}'s shape, bf16, batch {}, method kava, {:.1f} GFLOP a sample at least; ready after {:.1f} s\n",
-               shapes_.name == "smollm2" ? "SmolLM2-135M" : shapes_.name, batch, flops / static_cast<double>(batch) / 1e9, since(start));
-    std::vector<double> seconds;
-    std::map<std::string, OpTimer::Time> sum;
-    constexpr int kSteps = 4;  // the first one warms up
-    for (int i = 0; i < kSteps + (apart ? 1 : 0); ++i) {
-      if (i == kSteps) observed.emplace(ops_, timer);
-      timer.clear();
-      const auto begin = Clock::now();
-      model.parameters.zero_grad();
-      StepOptions options;
-      options.step = static_cast<uint32_t>(i);
-      ops_.fill(sums, 0);
-      add_step(model, arena, samples, totals, options, sums);
-      model.parameters.update(arena, {1e-4, 0.9, 0.999, 1e-8, 0.1, 2}, grad_square, sums);
-      const StepLosses losses = losses_of(to_host(ops_, sums), totals);
-      const double norm = std::sqrt(to_host(ops_, grad_square)[0]);
-      const double s = since(begin);
-      if (observed && i > 0)
-        for (const auto& [op, t] : timer.times()) sum[op].seconds += t.seconds;
-      if (i == kSteps) break;
-      fmt::print("step {}: {:.3f} s, {:.1f} samples/s, loss {:.4f}, grad norm {:.3f}\n", i, s, static_cast<double>(batch) / s,
-                 losses.total(config), norm);
-      if (i == 0) continue;
-      seconds.push_back(s);
-    }
-    std::vector<std::pair<double, std::string>> shares;
-    for (const auto& [op, t] : sum) shares.emplace_back(t.seconds, op);
-    std::ranges::sort(shares, std::greater{});
-    double all = 0;
-    if (apart)
-      for (const auto& [s, op] : shares) all += s;
-    else
-      for (double s : seconds) all += s;
-    for (const auto& [s, op] : shares)
-      if (s / all > 0.002) fmt::print("  {:<28} {:>8.3f} s {:>5.1f} %\n", op, s / (apart ? 1 : kSteps - 1), 100 * s / all);
+    StepCase what{fmt::format("{}'s shape", shapes_.name == "smollm2" ? "SmolLM2-135M" : shapes_.name),
+                  {},
+                  shapes_.model(),
+                  bench_samples(V, shapes_.batch)};
+    what.config.model.init = Init::random;
+    what.config.train.recompute = recompute_;
+    what.config.lora.rank = shapes_.rank;
+    const MeasuredStep step = measure_step(ops_, what, 3, stdout);
+    print_ops(step);
     measure_matrix_rate();  // again: the machine may have been busier before
     rusage use{};
     getrusage(RUSAGE_SELF, &use);
-    std::ranges::nth_element(seconds, seconds.begin() + 1);
-    step_share_ = flops / seconds[1] / 1e9 / matrix_rate_;
-    fmt::print("memory: step {:.2f} GB, process {:.2f} GB at most\n", static_cast<double>(arena.peak_bytes()) / 1e9,
+    step_share_ = share_of(step, step.median());
+    fmt::print("memory: step {:.2f} GB, process {:.2f} GB at most\n", static_cast<double>(step.peak_bytes) / 1e9,
                static_cast<double>(use.ru_maxrss) / 1e6);
-    fmt::print("{:.0f} GFLOP/s of {:.0f}\nstep share: {:.0f} %\n", flops / seconds[1] / 1e9, matrix_rate_, 100 * step_share_);
+    fmt::print("{:.0f} GFLOP/s of {:.0f}\nstep share: {:.0f} %\n", step.flops / step.median() / 1e9, matrix_rate_, 100 * step_share_);
+  }
+
+  // Of the step where its ops are timed in it, of all ops where they are timed apart.
+  void print_ops(const MeasuredStep& step) {
+    std::vector<std::pair<double, std::string>> shares;
+    double all = 0;
+    for (const auto& [op, s] : step.ops) shares.emplace_back(s, op), all += s;
+    if (ops_.name() == "cpu")
+      all = std::accumulate(step.seconds.begin(), step.seconds.end(), 0.0) / static_cast<double>(step.seconds.size());
+    std::ranges::sort(shares, std::greater{});
+    for (const auto& [s, op] : shares)
+      if (s / all > 0.002) fmt::print("  {:<28} {:>8.3f} s {:>5.1f} %\n", op, s, 100 * s / all);
+  }
+
+  double share_of(const MeasuredStep& step, double seconds) const { return step.flops / seconds / 1e9 / matrix_rate_; }
+
+  // Whole steps in turn, each by its own fewest operations, beside the first of them.
+  std::vector<MeasuredStep> side_by_side(const char* kind, const std::vector<StepCase>& cases) {
+    fmt::print("\n{}'s sizes, bf16, batch {}: each the fastest of its steps, as share of the matrix rate and of the first one's share\n",
+               shapes_.name, cases[0].samples.size());
+    std::vector<MeasuredStep> steps = measure_in_turn(ops_, cases, 3);
+    measure_matrix_rate();
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      const double share = share_of(steps[i], steps[i].fastest()), of_first = share / share_of(steps[0], steps[0].fastest());
+      const std::string name = fmt::format("{} {}", kind, cases[i].name);
+      fmt::print("{:<40} {:>10.3f} ms {:>9.1f} GFLOP/s  {:>5.1f} % {:>6.3f} of {}\n", name, steps[i].fastest() * 1e3,
+                 steps[i].flops / steps[i].fastest() / 1e9, 100 * share, of_first, cases[0].name);
+      compared_.push_back({name, share, of_first});
+    }
+    return steps;
+  }
+
+  void methods() {
+    const std::vector<StepCase> cases = method_cases(shapes_);
+    const std::vector<MeasuredStep> steps = side_by_side("method", cases);
+    // What the first step of coconut's last stage takes more than the others of it, with moments set to zero.
+    constexpr double kStepsOfAnEpoch = 385620.0 / 128;
+    const double more = std::max(0.0, steps[1].after_change - steps[1].median());
+    fmt::print("a stage change: {:.3f} ms, {:.4f} % of an epoch of {:.0f} such steps\n", more * 1e3,
+               100 * more / (kStepsOfAnEpoch * steps[1].fastest()), kStepsOfAnEpoch);
+  }
+
+  // What norms of q and k cost is what their turn takes more than the bare turn of the other block.
+  void architectures() {
+    const std::vector<StepCase> cases = model_cases(shapes_);
+    const std::vector<MeasuredStep> steps = side_by_side("model", cases);
+    auto turning = [](const MeasuredStep& s) {
+      double sum = 0;
+      for (const auto& [op, seconds] : s.ops)
+        if (op.find("rope") != std::string::npos) sum += seconds;
+      return sum;
+    };
+    fmt::print("norms of q and k: {:.2f} % of the step\n", 100 * (turning(steps[1]) - turning(steps[0])) / steps[1].fastest());
   }
 
   Ops& ops_;
   Arena arena_;
   SplitPattern filter_;
+  bool chosen_;
   Recompute recompute_;
   const Shapes shapes_;
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
                 V = shapes_.vocab;
   double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0;
   std::vector<Result> results_;
+  std::vector<Compared> compared_;
 };
 
 struct BenchCommand {
@@ -435,7 +392,7 @@ int bench(const BenchCommand& command) {
   if (command.json) require_writable("--json", *command.json);
   if (emulated) fmt::print("emulated: this shows that everything runs; times and rates say nothing of a GPU\n");
   fmt::print("{}, {} threads\n{:<40} {:>13} {:>17} {:>8}\n", ops->name(), thread_count(command.device), "", "time", "rate", "of ceiling");
-  Bench bench(*ops, *std::move(filter), recompute, shapes);
+  Bench bench(*ops, *std::move(filter), !command.filter.empty(), recompute, shapes);
   bench.run();
   if (!command.json) return 0;
   require_printed();
@@ -450,6 +407,8 @@ int bench(const BenchCommand& command) {
                    {"ceiling", r.ceiling}});
   if (bench.step_share() > 0)
     out.push_back({{"name", "step"}, {"device", ops->name()}, {"shape", shapes.name}, {"share", bench.step_share()}});
+  for (const Compared& c : bench.compared())
+    out.push_back({{"name", c.name}, {"device", ops->name()}, {"shape", shapes.name}, {"share", c.share}, {"of_first", c.of_first}});
   write_file(*command.json, out.dump(2) + "\n");
   return 0;
 }
@@ -462,15 +421,17 @@ int main(int argc, char** argv) {
   CLI::App app("Measures the main ops and the whole step against the machine's own rates", "kava_bench");
   app.footer("Example:\n  kava_bench --device cpu --filter step");
   kava::BenchCommand command;
-  app.add_option("--filter", command.filter, "Only benchmarks whose name this regular expression finds");
+  app.add_option(
+      "--filter", command.filter,
+      "Only benchmarks whose name this regular expression finds; \"method\" and \"model\" compare whole steps, and only where they "
+      "are asked for");
   auto* tokenizer =
       app.add_option("--tokenizer", command.tokenizer, "Measure the tokenizer of this model folder alone, on the lines of --text");
   auto* text = app.add_option("--text", command.text, "A text file in UTF-8");
   tokenizer->needs(text);
   text->needs(tokenizer);
   app.add_option("--recompute", command.recompute, "train.recompute of the step: none (default), cheap or block");
-  app.add_option("--shape", command.shape,
-                 "smollm2 (default on the cpu), llama1b (default on cuda), qwen05b, llama3b, or tiny (default where cuda is emulated)");
+  app.add_option("--shape", command.shape, kava::shapes_help());
   app.add_option("--json", command.json, "Also write the results to this file");
   kava::add_device_options(app, command.device);
   return kava::command_main(argc, argv, app, [&] { return kava::bench(command); });

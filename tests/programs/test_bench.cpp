@@ -1,7 +1,8 @@
-// kava_bench's refusals: all before anything is measured.
+// kava_bench's refusals, all before anything is measured, and its comparisons of whole steps.
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 
+#include "engine/files/json.h"
 #include "tests/programs/programs.h"
 
 using namespace kava;
@@ -31,4 +32,23 @@ TEST_CASE("kava_bench refuses what it cannot do in one line before it measures")
     CHECK(std::count(run.err.begin(), run.err.end(), '\n') == 1);
     CHECK(run.out.empty());
   }
+}
+
+TEST_CASE("kava_bench compares methods and architectures where its filter names them") {
+  const TempFolder folder;
+  const std::string bench = "kava_bench --device cpu --threads 1 --shape tiny --json '" + folder / "bench.json" + "' --filter ";
+  const Ended compared = run_command(bench + "'method|model'");
+  INFO(compared.err);
+  REQUIRE(compared.code == 0);
+  for (const char* line : {"\nmethod kava ", "\nmethod coconut ", "\nmethod codi ", "\na stage change: ", "\nmodel llama ",
+                           "\nmodel qwen3 ", "\nnorms of q and k: "})
+    CHECK(compared.out.find(line) != std::string::npos);
+  std::vector<std::string> names;
+  for (const Json& result : read_json(folder / "bench.json")) {
+    names.push_back(result["name"]);
+    CHECK(result["share"] > 0);
+    CHECK((result["of_first"] == 1) == (names.back() == "method kava" || names.back() == "model llama"));
+  }
+  CHECK(names == std::vector<std::string>{"method kava", "method coconut", "method codi", "model llama", "model qwen3"});
+  CHECK(run_command(bench + "rms_norm").out.find("method") == std::string::npos);
 }

@@ -1,0 +1,48 @@
+// Whole training steps of kava_bench: forward, backward and update on random weights, whatever the method and the architecture.
+#pragma once
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "benchmarks/bench_shapes.h"
+#include "engine/config/config.h"
+#include "engine/device/ops.h"
+
+namespace kava {
+
+struct StepCase {
+  std::string name;
+  RunConfig config;
+  ModelConfig shape;
+  std::vector<Sample> samples;
+  int64_t stage = 0;
+  /// A step of this stage runs before the measured ones, and the moments are set to zero after it; -1: none.
+  int64_t stage_before = -1;
+};
+
+struct MeasuredStep {
+  double flops = 0;                   // the fewest that the step takes (models/flops.h)
+  std::vector<double> seconds;        // of the steps after the first
+  double after_change = 0;            // seconds of the first step of the stage, the reset included; 0 without stage_before
+  std::map<std::string, double> ops;  // seconds of a step, by op
+  int64_t peak_bytes = 0;             // of the step's arena
+
+  double median() const;
+  double fastest() const;
+};
+
+/// Runs 1 + steps steps of which the first warms up. lines: where the head line and a line for each step go; nullptr: nowhere.
+/// The ops of a device are timed in a further step of their own, as waiting for each of them would slow it down.
+MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* lines);
+
+/// Cases side by side: each is measured in turn, in `rounds` rounds, and counts by its fastest step.
+std::vector<MeasuredStep> measure_in_turn(Ops& ops, const std::vector<StepCase>& cases, int rounds);
+
+/// Methods on one shape: kava, coconut (two latents a step, stage 3) and codi (six latents), each by its defaults.
+std::vector<StepCase> method_cases(const Shapes& shapes);
+/// The shape's sizes in the block of LLaMA and in that of Qwen3, method kava.
+std::vector<StepCase> model_cases(const Shapes& shapes);
+
+}  // namespace kava
