@@ -92,7 +92,7 @@ def write_json(path, value):
 
 def gpt2_weights(config, random):
     hidden = config["n_embd"]
-    mlp = config["n_inner"] or 4 * hidden
+    mlp = config.get("n_inner") or 4 * hidden
     out = {"transformer.wte.weight": normal(random, config["vocab_size"], hidden, std=0.7),
            "transformer.wpe.weight": normal(random, config["n_positions"], hidden, std=0.3)}
     for layer in range(config["n_layer"]):
@@ -111,8 +111,7 @@ def base_weights(name):
     config, random = MODELS[name], generator(name)
     if config["model_type"] == "gpt2":
         return gpt2_weights(config, random)
-    hidden, mlp, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    dim = config.get("head_dim", hidden // heads)
+    hidden, mlp, heads, dim = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"], inputs.head_dim(config)
     widths = {"q_proj": heads * dim, "k_proj": config["num_key_value_heads"] * dim, "v_proj": config["num_key_value_heads"] * dim}
     out = {"model.embed_tokens.weight": normal(random, config["vocab_size"], hidden, std=0.7)}
     for layer in range(config["num_hidden_layers"]):
@@ -194,7 +193,7 @@ def layer_count(model):
 
 def extra_tensors(config, model, random):
     hidden = model["n_embd"] if inputs.is_gpt2(model) else model["hidden_size"]
-    dim = hidden // model["n_head"] if inputs.is_gpt2(model) else model.get("head_dim", hidden // model["num_attention_heads"])
+    dim = inputs.head_dim(model)
     out = {}
     for name in inputs.extra_names(config, layer_count(model)):
         if name == "new_tokens.weight":

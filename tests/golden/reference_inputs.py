@@ -142,6 +142,13 @@ def is_gpt2(raw):
     return raw["model_type"] == "gpt2"
 
 
+def head_dim(raw):
+    """Width of a head; a Qwen3 that does not give it has 128, whatever its hidden size."""
+    if is_gpt2(raw):
+        return raw["n_embd"] // raw["n_head"]
+    return raw.get("head_dim") or (128 if raw["model_type"] == "qwen3" else raw["hidden_size"] // raw["num_attention_heads"])
+
+
 def runs_teacher(config):
     return config["method"] not in ("no_cot", "icot", "coconut")
 
@@ -178,6 +185,13 @@ def cut(config, row):
     return 0, []
 
 
+def tapped_row(config, row):
+    """Tokens of the answer chunk before the row that L_CODI compares. A drawn text row says whether a lone blank follows its prompt."""
+    if row.get("prompt") is None:
+        return None
+    return row["prompt"] + int(config["codi"]["token"] == "before_answer" and row.get("blank", False))
+
+
 def load_rows(config):
     """The first train.batch rows of the files that are not longer than data.max_tokens: dicts of question, trace, answer, prompt."""
     rows = []
@@ -190,7 +204,7 @@ def load_rows(config):
                 raise Unsupported(f"{file}: only ids rows")
             steps = row["trace"] if row["trace"] and isinstance(row["trace"][0], list) else [row["trace"]] if row["trace"] else []
             rows.append({"question": row["question"], "trace": sum(steps, []), "answer": row["answer"], "prompt": row.get("prompt"),
-                         "steps": [len(step) for step in steps]})
+                         "steps": [len(step) for step in steps], "tap": tapped_row(config, row)})
     needs_prompt = config["codi"]["weight"] > 0 or (config["kv"]["weight"] > 0 and config["rkv"]["queries"] == "answer")
     if needs_prompt and any(row["prompt"] is None for row in rows):
         raise Unsupported("a row without prompt")

@@ -36,7 +36,7 @@ class Rotary(nn.Module):
         super().__init__()
         scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         theta = scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0
-        dim = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
+        dim = inputs.head_dim(raw)
         frequencies = [theta ** (-i / dim) for i in range(0, dim, 2)]
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind == "llama3":
@@ -155,7 +155,7 @@ class Model:
             raise inputs.Unsupported("without an adapter latent.token_init needs a tokenizer")
         embedding = self.net.get_input_embeddings().weight.detach()
         head_dim = self.attention(self.blocks[0]).head_dim
-        extras = {"new_tokens.weight": inputs.initial_new_tokens(embedding).float()}
+        extras = {"new_tokens.weight": inputs.initial_new_tokens(embedding)}
         for layer in range(self.layers):
             for x in "kv":
                 extras[f"kv_projection.{layer}.{x}.weight"] = torch.eye(head_dim)

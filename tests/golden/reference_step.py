@@ -36,7 +36,7 @@ def run_student(model, row):
         fed.append(rows)
         sources, hidden = rows[:-1], current.final[:-1]
     tail = model.run(torch.cat((model.new_token(EOT), model.embed(answer))), join(prefix, pairs(current)))
-    tap = [h[row["prompt"]] for h in tapped(model.config, tail)] if row["prompt"] is not None else None
+    tap = [h[row["tap"]] for h in tapped(model.config, tail)] if row["tap"] is not None else None
     return Student(model.logits(tail.final[: len(answer)]), fed, current, tap)
 
 
@@ -55,8 +55,8 @@ def run_teacher(model, row):
     question, trace, answer = row["question"], row["trace"], row["answer"]
     done = model.run(model.embed(question + trace + answer))
     tap = None
-    if row["prompt"] is not None:
-        tap = [h[len(question) + len(trace) + row["prompt"] - 1].detach() for h in tapped(model.config, done)]
+    if row["tap"] is not None:
+        tap = [h[len(question) + len(trace) + row["tap"] - 1].detach() for h in tapped(model.config, done)]
     return Teacher(model.logits(done.final[len(question) - 1 : -1]), done, tap)
 
 
