@@ -94,6 +94,8 @@ int check(const Options& options) {
   if (const int code = whole.run(); code != 0) return fmt::print("{}the run that is not killed ended with {}\n", whole.log(), code), 1;
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   fmt::print("not killed: {:.1f} s\n", seconds);
+  if (!fs::exists(folder / "whole/report.html") || whole.file("report.html").find("Questions right by row") == std::string::npos)
+    return fmt::print("{}no page, or one without the questions of the table\n", whole.log()), 1;
   std::random_device device;
   const unsigned seed = device();
   std::mt19937 random(seed);

@@ -174,7 +174,12 @@ namespace {
 
 Json aggregate(States& states, const ReplicaTable& table, bool times) {
   Json columns = Json::array(), rows = Json::array(), measures = Json::array();
-  for (const TableColumn& c : table.columns) columns.push_back({{"name", c.name}, {"title", c.title}, {"scorer", name_of(c.scorer)}});
+  for (std::size_t i = 0; i < table.columns.size(); ++i) {
+    const TableColumn& c = table.columns[i];
+    // data: the column whose evaluation this one reads
+    columns.push_back(
+        {{"name", c.name}, {"title", c.title}, {"scorer", name_of(c.scorer)}, {"data", table.columns[data_column(table, i)].name}});
+  }
   for (Measure measure : table.measures)
     if (measure != Measure::ms || times) measures.push_back(name_of(measure));
   for (const TableRow& row : table.rows) {

@@ -21,7 +21,7 @@ th,td{text-align:left;padding:3px 10px 3px 0;border-bottom:1px solid var(--rule)
 .line{stroke:var(--c)}.dot,.bar{fill:var(--c)}.bar{fill-opacity:.75}.legend span{margin-right:16px;font-size:13px}
 .legend i{display:inline-block;width:14px;height:3px;background:var(--c);margin-right:5px;vertical-align:middle}
 .maps{display:flex;flex-wrap:wrap;gap:10px}.maps div{width:120px}.map{border:1px solid var(--rule);image-rendering:pixelated}
-.wide .maps div{width:100%}.hot{fill:var(--c0)}.cold{fill:var(--c1)}.right{color:var(--c2)}.wrong{color:var(--c1)}
+.wide .maps div{width:100%}.strip{width:100%;height:16px}.hot{fill:var(--c0)}.cold{fill:var(--c1)}.right{color:var(--c2)}.wrong{color:var(--c1)}
 )";
 
 }  // namespace

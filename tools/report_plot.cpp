@@ -164,7 +164,7 @@ std::string bar_plot(const std::string& id, const std::string& title, const std:
     for (double m : b.marks) high = std::max(high, m);
   }
   widen(low, high);
-  constexpr double kNames = 250, kRow = 24;
+  constexpr double kNames = 300, kRow = 24;
   const double height = kRow * static_cast<double>(bars.size()) + 30;
   const Axis x{low, high, kNames, kWidth - kNames - 60, false};
   std::string svg = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">", kWidth, height, html(title));
@@ -193,8 +193,8 @@ std::string heat_maps(const std::string& id, const std::string& title, const std
   if (maps.empty()) return "";
   std::string out = "<div class=\"maps\">";
   for (const HeatMap& map : maps) {
-    out +=
-        fmt::format("<div><svg class=\"map\" viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">", map.columns, map.rows, html(map.name));
+    out += fmt::format("<div><svg class=\"map{}\" viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">",
+                       map.rows == 1 ? " strip\" preserveAspectRatio=\"none" : "", map.columns, map.rows, html(map.name));
     for (int level = -kLevels; level <= kLevels; ++level) {
       if (level == 0) continue;
       if (const std::string d = level_path(map, level); !d.empty())

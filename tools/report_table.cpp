@@ -23,6 +23,13 @@ double real(const JsonAt& at) {
   return at.value().get<double>();
 }
 
+// The first bytes of a text, whole characters.
+std::string beginning(const std::string& text, std::size_t most) {
+  if (text.size() <= most) return text;
+  while (most > 0 && (text[most] & 0xC0) == 0x80) --most;
+  return text.substr(0, most);
+}
+
 std::string cells_figure(const JsonAt& table, const std::string& column, const std::string& measure, const std::string& id,
                          const std::string& title) {
   std::vector<Bar> bars;
@@ -33,7 +40,7 @@ std::string cells_figure(const JsonAt& table, const std::string& column, const s
       const JsonAt cell = cells.at(c);
       if (cell.at("column").string() != column || cell.at("measure").string() != measure) continue;
       const std::string block = row.at("block").string();
-      Bar bar{(block.empty() ? "" : block.substr(0, 14) + ": ") + row.at("title").string().substr(0, 34), 0, 0, 0, cell.has("mean"), {}};
+      Bar bar{(block.empty() ? "" : beginning(block, 14) + ": ") + beginning(row.at("title").string(), 38), 0, 0, 0, cell.has("mean"), {}};
       if (bar.measured) {
         const double sd = cell.has("sd") ? real(cell.at("sd")) : 0;
         bar.value = real(cell.at("mean")), bar.low = bar.value - sd, bar.high = bar.value + sd;
