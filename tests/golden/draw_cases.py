@@ -217,7 +217,7 @@ def changed_form(draw, folder, raw):
 
 def write_text(draw, folder, raw, config, text):
     """Text rows beside the ids rows that the reference makes of them, and what both read."""
-    given = draw_text_keys(draw)
+    given = draw_text_keys(draw, config["method"])
     rows = draw_text(draw)
     keys = text_keys(config["method"], given)
     samples = [s for s in (text.sample(keys, row, make_golden.EOS) for row in rows) if s]
@@ -265,6 +265,12 @@ def fed_by_both(config, found, exact):
         found["latent.inputs"] = torch.where(exact["latent.inputs"] == 0, 0, found["latent.inputs"])
 
 
+def no_luck(limits):
+    """A gradient of few elements may be nearly exact in the reference's own f32 step by chance: none is held to less than their median."""
+    usual = np.median([limit for name, limit in limits.items() if name.startswith("grad.")] or [0.0])
+    return {name: max(limit, usual) if name.startswith("grad.") else limit for name, limit in limits.items()}
+
+
 def compare(folder, binary, device, dtype):
     """(what is wrong or "", worst share of a bound)."""
     config = inputs.load_config(folder / "reference.toml")
@@ -279,6 +285,8 @@ def compare(folder, binary, device, dtype):
     exact, limits, margin = compare_step.bounds(config, rows, config["model"]["adapter"], dtype)
     if margin < NEAR_TIE[dtype]:
         return "", 0.0
+    if dtype == "f32":
+        limits = no_luck(limits)
     found = load_file(folder / "step.safetensors")
     fed_by_both(config, found, exact)
     verdicts = sorted(compare_step.judge(found, exact, limits), reverse=True)

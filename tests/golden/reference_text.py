@@ -80,7 +80,7 @@ def draw_text(draw):
     return rows
 
 
-def draw_text_keys(draw):
+def draw_text_keys(draw, method):
     """Keys of [data] that differ from a method's, most often none."""
     keys = {}
     for name in ("question_prefix", "question_suffix", "trace_prefix", "trace_suffix", "step_separator", "step_suffix", "answer_prefix",
@@ -89,7 +89,7 @@ def draw_text_keys(draw):
             keys[name] = draw.one("", " ", "\n", " ", "Q: ", ".\n")
     if draw.maybe(0.3):
         keys["answer_prompt"] = draw.one("The answer is:", "###", " ####", "")
-    if draw.maybe(0.2):
+    if method != "full_cot" and draw.maybe(0.2):
         keys["drop_last_step"] = draw.maybe()
     if draw.maybe(0.2):
         keys["separator"] = draw.one("none", "eos")
