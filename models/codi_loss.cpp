@@ -9,16 +9,34 @@ constexpr int64_t kSecondDraw = int64_t{1} << 30;  // beyond every index of a ba
 }
 
 // The student's token lies in the last pass, the teacher's in pass 0.
-void Step::read_states(std::vector<PassReads>& reads) {
+void Step::plan_codi(IndexBlock& block) {
   std::vector<int32_t> in_pass;
   for (int32_t r : layout_.codi_student_rows) in_pass.push_back(static_cast<int32_t>(r - layout_.passes.back().begin));
   check_distinct(in_pass, layout_.passes.back().rows());
   check_distinct(layout_.codi_teacher_rows, layout_.passes.front().end);
-  codi_rows_ = indices(in_pass);
+  block.add(codi_.student, layout_.codi_student_rows);
+  block.add(codi_.student_in_pass, in_pass);
+  block.add(codi_.student_live, live_of(layout_.codi_student_rows));
+  block.add(codi_.student_positions, positions_of(layout_.codi_student_rows));
+  block.add(codi_.teacher, layout_.codi_teacher_rows);
+  block.add(codi_.teacher_live, live_of(layout_.codi_teacher_rows));
+  block.add(codi_.valid, std::vector<int32_t>(static_cast<std::size_t>(B_), 1));
+  if (!separate_target()) return;
+  Recipe recipe;
+  recipe.teacher = true;
+  alone_.layout = make_layout(config_, recipe, samples_, options_.first_index + kSecondDraw);
+  add_pass(block, alone_.pass, alone_.layout.passes[0]);
+  block.add(alone_.rows, alone_.layout.codi_teacher_rows);
+  std::vector<int32_t> live;
+  for (int32_t row : alone_.layout.codi_teacher_rows) live.push_back(alone_.layout.live_of[static_cast<std::size_t>(row)]);
+  block.add(alone_.live, live);
+}
+
+void Step::read_states(std::vector<PassReads>& reads) {
   for (std::vector<Tensor>* all : {&student_states_, &teacher_states_})
     for (std::size_t s = 0; s < embedded() + layer_count(); ++s) all->push_back(arena_.alloc(type_, B_, model_.shape.hidden));
-  reads.back().states.push_back({codi_rows_, after_blocks(student_states_)});
-  if (!separate_target()) reads.front().states.push_back({indices(layout_.codi_teacher_rows), after_blocks(teacher_states_)});
+  reads.back().states.push_back({codi_.student_in_pass, after_blocks(student_states_)});
+  if (!separate_target()) reads.front().states.push_back({codi_.teacher, after_blocks(teacher_states_)});
 }
 
 // The states that transformers do not take by themselves: what goes into the first layer, and what comes out of all.
@@ -36,42 +54,32 @@ bool Step::separate_target() const {
 // Of a teacher that runs by itself, without gradient and with masks of its own.
 void Step::run_separate_target() {
   ArenaScope scope(arena_);
-  Recipe alone;
-  alone.teacher = true;
-  const Layout layout = make_layout(config_, alone, samples_, options_.first_index + kSecondDraw);
   Transformer teacher(model_, arena_, Keep::nothing, options_.step, true);
-  teacher.allocate(layout.rows, layout.live_rows, layout.rows);
-  const DevicePass d = upload_pass(ops_, arena_, layout.passes[0]);
-  ops_.embed_fwd(teacher.inputs(d), model_.embedding, model_.new_tokens, d.ids);
+  teacher.allocate(alone_.layout.rows, alone_.layout.live_rows, alone_.layout.rows);
+  ops_.embed_fwd(teacher.inputs(alone_.pass), model_.embedding, model_.new_tokens, alone_.pass.ids);
   PassReads reads;
-  const Tensor rows = indices(layout.codi_teacher_rows);
-  reads.states.push_back({rows, after_blocks(teacher_states_)});
-  teacher.forward(d, reads);
-  std::vector<int32_t> live;
-  for (int32_t row : layout.codi_teacher_rows) live.push_back(layout.live_of[static_cast<std::size_t>(row)]);
-  gather_ends(teacher_states_, teacher, rows, indices(live));
+  reads.states.push_back({alone_.rows, after_blocks(teacher_states_)});
+  teacher.forward(alone_.pass, reads);
+  gather_ends(teacher_states_, teacher, alone_.rows, alone_.live);
 }
 
 // Of what goes into the first layer: the embedding and, where they are learned, the position.
-void Step::input_gradient(const Tensor& d, const Tensor& rows) {
-  ops_.scatter_add_rows(transformer_.dinput(), d, rows);
-  if (model_.dpositions) ops_.embed_bwd(model_.dpositions, {}, d, indices(positions_of(layout_.codi_student_rows)));
+void Step::input_gradient(const Tensor& d) {
+  ops_.scatter_add_rows(transformer_.dinput(), d, codi_.student);
+  if (model_.dpositions) ops_.embed_bwd(model_.dpositions, {}, d, codi_.student_positions);
 }
 
 void Step::codi_loss(const Tensor& loss) {
   const std::size_t first = embedded(), S = layer_count() + first;
   const int64_t C = model_.shape.hidden;
-  const Tensor student = indices(layout_.codi_student_rows), teacher = indices(layout_.codi_teacher_rows);
-  const Tensor student_live = live_indices(layout_.codi_student_rows), teacher_live = live_indices(layout_.codi_teacher_rows);
-  std::vector<int32_t> ones(static_cast<std::size_t>(B_), 1);
-  const Tensor valid = indices(ones), moments = arena_.alloc(sum_, static_cast<int64_t>(S), 3);
+  const Tensor moments = arena_.alloc(sum_, static_cast<int64_t>(S), 3);
   const std::vector<Tensor>&x = student_states_, &target = teacher_states_;
-  gather_ends(x, transformer_, student, student_live);
+  gather_ends(x, transformer_, codi_.student, codi_.student_live);
   if (separate_target()) run_separate_target();
-  else gather_ends(target, transformer_, teacher, teacher_live);
+  else gather_ends(target, transformer_, codi_.teacher, codi_.teacher_live);
   for (std::size_t s = 0; s < S; ++s) {
     const int64_t at = static_cast<int64_t>(s);
-    ops_.moments(arena_, moments.row_range(at, at + 1), target[s], valid);
+    ops_.moments(arena_, moments.row_range(at, at + 1), target[s], codi_.valid);
   }
   const int power = config_.codi.loss == Distance::mse ? static_cast<int>(config_.codi.mse_std) : 1;
   const Tensor global = config_.codi.std == Std::global ? inverse(moments, power) : Tensor{};
@@ -80,11 +88,11 @@ void Step::codi_loss(const Tensor& loss) {
     const int64_t at = static_cast<int64_t>(s);
     const Tensor scale = config_.codi.std == Std::layer ? inverse(moments.row_range(at, at + 1), power) : global;
     const Tensor d = arena_.alloc(sum_, B_, C);
-    ops_.distill(arena_, loss, d, x[s], target[s], valid, scale, config_.codi.loss, factor, config_.codi.weight);
+    ops_.distill(arena_, loss, d, x[s], target[s], codi_.valid, scale, config_.codi.loss, factor, config_.codi.weight);
     if (!options_.backward) continue;
-    if (s + 1 == S) ops_.scatter_add_rows(transformer_.dhidden(), d, student_live);
-    else if (s < first) input_gradient(d, student);
-    else taps_.push_back({codi_rows_, d});
+    if (s + 1 == S) ops_.scatter_add_rows(transformer_.dhidden(), d, codi_.student_live);
+    else if (s < first) input_gradient(d);
+    else taps_.push_back({codi_.student_in_pass, d});
   }
   if (options_.dump) dump_codi();
 }

@@ -44,8 +44,12 @@ void DecodeBatch::allocate(int64_t answers, const Extra& extra) {
 void DecodeBatch::run_layout() {
   for (const Pass& p : layout_.passes) {
     ArenaScope scope(arena_);
-    const DevicePass d = upload_pass(ops_, arena_, p);
-    FeedState feeds = upload_feeds(ops_, arena_, layout_, p);
+    DevicePass d;
+    FeedState feeds;
+    IndexBlock block;
+    add_pass(block, d, p);
+    add_feeds(block, feeds, layout_, p);
+    block.send(ops_, arena_);
     feed_latents(model_, arena_, transformer_, d, feeds);
     check_indices(p.ids, kLatentId, model_.shape.vocab);
     if (d.ids.cols > 0) ops_.embed_fwd(transformer_.inputs(d).row_range(d.fed, d.rows()), model_.embedding, model_.new_tokens, d.ids);

@@ -38,6 +38,7 @@ Step::Step(Model& model, Arena& arena, std::span<const Sample> samples, const Ba
 }
 
 void Step::run(const Tensor& sums) {
+  plan();
   if (options_.count_forced) correct_ = arena_.alloc(DType::i32, 1, B_);
   forward();
   if (options_.backward) transformer_.allocate_gradients(layout_.rows, layout_.live_rows);
@@ -57,29 +58,40 @@ int64_t Step::forced_correct() const {
   return std::ranges::count(correct, 1);
 }
 
+void Step::plan() {
+  IndexBlock block;
+  passes_.resize(layout_.passes.size()), feeds_.resize(layout_.passes.size());
+  for (std::size_t i = 0; i < passes_.size(); ++i) {
+    check_indices(layout_.passes[i].ids, kLatentId, model_.shape.vocab);
+    add_pass(block, passes_[i], layout_.passes[i]);
+    add_feeds(block, feeds_[i], layout_, layout_.passes[i]);
+  }
+  plan_head(block);
+  if (config_.kv.weight > 0) plan_kv(block);
+  if (config_.codi.weight > 0) plan_codi(block);
+  block.send(ops_, arena_);
+}
+
 void Step::forward() {
   int64_t most = 0;
   for (const Pass& p : layout_.passes) most = std::max(most, p.rows());
   transformer_.allocate(layout_.rows, layout_.live_rows, most);
-  std::vector<PassReads> reads(layout_.passes.size());
-  if (config_.kv.weight > 0) read_queries(reads.front());
+  std::vector<PassReads> reads(passes_.size());
+  if (config_.kv.weight > 0) reads.front().queries = kv_.queries, reads.front().queries_live = kv_.queries_live;
   if (config_.codi.weight > 0) read_states(reads);
-  for (const Pass& p : layout_.passes) {
-    passes_.push_back(upload_pass(ops_, arena_, p));
-    feeds_.push_back(upload_feeds(ops_, arena_, layout_, p));
-    const DevicePass& d = passes_.back();
-    feed_latents(model_, arena_, transformer_, d, feeds_.back());
-    check_indices(p.ids, kLatentId, model_.shape.vocab);
+  for (std::size_t i = 0; i < passes_.size(); ++i) {
+    const DevicePass& d = passes_[i];
+    feed_latents(model_, arena_, transformer_, d, feeds_[i]);
     if (d.ids.cols > 0) ops_.embed_fwd(transformer_.inputs(d).row_range(d.fed, d.rows()), model_.embedding, model_.new_tokens, d.ids);
-    transformer_.forward(d, reads[passes_.size() - 1]);
+    transformer_.forward(d, reads[i]);
   }
 }
 
-Tensor Step::live_indices(std::span<const int32_t> rows) {
+std::vector<int32_t> Step::live_of(std::span<const int32_t> rows) const {
   std::vector<int32_t> live;
   for (int32_t r : rows) live.push_back(layout_.live_of[static_cast<std::size_t>(r)]);
   check_distinct(live, layout_.live_rows);
-  return indices(live);
+  return live;
 }
 
 std::vector<int32_t> Step::positions_of(std::span<const int32_t> rows) const {
@@ -90,45 +102,47 @@ std::vector<int32_t> Step::positions_of(std::span<const int32_t> rows) const {
   return out;
 }
 
-Step::HeadRows Step::head_rows() const {
-  HeadRows all;
+void Step::plan_head(IndexBlock& block) {
+  std::vector<int32_t> live, targets, classes, owners;
   for (int32_t teacher : {0, 1}) {
     if (teacher ? !recipe_.teacher : !recipe_.student) continue;
     const Supervised& rows = teacher ? layout_.teacher : layout_.student;
-    all.live.insert(all.live.end(), rows.live_rows.begin(), rows.live_rows.end());
-    all.targets.insert(all.targets.end(), rows.targets.begin(), rows.targets.end());
-    all.classes.insert(all.classes.end(), rows.targets.size(), teacher);
+    live.insert(live.end(), rows.live_rows.begin(), rows.live_rows.end());
+    targets.insert(targets.end(), rows.targets.begin(), rows.targets.end());
+    classes.insert(classes.end(), rows.targets.size(), teacher);
+    if (teacher) head_.teacher_rows = std::ssize(rows.targets);
     // A sample is judged by the student's predictions, or by the teacher's where it is alone.
     const bool judged = teacher == 0 || !recipe_.student;
     for (std::size_t b = 0; b < judged_.size() && judged; ++b) {
-      all.owners.insert(all.owners.end(), static_cast<std::size_t>(before_judged_[b]), -1);
-      all.owners.insert(all.owners.end(), static_cast<std::size_t>(judged_[b]), static_cast<int32_t>(b));
+      owners.insert(owners.end(), static_cast<std::size_t>(before_judged_[b]), -1);
+      owners.insert(owners.end(), static_cast<std::size_t>(judged_[b]), static_cast<int32_t>(b));
     }
-    all.owners.resize(all.targets.size(), -1);
+    owners.resize(targets.size(), -1);
   }
-  check_distinct(all.live, layout_.live_rows);
-  check_indices(all.targets, 0, model_.shape.vocab);
-  return all;
+  check_distinct(live, layout_.live_rows);
+  check_indices(targets, 0, model_.shape.vocab);
+  block.add(head_.live, live);
+  block.add(head_.targets, targets);
+  block.add(head_.classes, classes);
+  block.add(head_.owners, owners);
 }
 
 // Weighted means over all supervised tokens of the optimiser batch.
 void Step::cross_entropy(const Tensor& sums) {
   ArenaScope scope(arena_);
-  const HeadRows rows = head_rows();
-  const int64_t n = static_cast<int64_t>(rows.targets.size()), C = model_.shape.hidden, V = model_.shape.vocab;
-  const Tensor live = indices(rows.live), targets = indices(rows.targets), classes = indices(rows.classes), owners = indices(rows.owners);
+  const int64_t n = head_.live.cols, C = model_.shape.hidden, V = model_.shape.vocab;
   const Tensor h = arena_.alloc(type_, n, C);
-  ops_.gather_rows(h, transformer_.all_hidden(), live);
+  ops_.gather_rows(h, transformer_.all_hidden(), head_.live);
   const std::array weights{config_.loss.student / static_cast<double>(std::max<int64_t>(totals_.student_tokens, 1)),
                            config_.loss.teacher / static_cast<double>(std::max<int64_t>(totals_.teacher_tokens, 1))};
   const bool backward = options_.backward && (config_.loss.student > 0 || config_.loss.teacher > 0);
   const Tensor dh = backward ? arena_.alloc(sum_, n, C) : Tensor{};
   const Tensor logits = options_.dump ? arena_.alloc(sum_, n, V) : Tensor{};
-  ops_.head_cross_entropy(arena_, sums, dh, backward ? model_.dhead : Tensor{}, correct_, logits, h, model_.head, targets, classes, owners,
-                          weights);
-  if (backward) ops_.scatter_add_rows(transformer_.dhidden(), dh, live);
+  ops_.head_cross_entropy(arena_, sums, dh, backward ? model_.dhead : Tensor{}, correct_, logits, h, model_.head, head_.targets,
+                          head_.classes, head_.owners, weights);
+  if (backward) ops_.scatter_add_rows(transformer_.dhidden(), dh, head_.live);
   if (!options_.dump) return;
-  const int64_t teacher = std::ranges::count(rows.classes, 1);
+  const int64_t teacher = head_.teacher_rows;
   if (n > teacher) dump("logits.student", {n - teacher, V}, host(logits.row_range(0, n - teacher)), 0);
   if (teacher > 0) dump("logits.teacher", {teacher, V}, host(logits.row_range(n - teacher, n)), 0);
 }

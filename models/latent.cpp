@@ -8,7 +8,7 @@ namespace {
 constexpr double kLayerNormEps = 1e-5;
 }
 
-FeedState upload_feeds(Ops& ops, Arena& arena, const Layout& layout, const Pass& pass) {
+void add_feeds(IndexBlock& block, FeedState& s, const Layout& layout, const Pass& pass) {
   std::vector<int32_t> live, rows, at, copies, copied;
   for (std::size_t i = 0; i < pass.feeds.size(); ++i) {
     const Feed& f = pass.feeds[i];
@@ -24,13 +24,11 @@ FeedState upload_feeds(Ops& ops, Arena& arena, const Layout& layout, const Pass&
   check_distinct(live, layout.live_rows);
   check_distinct(rows, layout.rows);
   check_distinct(copies, layout.rows);
-  FeedState s;
-  s.hidden_live = upload_indices(ops, arena, live);
-  s.hidden_rows = upload_indices(ops, arena, rows);
-  s.projected_at = upload_indices(ops, arena, at);
-  s.copy_rows = upload_indices(ops, arena, copies);
-  s.copied_at = upload_indices(ops, arena, copied);
-  return s;
+  block.add(s.hidden_live, live);
+  block.add(s.hidden_rows, rows);
+  block.add(s.projected_at, at);
+  block.add(s.copy_rows, copies);
+  block.add(s.copied_at, copied);
 }
 
 void feed_latents(Model& model, Arena& arena, Transformer& transformer, const DevicePass& pass, FeedState& s) {

@@ -16,7 +16,8 @@ struct FeedState {
   Tensor h, a1, g1, a2, mean, rstd;  // projection: input, linear1, gelu, linear2, LayerNorm's statistics
 };
 
-FeedState upload_feeds(Ops& ops, Arena& arena, const Layout& layout, const Pass& pass);
+/// The index tensors of a pass, once the block is sent.
+void add_feeds(IndexBlock& block, FeedState& to, const Layout& layout, const Pass& pass);
 
 /// Writes the inputs of the pass's fed rows.
 void feed_latents(Model& model, Arena& arena, Transformer& transformer, const DevicePass& pass, FeedState& state);

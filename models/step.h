@@ -22,18 +22,21 @@ class Step {
 
  private:
   Tensor indices(std::span<const int32_t> host) { return upload_indices(ops_, arena_, host); }
-  Tensor live_indices(std::span<const int32_t> rows);
+  std::vector<int32_t> live_of(std::span<const int32_t> rows) const;
   std::vector<int32_t> positions_of(std::span<const int32_t> rows) const;
   std::size_t layer_count() const { return transformer_.layers().size(); }
 
+  // All lists of the forward and its backward, which are sent before the first op.
+  void plan();
   void forward();
   void backward();
 
   // Rows of the head's product: the student's, then the teacher's.
-  struct HeadRows {
-    std::vector<int32_t> live, targets, classes, owners;
+  struct Head {
+    Tensor live, targets, classes, owners;
+    int64_t teacher_rows = 0;
   };
-  HeadRows head_rows() const;
+  void plan_head(IndexBlock& block);
   void cross_entropy(const Tensor& sums);
 
   // ---- L_KV (kv_loss.cpp). Kept teacher pairs, and the students' K and V of pass T as they are matched.
@@ -44,14 +47,17 @@ class Step {
     std::vector<double> importance, redundancy, score;
     std::vector<std::vector<int32_t>> kept;  // per layer [B*M, K]
   };
-  void read_queries(PassReads& reads);
+  struct KvLists {
+    Tensor queries, queries_live;  // rows whose queries are taken, and
+    Tensor taken, query_offsets;   // those rows where they then lie
+    Tensor trace, trace_offsets, trace_positions, latents, latent_positions, valid, samples;
+  };
+  void plan_kv(IndexBlock& block);
   bool turned_back() const { return config_.kv.keys == Keys::pre_rope && model_.shape.architecture().rotary(); }
   void unrotate(const Tensor& k, const Tensor& positions);
   void kv_loss(const Tensor& loss);
-  void select(std::size_t l, const KvLayer& out, const Tensor& trace, const Tensor& trace_offsets, const Tensor& queries,
-              const Tensor& query_offsets, const Tensor& trace_positions, RkvDump& rkv);
-  void distill_kv(std::size_t l, int i, const KvLayer& k, const Tensor& valid, const Tensor& inverse, double factor, const Tensor& loss,
-                  const Tensor& positions);
+  void select(std::size_t l, const KvLayer& out, RkvDump& rkv);
+  void distill_kv(std::size_t l, int i, const KvLayer& k, const Tensor& inverse, double factor, const Tensor& loss);
   Tensor inverse(const Tensor& moments, int power = 1) {
     const Tensor t = arena_.alloc(sum_, 1, 1);
     ops_.inverse_std(t, moments, power);
@@ -67,11 +73,22 @@ class Step {
   // final norm.
   std::size_t embedded() const { return config_.codi.states == CodiStates::all ? 1 : 0; }
   std::span<const Tensor> after_blocks(std::span<const Tensor> states) const { return states.subspan(embedded(), layer_count() - 1); }
+  struct CodiLists {
+    Tensor student, student_in_pass, student_live, student_positions;  // in_pass: counted from the last pass's begin
+    Tensor teacher, teacher_live, valid;
+  };
+  // A teacher that runs by itself, with masks of its own.
+  struct Alone {
+    Layout layout;
+    DevicePass pass;
+    Tensor rows, live;
+  };
+  void plan_codi(IndexBlock& block);
   void read_states(std::vector<PassReads>& reads);
   void gather_ends(std::span<const Tensor> to, const Transformer& from, const Tensor& rows, const Tensor& live);
   bool separate_target() const;
   void run_separate_target();
-  void input_gradient(const Tensor& d, const Tensor& rows);
+  void input_gradient(const Tensor& d);
   void codi_loss(const Tensor& loss);
 
   // ---- what kava_inspect step writes (step_dump.cpp)
@@ -102,7 +119,11 @@ class Step {
   std::vector<FeedState> feeds_;
   std::vector<Tap> taps_;
   std::vector<Tensor> student_states_, teacher_states_;  // [B, C] each, of L_CODI
-  Tensor latent_rows_, sample_index_, correct_, codi_rows_;
+  Head head_;
+  KvLists kv_;
+  CodiLists codi_;
+  Alone alone_;
+  Tensor correct_;
 };
 
 }  // namespace kava

@@ -7,17 +7,10 @@
 
 namespace kava {
 
-Tensor upload_indices(Ops& ops, Arena& arena, std::span<const int32_t> host) {
-  Tensor t = arena.alloc(DType::i32, 1, static_cast<int64_t>(host.size()));
-  if (!host.empty()) ops.upload(t, host.data());
-  return t;
-}
-
 namespace {
 
 // keys: rows that there are; queries: rows of the pass, or its live rows.
-Segments upload_segments(Ops& ops, Arena& arena, const SegmentList& s, int64_t keys, int64_t queries) {
-  Segments d;
+void add_segments(IndexBlock& block, Segments& d, const SegmentList& s, int64_t keys, int64_t queries) {
   check_indices(s.keys, 0, keys);
   check_offsets(s.key_offsets, static_cast<int64_t>(s.keys.size()));
   check_offsets(s.group_offsets, s.count());
@@ -26,14 +19,13 @@ Segments upload_segments(Ops& ops, Arena& arena, const SegmentList& s, int64_t k
     KAVA_CHECK(begin >= 0 && count > 0 && begin + count <= queries && count <= seen, "{} queries from {} on {} keys", count, begin, seen);
     d.most_scores = std::max(d.most_scores, count * seen);
   }
-  d.key_offsets = upload_indices(ops, arena, s.key_offsets);
-  d.keys = upload_indices(ops, arena, s.keys);
-  d.query_begin = upload_indices(ops, arena, s.query_begin);
-  d.query_count = upload_indices(ops, arena, s.query_count);
-  d.group_offsets = upload_indices(ops, arena, s.group_offsets);
+  block.add(d.key_offsets, s.key_offsets);
+  block.add(d.keys, s.keys);
+  block.add(d.query_begin, s.query_begin);
+  block.add(d.query_count, s.query_count);
+  block.add(d.group_offsets, s.group_offsets);
   d.count = s.count(), d.groups = static_cast<int64_t>(s.group_offsets.size()) - 1, d.most_keys = s.most_keys,
   d.most_queries = s.most_queries;
-  return d;
 }
 
 // The activation in front of LoRA's columns.
@@ -47,14 +39,13 @@ enum Place : int64_t { kNormed1, kAttention, kNormed2, kAct, kPlaces };
 
 }  // namespace
 
-DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& p) {
-  DevicePass d;
+void add_pass(IndexBlock& block, DevicePass& d, const Pass& p) {
   d.begin = p.begin, d.end = p.end, d.live_begin = p.live_begin, d.live_end = p.live_end, d.fed = p.fed();
-  d.ids = upload_indices(ops, arena, p.ids);
-  d.positions = upload_indices(ops, arena, p.positions);
-  d.row_keys = upload_indices(ops, arena, p.row_keys).reshape(p.rows(), 2);
+  block.add(d.ids, p.ids);
+  block.add(d.positions, p.positions);
+  block.add(d.row_keys, p.row_keys, p.rows(), 2);
   check_distinct(p.live, p.rows());
-  d.live = upload_indices(ops, arena, p.live);
+  block.add(d.live, p.live);
   std::vector<int32_t> positions, keys;
   for (int32_t r : p.live) {
     const auto at = static_cast<std::size_t>(r);
@@ -62,10 +53,17 @@ DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& p) {
     keys.push_back(p.row_keys[2 * at]);
     keys.push_back(p.row_keys[2 * at + 1]);
   }
-  d.live_positions = upload_indices(ops, arena, positions);
-  d.live_row_keys = upload_indices(ops, arena, keys).reshape(p.live_rows(), 2);
-  d.segments = upload_segments(ops, arena, p.segments, p.end, p.rows());
-  d.live_segments = upload_segments(ops, arena, p.live_segments, p.end, p.live_rows());
+  block.add(d.live_positions, positions);
+  block.add(d.live_row_keys, keys, p.live_rows(), 2);
+  add_segments(block, d.segments, p.segments, p.end, p.rows());
+  add_segments(block, d.live_segments, p.live_segments, p.end, p.live_rows());
+}
+
+DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& pass) {
+  DevicePass d;
+  IndexBlock block;
+  add_pass(block, d, pass);
+  block.send(ops, arena);
   return d;
 }
 
@@ -153,16 +151,20 @@ void Transformer::allocate_layer(std::size_t l, int64_t rows, int64_t live_rows,
 }
 
 void Transformer::allocate_gradients(int64_t rows, int64_t live_rows) {
-  const DType sum = sum_type(model_.storage);
-  auto zeroed = [&](int64_t n, int64_t width) {
-    Tensor t = arena_.alloc(sum, n, width);
-    ops_.fill(t, 0);
+  constexpr int64_t kAlign = 16;
+  const int64_t C = model_.shape.hidden, KD = model_.shape.kv_heads * model_.shape.head_dim;
+  const auto room = [](int64_t n, int64_t width) { return (n * width + kAlign - 1) / kAlign * kAlign; };
+  const int64_t layers = std::ssize(kept_), elements = 2 * layers * room(rows, KD) + room(live_rows, C) + room(rows, C);
+  const Tensor all = arena_.alloc(sum_type(model_.storage), 1, elements);
+  ops_.fill(all, 0);
+  int64_t used = 0;
+  const auto part = [&](int64_t n, int64_t width) {
+    const Tensor t = all.col_range(used, used + n * width).row_range(0, 1).reshape(n, width);
+    used += room(n, width);
     return t;
   };
-  const int64_t KD = model_.shape.kv_heads * model_.shape.head_dim;
-  for (LayerKept& k : kept_) k.dk = zeroed(rows, KD), k.dv = zeroed(rows, KD);
-  dhidden_ = zeroed(live_rows, model_.shape.hidden);
-  dinput_ = zeroed(rows, model_.shape.hidden);
+  for (LayerKept& k : kept_) k.dk = part(rows, KD), k.dv = part(rows, KD);
+  dhidden_ = part(live_rows, C), dinput_ = part(rows, C);
 }
 
 Dropout Transformer::dropout(std::size_t l, int64_t place, const Tensor& row_keys) const {

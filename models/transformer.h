@@ -7,6 +7,7 @@
 #include "engine/device/ops.h"
 #include "models/layout.h"
 #include "models/model.h"
+#include "models/step_lists.h"
 
 namespace kava {
 
@@ -30,8 +31,9 @@ struct DevicePass {
   int64_t live_rows() const { return live_end - live_begin; }
 };
 
-/// i32 [1, n]
-Tensor upload_indices(Ops& ops, Arena& arena, std::span<const int32_t> host);
+/// What the lists of a pass are once the block is sent. Their ranges are checked.
+void add_pass(IndexBlock& block, DevicePass& to, const Pass& pass);
+/// The same, sent.
 DevicePass upload_pass(Ops& ops, Arena& arena, const Pass& pass);
 
 /// Rows of one quantity: those of all passes, or those of one pass at a time, in a buffer that layers and passes share.
