@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "kernels/gpu_error.h"
+#include "kernels/launched.h"
 
 namespace kava {
 
@@ -35,6 +36,7 @@ void launch(cudaStream_t stream, void (*kernel)(Params...), dim3 grid, dim3 bloc
   if (smem > kWithoutAsking) allow_smem(kernel, smem);
   kernel<<<grid, block, smem, stream>>>(static_cast<Params>(args)...);
   check_gpu(cudaGetLastError(), "kernel launch");
+  ++launched;
 }
 
 template <class T>

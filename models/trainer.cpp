@@ -147,31 +147,27 @@ void Trainer::gather_sums(int64_t mine, int64_t first, int64_t parts) {
   model_.ops.upload(scalars_.col_range(first * kStepSums, (first + parts) * kStepSums), all.data());
 }
 
-StepReport Trainer::step() {
-  if (curriculum_.resets(state_.step, [&] { return left_in(state_.step - 1); }))
-    model_.parameters.reset_moments(), state_.moment_updates = 0;
+bool Trainer::resets_moments() {
+  return curriculum_.resets(state_.step, [&] { return left_in(state_.step - 1); });
+}
+
+// The next step but for what its scalars say.
+Trainer::Begun Trainer::begin_step() {
+  if (resets_moments()) model_.parameters.reset_moments(), state_.moment_updates = 0;
   const std::span<const Sample> batch = batch_of(state_.step);
   const Recipe recipe = curriculum_.recipe(state_.step);
   const BatchTotals totals = batch_totals(model_.config, recipe, batch, state_.micro_batch);
-  StepReport r;
+  Begun begun{{}, totals_of_forwards(model_.config, recipe, totals, batch, state_.micro_batch)};
+  StepReport& r = begun.report;
   r.epoch = state_.step / steps_per_epoch_;
   if (recipe.has_stages()) r.stage = curriculum_.stage(state_.step);
   r.latents = totals.latents, r.left = static_cast<double>(totals.rest) / static_cast<double>(batch.size());
-  const std::vector<BatchTotals> forwards = totals_of_forwards(model_.config, recipe, totals, batch, state_.micro_batch);
-  r.flops = gradients(batch, recipe, forwards);
+  r.flops = gradients(batch, recipe, begun.forwards);
   r.lr = learning_rate(options_, state_.step, state_.total_steps);
   AdamwOptions o;
   o.lr = r.lr, o.beta1 = options_.betas[0], o.beta2 = options_.betas[1], o.eps = options_.eps;
   o.weight_decay = options_.weight_decay, o.clip = options_.clip;
   model_.parameters.update(arena_, o, scalars_.col_range(scalars_.cols - 1, scalars_.cols), scalars_.col_range(0, scalars_.cols - 1));
-  const std::vector<double> scalars = to_host(model_.ops, scalars_);
-  for (std::size_t i = 0; i < forwards.size(); ++i)
-    r.losses += losses_of(std::span(scalars).subspan(i * kStepSums, kStepSums), forwards[i]);
-  r.loss = r.losses.total(model_.config);
-  r.grad_norm = std::sqrt(scalars.back());
-  r.updated = std::isfinite(r.grad_norm);
-  if (r.updated) ++state_.updates, ++state_.moment_updates;
-  state_.skipped_in_row = r.updated ? 0 : state_.skipped_in_row + 1;
   state_.samples += static_cast<int64_t>(batch.size());
   r.step = ++state_.step;
   saved_ = false;
@@ -179,7 +175,32 @@ StepReport Trainer::step() {
   r.samples = state_.samples;
   r.batch_samples = static_cast<int64_t>(batch.size());
   r.batch_tokens = token_count(recipe, batch);
+  return begun;
+}
+
+void Trainer::ask_for(Begun begun) {
+  begun_ = std::move(begun);
+  model_.ops.begin_download(scalars_);
+}
+
+StepReport Trainer::end_step() {
+  std::vector<double> scalars(static_cast<std::size_t>(scalars_.cols));
+  model_.ops.end_download(scalars.data());
+  StepReport r = std::move(begun_->report);
+  for (std::size_t i = 0; i < begun_->forwards.size(); ++i)
+    r.losses += losses_of(std::span(scalars).subspan(i * kStepSums, kStepSums), begun_->forwards[i]);
+  begun_.reset();
+  r.loss = r.losses.total(model_.config);
+  r.grad_norm = std::sqrt(scalars.back());
+  r.updated = std::isfinite(r.grad_norm);
+  if (r.updated) ++state_.updates, ++state_.moment_updates;
+  state_.skipped_in_row = r.updated ? 0 : state_.skipped_in_row + 1;
   return r;
+}
+
+StepReport Trainer::step() {
+  ask_for(begin_step());
+  return end_step();
 }
 
 bool Trainer::due(int64_t every) const {
@@ -232,6 +253,7 @@ void Trainer::require_same_values() {
 
 void Trainer::save(RunFolder* folder, const TrainingHooks& hooks) {
   if (saved_) return;
+  KAVA_CHECK(!begun_, "a checkpoint in the middle of a step");
   if (const std::string name = model_.parameters.find_not_finite(arena_); !name.empty())
     throw Error(Exit::numeric, fmt::format("step {}", state_.step), fmt::format("{} holds a value that is not finite", name),
                 "lower train.lr; the last checkpoint is whole");
@@ -247,7 +269,7 @@ void Trainer::log(RunFolder* folder, const TrainingHooks& hooks, const StepRepor
   logged_samples_ += report.batch_samples, logged_tokens_ += report.batch_tokens;
   const double each = 1 / std::max(logged_seconds_, 1e-9);
   const Speed speed{static_cast<double>(logged_samples_) * each, static_cast<double>(logged_tokens_) * each, logged_flops_ * each};
-  if (report.step % options_.log_every == 0 || state_.finished()) {
+  if (report.step % options_.log_every == 0 || report.step >= state_.total_steps) {
     if (folder)
       folder->append(metrics_line(report, speed, hooks.matrix_rate ? hooks.matrix_rate(speed.flops_per_s) : 0, state_.seconds).dump());
     logged_seconds_ = logged_flops_ = 0, logged_samples_ = logged_tokens_ = 0;
@@ -264,11 +286,28 @@ Trainer::Asked Trainer::asked(const TrainingHooks& hooks) {
   return mine;
 }
 
+// Takes what the last step's scalars say, where that was not done.
+void Trainer::settle(RunFolder* folder, const TrainingHooks& hooks) {
+  if (!begun_) return;
+  const StepReport report = end_step();
+  const double seconds = seconds_since(counted_);
+  counted_ = std::chrono::steady_clock::now();
+  log(folder, hooks, report, seconds);
+  if (state_.skipped_in_row > 0 && hooks.note)
+    hooks.note(fmt::format("step {}: the loss or the gradient is not finite; no update made", report.step));
+  if (state_.skipped_in_row >= kMostSkipped)
+    throw Error(Exit::numeric, fmt::format("step {}", report.step),
+                fmt::format("the loss or the gradient was not finite in {} steps in a row", kMostSkipped),
+                "lower train.lr; the last checkpoint is whole");
+}
+
 bool Trainer::run(RunFolder* folder, const TrainingHooks& hooks) {
   if (extended_) save(folder, hooks);  // a kill before the next checkpoint must not take the extension back
   for (;;) {
     comm_.set_place(fmt::format("step {}", state_.step));
     Asked now = asked(hooks);
+    if (now.stop || now.checkpoint || due(options_.valid_every) || due(options_.checkpoint_every) || resets_moments())
+      settle(folder, hooks);
     if (hooks.validate && due(options_.valid_every) && state_.validated_step != state_.step && !now.stop) {
       validate(folder, hooks);
       const Asked meanwhile = asked(hooks);
@@ -281,15 +320,11 @@ bool Trainer::run(RunFolder* folder, const TrainingHooks& hooks) {
     if (now.stop || now.checkpoint || best_now || due(options_.checkpoint_every)) save(folder, hooks);
     if (state_.finished() && (!hooks.validate || state_.validated_step == state_.step)) return true;
     if (now.stop) return false;
-    const auto start = std::chrono::steady_clock::now();
-    const StepReport report = step();
-    log(folder, hooks, report, seconds_since(start));
-    if (state_.skipped_in_row > 0 && hooks.note)
-      hooks.note(fmt::format("step {}: the loss or the gradient is not finite; no update made", report.step));
-    if (state_.skipped_in_row >= kMostSkipped)
-      throw Error(Exit::numeric, fmt::format("step {}", report.step),
-                  fmt::format("the loss or the gradient was not finite in {} steps in a row", kMostSkipped),
-                  "lower train.lr; the last checkpoint is whole");
+    if (!begun_) counted_ = std::chrono::steady_clock::now();
+    Begun next = begin_step();
+    settle(folder, hooks);
+    ask_for(std::move(next));
+    if (!model_.ops.queues()) settle(folder, hooks);
   }
 }
 

@@ -5,7 +5,12 @@
 //
 // Forward i of a batch, of train.micro_batch samples, belongs to rank i % ranks. Each forward's gradient and sums are made by themselves
 // and added in the order of the forwards, on every rank: any number of ranks gives the bytes of one.
+//
+// A step is read once: its sums and the square of its gradient's norm. Whether it is an update the device decides by itself, so where calls
+// are queued that read is taken when the next step is queued already, but for what needs it first: a moment's reset, validation, a
+// checkpoint, a stop and the end.
 #pragma once
+#include <chrono>
 #include <functional>
 #include <limits>
 #include <map>
@@ -97,8 +102,18 @@ class Trainer {
   struct Asked {
     bool stop = false, checkpoint = false;
   };
+  /// A step that is made, or queued, and what its sums are divided by.
+  struct Begun {
+    StepReport report;
+    std::vector<BatchTotals> forwards;
+  };
 
   std::span<const Sample> batch_of(int64_t step);
+  bool resets_moments();
+  Begun begin_step();
+  void ask_for(Begun begun);
+  StepReport end_step();
+  void settle(RunFolder* folder, const TrainingHooks& hooks);
   double gradients(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards);
   double forward(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, int64_t i);
   void gather_sums(int64_t mine, int64_t first, int64_t parts);
@@ -125,8 +140,10 @@ class Trainer {
   std::vector<int64_t> order_;
   int64_t order_epoch_ = -1;
   std::vector<Sample> batch_;
-  bool saved_ = false;     // whether a checkpoint holds this state
-  bool extended_ = false;  // the checkpoint that this began from says another length or partition
+  std::optional<Begun> begun_;                     // the step whose scalars are still to be taken
+  bool saved_ = false;                             // whether a checkpoint holds this state
+  bool extended_ = false;                          // the checkpoint that this began from says another length or partition
+  std::chrono::steady_clock::time_point counted_;  // until when the steps' seconds are counted
   // Since the last logged line.
   double logged_seconds_ = 0, logged_flops_ = 0;
   int64_t logged_samples_ = 0, logged_tokens_ = 0;

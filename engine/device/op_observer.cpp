@@ -1,5 +1,7 @@
 #include "engine/device/op_observer.h"
 
+#include <string_view>
+
 namespace kava {
 
 Segments TensorMap::operator()(Segments s) const {
@@ -27,6 +29,17 @@ LinearGroupGrad TensorMap::operator()(LinearGroupGrad g) const {
   for (Tensor* t : {&g.dw, &g.dbias, &g.da}) *t = (*this)(*t);
   for (Tensor& t : g.db) t = (*this)(t);
   return g;
+}
+
+void OpCounter::before(const OpCall& call) {
+  const std::string_view name = call.name;
+  ++(name == "upload" ? counts_.uploads : name == "download" || name == "begin_download" ? counts_.reads : counts_.calls);
+}
+
+OpCounter::Counts OpCounter::counts() const {
+  Counts c = counts_;
+  c.launches = ops_.launches() - launches_before_;
+  return c;
 }
 
 void OpTimer::before(const OpCall&) {

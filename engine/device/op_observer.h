@@ -39,6 +39,8 @@ class OpObserver {
   virtual ~OpObserver() = default;
   virtual void before(const OpCall&) {}
   virtual void after(const OpCall&) {}
+  /// A request of memory, by a buffer or an arena.
+  virtual void allocated(int64_t /*bytes*/) {}
 };
 
 /// An observer for as long as this object lives.
@@ -52,6 +54,25 @@ class Observed {
  private:
   Ops& ops_;
   OpObserver& observer_;
+};
+
+/// Counts what a backend was asked for since this began.
+class OpCounter final : public OpObserver {
+ public:
+  struct Counts {
+    int64_t uploads = 0, reads = 0, allocations = 0;
+    int64_t calls = 0;     // of ops that compute
+    int64_t launches = 0;  // as Ops says
+  };
+  explicit OpCounter(const Ops& ops) : ops_(ops), launches_before_(ops.launches()) {}
+  void before(const OpCall&) override;
+  void allocated(int64_t) override { ++counts_.allocations; }
+  Counts counts() const;
+
+ private:
+  const Ops& ops_;
+  const int64_t launches_before_;
+  Counts counts_;
 };
 
 /// Adds up calls, wall time and work of each op. Every op is waited for, so that its time is its own.

@@ -2,8 +2,6 @@
 // are told.
 #include "engine/device/ops.h"
 
-#include <cstring>
-
 #include "engine/device/op_front.h"
 
 namespace kava {
@@ -19,6 +17,7 @@ void* Ops::allocate(int64_t bytes) {
   KAVA_CHECK(bytes >= 0, "{} bytes", bytes);
   void* data = dry_ ? dry_addresses(bytes) : do_allocate(bytes);
   held_ += bytes;
+  for (OpObserver* o : observers_) o->allocated(bytes);
   return data;
 }
 
@@ -38,6 +37,7 @@ AddressRange Ops::reserve() { return dry_ ? AddressRange{static_cast<char*>(dry_
 void Ops::commit(void* data, int64_t bytes) {
   if (!dry_) do_commit(data, bytes);
   held_ += bytes;
+  for (OpObserver* o : observers_) o->allocated(bytes);
 }
 
 void Ops::unreserve(const AddressRange& range, int64_t committed) {
@@ -62,6 +62,21 @@ void Ops::download(void* host, const Tensor& x) {
     if (ops.dry_) std::memset(host, 0, static_cast<std::size_t>(x.count() * size_of(x.dtype)));
     else ops.do_download(host, at(x));
   });
+}
+
+void Ops::begin_download(const Tensor& x) {
+  KAVA_CHECK(!downloading_, "a download that was not ended");
+  require_contiguous("what is read", x);
+  downloading_ = true;
+  downloaded_.assign(static_cast<std::size_t>(x.count() * size_of(x.dtype)), 0);
+  compute("begin_download", {}, {x}, [&](Ops& ops, const auto& at) { ops.do_begin_download(at(x)); });
+}
+
+void Ops::end_download(void* host) {
+  KAVA_CHECK(downloading_, "no download was begun");
+  downloading_ = false;
+  if (dry_) std::memcpy(host, downloaded_.data(), downloaded_.size());
+  else do_end_download(host, std::ssize(downloaded_));
 }
 
 namespace {

@@ -10,6 +10,7 @@
 // Ops that need room take it from the arena and give it back.
 #pragma once
 #include <array>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <span>
@@ -92,6 +93,10 @@ class Ops {
   void remove_observer(OpObserver& observer) { std::erase(observers_, &observer); }
   /// Returns when everything asked for so far is done, for who measures time.
   virtual void finish() {}
+  /// Whether calls return before they are done.
+  virtual bool queues() const { return false; }
+  /// Kernels launched so far; 0 where an op is a function of the host.
+  virtual int64_t launches() const { return 0; }
 
   // ---- memory
   void* allocate(int64_t bytes);
@@ -114,6 +119,10 @@ class Ops {
   /// Host memory is contiguous and of the tensor's type.
   void upload(const Tensor& y, const void* host);
   void download(void* host, const Tensor& x);
+  /// The same in two halves, one at a time: the first asks for x, contiguous, as it then is and does not wait; the second waits for it, and
+  /// for nothing that was asked for since.
+  void begin_download(const Tensor& x);
+  void end_download(void* host);
 
   // ---- rows. y and x are both i32, or each in the storage or the sum type of one model (fill: any type).
   /// y = value
@@ -257,6 +266,8 @@ class Ops {
   }
   virtual void do_upload(const Tensor& y, const void* host) = 0;
   virtual void do_download(void* host, const Tensor& x) = 0;
+  virtual void do_begin_download(const Tensor& x) { do_download(downloaded_.data(), x); }
+  virtual void do_end_download(void* host, int64_t bytes) { std::memcpy(host, downloaded_.data(), static_cast<std::size_t>(bytes)); }
   virtual void do_fill(const Tensor& y, double value) = 0;
   virtual void do_copy(const Tensor& y, const Tensor& x) = 0;
   virtual void do_add(const Tensor& y, const Tensor& x) = 0;
@@ -329,6 +340,8 @@ class Ops {
   bool dry_;
   int64_t next_dry_ = int64_t{1} << 48;  // an address in a range that no process maps
   int64_t held_ = 0;
+  bool downloading_ = false;
+  std::vector<char> downloaded_;  // of begin_download; a backend that queues keeps its own
   std::vector<OpObserver*> observers_;
 };
 

@@ -1,9 +1,15 @@
 // Whole steps on the cuda backend, its kernels emulated, against the cpu backend.
 #include <catch2/catch_test_macros.hpp>
+#include <optional>
+#include <sstream>
 
 #include "engine/device/cuda/ops_cuda.h"
+#include "engine/device/op_observer.h"
+#include "engine/files/files.h"
+#include "engine/files/json.h"
 #include "simt.h"
 #include "tests/model/step_rig.h"
+#include "tests/model/train_rig.h"
 #include "tests/ops/op_rig.h"
 
 using namespace kava;
@@ -77,6 +83,27 @@ TEST_CASE("a step on the cuda backend is the cpu's as far as its types can, twic
   }
 }
 
+TEST_CASE("what is kept and what is computed again gives the same bytes on cuda") {
+  if (!simt::supported()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  take_schedule(0);
+  const Sets forms[] = {{"lora.dropout=0.3"},
+                        {"train.trainable=all", "model.path=../models/qwen3"},
+                        {"method=codi", "latent.iterations=5", "model.path=../models/qwen2", "lora.dropout=0.3"}};
+  for (const Sets& form : forms)
+    for (const char* dtype : {"f32", "bf16"}) {
+      std::optional<StepRun> none;
+      for (const char* recompute : {"none", "cheap", "block"}) {
+        Sets sets = with(form, dtype);
+        sets.push_back(std::string("train.recompute=") + recompute);
+        StepRig rig(sets, 1, 0.2, make_emulated_cuda());
+        StepRun run = rig.run();
+        INFO(form[0] << " in " << dtype << ", " << recompute);
+        if (!none) none = std::move(run);
+        else CHECK((run.gradients == none->gradients && run.total == none->total && same(run.dump, none->dump)));
+      }
+    }
+}
+
 TEST_CASE("a training step on cuda is read once, and asks for memory only where it is larger than all before") {
   if (!simt::supported()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   take_schedule(0);
@@ -85,7 +112,6 @@ TEST_CASE("a training step on cuda is read once, and asks for memory only where 
   Ops& ops = *rig.ops;
   const Tensor grad_square = rig.arena->alloc(DType::f64, 1, 1), sums = rig.arena->alloc(DType::f64, 1, kStepSums);
   const BatchTotals totals = batch_totals(rig.config, recipe_of(rig.config), rig.samples);
-  std::vector<GpuCounts> steps;
   for (uint32_t step = 0; step < 3; ++step) {
     const GpuCounts before = counts;
     rig.model->parameters.zero_grad();
@@ -96,14 +122,73 @@ TEST_CASE("a training step on cuda is read once, and asks for memory only where 
     rig.model->parameters.update(*rig.arena, {1e-4, 0.9, 0.999, 1e-8, 0.1, 2}, grad_square, sums);
     CHECK(counts.reads == before.reads);
     to_host(ops, sums);
-    steps.push_back({counts.allocations - before.allocations, counts.commits - before.commits, counts.uploads - before.uploads,
-                     counts.reads - before.reads, counts.launches - before.launches});
+    if (step == 0) continue;  // it also sends what stays
+    CHECK((counts.allocations == before.allocations && counts.commits == before.commits));
+    CHECK((counts.reads == before.reads + 1 && counts.uploads == before.uploads + 1));
   }
-  for (const GpuCounts& step : {steps[1], steps[2]}) {
-    CHECK((step.allocations == 0 && step.commits == 0 && step.reads == 1));
-    CHECK(step.uploads == steps[1].uploads);  // the first also sends what stays
-    CHECK(step.launches == steps[0].launches);
-    // Lists of rows alone are uploaded: a fixed number for each pass, whatever the batch.
-    CHECK(step.uploads <= 40 * static_cast<int64_t>(rig.config.latent.iterations + 1));
+}
+
+TEST_CASE("a run on cuda takes a step's scalars when the next one is queued, and before what needs them") {
+  if (!simt::supported()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  take_schedule(0);
+  const Sets sets{"train.max_steps=7", "train.valid_every=4", "train.checkpoint_every=100", "train.log_every=3"};
+  TinyRun run(sets, 1, make_emulated_cuda()), stepped(sets, 1, make_emulated_cuda());
+  Trainer trainer(*run.model, run.samples, {}), one_by_one(*stepped.model, stepped.samples, {});
+  OpCounter counter(*run.ops);
+  std::vector<int64_t> uploads, reads;  // until each step is told
+  int64_t validated_at = 0;
+  TrainingHooks hooks;
+  hooks.on_step = [&](const StepReport& r, const Speed&) {
+    const StepReport expected = one_by_one.step();
+    CHECK((r.step == expected.step && r.loss == expected.loss && r.grad_norm == expected.grad_norm && r.samples == expected.samples));
+    uploads.push_back(counter.counts().uploads), reads.push_back(counter.counts().reads);
+  };
+  hooks.validate = [&](Arena&, int64_t) {
+    validated_at = std::ssize(uploads);
+    CHECK((validated_at == 4 || validated_at == 7));
+    return std::optional(Validation{});
+  };
+  TempFolder folder;
+  RunFolder out(folder.path() / "run");
+  out.open(run.config, {});
+  {
+    const Observed observed(*run.ops, counter);
+    CHECK(trainer.run(&out, hooks));
   }
+  // Told after the next one's lists are sent, but for the fourth and the last.
+  REQUIRE(uploads.size() == 7);
+  for (std::size_t i : {0, 1, 2, 4, 5}) CHECK(uploads[i] == uploads[0] + static_cast<int64_t>(i));
+  CHECK(uploads[3] == uploads[2]);
+  CHECK(uploads[6] == uploads[5]);
+  for (std::size_t i : {1, 2, 3, 5, 6}) CHECK(reads[i] == reads[i - 1] + 1);  // between them a checkpoint of the fourth
+  const ParameterStore &a = run.model->parameters, &b = stepped.model->parameters;
+  CHECK((a.get(a.value()) == b.get(b.value()) && a.get(a.m()) == b.get(b.m()) && a.get(a.v()) == b.get(b.v())));
+  CHECK((trainer.state().updates == 7 && trainer.state().samples == one_by_one.state().samples));
+  std::istringstream lines(read_file((out.path() / "metrics.jsonl").string(), std::size_t{1} << 20));
+  std::vector<int64_t> logged;
+  for (std::string line; std::getline(lines, line);)
+    if (const Json j = Json::parse(line); j.contains("step")) logged.push_back(j["step"]);
+  CHECK(logged == std::vector<int64_t>{3, 6, 7});
+}
+
+TEST_CASE("ten skipped steps in a row are told as such where an eleventh is queued") {
+  if (!simt::supported()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  take_schedule(0);
+  TinyRun run({"train.max_steps=40", "train.checkpoint_every=1000"}, 1, make_emulated_cuda());
+  run.model->parameters.set("new_tokens.weight", std::vector<double>(3 * 16, std::nan("")));
+  run.model->parameters.refresh();
+  const std::vector<double> m = run.model->parameters.get(run.model->parameters.m());
+  Trainer trainer(*run.model, run.samples, {});
+  std::vector<int64_t> told;
+  TrainingHooks hooks;
+  hooks.on_step = [&](const StepReport& r, const Speed&) { told.push_back(r.updated ? -1 : r.step); };
+  try {
+    trainer.run(nullptr, hooks);
+    FAIL("it went on");
+  } catch (const Error& e) {
+    CHECK(e.code() == Exit::numeric);
+    CHECK(std::string(e.what()).find("step 10") != std::string::npos);
+  }
+  CHECK(told == std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10});
+  CHECK(run.model->parameters.get(run.model->parameters.m()) == m);
 }

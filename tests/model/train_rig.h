@@ -26,11 +26,11 @@ struct TinyRun {
   std::vector<Sample> samples;
   std::unique_ptr<Model> model;
 
-  explicit TinyRun(const std::vector<std::string>& sets = {}, int threads = 1) {
+  explicit TinyRun(const std::vector<std::string>& sets = {}, int threads = 1, std::unique_ptr<Ops> backend = nullptr) {
     TempFolder folder;
     overwrite(folder / "c.toml", tiny_toml());
     config = load_config(folder / "c.toml", sets);
-    ops = make_cpu_ops(threads);
+    ops = backend ? std::move(backend) : make_cpu_ops(threads);
     text = open_text_model(config.model.path);
     int64_t dropped = 0;
     samples = read_samples(text, config, read_train_files(config), &dropped);

@@ -66,7 +66,7 @@ GpuInfo gpu_info(int) {
 }
 
 struct GpuRuntime::State : CUstream_st {
-  explicit State(GpuCounts& c) : counts(c) {
+  State() {
     const char* given = std::getenv("KAVA_EMULATED_FAIL");
     const std::string_view text = given ? given : "";
     const std::size_t colon = text.find(':');
@@ -87,8 +87,7 @@ struct GpuRuntime::State : CUstream_st {
 
   void queue(std::function<void()> launch) override {
     call();
-    ++counts.launches;
-    const bool faults = kind == "fault" && counts.launches == number;
+    const bool faults = ++launches == number && kind == "fault";
     work.push_back(faults ? [this] { lose("an illegal memory access was encountered", kIllegalAddress); } : std::move(launch));
     constexpr std::size_t kMost = 4096;
     if (work.size() >= kMost) run();
@@ -98,9 +97,9 @@ struct GpuRuntime::State : CUstream_st {
     work.push_back(std::move(copy));
   }
 
-  /// Does all that is queued; what goes wrong is kept for the next call.
-  void run() {
-    while (!failure && !work.empty()) {
+  /// Does what is queued, all or until something holds; what goes wrong is kept for the next call.
+  void run(const bool* until = nullptr) {
+    while (!failure && !work.empty() && !(until && *until)) {
       const std::function<void()> next = std::move(work.front());
       work.pop_front();
       try {
@@ -109,29 +108,30 @@ struct GpuRuntime::State : CUstream_st {
         failure = std::current_exception();
       }
     }
-    work.clear();
+    if (failure) work.clear();
   }
-  void wait() {
+  void wait(const bool* until = nullptr) {
     call();
-    run();
+    run(until);
     if (failure) std::rethrow_exception(failure);
   }
 
   void lose(const char* text, int status) { failure = std::make_exception_ptr(GpuError("cudaStreamSynchronize", status, text)); }
 
-  GpuCounts& counts;
   std::string_view kind;
-  int64_t number = 0, calls = 0, requests = 0;
+  int64_t number = 0, calls = 0, requests = 0, launches = 0;
   std::deque<std::function<void()>> work;
   std::exception_ptr failure;
   std::unordered_map<void*, int64_t> sizes;  // of allocations
+  std::vector<char> begun;                   // what a read that was begun copies to
+  bool arrived = false;
 };
 
-GpuRuntime::GpuRuntime(int device) : info_(gpu_info(device)), device_(device) { stream_ = state_ = new State(counts_); }
+GpuRuntime::GpuRuntime(int device) : info_(gpu_info(device)), device_(device) { stream_ = state_ = new State; }
 GpuRuntime::~GpuRuntime() {
   state_->run();
   if (state_->kind == "count")
-    fmt::print(stderr, "emulated device: {} requests of memory, {} launches, {} calls\n", state_->requests, counts_.launches,
+    fmt::print(stderr, "emulated device: {} requests of memory, {} launches, {} calls\n", state_->requests, state_->launches,
                state_->calls);
   delete state_;
 }
@@ -179,6 +179,17 @@ void GpuRuntime::read(void* host, const void* device, int64_t bytes) {
   state_->wait();
   std::memcpy(host, device, static_cast<std::size_t>(bytes));
 }
+void GpuRuntime::begin_read(const void* device, int64_t bytes) {
+  ++counts_.reads;
+  state_->arrived = false;
+  state_->later(
+      [this, from = static_cast<const char*>(device), bytes] { state_->begun.assign(from, from + bytes), state_->arrived = true; });
+}
+void GpuRuntime::end_read(void* host, int64_t bytes) {
+  state_->wait(&state_->arrived);
+  std::memcpy(host, state_->begun.data(), static_cast<std::size_t>(bytes));
+}
+int64_t GpuRuntime::launches() const { return state_->launches; }
 void GpuRuntime::finish() { state_->wait(); }
 void GpuRuntime::zero(void* device, int64_t bytes) {
   state_->later([=] { std::memset(device, 0, static_cast<std::size_t>(bytes)); });

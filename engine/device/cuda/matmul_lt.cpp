@@ -13,6 +13,7 @@
 #include "engine/device/library_search.h"
 #include "engine/error.h"
 #include "kernels/gpu_error.h"
+#include "kernels/launched.h"
 
 namespace kava {
 
@@ -188,6 +189,7 @@ bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size) {
   const float one = 1, onto = adds ? 1 : 0;
   KAVA_LT(s.matmul(s.handle, call.desc, &one, p.b.data, call.b, p.a.data, call.a, &onto, out, call.c, out, call.c, &algorithm, s.workspace,
                    kWorkspace, reinterpret_cast<cudaStream_t>(s.runtime.stream())));
+  ++launched;
   return true;
 }
 

@@ -23,6 +23,8 @@ class CudaOps final : public Ops {
     if (runtime_) runtime_->finish();
   }
   const GpuRuntime& runtime() const { return *runtime_; }
+  bool queues() const override { return true; }
+  int64_t launches() const override { return runtime_ ? runtime_->launches() : 0; }
 
  private:
   void* do_allocate(int64_t bytes) override;
@@ -35,6 +37,8 @@ class CudaOps final : public Ops {
   }
   void do_upload(const Tensor& y, const void* host) override;
   void do_download(void* host, const Tensor& x) override;
+  void do_begin_download(const Tensor& x) override { runtime_->begin_read(x.data, x.count() * size_of(x.dtype)); }
+  void do_end_download(void* host, int64_t bytes) override { runtime_->end_read(host, bytes); }
   void do_fill(const Tensor& y, double value) override;
   void do_copy(const Tensor& y, const Tensor& x) override;
   void do_add(const Tensor& y, const Tensor& x) override;

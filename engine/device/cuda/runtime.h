@@ -30,8 +30,8 @@ GpuInfo gpu_info(int device);
 
 /// What a runtime was asked for, since its start.
 struct GpuCounts {
-  int64_t allocations = 0, commits = 0;          // requests of memory
-  int64_t uploads = 0, reads = 0, launches = 0;  // launches: counted in the emulator alone
+  int64_t allocations = 0, commits = 0;  // requests of memory
+  int64_t uploads = 0, reads = 0;
 };
 
 /// Everything is queued on one stream in the order of the calls. A failure is a GpuError (kernels/gpu_error.h): memory refused, or a device
@@ -45,6 +45,8 @@ class GpuRuntime {
 
   const GpuInfo& info() const { return info_; }
   const GpuCounts& counts() const { return counts_; }
+  /// Kernels launched so far: in the emulator by this runtime, else by this process.
+  int64_t launches() const;
   CUstream_st* stream() const { return stream_; }
   int64_t free_bytes() const;
 
@@ -61,6 +63,9 @@ class GpuRuntime {
   void write(void* device, const void* host, int64_t bytes);
   /// Waits for all that is queued: it and finish() alone do.
   void read(void* host, const void* device, int64_t bytes);
+  /// The same in two halves, one at a time. The second waits for what was queued before the first alone.
+  void begin_read(const void* device, int64_t bytes);
+  void end_read(void* host, int64_t bytes);
   void finish();
   void zero(void* device, int64_t bytes);
 

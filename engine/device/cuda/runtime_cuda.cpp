@@ -4,11 +4,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
+#include <utility>
 
 #include "engine/device/cuda/runtime.h"
 #include "engine/error.h"
 #include "kernels/gpu_error.h"
+#include "kernels/launched.h"
 
 namespace kava {
 
@@ -69,12 +70,15 @@ int gpu_count(std::string& why) {
   return 0;
 }
 
-/// Pinned memory in two halves: a half is written again only after the copies from it were made.
+/// Pinned memory in two halves: a half is written again only after the copies from it were made. And what a read that was begun copies to.
 struct GpuRuntime::State {
   char* data = nullptr;
   cudaEvent_t done[2] = {};
   int64_t used = 0;
   int half = 0;
+  char* begun = nullptr;
+  int64_t begun_room = 0;
+  cudaEvent_t arrived = nullptr;
 };
 
 GpuInfo gpu_info(int device) {
@@ -97,15 +101,17 @@ GpuRuntime::GpuRuntime(int device) : info_(gpu_info(device)), device_(device) {
   KAVA_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   state_ = new State;
   KAVA_CUDA(cudaMallocHost(reinterpret_cast<void**>(&state_->data), static_cast<std::size_t>(kStagingBytes)));
-  for (cudaEvent_t& e : state_->done) KAVA_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+  for (cudaEvent_t* e : {&state_->done[0], &state_->done[1], &state_->arrived})
+    KAVA_CUDA(cudaEventCreateWithFlags(e, cudaEventDisableTiming));
 }
 
 GpuRuntime::~GpuRuntime() {
   if (state_) {
     cudaStreamSynchronize(stream_);
-    for (cudaEvent_t e : state_->done)
+    for (cudaEvent_t e : {state_->done[0], state_->done[1], state_->arrived})
       if (e) cudaEventDestroy(e);
     cudaFreeHost(state_->data);
+    cudaFreeHost(state_->begun);
     delete state_;
   }
   if (stream_) cudaStreamDestroy(stream_);
@@ -180,6 +186,26 @@ void GpuRuntime::read(void* host, const void* device, int64_t bytes) {
   KAVA_CUDA(cudaMemcpyAsync(host, device, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
   finish();
 }
+
+void GpuRuntime::begin_read(const void* device, int64_t bytes) {
+  ++counts_.reads;
+  State& s = *state_;
+  if (bytes > s.begun_room) {
+    KAVA_CUDA(cudaFreeHost(std::exchange(s.begun, nullptr)));
+    s.begun_room = 0;
+    KAVA_CUDA(cudaMallocHost(reinterpret_cast<void**>(&s.begun), static_cast<std::size_t>(bytes)));
+    s.begun_room = bytes;
+  }
+  KAVA_CUDA(cudaMemcpyAsync(s.begun, device, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
+  KAVA_CUDA(cudaEventRecord(s.arrived, stream_));
+}
+
+void GpuRuntime::end_read(void* host, int64_t bytes) {
+  KAVA_CUDA(cudaEventSynchronize(state_->arrived));
+  std::memcpy(host, state_->begun, static_cast<std::size_t>(bytes));
+}
+
+int64_t GpuRuntime::launches() const { return launched; }
 
 void GpuRuntime::finish() { KAVA_CUDA(cudaStreamSynchronize(stream_)); }
 
