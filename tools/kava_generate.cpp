@@ -3,11 +3,16 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <functional>
 #include <optional>
 
 #include "engine/files/files.h"
+#include "engine/rng.h"
 #include "models/evaluate.h"
 #include "models/latent_tokens.h"
+#include "tools/choice_option.h"
 #include "tools/command.h"
 #include "tools/model_options.h"
 
@@ -40,31 +45,71 @@ std::string one_line(const std::string& text) {
   return out;
 }
 
+// Normal numbers, row by row as large as the values.
+std::vector<float> random_of_equal_norms(std::span<const float> values, std::size_t rows) {
+  std::vector<float> out(values.size());
+  const std::size_t width = values.size() / rows;
+  for (std::size_t r = 0; r < rows; ++r) {
+    double square = 0, drawn = 0;
+    for (std::size_t i = 0; i < width; ++i) {
+      const auto words = philox({static_cast<uint32_t>(r), static_cast<uint32_t>(i), 0, 0}, philox_key(Purpose::sampling, 0));
+      const float x = static_cast<float>(normal_pair(words[0], words[1])[0]), v = values[r * width + i];
+      out[r * width + i] = x;
+      square += double(v) * v, drawn += double(x) * x;
+    }
+    for (std::size_t i = 0; i < width; ++i) out[r * width + i] *= static_cast<float>(std::sqrt(square / drawn));
+  }
+  return out;
+}
+
 class Generator {
  public:
   Generator(const GenerateCommand& command, const ChosenModel& chosen)
       : tokenizer_(*chosen.opened.text.tokenizer),
         chat_(chosen.opened.text.chat),
+        opened_(chosen.opened),
         model_(load_model(*chosen.ops, chosen.opened)),
         arena_(*chosen.ops),
-        decoding_(decoding_of(chosen.opened.config, chosen.choice)),
-        config_(decoding_.config),
-        recipe_(decoding_.recipe) {
-    static_cast<DecodeChoice&>(options_) = chosen.choice;
+        max_new_tokens_(command.model.max_new_tokens) {
     options_.eos = *chosen.opened.text.eos;
-    options_.max_new_tokens = command.model.max_new_tokens > 0 ? command.model.max_new_tokens : default_new_tokens(config_, recipe_, 0);
-    options_.keep_latents = command.latents;
-    if (command.latents && recipe_.latents == 0)
-      throw Error(Exit::usage, "--latents", "method " + name_of(config_.method) + " has no latents", "give a run trained with latents");
+    choose(chosen.choice);
+    if (command.latents) show_latents("--latents");
   }
 
-  std::vector<DecodeResult> answer(const std::vector<Question>& questions) {
+  /// Error(code usage) for a method that the weights cannot do.
+  void choose(const DecodeChoice& choice) {
+    require_method(opened_, choice.method);
+    decoding_ = decoding_of(opened_.config, choice);
+    static_cast<DecodeChoice&>(options_) = choice;
+    options_.max_new_tokens = max_new_tokens_ > 0 ? max_new_tokens_ : default_new_tokens(config_, recipe_, 0);
+    options_.keep_latents = options_.keep_latents && recipe_.latents > 0;
+  }
+  const DecodeChoice& choice() const { return options_; }
+  Method method() const { return config_.method; }
+
+  void show_latents(const char* asked_by) {
+    if (recipe_.latents == 0)
+      throw Error(Exit::usage, asked_by, "method " + name_of(config_.method) + " has no latents", "give a run trained with latents");
+    options_.keep_latents = true;
+  }
+  void hide_latents() { options_.keep_latents = false; }
+  bool shows_latents() const { return options_.keep_latents; }
+
+  /// told: of the answer's text so far, after every token; one question.
+  std::vector<DecodeResult> answer(const std::vector<Question>& questions, const std::function<void(const std::string&)>& told = {}) {
     std::vector<Sample> samples;
     for (const Question& q : questions) samples.push_back(sample_of(q));
-    return decode(*model_, arena_, samples, options_);
+    DecodeOptions options = options_;
+    std::vector<int32_t> ids;
+    if (told)
+      options.on_token = [&](std::size_t, int32_t id) {
+        ids.push_back(id);
+        told(text(ids));
+      };
+    return decode(*model_, arena_, samples, options);
   }
 
-  std::string text(const DecodeResult& r) const { return std::string(stripped(tokenizer_.decode(r.ids, true))); }
+  std::string text(std::span<const int32_t> ids) const { return std::string(stripped(tokenizer_.decode(ids, true))); }
 
   void print_latents(const DecodeResult& r) {
     if (!options_.keep_latents) return;
@@ -72,9 +117,21 @@ class Generator {
     fmt::print("{:>6}  {:<24}{:>9}  {}\n", "latent", "nearest value", "distance", "head's top token");
     for (std::size_t i = 0; i < nearest.size(); ++i)
       fmt::print("{:>6}  {:<24}{:>9.3f}  {}\n", i, shown(nearest[i].id), nearest[i].distance, shown(r.latents.top[i]));
+    print_meaning(r, nearest);
   }
 
  private:
+  // What the distances are worth: random values of the same size have a nearest row as well.
+  void print_meaning(const DecodeResult& r, const std::vector<NearestToken>& nearest) {
+    const std::vector<float> random = random_of_equal_norms(r.latents.values, nearest.size());
+    double latents = 0, randoms = 0;
+    for (const NearestToken& n : nearest) latents += n.distance;
+    for (const NearestToken& n : nearest_tokens(*model_, arena_, random, tokenizer_.size())) randoms += n.distance;
+    constexpr double kNoNearer = 0.9;
+    fmt::print("The nearest rows are at {:.2f} of the distance that random values of the same size have{}.\n", latents / randoms,
+               latents > kNoNearer * randoms ? ": the words above mean nothing" : "");
+  }
+
   std::string shown(int32_t id) const { return fmt::format("\"{}\"", escaped(tokenizer_.token(id), 40)); }
 
   Sample sample_of(const Question& q) const {
@@ -98,11 +155,13 @@ class Generator {
 
   const Tokenizer& tokenizer_;
   const ChatForm& chat_;
+  const OpenedModel& opened_;
   std::unique_ptr<Model> model_;
   Arena arena_;
-  const Decoding decoding_;
-  const RunConfig& config_;
-  const Recipe& recipe_;
+  const int64_t max_new_tokens_;  // 0: the method's default
+  Decoding decoding_;
+  const RunConfig& config_ = decoding_.config;
+  const Recipe& recipe_ = decoding_.recipe;
   DecodeOptions options_;
 };
 
@@ -129,36 +188,107 @@ void answer_file(Generator& generator, const std::vector<Question>& questions) {
     const std::vector<Question> some(questions.begin() + static_cast<int64_t>(first), questions.begin() + static_cast<int64_t>(end));
     for (const DecodeResult& r : generator.answer(some)) {
       generator.print_latents(r);
-      fmt::print("{}\n", one_line(generator.text(r)));
+      fmt::print("{}\n", one_line(generator.text(r.ids)));
     }
     require_printed();
   }
 }
 
+// Prints an answer while it is written: what is sure to stay, without white space at its end and bytes of an unfinished character.
+class Stream {
+ public:
+  void operator()(const std::string& text) {
+    std::string_view sure = text;
+    while (sure.ends_with("\xEF\xBF\xBD")) sure.remove_suffix(3);
+    if (sure.size() <= printed_) return;
+    fmt::print("{}", sure.substr(printed_));
+    std::fflush(stdout);
+    printed_ = sure.size();
+  }
+  void end(const std::string& text) const { fmt::print("{}\n", std::string_view(text).substr(std::min(printed_, text.size()))); }
+
+ private:
+  std::size_t printed_ = 0;
+};
+
+// Of the answers of a dialogue.
+struct Stats {
+  int64_t answers = 0, passes = 0, tokens = 0;
+  double ms = 0;
+  std::string text() const {
+    if (answers == 0) return "no answer yet";
+    const double n = static_cast<double>(answers);
+    return fmt::format("{} answers; each on average: {:.1f} forward passes, {:.1f} ms, {:.1f} tokens", answers,
+                       static_cast<double>(passes) / n, ms / n, static_cast<double>(tokens) / n);
+  }
+};
+
 // `tell` whether a person reads the diagnostics.
-void answer_one(Generator& generator, const Question& question, bool tell) {
-  const DecodeResult r = generator.answer({question})[0];
+void answer_one(Generator& generator, const Question& question, bool tell, Stats* stats = nullptr) {
+  Stream stream;
+  const auto start = std::chrono::steady_clock::now();
+  // Latents stand before the answer that they led to.
+  const DecodeResult r =
+      generator.answer({question}, generator.shows_latents() ? std::function<void(const std::string&)>() : std::ref(stream))[0];
+  if (stats) {
+    ++stats->answers, stats->passes += r.passes, stats->tokens += r.tokens;
+    stats->ms += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  }
   generator.print_latents(r);
-  fmt::print("{}\n", generator.text(r));
+  stream.end(generator.text(r.ids));
   if (tell && r.hit_limit) fmt::print(stderr, "stopped at the largest number of new tokens; raise --max-new-tokens for more\n");
   require_printed();
+}
+
+constexpr const char* kDialogueHelp =
+    "One question a line; each is answered on its own.\n"
+    "/latents  show the latents before an answer, or no more\n"
+    "/cot      answer by a written chain (full_cot), or again by the run's method\n"
+    "/method M answer by method M\n"
+    "/stats    forward passes, ms and tokens of the answers so far\n"
+    "/help     this text\n"
+    "/quit     end\n";
+
+// A line that begins with a known command; false for any other.
+bool obey(const std::string& text, Generator& generator, const DecodeChoice& first, const Stats& stats) {
+  const std::string word = text.substr(0, text.find(' ')), rest(stripped(std::string_view(text).substr(word.size())));
+  if (word == "/help") return fmt::print(stderr, "{}", kDialogueHelp), true;
+  if (word == "/stats") return fmt::print(stderr, "{}\n", stats.text()), true;
+  if (word == "/latents") {
+    if (generator.shows_latents()) generator.hide_latents();
+    else generator.show_latents("/latents");
+    fmt::print(stderr, "latents are {}\n", generator.shows_latents() ? "shown" : "not shown");
+    return true;
+  }
+  if (word != "/cot" && word != "/method") return false;
+  DecodeChoice choice = first;
+  const bool chain = word == "/cot" && generator.method() != Method::full_cot;
+  if (word == "/method") choice.method = choice_option<Method>("/method", rest);
+  else if (chain) choice.method = Method::full_cot;
+  if (choice.method != first.method) choice.stage.reset();
+  generator.choose(choice);
+  fmt::print(stderr, "method {}\n", name_of(generator.method()));
+  return true;
 }
 
 void dialogue(Generator& generator) {
   const bool terminal = ::isatty(STDIN_FILENO);
   if (terminal) fmt::print(stderr, "Ask a question; /help tells more, /quit or end of input ends.\n");
+  const DecodeChoice first = generator.choice();
+  Stats stats;
   std::string line;
   for (int64_t n = 1;; ++n) {
     if (terminal) fmt::print(stderr, "> ");
     if (!next_line(line)) break;
     const std::string text(stripped(line));
     if (text == "/quit") return;
-    if (text == "/help") fmt::print(stderr, "One question a line; each is answered on its own.\n/help  this text\n/quit  end\n");
-    if (text.empty() || text == "/help") continue;
+    if (text.empty()) continue;
     try {
-      answer_one(generator, {fmt::format("stdin:{}", n), text}, terminal);
+      if (text[0] == '/' && obey(text, generator, first, stats)) continue;
+      if (text[0] == '/' && terminal) throw Error(Exit::usage, escaped(text.substr(0, text.find(' ')), 40), "is no command", "see /help");
+      answer_one(generator, {fmt::format("stdin:{}", n), text}, terminal, &stats);
     } catch (const Error& e) {
-      if (!terminal || e.code() != Exit::data) throw;
+      if (!terminal || (e.code() != Exit::data && e.code() != Exit::usage)) throw;
       fmt::print(stderr, "{}\n", e.what());
     }
   }

@@ -338,6 +338,25 @@ TEST_CASE("kava_eval controls and sweeps the latents against the intact model") 
   }
 }
 
+TEST_CASE("a dialogue with kava_generate takes commands, and answers as single questions are answered") {
+  TextRun tiny;
+  const std::string dir = tiny.dir.string(), question = "What is 2+2?";
+  const auto alone = [&](const std::string& more) {
+    const Ended e = run_command("kava_generate " + dir + " '" + question + "' --max-new-tokens 8" + more);
+    REQUIRE(e.code == 0);
+    return e.out;
+  };
+  tiny.write("lines", question + "\n/stats\n/cot\n" + question + "\n/cot\n" + question + "\n/method no_cot\n" + question +
+                          "\n/method kava\n/latents\n" + question + "\n/quit\n" + question + "\n");
+  const Ended talk = run_command("kava_generate " + dir + " --max-new-tokens 8 < " + (tiny.folder / "lines"));
+  CAPTURE(talk.err);
+  REQUIRE(talk.code == 0);
+  CHECK(talk.out == alone("") + alone(" --method full_cot") + alone("") + alone(" --method no_cot") + alone(" --latents"));
+  CHECK_THAT(talk.err, ContainsSubstring("1 answers; each on average: ") && ContainsSubstring("forward passes") &&
+                           ContainsSubstring("method full_cot") && ContainsSubstring("latents are shown"));
+  CHECK_THAT(alone(" --latents"), ContainsSubstring("of the distance that random values of the same size have"));
+}
+
 TEST_CASE("kava_eval refuses what it cannot do before the work") {
   TextRun tiny;
   const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string();
