@@ -56,10 +56,7 @@ double EvalResult::passes_merged() const {
 double EvalResult::tokens() const {
   return mean_of(*this, [](const EvalAnswer& a) { return a.tokens; });
 }
-double EvalResult::ms_per_question() const {
-  const int64_t run = count() - too_long();
-  return run > 0 ? 1000 * seconds / static_cast<double>(run) : 0;
-}
+double EvalResult::ms_per_question() const { return timed > 0 ? 1000 * seconds / static_cast<double>(timed) : 0; }
 std::vector<double> EvalResult::verdicts(std::size_t s) const {
   return by_question(*this, [s](const EvalRecord& r) { return r.correct[s] ? 1.0 : 0.0; });
 }

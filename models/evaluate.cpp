@@ -141,19 +141,31 @@ class Evaluation {
   }
 
   void run_batches(const std::vector<Sample>& samples, std::span<const std::size_t> runnable) {
+    std::vector<std::size_t> open;
+    int64_t correct = 0;
+    for (std::size_t row : runnable) {
+      const auto known = options_.known.find(row);
+      if (known == options_.known.end()) open.push_back(row);
+      else judge(row, samples[row], known->second), correct += result_.records[row].correct[0] ? 1 : 0;
+    }
     // A batch on each rank.
     const auto batch = static_cast<std::size_t>(options_.batch * (options_.comm ? options_.comm->size() : 1));
-    int64_t correct = 0;
-    for (std::size_t first = 0; first < runnable.size(); first += batch) {
-      const std::size_t end = std::min(runnable.size(), first + batch);
-      const auto which = runnable.subspan(first, end - first);
+    const std::size_t before = runnable.size() - open.size();
+    result_.timed = std::ssize(open);
+    for (std::size_t first = 0; first < open.size(); first += batch) {
+      const std::size_t end = std::min(open.size(), first + batch);
+      const auto which = std::span(open).subspan(first, end - first);
       const auto [questions, options] = decoding(samples, which);
       const std::vector<DecodeResult> decoded =
           options_.comm ? decode_on_ranks(*options_.comm, model_, arena_, questions, options) : decode(model_, arena_, questions, options);
       const std::size_t each = decoded.size() / which.size();
-      for (std::size_t i = 0; i < which.size(); ++i) judge(which[i], samples[which[i]], std::span(decoded).subspan(i * each, each));
+      for (std::size_t i = 0; i < which.size(); ++i) {
+        const auto answers = std::span(decoded).subspan(i * each, each);
+        judge(which[i], samples[which[i]], answers);
+        if (options_.answered && end < open.size()) options_.answered(which[i], answers);
+      }
       for (const std::size_t i : which) correct += result_.records[i].correct[0] ? 1 : 0;
-      if (options_.progress) options_.progress(static_cast<int64_t>(end), static_cast<int64_t>(runnable.size()), correct);
+      if (options_.progress) options_.progress(static_cast<int64_t>(before + end), static_cast<int64_t>(runnable.size()), correct);
     }
   }
 
@@ -162,6 +174,7 @@ class Evaluation {
     wrong.correct.assign(result_.scorers.size(), false);
     for (std::size_t c = 0; c < kControls; ++c)
       result_.controls.push_back({static_cast<Control>(c), std::vector<EvalAnswer>(samples.size(), wrong), 0});
+    result_.timed = std::ssize(runnable);
     const auto [questions, options] = decoding(samples, runnable);
     const std::vector<ControlledQuestion> all = decode_controls(model_, arena_, questions, options, [&](double done) {
       if (options_.progress) options_.progress(static_cast<int64_t>(done), static_cast<int64_t>(runnable.size()), -1);

@@ -1,7 +1,9 @@
 // Evaluation on one data file: every question decoded, every answer judged by each scorer that applies (docs/method.md section 8).
 #pragma once
 #include <functional>
+#include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -28,6 +30,9 @@ struct EvalOptions : DecodeChoice {
   Comm* comm = nullptr;  // ranks that share the questions of a batch, and all get the whole result; absent: this process is alone
   /// After each batch; correct: by the first scorer, -1 where it is not known yet
   std::function<void(int64_t done, int64_t total, int64_t correct)> progress;
+  // Answers from before, by row, and told of new ones as they come; not with controls.
+  std::map<std::size_t, std::vector<DecodeResult>> known;
+  std::function<void(std::size_t row, std::span<const DecodeResult> answers)> answered;
 };
 
 struct EvalAnswer {
@@ -65,6 +70,7 @@ struct EvalResult {
   std::vector<ControlResult> controls;
   double answer_ce = 0;  // the intact model's, beside controls
   double seconds = 0;
+  int64_t timed = 0;                 // questions that were answered in that time
   std::optional<double> ms_batch_1;  // of one question alone, where measured: mean over the first few
 
   int64_t count() const { return static_cast<int64_t>(records.size()); }

@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <charconv>
+#include <deque>
 #include <filesystem>
+#include <map>
 #include <optional>
 
+#include "engine/cli.h"
 #include "engine/files/files.h"
 #include "engine/files/paths.h"
 #include "models/evaluate.h"
@@ -14,6 +17,7 @@
 #include "tools/compare.h"
 #include "tools/eval_table.h"
 #include "tools/model_options.h"
+#include "tools/partial_result.h"
 #include "tools/ranks.h"
 #include "tools/results.h"
 #include "tools/terminal.h"
@@ -206,6 +210,56 @@ struct Prepared {
   std::vector<fs::path> paths;
 };
 
+// Names, sizes and times of a folder's files: weights that are written anew give other answers.
+Json state_of(const fs::path& folder) {
+  std::map<std::string, std::string> files;
+  std::error_code failed;
+  for (const fs::directory_entry& e : fs::directory_iterator(folder, failed))
+    if (e.is_regular_file(failed))
+      files[json_text(e.path().filename().string())] =
+          fmt::format("{} {}", e.file_size(failed), e.last_write_time(failed).time_since_epoch().count());
+  return files;
+}
+
+// All that an answer depends on. How many questions are decoded together changes none.
+std::string asked_of(const Prepared& p, const RowFile& file) {
+  Json head = p.head;
+  head["options"].erase("batch");
+  head["sha256"] = file.sha256, head["format"] = name_of(file.format), head["release"] = release_text("kava");
+  head["files"] = {state_of(p.chosen.opened.config.model.path), state_of(p.chosen.opened.adapter)};
+  return head.dump();
+}
+
+// The options with what an interrupted evaluation of this file has answered, and with its answers kept from now on, by rank 0.
+EvalOptions keeping(const EvalCommand& command, const Prepared& p, std::size_t number, Comm& comm, std::deque<PartialResult>& partials) {
+  EvalOptions options = p.options;
+  const RowFile& file = p.files[number];
+  if (options.controls || (p.paths.empty() && !command.out)) return options;
+  std::string lines;
+  if (comm.leads()) {
+    const fs::path result = p.paths.empty() ? fs::path(fmt::format("{}.{}", *command.out, number)) : p.paths[number];
+    lines = partials.emplace_back(result, asked_of(p, file)).lines();
+  }
+  options.known = kept_answers(comm.broadcast(lines, "reading an interrupted evaluation"), options.sampling.samples);
+  if (comm.leads())
+    options.answered = [partial = &partials.back(), known = options.known](std::size_t row, std::span<const DecodeResult> answers) {
+      partial->add(row, answers, known);
+    };
+  if (!options.known.empty() && comm.leads())
+    fmt::print(stderr, "{}: {} answers of an interrupted evaluation are taken over\n", escaped(file.path, 4096), options.known.size());
+  return options;
+}
+
+// Error(code stopped), on every rank, where a signal has asked any for it.
+void require_going_on(Comm& comm, int64_t done, int64_t total, bool kept) {
+  if (done >= total || !comm.any(stop_requested(), "asking for a stop")) return;
+  together(comm, "stopping", [&] {
+    if (comm.leads())
+      throw Error(Exit::stopped, "kava_eval", fmt::format("stopped after {} of {} questions", done, total),
+                  kept ? "give the same command again to go on" : "give the same command again");
+  });
+}
+
 int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
   std::optional<Prepared> prepared;
   together(comm, "reading model and data", [&] { prepared.emplace(command, world.local_rank); });
@@ -220,23 +274,26 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
 
   p.options.comm = &comm;
   std::vector<std::pair<std::string, EvalResult>> results;
+  std::deque<PartialResult> partials;
   Json documents = Json::array();
+  catch_signals();
   for (const RowFile& file : p.files) {
     const auto run = [&](EvalOptions o) {
-      WorkLine line(stderr, escaped(fs::path(file.path).filename().string(), 60) + ":", "questions");
       // A launcher may put a pseudo-terminal between a rank and its own output.
-      if (comm.alone())
-        o.progress = [&](int64_t done, int64_t total, int64_t correct) {
-          std::vector<std::string> fields;
-          if (correct >= 0 && done > 0)
-            fields.push_back(fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done)));
-          line.at(done, total, fields);
-        };
+      std::optional<WorkLine> line;
+      if (comm.alone()) line.emplace(stderr, escaped(fs::path(file.path).filename().string(), 60) + ":", "questions");
+      o.progress = [&](int64_t done, int64_t total, int64_t correct) {
+        std::vector<std::string> fields;
+        if (correct >= 0 && done > 0)
+          fields.push_back(fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done)));
+        if (line) line->at(done, total, fields);
+        require_going_on(comm, done, total, !partials.empty());
+      };
       EvalResult r = evaluate(*p.model, arena, opened.text, file, o);
-      line.end();
+      if (line) line->end();
       return r;
     };
-    EvalResult result = run(p.options);
+    EvalResult result = run(keeping(command, p, results.size(), comm, partials));
     Json json = to_json(result);
     json["data"] = json_text(file.path), json["sha256"] = file.sha256;
     json["seconds"] = result.seconds, json["ms_per_question"] = result.ms_per_question();
@@ -247,7 +304,9 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
   }
   if (!comm.leads()) return 0;
   print_results(results, documents);
+  require_printed();
   write_results(command, opened, p.head, p.paths, documents);
+  for (PartialResult& partial : partials) partial.remove();
   return 0;
 }
 

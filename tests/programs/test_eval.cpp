@@ -357,6 +357,30 @@ TEST_CASE("a dialogue with kava_generate takes commands, and answers as single q
   CHECK_THAT(alone(" --latents"), ContainsSubstring("of the distance that random values of the same size have"));
 }
 
+TEST_CASE("an interrupted kava_eval goes on where it was, to the same result") {
+  TextRun tiny;
+  std::string rows;
+  for (int i = 0; i < 40; ++i) rows += fmt::format("How many are {} and 1?||#### {}\n", i, i + 1);
+  const std::string data = tiny.write("rows.txt", rows), command = "kava_eval " + tiny.dir.string() + " --data " + data + " --threads 1";
+  const fs::path result = tiny.dir / "eval" / ("rows-" + sha256(rows).substr(0, 8) + ".step_3.json"),
+                 partial = result.string() + ".partial";
+  REQUIRE(run(command).code == 0);
+  const Json whole = read_json(result.string()).at("results").at(0).at("records");
+  CHECK_FALSE(fs::exists(partial));
+  fs::remove(result);
+  // Killed in the middle of a line.
+  const Finished torn = run("kava_data --version > /dev/null; KAVA_FAIL=write:9:kill " + bin_dir() + "/" + command + " --batch 4");
+  CHECK(torn.code != 0);
+  REQUIRE(fs::exists(partial));
+  CHECK_FALSE(fs::exists(result));
+  const Finished again = run(command);
+  INFO(again.output);
+  REQUIRE(again.code == 0);
+  CHECK_THAT(again.output, ContainsSubstring("answers of an interrupted evaluation are taken over"));
+  CHECK(read_json(result.string()).at("results").at(0).at("records") == whole);
+  CHECK_FALSE(fs::exists(partial));
+}
+
 TEST_CASE("kava_eval refuses what it cannot do before the work") {
   TextRun tiny;
   const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string();
