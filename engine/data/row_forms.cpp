@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <regex>
 #include <span>
 
 namespace kava {
@@ -16,14 +17,20 @@ constexpr std::string_view kSpace = " \t\n\v\f\r";
 using Names = std::span<const std::string_view>;
 
 // Keys as `plain` writes them; of several in a row the first of the list counts.
-constexpr std::string_view kQuestion[] = {"question", "problem", "query", "squestion", "input", "instruction", "questionconcat"};
+constexpr std::string_view kQuestion[] = {"question", "problem",     "query",          "squestion",
+                                          "input",    "instruction", "questionconcat", "originaltext"};
 constexpr std::string_view kChain[] = {"steps",          "cot",      "chainofthought", "rationale",         "reasoning",
                                        "reasoningsteps", "chain",    "solution",       "explanation",       "thought",
                                        "thoughts",       "thinking", "reasoningchain", "reasoningcontent",  "rationales",
                                        "reasoningtrace", "trace",    "derivation",     "generatedsolution", "scratchpad"};
-constexpr std::string_view kAnswer[] = {"answer", "finalanswer", "finalans", "answernumber", "lsolutions", "target", "response", "result"};
+constexpr std::string_view kAnswer[] = {"answer",      "finalanswer", "finalans", "answernumber", "lsolutions", "expectedanswer",
+                                        "groundtruth", "ans",         "target",   "response",     "result"};
 // Where a row has a number beside a written answer, the number is the gold one.
-constexpr std::string_view kNumber[] = {"finalanswer", "finalans", "answernumber", "lsolutions", "answer", "target", "response", "result"};
+constexpr std::string_view kNumber[] = {"finalanswer", "finalans", "answernumber", "lsolutions", "expectedanswer", "groundtruth",
+                                        "ans",         "answer",   "target",       "response",   "result"};
+constexpr std::size_t kOnlyShort = 7;  // of these, under which no chain stands
+
+constexpr std::string_view kOptions[] = {"options", "choices"};
 
 // A key as it is compared: lower case, without what projects put between its words.
 std::string plain(std::string_view key) {
@@ -52,6 +59,18 @@ Member find(const Json& row, Names names) {
   return null;
 }
 
+bool holds_nothing(const Json& value) {
+  return value.is_null() || (value.is_array() && value.empty()) ||
+         (value.is_string() && stripped(value.get_ref<const std::string&>()).empty());
+}
+
+// The member under the first of `names` that holds something, else the first one there is.
+Member find_filled(const Json& row, Names names) {
+  for (std::string_view name : names)
+    if (const Member m = find(row, Names(&name, 1)); m && !holds_nothing(*m.value)) return m;
+  return find(row, names);
+}
+
 Member find(const Json& row, std::string_view name) { return find(row, Names(&name, 1)); }
 
 // Rows that lie in a list inside one object, or the columns of a table.
@@ -61,7 +80,21 @@ std::string wrapped_in(const Json& row) {
   return "";
 }
 
+// The key of a conversation, a list of messages.
+std::string chat_in(const Json& row) {
+  const std::string key = wrapped_in(row);
+  if (key.empty()) return "";
+  const Json& first = row[key][0];
+  return first.contains("role") || first.contains("from") ? key : "";
+}
+
 [[noreturn]] void refuse_missing(const Json& row, const std::string& wanted, const RowPlace& place) {
+  if (const std::string chat = chat_in(row); !chat.empty() && !find(row, kQuestion))
+    place.refuse(fmt::format("the row is a conversation under \"{}\"", escaped(chat, 60)),
+                 "write rows with \"question\", \"cot\" and \"answer\"");
+  if (find(row, kQuestion) && find(row, kOptions))
+    place.refuse(fmt::format("the answer is one of several options; the row's keys are {}", key_list(row)),
+                 "write the right option's text under \"answer\", or take a set of open questions");
   if (const std::string list = wrapped_in(row); !list.empty() && row.size() <= 8 && !find(row, kQuestion))
     place.refuse(fmt::format("the rows lie in a list under \"{}\"", escaped(list, 60)), "write that list alone, or one row a line");
   place.refuse(fmt::format("the row has no {}; its keys are {}", wanted, key_list(row)),
@@ -69,7 +102,7 @@ std::string wrapped_in(const Json& row) {
 }
 
 Member member(const Json& row, Names names, const RowPlace& place) {
-  const Member m = find(row, names);
+  const Member m = find_filled(row, names);
   if (!m) refuse_missing(row, fmt::format("\"{}\"", names.front()), place);
   return m;
 }
@@ -197,21 +230,9 @@ std::optional<std::string_view> marked_answer(std::string_view text, std::string
   return last.starts_with("####") ? std::optional(last.substr(4)) : std::nullopt;
 }
 
-bool holds_nothing(const Json& value) {
-  return value.is_null() || (value.is_array() && value.empty()) ||
-         (value.is_string() && stripped(value.get_ref<const std::string&>()).empty());
-}
-
-// The member under the first of the chain's keys that holds something, else the first one there is.
-Member find_chain(const Json& row) {
-  for (std::string_view name : kChain)
-    if (const Member m = find(row, name); m && !holds_nothing(*m.value)) return m;
-  return find(row, kChain);
-}
-
 // The chain under one of its keys; nothing where the row has none, and no step where it is null.
 std::optional<std::vector<std::string>> chain_of(const Json& row, const RowPlace& place) {
-  const Member m = find_chain(row);
+  const Member m = find_filled(row, kChain);
   if (!m) return std::nullopt;
   std::vector<std::string> steps;
   if (m.value->is_null()) return steps;
@@ -288,21 +309,69 @@ std::string without_annotations(std::string_view text) {
   }
 }
 
-std::string question_of(const Json& row, const RowPlace& place) { return string_of(member(row, kQuestion, place), place); }
+// The numbers of a row that keeps them apart from its text (MAWPS): a list, or a text with blanks or commas between them.
+std::vector<std::string> numbers_of(const Member& m, const RowPlace& place) {
+  std::vector<std::string> numbers;
+  if (m.value->is_array()) {
+    for (const Json& number : *m.value) numbers.push_back(number_text(number).value_or(""));
+  } else {
+    const std::string& text = string_of(m, place);
+    for (std::size_t at = 0; (at = text.find_first_not_of(" ,\t\n", at)) != std::string::npos;) {
+      const std::size_t end = std::min(text.find_first_of(" ,\t\n", at), text.size());
+      numbers.push_back(plain_number(text.substr(at, end - at)).value_or(""));
+      at = end;
+    }
+  }
+  if (std::ranges::count(numbers, std::string())) place.refuse(m.name() + " holds what is no number");
+  return numbers;
+}
 
-// Body and Question, by a space.
+// With the row's numbers in place of N_00, N_01, .. or number0, number1, ..
+std::string filled_in(const std::string& text, const Json& row, const RowPlace& place) {
+  static const std::regex marks(R"(\bN_(\d\d)\b|\bnumber(\d\d?)\b)");
+  const Member given = find(row, "numbers");
+  if (!given && text.find("N_") == std::string::npos) return text;
+  std::vector<std::string> numbers;
+  std::string out;
+  auto at = text.begin();
+  for (std::sregex_iterator i(text.begin(), text.end(), marks), end; i != end; ++i) {
+    const std::smatch& mark = *i;
+    if (!given && mark[2].matched) continue;  // a word of the question
+    if (!given)
+      place.refuse("the question has places for numbers (N_00), and the row no \"Numbers\"", "write the numbers into the question");
+    if (numbers.empty()) numbers = numbers_of(given, place);
+    const auto number = static_cast<std::size_t>(std::atoi(mark[mark[1].matched ? 1 : 2].str().c_str()));
+    if (number >= numbers.size())
+      place.refuse(fmt::format("{} has {} numbers, and the question asks for {}", given.name(), numbers.size(), mark.str()));
+    out.append(at, mark[0].first).append(numbers[number]);
+    at = mark[0].second;
+  }
+  return out.append(at, text.end());
+}
+
+std::string question_of(const Json& row, const RowPlace& place) {
+  return filled_in(string_of(member(row, kQuestion, place), place), row, place);
+}
+
+// Body and Question, by a space; the question alone where it holds the body.
 std::string whole_question(const Json& row, const RowPlace& place) {
   const Member body = find(row, "body"), question = find(row, "question");
   if (!body) refuse_missing(row, "\"Body\"", place);
   if (!question) refuse_missing(row, "\"Question\"", place);
   const std::string& asked = string_of(question, place);
   if (stripped(asked).empty()) place.refuse(question.name() + " is empty");
-  return string_of(body, place) + " " + asked;
+  const std::string_view before = stripped(string_of(body, place));
+  const bool whole = stripped(asked).starts_with(before);
+  return filled_in(whole ? asked : string_of(body, place) + " " + asked, row, place);
 }
 
 Row parse_jsonl(const Json& object, const RowPlace& place) {
   Row row;
-  const std::string& answer = string_of(member(object, kAnswer, place), place);
+  const Member found = member(object, kAnswer, place);
+  // Beside "steps" an answer is text; other sets have a number there.
+  const Member chain = find_filled(object, kChain);
+  const bool number = found.value->is_number() && chain && plain(*chain.key) != "steps";
+  const std::string answer = number ? number_of(found, place) : string_of(found, place);
   const auto marked = marked_answer(answer);
   set_text(row, question_of(object, place), marked && !stripped(*marked).empty() ? *marked : answer, place);
   auto steps = chain_of(object, place);
@@ -313,11 +382,12 @@ Row parse_jsonl(const Json& object, const RowPlace& place) {
 
 Row parse_gsm8k(const Json& object, const RowPlace& place) {
   std::string_view before;
-  const auto marked = marked_answer(string_of(member(object, kAnswer, place), place), &before);
+  const Member found = member(object, kAnswer, place);
+  const auto marked = marked_answer(string_of(found, place), &before);
   if (!marked)
-    place.refuse(
-        fmt::format("no #### before the answer: the last line of \"answer\" must be #### ANSWER; the row's keys are {}", key_list(object)),
-        "correct the row, or name the form by --format or {path = .., format = ..}");
+    place.refuse(fmt::format("no #### before the answer: the last line of {} must be #### ANSWER; the row's keys are {}", found.name(),
+                             key_list(object)),
+                 "correct the row, or name the form by --format or {path = .., format = ..}");
   Row row;
   set_text(row, question_of(object, place), *marked, place);
   row.steps = split_trace(without_annotations(before));
@@ -332,7 +402,8 @@ Row parse_short(const Json& object, DataFormat format, const RowPlace& place) {
   if (format == DataFormat::svamp) {
     set_text(row, whole_question(object, place), number_of(member(object, std::span(kAnswer).first(1), place), place), place);
   } else if (format == DataFormat::gsm_hard) {
-    set_text(row, string_of(member(object, hard_question, place), place), number_of(member(object, hard_answer, place), place), place);
+    set_text(row, filled_in(string_of(member(object, hard_question, place), place), object, place),
+             number_of(member(object, hard_answer, place), place), place);
   } else {
     const std::string question = find(object, "body") ? whole_question(object, place) : question_of(object, place);
     set_text(row, question, short_answer(member(object, kNumber, place), place), place);
@@ -380,7 +451,7 @@ DataFormat recognised_format(const Json& row) {
   if (find(row, "body")) return DataFormat::qa;
   // A gold answer that is nothing but a number has no chain in front of it; under these keys there never is one.
   const Member answer = find(row, kNumber);
-  const bool final = static_cast<bool>(find(row, std::span(kNumber).first(4)));
+  const bool final = static_cast<bool>(find(row, std::span(kNumber).first(kOnlyShort)));
   return answer && (final || number_text(*answer.value)) ? DataFormat::qa : DataFormat::gsm8k;
 }
 

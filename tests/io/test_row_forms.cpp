@@ -79,7 +79,10 @@ TEST_CASE("layout and fields are recognised apart") {
                R"({"question": "q", "final_ans": "7"})", R"({"sQuestion": "q", "lEquations": ["X=3+4"], "lSolutions": [7.0]})",
                R"j({"body": "b", "question": "q", "answer": "7 (apples)", "formula": "3+4=7"})j",
                R"({"problem": "q", "solution": "a", "answer": "7"})", R"({"question": "q", "answer": 7})",
-               R"({"question": [1], "trace": [2], "answer": [7]})");
+               R"({"question": [1], "trace": [2], "answer": [7]})", R"({"instruction": "q", "input": "", "output": "a", "answer": "7.0"})",
+               R"({"problem": "q", "generated_solution": "a", "expected_answer": "7"})", R"({"original_text": "q", "ans": "7"})",
+               R"({"Problem": "q", "Solution": "a", "Answer": 7})", R"({"question": "q", "answer": null, "answer_number": 7})",
+               R"({"question": "q", "ground_truth": "7"})");
   CAPTURE(row);
   const RowFile line = read(row + "\n" + row + "\n"), list = read("[" + row + ",\n " + row + "]\n");
   CHECK(line.format == list.format);
@@ -115,7 +118,23 @@ TEST_CASE("numbers in strings are read as numbers where a form has numbers") {
              ContainsSubstring("rows:2: \"answer\" holds a chain"));
 }
 
+TEST_CASE("a question's places for numbers are filled in") {
+  const auto question = [](const std::string& members) { return read("{" + members + R"(, "Answer": 7.0})").rows[0].question; };
+  CHECK(question(R"("Question": "N_00 pens, N_01 away .", "Numbers": "9.0 2.5")") == "9 pens, 2.5 away .");
+  CHECK(question(R"("Question": "number1 and number0", "Numbers": [9, "1,000"])") == "1000 and 9");
+  CHECK(question(R"("Body": "N_00 pens .", "Question": "N_00 pens . N_01 ?", "Numbers": "9,2")") == "9 pens . 2 ?");
+  CHECK(question(R"("Question": "Is number0 N_1 or XN_00 ?", "Equation": "")") == "Is number0 N_1 or XN_00 ?");
+  CHECK_THAT(refusal(R"({"Question": "N_00 ?", "Answer": 7})"), ContainsSubstring("places for numbers"));
+  CHECK_THAT(refusal(R"({"Question": "N_02 ?", "Numbers": "9 2", "Answer": 7})"),
+             ContainsSubstring("has 2 numbers, and the question asks for N_02"));
+  CHECK_THAT(refusal(R"({"Question": "N_00 ?", "Numbers": "nine", "Answer": 7})"), ContainsSubstring("holds what is no number"));
+}
+
 TEST_CASE("a refusal names the keys that the rows have") {
+  CHECK_THAT(refusal(R"({"question": "q", "options": ["A)1", "B)2"], "rationale": "r", "correct": "B"})"),
+             ContainsSubstring("one of several options") && ContainsSubstring("the right option's text under \"answer\""));
+  CHECK_THAT(refusal(R"({"messages": [{"role": "user", "content": "q"}]})"), ContainsSubstring("a conversation under \"messages\""));
+  CHECK_THAT(refusal(R"({"query": "q", "response": "a"})"), ContainsSubstring("the last line of \"response\" must be #### ANSWER"));
   CHECK_THAT(refusal(R"({"prompt": "q", "completion": "7"})"), ContainsSubstring("keys are completion, prompt"));
   CHECK_THAT(refusal(R"({"problem": "q", "level": "1", "solution": "a"})"),
              ContainsSubstring("no \"answer\"; its keys are level, problem, solution"));
