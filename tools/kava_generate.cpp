@@ -1,6 +1,5 @@
 // kava_generate: answers a question, a file of questions, or a dialogue on the terminal.
 #include <fmt/core.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -14,6 +13,7 @@
 #include "models/latent_tokens.h"
 #include "tools/choice_option.h"
 #include "tools/command.h"
+#include "tools/line_editor.h"
 #include "tools/model_options.h"
 
 namespace {
@@ -126,7 +126,7 @@ class Generator {
     const std::vector<float> random = random_of_equal_norms(r.latents.values, nearest.size());
     double latents = 0, randoms = 0;
     for (const NearestToken& n : nearest) latents += n.distance;
-    for (const NearestToken& n : nearest_tokens(*model_, arena_, random, tokenizer_.size())) randoms += n.distance;
+    for (const NearestToken& n : nearest_tokens(*model_, arena_, random, tokenizer_.size(), r.latents.positions)) randoms += n.distance;
     constexpr double kNoNearer = 0.9;
     fmt::print("The nearest rows are at {:.2f} of the distance that random values of the same size have{}.\n", latents / randoms,
                latents > kNoNearer * randoms ? ": the words above mean nothing" : "");
@@ -272,14 +272,14 @@ bool obey(const std::string& text, Generator& generator, const DecodeChoice& fir
 }
 
 void dialogue(Generator& generator) {
-  const bool terminal = ::isatty(STDIN_FILENO);
+  LineEditor lines;
+  const bool terminal = lines.on_terminal();
   if (terminal) fmt::print(stderr, "Ask a question; /help tells more, /quit or end of input ends.\n");
   const DecodeChoice first = generator.choice();
   Stats stats;
   std::string line;
   for (int64_t n = 1;; ++n) {
-    if (terminal) fmt::print(stderr, "> ");
-    if (!next_line(line)) break;
+    if (!lines.next(line)) break;
     const std::string text(stripped(line));
     if (text == "/quit") return;
     if (text.empty()) continue;

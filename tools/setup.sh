@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(g++ make git cmake ninja-build pkg-config libdnnl-dev libtomlplusplus-dev nlohmann-json3-dev libcli11-dev libfmt-dev libpcre2-dev
-          libutf8proc-dev libssl-dev libopenmpi-dev openmpi-bin "$@")
+          libutf8proc-dev libssl-dev libedit2 libopenmpi-dev openmpi-bin "$@")
 
 say() { printf 'setup: %s\n' "$*"; }
 installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'install ok installed'; }
