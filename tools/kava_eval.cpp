@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <deque>
 #include <filesystem>
 #include <map>
@@ -20,6 +21,7 @@
 #include "tools/partial_result.h"
 #include "tools/ranks.h"
 #include "tools/results.h"
+#include "tools/sample_files.h"
 #include "tools/terminal.h"
 
 namespace {
@@ -30,7 +32,7 @@ namespace fs = std::filesystem;
 struct EvalCommand {
   ModelOptions model;
   RankOptions ranks;
-  std::optional<std::string> out, format;
+  std::optional<std::string> out, format, log_samples;
   std::vector<std::string> data;
   int64_t limit = 0, batch = kDecodeBatch;
   Sampling sampling;
@@ -100,7 +102,28 @@ void write_results(const EvalCommand& command, const OpenedModel& opened, const 
   }
 }
 
+// The results as another program's files.
+void log_samples(const EvalCommand& command, const OpenedModel& opened, const Json& head,
+                 const std::vector<std::pair<std::string, EvalResult>>& results) {
+  if (!command.log_samples) return;
+  SampleFilesHeader header;
+  header.model = json_text(command.model.model), header.device = head.at("device"), header.settings = head.at("options");
+  header.date = std::chrono::system_clock::now();
+  if (const std::optional<Tokenizer>& tokenizer = opened.text.tokenizer) {
+    header.chat_before = tokenizer->decode(opened.text.chat.before, false),
+    header.chat_after = tokenizer->decode(opened.text.chat.after, false);
+    header.eos = tokenizer->token(*opened.text.eos);
+  }
+  for (const std::string& path : write_sample_files(*command.log_samples, header, results)) fmt::print("written {}\n", escaped(path, 4096));
+}
+
 void require_out_usable(const EvalCommand& command, const OpenedModel& opened) {
+  if (const std::optional<std::string>& folder = command.log_samples) {
+    require_outside_checkpoints("--log-samples", *folder);
+    if (folder->empty() || (is_there(*folder) && !fs::is_directory(*folder)))
+      throw Error(Exit::usage, "--log-samples", folder->empty() ? "is empty" : "\"" + escaped(*folder, 4096) + "\" is no folder",
+                  "name a folder");
+  }
   if (!command.out) return;
   std::vector<std::string> inputs = command.data;
   inputs.insert(inputs.end(), {opened.run_dir.string(), opened.config.model.path, opened.config.model.adapter, opened.config.data.valid});
@@ -304,8 +327,8 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
   }
   if (!comm.leads()) return 0;
   print_results(results, documents);
-  require_printed();
   write_results(command, opened, p.head, p.paths, documents);
+  log_samples(command, opened, p.head, results);
   for (PartialResult& partial : partials) partial.remove();
   return 0;
 }
@@ -345,6 +368,7 @@ int main(int argc, char** argv) {
   app.add_option("--sweep-latents", command.sweep_latents, "Also with A..B latents");
   app.add_option("--sweep-passes", command.sweep_passes, "Also with A..B iterations on the latents");
   app.add_option("--out", command.out, "JSON file for the results with every question's record");
+  app.add_option("--log-samples", command.log_samples, "Folder for every answer in the layout of lm-evaluation-harness");
   app.add_flag("--force", command.force, "Replace another result of the same name in the run's eval/");
   std::string a, b;
   CLI::App* compare = app.add_subcommand("compare", "Compare two results of --out, question by question");

@@ -485,7 +485,7 @@ TEST_CASE("kava_generate answers a question, a file and lines of standard input 
   CHECK(run("kava_generate " + dir + " 2>/dev/null < " + tiny.write("typed.txt", "What is 2+2?\n/quit\nHow many?\n")).output == one.output);
   const Finished latents = run("kava_generate " + dir + " 'What is 2+2?' --latents 2>/dev/null");
   CHECK(latents.output.ends_with(one.output));
-  CHECK(std::count(latents.output.begin(), latents.output.end(), '\n') == 6);
+  CHECK(std::count(latents.output.begin(), latents.output.end(), '\n') == 7);
   CHECK(run("kava_generate " + dir + " < " + file).output == all.output);
   CHECK(run("kava_generate " + dir + " < " + file + " 2>&1 > /dev/full").output.starts_with("error: standard output: "));
   CHECK(run("kava_generate " + dir + " 'A' --file " + file).code == 2);
@@ -525,4 +525,49 @@ TEST_CASE("kava_inspect tokens encodes lines and decodes them back") {
   CHECK(run("kava_inspect tokens " + base + " < /dev/zero").output.starts_with("error: standard input: a line is longer"));
   CHECK(run("kava_inspect --version > /dev/null; yes | timeout 60 " + bin_dir() + "/kava_inspect tokens " + base + " 2>&1 > /dev/full")
             .code == 7);
+}
+
+TEST_CASE("kava_eval logs its answers in the layout of lm-evaluation-harness") {
+  TextRun tiny;
+  const std::string data = tiny.write("my rows.txt", "How many?||<<1+1=2>> #### 2\nSay \"\xC3\xA9\\n\" twice\t?||#### 1,234\n"),
+                    out = (tiny.dir / "logs").string(),
+                    command = "kava_eval " + tiny.dir.string() + " --data '" + data + "' --threads 1 --log-samples " + out;
+  const Finished finished = run(command + " --samples 3 --temperature 0.5 --seed 1");
+  INFO(finished.output);
+  REQUIRE(finished.code == 0);
+  std::vector<fs::path> files;
+  for (const auto& e : fs::recursive_directory_iterator(out))
+    if (e.is_regular_file()) files.push_back(e.path());
+  std::ranges::sort(files);
+  REQUIRE(files.size() == 2);
+  const std::string results = files[0].filename().string(), samples = files[1].filename().string();
+  REQUIRE((results.starts_with("results_20") && samples.starts_with("samples_my_rows_20")));
+  CHECK(results.substr(8, results.size() - 13) == samples.substr(16, samples.size() - 22));
+  CHECK(files[0].parent_path().filename().string().find("__") != std::string::npos);
+  const Json summary = read_json(files[0].string()), &task = summary.at("results").at("my_rows");
+  CHECK(task.at("sample_len") == 2);
+  CHECK(task.contains("exact_match,strict-match"));
+  CHECK(task.contains("exact_match_stderr,flexible-extract"));
+  std::istringstream lines(read_file(files[1].string(), 1 << 20));
+  std::string hashes;
+  int64_t n = 0;
+  for (std::string text; std::getline(lines, text); ++n) {
+    const Json line = Json::parse(text);
+    for (const char* key : {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash",
+                            "prompt_hash", "target_hash", "exact_match"})
+      CHECK(line.contains(key));
+    CHECK(line.size() == 12);
+    CHECK(line.at("resps").at(0).size() == 3);
+    CHECK(line.at("target_hash") == sha256(line.at("target").get<std::string>()));
+    CHECK(line.at("prompt_hash") == sha256(line.at("arguments").at("gen_args_0").at("arg_0").get<std::string>()));
+    hashes +=
+        line.at("doc_hash").get<std::string>() + line.at("prompt_hash").get<std::string>() + line.at("target_hash").get<std::string>();
+    if (line.at("doc_id") == 1)
+      CHECK(line.at("doc_hash") == sha256("{\n  \"question\": \"Say \\\"\xC3\xA9\\\\n\\\" twice\\t?\",\n  \"answer\": \"1,234\"\n}"));
+  }
+  CHECK(n == 2 * 3);  // a line for each question and scorer
+  CHECK(summary.at("task_hashes").at("my_rows") == sha256(hashes));
+  const Finished refused = run(command.substr(0, command.rfind(' ')) + " '" + data + "'");
+  CHECK(refused.code == 2);
+  CHECK_THAT(refused.output, ContainsSubstring("--log-samples"));
 }
