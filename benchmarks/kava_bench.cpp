@@ -419,7 +419,7 @@ int bench(const BenchCommand& command) {
 
 int main(int argc, char** argv) {
   CLI::App app("Measures the main ops and the whole step against the machine's own rates", "kava_bench");
-  app.footer("Example:\n  kava_bench --device cpu --filter step");
+  app.footer("Examples:\n  kava_bench --device cpu --filter rms_norm\n  kava_bench --device cpu --filter step");
   kava::BenchCommand command;
   app.add_option(
       "--filter", command.filter,

@@ -20,6 +20,7 @@
 #include "engine/device/cuda_module.h"
 #include "engine/error.h"
 #include "engine/files/disk.h"
+#include "engine/libraries.h"
 #include "kernels/gpu_error.h"
 
 namespace kava {
@@ -169,13 +170,13 @@ std::string version_text(const std::string& program) {
   const int devices = cuda_devices(why);
   std::string cuda = devices == 0 ? fmt::format("\n  {}: {}", name.empty() ? "cuda" : name, why) : "";
   for (int d = 0; d < devices; ++d) cuda += fmt::format("\n  {}: {}", name, cuda_device_text(d));
-  return fmt::format("{}\ncompiler: {} {}\ndevices:\n  cpu: {}, {} threads{}", release_text(program),
+  return fmt::format("{}\ncompiler: {} {}\nlibraries: {}\ndevices:\n  cpu: {}, {} threads{}", release_text(program),
 #ifdef __clang__
                      "clang", __clang_version__,
 #else
                      "g++", __VERSION__,
 #endif
-                     cpu_model(), threads, cuda);
+                     libraries_text(), cpu_model(), threads, cuda);
 }
 
 void catch_signals() {

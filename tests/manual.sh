@@ -8,6 +8,8 @@ trap 'rm -rf "$out"' EXIT
 "$here/tools/manual.sh" "$1" "$out"
 fail() { echo "manual: $*" >&2; exit 1; }
 for page in "$out"/man1/kava_train.1 "$out"/man1/kava_eval.1 "$out"/man5/kava.toml.5; do [ -s "$page" ] || fail "$page is not there"; done
+if grep -rqF -- "$(cd "$1" && pwd)/" "$out"; then fail "a page names the folder of this build"; fi
+grep -q '^  kava_train runs/first' "$out/man1/kava_train.1" || fail "the example of kava_train is not there"
 if command -v groff >/dev/null; then
   for page in "$out"/man?/*; do
     said=$(groff -man -Tutf8 -ww -P-c "$page" 2>&1 >"$out/shown")

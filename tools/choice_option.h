@@ -7,6 +7,7 @@
 
 #include "engine/choice.h"
 #include "engine/config/config.h"
+#include "engine/config/key_help.h"
 #include "engine/error.h"
 
 namespace kava {
@@ -16,9 +17,7 @@ template <class E>
 std::optional<E> choice_option(const char* option, const std::optional<std::string>& word) {
   if (!word) return std::nullopt;
   const std::optional<E> value = choice_of<E>(*word);
-  if (!value)
-    throw Error(Exit::usage, option, "\"" + escaped(*word) + "\" is none of its values",
-                fmt::format("give {}", fmt::join(names_of(E{}), ", ")));
+  if (!value) throw Error(Exit::usage, option, "\"" + escaped(*word) + "\" is none of its values", remedy_for_word(*word, names_of(E{})));
   return value;
 }
 

@@ -20,6 +20,7 @@
 #include "engine/device/module.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
+#include "engine/libraries.h"
 #include "engine/memory.h"
 #include "kernels/gpu_error.h"
 #include "tools/device.h"
@@ -208,6 +209,7 @@ int examine(const DoctorCommand& command) {
   Report report;
   const bool cuda = device == "cuda";
   check_processor(report);
+  report.ok("libraries", libraries_text());
   check_memory(report);
   check_disk(report, command.folder);
   check_product(report, "cpu_product", *make_cpu_ops(thread_count(command.device)), true);

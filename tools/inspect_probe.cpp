@@ -229,7 +229,9 @@ int probe(const ProbeCommand& command) {
 void add_probe_command(CLI::App& app, std::function<int()>& chosen) {
   auto command = std::make_shared<ProbeCommand>();
   CLI::App* sub = app.add_subcommand("probe", "Write what a report shows of a model: latents in words, similarities, kept tokens");
-  sub->footer("Example:\n  kava_inspect probe runs/quickstart/kava --data runs/quickstart/data/test.txt --out probe.safetensors");
+  sub->footer(
+      "Example (after tools/quickstart.sh):\n  kava_inspect probe runs/quickstart/kava --data runs/quickstart/data/test.txt --out "
+      "runs/probe.safetensors");
   sub->add_option("RUN", command->model, "A run directory, or a checkpoint in it")->required();
   sub->add_option("--data", command->data, "A data file, with traces")->required();
   sub->add_option("--limit", command->limit, "Only the first N rows")->check(CLI::Range(int64_t{1}, int64_t{4096}))->capture_default_str();

@@ -18,6 +18,7 @@
 #include "models/kava.h"
 #include "models/text.h"
 #include "models/traces.h"
+#include "tools/command.h"
 #include "tools/device.h"
 
 namespace kava {
@@ -147,10 +148,12 @@ void add_step_command(CLI::App& app, std::function<int()>& chosen) {
   auto command = std::make_shared<StepCommand>();
   CLI::App* step =
       app.add_subcommand("step", "Run one batch without an update and write out everything: losses, logits, targets, gradients");
-  step->footer("Example:\n  kava_inspect step configs/quickstart.toml --set train.batch=4 --out step.safetensors");
+  step->footer(
+      "Example (after tools/quickstart.sh):\n  kava_inspect step configs/quickstart.toml --set train.batch=4 --out runs/step.safetensors\n"
+      "Keys and their values: --keys, and docs/configuration.md.");
   step->add_option("CONFIG", command->config, "The run's configuration (TOML)")->required();
   step->add_option("--adapter", command->adapter, "Start from this adapter folder");
-  step->add_option("--set", command->sets, "KEY=VALUE that overrides the configuration; repeatable")->allow_extra_args(false);
+  add_set_option(*step, command->sets);
   step->add_option("--out", command->out, "The safetensors file to write")->required();
   add_device_options(*step, command->device);
   step->callback([command, &chosen] { chosen = [command] { return inspect_step(*command); }; });

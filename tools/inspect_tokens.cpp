@@ -15,6 +15,7 @@
 #include "engine/files/json.h"
 #include "engine/text/tokenizer.h"
 #include "models/open_model.h"
+#include "tools/model_options.h"
 
 namespace kava {
 
@@ -83,8 +84,9 @@ int inspect_tokens(const TokensCommand& command) {
 void add_tokens_command(CLI::App& app, std::function<int()>& chosen) {
   auto command = std::make_shared<TokensCommand>();
   CLI::App* tokens = app.add_subcommand("tokens", "Encode the lines of standard input to ids, one line each; or decode lines of ids");
-  tokens->footer("Example:\n  echo \"How many apples?\" | kava_inspect tokens models/smollm2");
-  tokens->add_option("MODEL", command->model, "A folder with a tokenizer, a run directory, or a checkpoint in one")->required();
+  tokens->footer(
+      "Example (after tools/quickstart.sh):\n  echo \"How many coins does Mia have?\" | kava_inspect tokens runs/quickstart/kava");
+  tokens->add_option("MODEL", command->model, kModelHelp)->required();
   tokens->add_flag("--decode", command->decode, "Ids to text");
   tokens->add_flag("--json", command->json, "Text is written as a JSON string, on either side");
   tokens->callback([command, &chosen] { chosen = [command] { return inspect_tokens(*command); }; });

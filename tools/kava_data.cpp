@@ -84,43 +84,53 @@ int synth(const SynthOptions& options, const std::string& out) {
 int main(int argc, char** argv) {
   CLI::App app("Makes, checks, describes and converts data files", "kava_data");
   app.require_subcommand(0, 1);
-  app.footer("Example:\n  kava_data synth --out ring && kava_data check ring/train.txt --against ring/test.txt --modulo 10");
+  app.footer("Example:\n  kava_data synth --out runs/ring && kava_data check runs/ring/train.txt --against runs/ring/test.txt --modulo 10");
 
   SynthOptions options;
   std::string out;
   CLI::App* synth_command =
       app.add_subcommand("synth", "Make the embedded task: rows for training, validation and test, and a tiny model folder");
-  synth_command->footer("Example:\n  kava_data synth --out ring --rows 50000 --steps 3 --seed 42");
+  synth_command->footer("Example:\n  kava_data synth --out runs/ring --rows 50000 --steps 3 --seed 42");
   synth_command->add_option("--out", out, "Folder to write to; a file of other content there is never replaced")->required();
   synth_command->add_option("--rows", options.rows, "Training rows")
       ->check(CLI::Range(int64_t{1}, int64_t{10'000'000}))
       ->capture_default_str();
   synth_command->add_option("--steps", options.steps, "Steps of a question")->check(CLI::Range(1, kRingNames - 1))->capture_default_str();
-  synth_command->add_option("--seed", options.seed, "Seed")->check(CLI::Range(int64_t{0}, kLargestSeed))->capture_default_str();
+  synth_command->add_option("--seed", options.seed, "Seed of all that is drawn")
+      ->check(CLI::Range(int64_t{0}, kLargestSeed))
+      ->capture_default_str();
 
   const std::string format_help = "The form of the files, where it is not recognised: " + format_words();
   CheckCommand check;
   CLI::App* check_command = app.add_subcommand("check", "Check every row, the equations, and what two sets of files share");
-  check_command->footer("Example:\n  kava_data check train.txt --against test.txt");
+  check_command->footer(
+      "Example (after tools/quickstart.sh):\n  kava_data check runs/quickstart/data/test.txt --against runs/quickstart/data/train.txt "
+      "--modulo 10");
   check_command->add_option("FILE", check.files, "Data files")->required();
-  check_command->add_option("--against", check.against, "Files with which FILE should share no question");
+  check_command->add_option("--against", check.against, "Files with which FILE should share no question (default: none)");
   check_command->add_option("--format", check.format, format_help);
-  check_command->add_option("--modulo", check.modulo, "Equations hold modulo this number")
+  check_command->add_option("--modulo", check.modulo, "Equations hold modulo this number (default: as they are)")
       ->check(CLI::Range(int64_t{1}, int64_t{1'000'000'000}));
 
   StatsCommand stats;
   CLI::App* stats_command = app.add_subcommand("stats", "Describe the lengths of questions, chains and answers");
-  stats_command->footer("Example:\n  kava_data stats train.txt --tokenizer ring/model");
+  stats_command->footer(
+      "Example (after tools/quickstart.sh):\n  kava_data stats runs/quickstart/data/train.txt --tokenizer runs/quickstart/data/model "
+      "--latents 14");
   stats_command->add_option("FILE", stats.files, "Data files")->required();
   stats_command->add_option("--tokenizer", stats.tokenizer, "A folder with tokenizer.json: lengths in tokens, and traces against latents");
   stats_command->add_option("--format", stats.format, format_help);
-  stats_command->add_option("--latents", stats.latents, "M")->check(CLI::Range(1, 4096))->capture_default_str();
-  stats_command->add_option("--max-tokens", stats.max_tokens, "data.max_tokens")->check(CLI::Range(1, 1'000'000))->capture_default_str();
+  stats_command->add_option("--latents", stats.latents, "M: traces shorter than this leave slots empty")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  stats_command->add_option("--max-tokens", stats.max_tokens, "Rows above this are told, as data.max_tokens drops them")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
   stats_command->add_flag("--all-steps", stats.all_steps, "As with data.drop_last_step = false");
 
   ConvertCommand convert;
   CLI::App* convert_command = app.add_subcommand("convert", "Write a data file of any form as JSON lines or text");
-  convert_command->footer("Example:\n  kava_data convert gsm8k.json gsm8k.txt");
+  convert_command->footer("Example (after tools/quickstart.sh):\n  kava_data convert runs/quickstart/data/test.txt runs/test.jsonl");
   convert_command->add_option("IN", convert.in, "A data file")->required();
   convert_command->add_option("OUT", convert.out, "The file to write")->required();
   convert_command->add_option("--format", convert.format, format_help);

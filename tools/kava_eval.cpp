@@ -347,14 +347,15 @@ int evaluate_files(EvalCommand& command) {
 int main(int argc, char** argv) {
   CLI::App app("Evaluates a model on data files: accuracy by every scorer, forward passes, every answer", "kava_eval");
   app.footer(
-      "Examples:\n  kava_eval runs/quickstart/kava --data runs/quickstart/data/test.txt --out kava.json\n"
-      "  kava_eval compare kava.json no_cot.json");
+      "Examples (after tools/quickstart.sh):\n  kava_eval runs/quickstart/kava --data runs/quickstart/data/test.txt --limit 100\n"
+      "  kava_eval compare runs/quickstart/kava.json runs/quickstart/no_cot.json");
   EvalCommand command;
   kava::add_model_options(app, command.model);
   kava::add_rank_options(app, command.ranks);
-  app.add_option("--data", command.data, "Data files; their form is recognised from the first row")->expected(1, -1);
+  app.add_option("--data", command.data, "Data files; their form is recognised from the first row")->type_name("FILE")->expected(1, -1);
   app.add_option("--format", command.format, "The form of all data files, where it is not recognised: " + kava::format_words());
-  app.add_option("--limit", command.limit, "Only the first N rows of each file")->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+  app.add_option("--limit", command.limit, "Only the first N rows of each file (default: all)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   app.add_option("--batch", command.batch, "Questions decoded together; changes no result")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
@@ -363,17 +364,18 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--temperature", command.temperature, "0: the best token; else drawn (default: 0, or 1 for several samples)");
   app.add_option("--top-p", command.sampling.top_p, "Draw from the fewest best tokens that have this share")->capture_default_str();
-  app.add_option("--seed", command.sampling.seed, "Of what is drawn")->capture_default_str();
+  app.add_option("--seed", command.sampling.seed, "Seed of what is drawn")->capture_default_str();
   app.add_flag("--controls", command.controls, "Also with the latents replaced: by zeros, means, another question's, or nothing");
   app.add_option("--sweep-latents", command.sweep_latents, "Also with A..B latents");
   app.add_option("--sweep-passes", command.sweep_passes, "Also with A..B iterations on the latents");
-  app.add_option("--out", command.out, "JSON file for the results with every question's record");
+  app.add_option("--out", command.out,
+                 "JSON file for the results with every question's record (a run keeps them in its eval/ in any case)");
   app.add_option("--log-samples", command.log_samples, "Folder for every answer in the layout of lm-evaluation-harness");
   app.add_flag("--force", command.force, "Replace another result of the same name in the run's eval/");
   std::string a, b;
   CLI::App* compare = app.add_subcommand("compare", "Compare two results of --out, question by question");
   compare->add_option("A", a, "A result")->required();
   compare->add_option("B", b, "Another, on the same data")->required();
-  compare->footer("Example:\n  kava_eval compare kava.json no_cot.json");
+  compare->footer("Example (after tools/quickstart.sh):\n  kava_eval compare runs/quickstart/kava.json runs/quickstart/no_cot.json");
   return kava::command_main(argc, argv, app, [&] { return compare->parsed() ? compare_results(a, b) : evaluate_files(command); });
 }

@@ -8,7 +8,7 @@
 
 int main(int argc, char** argv) {
   CLI::App app("Checks and lists the files that kava reads and writes", "kava_inspect");
-  app.footer("Example:\n  kava_inspect file runs/quickstart/kava/best");
+  app.footer("Examples:\n  kava_inspect doctor\n  kava_inspect file runs/quickstart/kava      (after tools/quickstart.sh)");
   app.require_subcommand(1);
   std::function<int()> chosen;
   kava::add_file_command(app, chosen);

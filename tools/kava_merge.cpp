@@ -77,7 +77,7 @@ int merge(const MergeCommand& command) {
 
 int main(int argc, char** argv) {
   CLI::App app("Merges an adapter into its base: a Hugging Face folder for other programs", "kava_merge");
-  app.footer("Example:\n  kava_merge runs/smollm2_135m_aug --out merged\n  kava_merge adapter --base SmolLM2-135M-Instruct --out merged");
+  app.footer("Example (after tools/quickstart.sh):\n  kava_merge runs/quickstart/kava --out runs/merged");
   MergeCommand command;
   app.add_option("ADAPTER", command.adapter, "An adapter folder in PEFT's format, a run directory, or a checkpoint in one")->required();
   app.add_option("--out", command.out, "The folder to write, which must be new")->required();

@@ -110,13 +110,13 @@ int make_report(const ReportCommand& command) {
 int main(int argc, char** argv) {
   CLI::App app("Makes one self-contained page of runs and tables", "kava_report");
   app.footer(
-      "Examples:\n  kava_report runs/quickstart/kava --probe probe.safetensors --out kava.html\n  kava_report runs/tiny\n"
-      "  kava_report runs/quickstart/kava --figure loss --png loss.png");
+      "Examples (after tools/quickstart.sh):\n  kava_report runs/quickstart/kava\n"
+      "  kava_report runs/quickstart/base runs/quickstart/kava --out runs/both.html");
   ReportCommand command;
   app.add_option("RUN_OR_TABLE", command.things, "Folders of kava_train or replicate")->required();
   app.add_option("--probe", command.probe, "A file of kava_inspect probe");
   app.add_option("--out", command.out, "The page (default: report.html in the first folder)");
-  app.add_option("--figure", command.figure, "Draw this figure alone, with --png");
+  app.add_option("--figure", command.figure, "Draw this figure alone, with --png: the heading of a plot, as loss");
   app.add_option("--png", command.png, "The picture to write; needs chromium");
   return command_main(argc, argv, app, [&] { return make_report(command); });
 }

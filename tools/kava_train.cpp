@@ -6,11 +6,14 @@
 int main(int argc, char** argv) {
   CLI::App app("Trains a latent-reasoning model from one configuration file", "kava_train");
   app.footer(
-      "Example:\n  kava_train configs/quickstart.toml --set train.lr=1e-3 --out runs/first\n"
-      "  kava_train runs/first --resume");
+      "Examples (after tools/quickstart.sh):\n  kava_train configs/quickstart.toml --set train.lr=1e-3 --set train.max_steps=200 --out "
+      "runs/first\n"
+      "  kava_train runs/first --resume\n"
+      "  kava_train configs/quickstart.toml --plan\n"
+      "Keys and their values: kava_train --keys, and docs/configuration.md.");
   kava::TrainCommand command;
   app.add_option("CONFIG", command.config, "The run's configuration (TOML); or the folder of a run, with --resume")->required();
-  app.add_option("--set", command.sets, "KEY=VALUE that overrides the configuration; repeatable")->allow_extra_args(false);
+  kava::add_set_option(app, command.sets);
   app.add_option("--out", command.out, "Folder of the run (default: runs/ and the name of CONFIG without its ending)");
   app.add_flag("--resume", command.resume, "Go on from the newest checkpoint in the folder");
   app.add_flag("--extend", command.extend, "Like --resume, and go on with other train.max_steps, train.epochs or train.micro_batch");
@@ -20,7 +23,8 @@ int main(int argc, char** argv) {
       ->needs(plan);
   app.add_option("--rate", command.plan_options.rate, "TFLOP/s that the run reaches, for its time")->needs(plan);
   app.add_flag("--profile", command.profile, "Time every op: a table at the end, and RUN/log/profile.trace.json for Chrome");
-  app.add_flag("--check-ops", command.check_ops, "Compare every operation between two backends (not built yet)");
+  app.add_flag("--check-ops", command.check_ops,
+               "Name the first op of a step that wrote a value that is not finite, where a step is skipped for it");
   kava::add_device_options(app, command.device);
   kava::add_rank_options(app, command.ranks);
   return kava::command_main(argc, argv, app, [&] { return kava::train(command); });

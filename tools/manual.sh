@@ -5,9 +5,11 @@
 # shellcheck disable=SC2016  # the completion is written, not run
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-bin=${1:?usage: tools/manual.sh BIN OUT} out=${2:?usage: tools/manual.sh BIN OUT}
+bin=$(cd "${1:?usage: tools/manual.sh BIN OUT}" && pwd) out=${2:?usage: tools/manual.sh BIN OUT}
 mkdir -p "$out/man1" "$out/man5" "$out/bash-completion"
 
+# Examples in --help name a program as it was called, here by its name alone.
+help_of() { PATH=$bin:$PATH COLUMNS=100 "$@" --help; }
 # Text as groff shows it letter by letter.
 plain() { sed -e 's/\\/\\e/g' -e 's/-/\\-/g' -e "s/^\\([.']\\)/\\\\\\&\\1/"; }
 commands_of() { awk '/^Subcommands:/ { on = 1; next } on && /^  [a-z]/ { print $1; next } /^$/ { on = 0 }' <<<"$1"; }
@@ -34,13 +36,13 @@ for program in "$bin"/kava_[a-z]* "$bin"/replicate; do
   name=$(basename "$program")
   [ "$name" != kava_tests ] || continue
   names+=("$name")
-  help=$("$program" --help)
+  help=$(help_of "$name")
   mapfile -t commands < <(commands_of "$help")
   {
     page "$name" 1 "$(head -n 1 <<<"$help")" </dev/null
     tail -n +2 <<<"$help" | verbatim SYNOPSIS
     for command in "${commands[@]}"; do
-      text=$("$program" "$command" --help)
+      text=$(help_of "$name" "$command")
       verbatim "\"$name $command\"" <<<"$text"
       printf "    '%s %s') words='%s' ;;\n" "$name" "$command" "$(options_of "$text")" >>"$out/bash-completion/kava"
     done

@@ -8,7 +8,7 @@
 namespace kava {
 
 CLI::Option* add_model_options(CLI::App& app, ModelOptions& options) {
-  CLI::Option* model = app.add_option("MODEL", options.model, "A Hugging Face folder, a run directory, or a checkpoint in one");
+  CLI::Option* model = app.add_option("MODEL", options.model, kModelHelp);
   app.add_option("--method", options.method, "The method that decodes (default: the run's; full_cot for a plain folder)");
   app.add_option(
          "--max-new-tokens", options.max_new_tokens,

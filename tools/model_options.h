@@ -12,6 +12,10 @@
 
 namespace kava {
 
+/// What MODEL is, in every program.
+inline constexpr const char* kModelHelp =
+    "A Hugging Face folder, its name in the hub's local cache, a run directory, or a checkpoint in one";
+
 struct ModelOptions {
   std::string model;
   std::optional<std::string> method, dtype, base;

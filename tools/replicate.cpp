@@ -106,14 +106,16 @@ int replicate(ReplicateCommand& command) {
 int main(int argc, char** argv) {
   CLI::App app("Plans, runs, resumes and aggregates a table of results", "replicate");
   app.footer(
-      "Examples:\n  replicate configs/tables/tiny.toml --out runs/tiny --jobs 2\n"
-      "  replicate configs/tables/table1.toml --out runs/table1 --only kava --plan --rate 400\n"
-      "  replicate configs/tables/table1.toml --out runs/table1 --status");
+      "Examples:\n  replicate configs/tables/tiny_smoke.toml --out runs/tiny_smoke\n"
+      "  replicate configs/tables/tiny_smoke.toml --out runs/tiny_smoke --status\n"
+      "  replicate configs/tables/tiny.toml --dry-run");
   ReplicateCommand c;
   app.add_option("TABLE", c.table, "The table (TOML): rows, columns, seeds, published numbers")->required();
   app.add_option("--out", c.out, "Folder of the runs and tables (default: runs/ and the table's name)");
-  app.add_option("--only", c.only, "Names or groups of rows, separated by commas")->delimiter(',')->allow_extra_args(false);
-  app.add_option("--seeds", c.seeds, "Some of the table's seeds, separated by commas")->delimiter(',')->allow_extra_args(false);
+  app.add_option("--only", c.only, "Names or groups of rows, separated by commas (default: all)")->delimiter(',')->allow_extra_args(false);
+  app.add_option("--seeds", c.seeds, "Some of the table's seeds, separated by commas (default: all)")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   app.add_option("--jobs", c.run.jobs, "Runs at a time, each with a part of the cores or a GPU of its own")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();

@@ -40,6 +40,15 @@ std::string duration_text(double seconds) {
   return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) : fmt::format("{}:{:02}", s / 60, s % 60);
 }
 
+std::int64_t columns_of(std::FILE* to, std::int64_t unknown) {
+  const std::string_view given = variable("COLUMNS");
+  std::int64_t columns = 0;
+  const auto [end, error] = std::from_chars(given.data(), given.data() + given.size(), columns);
+  if (error == std::errc() && end == given.data() + given.size() && columns > 0) return columns;
+  winsize size = {};
+  return ::ioctl(::fileno(to), TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : unknown;
+}
+
 std::string fitted(const Fields& fields, std::int64_t columns) {
   std::string line;
   for (const std::string& field : fields) {
@@ -52,15 +61,6 @@ std::string fitted(const Fields& fields, std::int64_t columns) {
 
 MovingLines::MovingLines(std::FILE* to, bool may_move)
     : to_(to), moves_(may_move && ::isatty(::fileno(to)) != 0 && variable("TERM") != "dumb") {}
-
-std::int64_t MovingLines::columns() const {
-  const std::string_view given = variable("COLUMNS");
-  std::int64_t columns = 0;
-  const auto [end, error] = std::from_chars(given.data(), given.data() + given.size(), columns);
-  if (error == std::errc() && end == given.data() + given.size() && columns > 0) return columns;
-  winsize size = {};
-  return ::ioctl(::fileno(to_), TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
-}
 
 // A reader that went away is no reason to stop the work; the program's end reports it.
 void MovingLines::print(const std::string& text) {

@@ -18,8 +18,11 @@ using Fields = std::vector<std::string>;
 /// The fields that fit into so many columns, apart by two spaces: whole ones, from the first on; the first always.
 std::string fitted(const Fields& fields, std::int64_t columns);
 
-/// Lines that say how far something is: redrawn in place on a terminal, at most ten times a second. Columns are those that COLUMNS says,
-/// else the window's. Elsewhere (a pipe, a file, TERM=dumb) nothing moves.
+/// Columns of a stream: those that COLUMNS says, else the window's, else `unknown`.
+std::int64_t columns_of(std::FILE* to, std::int64_t unknown);
+
+/// Lines that say how far something is: redrawn in place on a terminal, at most ten times a second. Elsewhere (a pipe, a file, TERM=dumb)
+/// nothing moves.
 class MovingLines {
  public:
   /// may_move: false where what looks like a terminal is none.
@@ -35,7 +38,7 @@ class MovingLines {
   void clear();
 
  private:
-  std::int64_t columns() const;
+  std::int64_t columns() const { return columns_of(to_, 80); }
   void print(const std::string& text);
   std::string back_to_first() const;
 

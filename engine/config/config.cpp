@@ -12,6 +12,7 @@
 #include "engine/config/architecture.h"
 #include "engine/config/config_files.h"
 #include "engine/config/config_schema.h"
+#include "engine/config/key_help.h"
 #include "engine/config/method_rules.h"
 #include "engine/config/toml_text.h"
 #include "engine/error.h"
@@ -27,8 +28,6 @@ namespace {
 namespace fs = std::filesystem;
 using namespace schema;
 
-// A name longer than this is like no key.
-constexpr std::size_t kLongestName = 100;
 constexpr int64_t kMostLatents = 4096;
 
 [[noreturn]] void refuse(const std::string& where, const std::string& what, const std::string& remedy) {
@@ -64,18 +63,8 @@ const char* type_name(const toml::node& node) {
   }
 }
 
-// The valid key nearest to `name`: the same leaf in another section, else the least edit distance.
-std::string nearest_key(const std::string& name, const std::vector<Key>& keys) {
-  const std::string cut = name.substr(0, kLongestName), leaf = cut.substr(cut.rfind('.') == std::string::npos ? 0 : cut.rfind('.') + 1);
-  std::string best;
-  std::size_t least = std::string::npos;
-  for (const Key& key : keys) {
-    std::size_t distance = edit_distance(cut, key.name);
-    if (key.leaf() == leaf || key.name == leaf) distance = std::min<std::size_t>(distance, 1);
-    else distance = std::min(distance, edit_distance(leaf, key.leaf()) + 2);
-    if (distance < least) least = distance, best = key.name;
-  }
-  return best;
+[[noreturn]] void refuse_unknown(const std::string& name, const std::string& where) {
+  refuse(where, fmt::format("unknown key {}", escaped(name)), remedy_for_key(name));
 }
 
 // Puts TOML values into the members of a RunConfig, each checked against the schema.
@@ -98,18 +87,6 @@ class Assigner {
 
   bool is_section(std::string_view name) const {
     return !name.empty() && std::any_of(keys_.begin(), keys_.end(), [&](const Key& k) { return k.section() == name; });
-  }
-
-  [[noreturn]] void refuse_unknown_section(const std::string& name, const std::string& where) const {
-    std::string best;
-    for (const Key& key : keys_)
-      if (best.empty() || edit_distance(name.substr(0, kLongestName), key.section()) < edit_distance(name.substr(0, kLongestName), best))
-        best = key.section();
-    refuse(where, fmt::format("unknown section [{}]", escaped(name)), fmt::format("the nearest valid section is [{}]", best));
-  }
-
-  [[noreturn]] void refuse_unknown(const std::string& name, const std::string& where) const {
-    refuse(where, fmt::format("unknown key {}", escaped(name)), fmt::format("the nearest valid key is {}", nearest_key(name, keys_)));
   }
 
   void assign(const Setting& setting) const {
@@ -184,11 +161,10 @@ class Assigner {
   }
 
   template <class Word>
-  static std::size_t index_of(const std::vector<std::string>& words, const Word& word, const std::string& name, const std::string& where) {
+  static std::size_t index_of(const std::vector<std::string>& words, const Word& word, const std::string& name, const std::string& where,
+                              std::string (*remedy)(const std::string&, const std::vector<std::string>&) = remedy_for_word) {
     auto i = std::find(words.begin(), words.end(), word);
-    if (i == words.end())
-      refuse(where, fmt::format("{} has no value {}", name, toml_string(escaped(word))),
-             fmt::format("give one of {}", fmt::join(words, ", ")));
+    if (i == words.end()) refuse(where, fmt::format("{} has no value {}", name, toml_string(escaped(word))), remedy(word, words));
     return static_cast<std::size_t>(i - words.begin());
   }
 
@@ -207,10 +183,7 @@ class Assigner {
     for (const auto& [name, value] : *table)
       if (name != "path" && name != "format")
         refuse(where, fmt::format("unknown key {} in {}", escaped(name.str()), key.name),
-               fmt::format("the nearest valid key is {}", edit_distance(name.str().substr(0, kLongestName), "path") <=
-                                                                  edit_distance(name.str().substr(0, kLongestName), "format")
-                                                              ? "path"
-                                                              : "format"));
+               fmt::format("the nearest valid key is {}", name.str().starts_with("f") ? "format" : "path"));
     const toml::node* path = table->get("path");
     if (!path || !path->is_string())
       refuse(where, fmt::format("an element of {} has no path", key.name), "give {path = \"FILE\", format = \"...\"}");
@@ -229,11 +202,14 @@ class Assigner {
 
   static void put(const Targets& field, const Key& key, const toml::node& node, const std::string& where) {
     const toml::array* array = node.as_array();
+    if (!array && node.is_string())
+      refuse(where, fmt::format("{} must be an array, not {}", key.name, toml_string(escaped(node.as_string()->get()))),
+             remedy_for_target(node.as_string()->get(), lora_linears()));
     if (!array) wrong_type(key, node, where, "an array, as [\"q_proj\"]");
     field.value->clear();
     for (const toml::node& element : *array) {
       const std::string& name = text(key, element, where);
-      index_of(lora_linears(), name, key.name, where);
+      index_of(lora_linears(), name, key.name, where, remedy_for_target);
       if (std::find(field.value->begin(), field.value->end(), name) != field.value->end())
         refuse(where, fmt::format("{} names {} twice", key.name, name), "name it once");
       field.value->push_back(name);
@@ -265,13 +241,13 @@ std::vector<Setting> settings_of(const toml::table& root, const std::string& pat
       if (!section) refuse(where, fmt::format("{} must be a table, not {}", top, type_name(node)), fmt::format("write [{}]", top));
       for (const auto& [leaf, value] : *section) {
         const std::string full = top + "." + std::string(leaf.str());
-        if (!assigner.find(full)) assigner.refuse_unknown(full, at(path, leaf.source()));
+        if (!assigner.find(full)) refuse_unknown(full, at(path, leaf.source()));
         out.push_back({full, &value, at(path, leaf.source()), &assigner});
       }
     } else {
-      if (node.is_table() && !assigner.find(top)) assigner.refuse_unknown_section(top, where);
+      if (node.is_table() && !assigner.find(top)) refuse(where, fmt::format("unknown section [{}]", escaped(top)), remedy_for_section(top));
       // A quoted top-level "train.lr" is not the key train.lr.
-      if (top.find('.') != std::string::npos || !assigner.find(top)) assigner.refuse_unknown(top, where);
+      if (top.find('.') != std::string::npos || !assigner.find(top)) refuse_unknown(top, where);
       out.push_back({top, &node, where, &assigner});
     }
   }
@@ -316,7 +292,7 @@ Setting setting_of(const std::string& argument, std::deque<toml::table>& values,
   const std::string key = strip(argument.substr(0, equals)), value = argument.substr(equals + 1);
   if (assigner.is_section(key))
     refuse(where, fmt::format("{} is a section", key), fmt::format("set one of its keys, as {}.KEY=VALUE", key));
-  if (!assigner.find(key)) assigner.refuse_unknown(key, where);
+  if (!assigner.find(key)) refuse_unknown(key, where);
   if (is_beyond_64_bits(value)) refuse(where, key + " has a number that is not representable in 64 bits", "give a smaller one");
   values.push_back(parse_value(value));
   return {key, values.back().get("x"), where, &assigner};

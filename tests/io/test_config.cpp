@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "engine/config/config.h"
+#include "engine/config/key_help.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "tests/folders.h"
@@ -192,6 +193,74 @@ TEST_CASE("an unknown key is refused with its place and the nearest valid key") 
   CHECK_THAT(refusal("[[train]]\nlr=1\n"), ContainsSubstring("train must be a table"));
   CHECK_THAT(refusal("[data]\ntrain = [{path='a', fromat='ids'}]\n"), ContainsSubstring("fromat") && ContainsSubstring("key is format"));
   CHECK_THAT(refusal("[train]\n" + std::string(500'000, 'x') + " = 1\n"), ContainsSubstring("nearest valid key"));
+}
+
+TEST_CASE("names and words of other programs lead to the key or word of the same meaning") {
+  const std::pair<const char*, const char*> names[] = {{"lora.r", "lora.rank"},
+                                                       {"r", "lora.rank"},
+                                                       {"lora_alpha", "lora.alpha"},
+                                                       {"peft.target_modules", "lora.targets"},
+                                                       {"learning_rate", "train.lr"},
+                                                       {"train.learning_rate", "train.lr"},
+                                                       {"optimizer.lr", "train.lr"},
+                                                       {"train.gradient_accumulation_steps", "train.micro_batch"},
+                                                       {"per_device_train_batch_size", "train.batch"},
+                                                       {"batch-size", "train.batch"},
+                                                       {"num_train_epochs", "train.epochs"},
+                                                       {"warmup_ratio", "train.warmup"},
+                                                       {"lr_scheduler.num_warmup_steps", "train.warmup"},
+                                                       {"lr_scheduler_type", "train.schedule"},
+                                                       {"max_grad_norm", "train.clip"},
+                                                       {"adam_beta1", "train.betas"},
+                                                       {"bf16", "model.dtype"},
+                                                       {"torch_dtype", "model.dtype"},
+                                                       {"model_name_or_path", "model.path"},
+                                                       {"checkpointer.checkpoint_dir", "model.path"},
+                                                       {"max_seq_length", "data.max_tokens"},
+                                                       {"tokenizer.max_seq_len", "data.max_tokens"},
+                                                       {"gradient_checkpointing", "train.recompute"},
+                                                       {"enable_activation_checkpointing", "train.recompute"},
+                                                       {"save_total_limit", "train.keep_checkpoints"},
+                                                       {"logging_steps", "train.log_every"},
+                                                       {"eval_steps", "train.valid_every"},
+                                                       {"num_latent", "latent.count"},
+                                                       {"weight_decay", "train.weight_decay"}};
+  for (const auto& [name, key] : names) {
+    CAPTURE(name);
+    CHECK_THAT(refusal("", {std::string(name) + "=1"}), ContainsSubstring(std::string("the nearest valid key is ") + key));
+  }
+  CHECK_THAT(refusal("", {"train.report_to=wandb"}), ContainsSubstring("leave it out: a run writes metrics.jsonl"));
+  CHECK_THAT(refusal("", {"output_dir=x"}), ContainsSubstring("the option --out does this"));
+  CHECK_THAT(refusal("[peft]\nr = 8\n"), ContainsSubstring("the nearest valid section is [lora]"));
+  CHECK_THAT(refusal("[optimizer]\nlr = 1e-3\n"), ContainsSubstring("the nearest valid section is [train]"));
+  // What nothing is like names the list of all.
+  CHECK_THAT(refusal("", {"quux.frobnicate=1"}), ContainsSubstring("kava_train --keys lists all"));
+
+  CHECK_THAT(refusal("", {"model.dtype=bfloat16"}), ContainsSubstring("give \"bf16\" (one of bf16, f32, f64)"));
+  CHECK_THAT(refusal("", {"model.dtype=float32"}), ContainsSubstring("give \"f32\""));
+  CHECK_THAT(refusal("", {"train.schedule=cosine_with_warmup"}), ContainsSubstring("give \"cosine\""));
+  CHECK_THAT(refusal("", {"train.optimizer=adamw_torch"}), ContainsSubstring("give \"adamw\""));
+  CHECK_THAT(refusal("", {"train.trainable=full"}), ContainsSubstring("give \"all\""));
+  CHECK_THAT(refusal("", {"method=KaVa"}), ContainsSubstring("give \"kava\""));
+  CHECK_THAT(refusal("", {"method=zzzzzz"}), ContainsSubstring("give one of full_cot"));
+  for (const char* targets : {"lora.targets=all-linear", "lora.targets=[\"all-linear\"]"})
+    CHECK_THAT(refusal("", {targets}),
+               ContainsSubstring("[\"q_proj\", \"k_proj\", \"v_proj\", \"o_proj\", \"gate_proj\", \"up_proj\", \"down_proj\"] for llama") &&
+                   ContainsSubstring("[\"c_attn\", \"c_proj\", \"c_fc\"] for gpt2"));
+}
+
+TEST_CASE("every name that is a hint leads to a key that there is") {
+  // Each word of the list in docs/configuration.md is a key; what a hint names must stand there.
+  const std::string keys = key_list();
+  for (const char* name :
+       {"lora.r", "learning_rate", "output_dir", "c_thought", "removal_side", "keep_position", "uniform_prob", "ref_loss_factor", "use_prj",
+        "distill_loss_type", "data_seed", "max_train_samples", "max_time", "val_file", "load_model_path"}) {
+    const std::string remedy = remedy_for_key(name), before = "the nearest valid key is ";
+    CAPTURE(name, remedy);
+    if (!remedy.starts_with(before)) continue;
+    const std::string key = remedy.substr(before.size(), remedy.find_first_of(" ,", before.size()) - before.size());
+    CHECK_THAT("\n" + keys, ContainsSubstring("\n" + key + " = "));
+  }
 }
 
 TEST_CASE("a value of the wrong type or out of range is refused") {

@@ -1,4 +1,12 @@
 // Faults of a command line.
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "tests/programs/programs.h"
 
 using namespace kava;
@@ -18,5 +26,113 @@ TEST_CASE("what no option or command takes is named first") {
     CAPTURE(line, f.err);
     CHECK(f.code == 2);
     CHECK(f.err.starts_with(start));
+  }
+}
+
+TEST_CASE("an unknown option leads to the option or the key that was meant") {
+  const std::pair<const char*, const char*> lines[] = {{"kava_eval m --lmit 5", "the nearest option is --limit"},
+                                                       {"kava_eval m --batch_size 5", "the nearest option is --batch"},
+                                                       {"kava_inspect step c.toml --out x --lora_r 8", "write --set lora.rank=VALUE"},
+                                                       {"kava_train c.toml --learning_rate=1", "write --set train.lr=VALUE"},
+                                                       {"kava_train c.toml --report_to wandb", "leave it out: a run writes metrics.jsonl"},
+                                                       {"kava_train c.toml --output_dir x", "the nearest option is --out"},
+                                                       {"kava_train c.toml --set a=1 b=2", "give --set once for each value"}};
+  for (const auto& [line, hint] : lines) {
+    const Ended f = run_command(line);
+    CAPTURE(line, f.err);
+    CHECK(f.code == 2);
+    CHECK(f.err.find(hint) != f.err.npos);
+  }
+}
+
+namespace {
+
+struct Helped {
+  const char* program;
+  std::vector<const char*> commands;
+};
+
+const std::vector<Helped> kPrograms = {{"kava_train", {}},
+                                       {"kava_eval", {"compare"}},
+                                       {"kava_generate", {}},
+                                       {"kava_inspect", {"step", "probe", "file", "tokens", "doctor"}},
+                                       {"kava_data", {"synth", "check", "stats", "convert"}},
+                                       {"kava_merge", {}},
+                                       {"kava_report", {}},
+                                       {"kava_bench", {}},
+                                       {"replicate", {}}};
+
+// What is wrong with a --help, in a word.
+std::string fault_of(const std::string& help, std::size_t columns) {
+  std::vector<std::string> lines(1);
+  for (const char c : help)
+    if (c == '\n') lines.emplace_back();
+    else lines.back() += c;
+  bool examples = false, usage = false, example = false;
+  for (const std::string& line : lines) {
+    usage = usage || line.starts_with("Usage: ");
+    examples = examples || line.starts_with("Example");
+    example = example || (examples && line.starts_with("  ") && line.find(bin_dir() + "/") != line.npos);
+    // Examples, usage and names are to be copied, and stay whole.
+    const bool text = !line.starts_with("  -") && !line.starts_with("Usage") && !examples;
+    if (text && line.size() > columns && line.find("  ", line.find_first_not_of(' ')) != line.npos) return "too wide: " + line;
+  }
+  if (lines.front().empty() || lines.front().size() > 110) return "no purpose in the first line";
+  if (!usage) return "no usage";
+  return example || help.find("Lines `ok|warn|missing") != help.npos ? "" : "no example that can be copied";
+}
+
+}  // namespace
+
+TEST_CASE("every --help says what for, how, and by an example that can be copied, at any width") {
+  for (const Helped& p : kPrograms) {
+    std::vector<std::string> lines = {std::string(p.program) + " --help"};
+    for (const char* command : p.commands) lines.push_back(fmt::format("{} {} --help", p.program, command));
+    for (const std::string& line : lines)
+      for (const int columns : {40, 60, 80, 200}) {
+        const Ended help = run_command(line, ".", fmt::format("COLUMNS={}", columns));
+        CAPTURE(line, columns, help.out);
+        CHECK(help.code == 0);
+        CHECK(fault_of(help.out, static_cast<std::size_t>(columns)) == "");
+      }
+    const Ended version = run_command(std::string(p.program) + " --version");
+    CAPTURE(version.out);
+    for (const char* part : {" (commit ", "\ncompiler: ", "\nlibraries: ", "OpenSSL ", "\ndevices:\n  cpu: "})
+      CHECK(version.out.find(part) != version.out.npos);
+  }
+}
+
+TEST_CASE("--keys lists every key, and --help and --version take little time") {
+  const Ended keys = run_command("kava_train --keys");
+  CHECK(keys.code == 0);
+  CHECK(keys.out.find("train.lr = 0.0008") != keys.out.npos);
+  CHECK(keys.out.find("lora.rank = 128") != keys.out.npos);
+  CHECK(run_command("kava_inspect step --keys").out == keys.out);
+  constexpr int kRuns = 20;
+  for (const char* option : {"--help", "--version"}) {
+    // Of the processor alone: what else runs here must not count.
+    rusage before = {}, after = {};
+    ::getrusage(RUSAGE_CHILDREN, &before);
+    for (int i = 0; i < kRuns; ++i) {
+      const pid_t child = ::fork();
+      if (child == 0) {
+        ::dup2(::open("/dev/null", O_WRONLY), 1);
+        ::execl((bin_dir() + "/kava_train").c_str(), "kava_train", option, nullptr);
+        ::_exit(127);
+      }
+      int status = 0;
+      ::waitpid(child, &status, 0);
+      REQUIRE(status == 0);
+    }
+    ::getrusage(RUSAGE_CHILDREN, &after);
+    auto seconds = [](const rusage& r) {
+      return static_cast<double>(r.ru_utime.tv_sec + r.ru_stime.tv_sec) +
+             1e-6 * static_cast<double>(r.ru_utime.tv_usec + r.ru_stime.tv_usec);
+    };
+    const double each = (seconds(after) - seconds(before)) / kRuns;
+    CAPTURE(option, each);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    CHECK(each < 0.020);
+#endif
   }
 }

@@ -21,7 +21,7 @@ TEST_CASE("the doctor tells of each thing in one line what it is and what to do"
     CHECK(line.find(": ") < line.find("; "));
     CHECK(line.find("; ") != std::string::npos);
   }
-  for (const char* name : {"cpu", "memory", "huge_pages", "disk", "cpu_product", "cuda", "driver", "mpi", "slurm"}) {
+  for (const char* name : {"cpu", "libraries", "memory", "huge_pages", "disk", "cpu_product", "cuda", "driver", "mpi", "slurm"}) {
     CAPTURE(name);
     CHECK(run.out.find(std::string(" ") + name + ": ") != std::string::npos);
   }

@@ -12,13 +12,14 @@ using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
-// What a terminal of so many columns is sent by a command.
-std::string on_terminal(const std::string& command, int columns, const std::string& variables = "TERM=xterm") {
+// What a terminal of so many columns is sent by a command; the window has them, or COLUMNS says them.
+std::string on_terminal(const std::string& command, int columns, const std::string& variables = "TERM=xterm", bool by_variable = false) {
   const TempFolder folder;
   const std::string record = folder / "record";
-  const int status = std::system(
-      fmt::format("{} COLUMNS={} script -qec \"'{}'/{}\" '{}' >/dev/null 2>&1 </dev/null", variables, columns, bin_dir(), command, record)
-          .c_str());
+  const std::string told = by_variable ? fmt::format("COLUMNS={}", columns) : "-u COLUMNS";
+  const int status = std::system(fmt::format("env {} {} script -qec \"stty cols {}; '{}'/{}\" '{}' >/dev/null 2>&1 </dev/null", told,
+                                             variables, by_variable ? 300 : columns, bin_dir(), command, record)
+                                     .c_str());
   REQUIRE(status == 0);
   const std::string text = read_file(record, 1 << 24);
   return text.substr(text.find('\n') + 1);  // after script's own line
@@ -73,7 +74,7 @@ TEST_CASE("a training run redraws whole fields at any width, and tells its valid
   std::set<std::size_t> counts;
   for (const int columns : {40, 60, 80, 200}) {
     TempFolder folder;
-    const std::string text = on_terminal(tiny_training(folder), columns);
+    const std::string text = on_terminal(tiny_training(folder), columns, "TERM=xterm", columns == 60);
     std::size_t drawn = 0, most = 0;
     for (const std::string& line : drawn_lines(text)) {
       if (line.find("/40") == line.npos && !line.starts_with("loss ")) continue;
@@ -120,8 +121,23 @@ TEST_CASE("an evaluation on a terminal tells how far it is and leaves nothing of
   if (!has_script()) SKIP("no script(1)");
   TextRun tiny;
   const std::string data = tiny.write("rows.txt", kQuestions);
-  const std::string text = on_terminal("kava_eval " + tiny.dir.string() + " --threads 1 --batch 1 --data " + data, 80);
-  CHECK(has_line(text, R"(rows.txt: 4 of 4 questions  strict [\d.]+ %  ETA 0:00.*)"));
-  CHECK_THAT(text, ContainsSubstring("\r\x1b[J"));
+  const std::string command = "kava_eval " + tiny.dir.string() + " --threads 1 --batch 1 --force --data " + data;
+  const std::regex whole(R"(rows.txt: \d of 4 questions(  strict [\d.]+ %(  ETA 0:\d\d(  [\d.]+ questions/s)?)?)?)");
+  for (const int columns : {40, 60, 80, 200}) {
+    const std::string text = on_terminal(command, columns);
+    int moved = 0;
+    for (const std::string& line : drawn_lines(text)) {
+      if (!line.starts_with("rows.txt: ") || line.find(" of 4 questions") == line.npos) continue;
+      CAPTURE(columns, line);
+      CHECK(line.size() < static_cast<std::size_t>(columns));
+      CHECK(std::regex_match(line, whole));
+      ++moved;
+    }
+    CHECK(moved >= 1);
+    CHECK_THAT(text, ContainsSubstring("\r\x1b[J"));
+  }
+  // No colour is used, so that NO_COLOR changes nothing: no sequence that ends in m.
+  for (const char* variables : {"TERM=xterm", "TERM=xterm NO_COLOR=1"})
+    CHECK(!std::regex_search(on_terminal(command, 80, variables), std::regex("\x1b\\[[0-9;]*m")));
   CHECK(run("kava_eval " + tiny.dir.string() + " --threads 1 --force --data " + data).output.find("ETA") == std::string::npos);
 }
