@@ -17,6 +17,7 @@
 #include "models/traces.h"
 #include "models/trainer.h"
 #include "models/validation.h"
+#include "tools/op_check.h"
 #include "tools/plan.h"
 #include "tools/profile.h"
 #include "tools/progress.h"
@@ -214,11 +215,13 @@ class Run {
       say(fmt::format("products    {:.1f} GFLOP/s in {}: this machine's matrix rate, measured", rate->measured() * 1e-9,
                       name_of(config_.model.dtype)));
     }
+    if (command_.check_ops) check_ = std::make_unique<OpCheck>(*ops_);
     Progress progress(first, trainer.state().total_steps, config_, comm_.alone());
     ProgressFile outside(out_, first, trainer.state().total_steps);
     TrainingHooks hooks;
     hooks.on_step = [&](const StepReport& r, const Speed& s) {
       stepped_ = true;
+      tell_not_finite(progress, r);
       progress.step(r, s, rate ? s.flops_per_s / rate->at_least(s.flops_per_s) : 0);
       if (folder) outside.step(r, s);
     };
@@ -247,6 +250,15 @@ class Run {
     if (folder) folder->publish_adapter(trainer.state().step);
     tell_end(trainer.state());
     return 0;
+  }
+
+  // Of --check-ops. A step may be told of when the next one has been asked for already.
+  void tell_not_finite(Progress& progress, const StepReport& r) {
+    if (!check_) return;
+    std::string made = check_->take();
+    const std::string& told = made.empty() ? made_before_ : made;
+    if (!r.updated && !told.empty()) progress.note(fmt::format("step {}: {}", thousands(r.step), told));
+    made_before_ = std::move(made);
   }
 
   // What came out, what it cost, and what to type next.
@@ -286,6 +298,8 @@ class Run {
   bool stepped_ = false;
   TextModel text_;
   RunData data_;
+  std::unique_ptr<OpCheck> check_;  // of --check-ops
+  std::string made_before_;
 };
 
 // The folder of the run that a command names by itself, in place of a configuration; else nothing.
@@ -373,7 +387,6 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
 int train(const TrainCommand& given) {
   TrainCommand command = given;
   command.resume = command.resume || command.extend;
-  if (command.check_ops) throw Error(Exit::usage, "--check-ops", "is not built yet", "leave it out");
   if (command.out && command.out->empty()) throw Error(Exit::usage, "--out", "is empty", "name a folder");
   return on_ranks(command.ranks, command.device.device != "cuda",
                   [&](Comm& comm, const World& world) { return train_on_rank(command, comm, world); });

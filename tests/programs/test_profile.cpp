@@ -35,3 +35,24 @@ TEST_CASE("a profile (--profile) tells the time and work of each op, and changes
   }
   CHECK(flops > 0);
 }
+
+TEST_CASE("--check-ops names the op that made the first value of a step that is not finite, and changes no byte") {
+  const TempFolder folder;
+  const std::string train = "kava_train '" + source_dir() + "/tests/golden/cases/full_cot.toml' --threads 1 --set 'model.adapter=\"\"' ";
+  const std::string wild = train + "--set train.max_steps=30 --set train.lr=1e30 --set train.warmup=0 --set train.clip=1e30 --out ";
+  const Ended checked = run_command(wild + "wild --check-ops", folder.path()), plain = run_command(wild + "unseen", folder.path());
+  INFO(checked.out + checked.err);
+  CHECK(checked.code == 5);
+  const std::size_t at = checked.out.find(" of the step) wrote a value that is not finite, in row ");
+  REQUIRE(at != checked.out.npos);
+  CHECK(checked.out.substr(checked.out.rfind('\n', at) + 1).starts_with("step "));
+  CHECK(plain.out.find("wrote a value") == plain.out.npos);
+
+  const std::string tame = train + "--set train.max_steps=3 --out ";
+  const Ended quiet = run_command(tame + "a --check-ops", folder.path());
+  REQUIRE(quiet.code == 0);
+  REQUIRE(run_command(tame + "b", folder.path()).code == 0);
+  CHECK(quiet.out.find("wrote a value") == quiet.out.npos);
+  for (const char* name : {"adapter/adapter_model.safetensors", "last/optimizer.safetensors"})
+    CHECK(sha256_file(folder / (std::string("a/") + name)) == sha256_file(folder / (std::string("b/") + name)));
+}

@@ -124,7 +124,6 @@ TEST_CASE("what cannot be run is refused in one line with its exit code") {
   overwrite(file, "not a row");
   check_refusal(train({}), 2, "CONFIG");
   check_refusal(train({config, "--nonsense"}), 2, "--nonsense");
-  check_refusal(train({config, "--check-ops"}), 2, "--check-ops: is not built yet");
   check_refusal(train({folder / "missing.toml"}), 2, "missing.toml");
   check_refusal(train({config, "--set", "train.lrr=1"}), 2, "train.lr");
   check_refusal(train({config, "--set", "lora.targets=[]", "--out", out}), 2, "lora.targets");
