@@ -18,7 +18,9 @@ namespace {
 constexpr int64_t kMostScanned = int64_t{1} << 22;  // samples whose lengths are looked at
 constexpr std::size_t kListed = 4096, kAll = 64, kLargest = 24, kLongest = 8;
 
-std::string mib(int64_t bytes) { return fmt::format("{} MiB", (bytes + (1 << 20) - 1) >> 20); }
+// Rounded against the run, so that what does not fit never looks as if it did.
+std::string needed(int64_t bytes) { return fmt::format("{} MiB", (bytes + (1 << 20) - 1) >> 20); }
+std::string there(int64_t bytes) { return fmt::format("{} MiB", bytes >> 20); }
 
 int64_t sum_bytes(const RunConfig& config) { return size_of(sum_type(storage_of(config.model.dtype))); }
 int64_t storage_bytes(const RunConfig& config) { return size_of(storage_of(config.model.dtype)); }
@@ -157,7 +159,7 @@ MemoryPlan MemoryPlanner::plan(int64_t micro, int64_t available) const {
   if (shared_) plan.host.temporaries = filled_rows(config, shape_);
   const int64_t least = least_step_bytes(config, shape_, plan.rows);
   if (least > available) {
-    plan.device.weights = dry->held_bytes() - plan.device.trainables, plan.device.activations = least;
+    plan.device.weights = dry->held_bytes() - plan.device.trainables, plan.device.activations = least, plan.at_least = true;
     return plan;
   }
   const Curriculum curriculum(config_, steps_per_epoch_);
@@ -218,23 +220,30 @@ int64_t MemoryPlanner::disk_bytes() const {
   return (config_.train.keep_checkpoints + 2) * checkpoint + adapter;
 }
 
+Error memory_refusal(const MemoryPlanner& planner, const MemoryPlan& plan, int64_t asked, int64_t fits, int64_t available) {
+  const bool shared = planner.shared();
+  const std::string takes = plan.at_least ? "more than " + there(available) : needed(plan.total(shared));
+  const std::string what = fmt::format("with forwards of {} samples the run takes {}, {} are available", asked, takes, there(available));
+  if (fits < 1)
+    return {Exit::preflight, "train.micro_batch", what,
+            "not even one sample fits: set train.recompute = \"block\", or use a smaller model"};
+  return {Exit::preflight, "train.micro_batch", what,
+          fmt::format("set train.micro_batch = {}, the largest that fits, which takes {}", fits,
+                      needed(planner.plan(fits, available).total(shared)))};
+}
+
 void require_memory(const MemoryPlanner& planner, const RunConfig& config, const ModelConfig& shape, int64_t available) {
   // A config.json that is not that of the weights is told as such, not as a lack of memory.
   if (config.model.init == Init::pretrained) WeightFiles::open(config.model.path, shape);
   const int64_t asked = planner.asked_micro_batch();
   const MemoryPlan plan = planner.plan(asked, available);
-  const bool shared = planner.shared();
-  if (plan.total(shared) <= available) return;
+  if (plan.total(planner.shared()) <= available) return;
   const int64_t model = plan.device.weights + plan.device.trainables;
   if (model > available)
-    throw Error(Exit::preflight, "memory", fmt::format("the model and its optimiser take {}, {} are available", mib(model), mib(available)),
+    throw Error(Exit::preflight, "memory",
+                fmt::format("the model and its optimiser take {}, {} are available", needed(model), there(available)),
                 "use a smaller model, lora.rank or train.trainable = \"lora\"");
-  const int64_t fits = planner.largest_micro_batch(asked - 1, available);
-  throw Error(
-      Exit::preflight, "train.micro_batch",
-      fmt::format("a forward of {} samples takes at least {} in all, {} are available", asked, mib(plan.total(shared)), mib(available)),
-      fits > 0 ? fmt::format("set train.micro_batch = {}, the largest that fits", fits)
-               : "not even one sample fits: set train.recompute = \"block\", or use a smaller model");
+  throw memory_refusal(planner, plan, asked, planner.largest_micro_batch(asked - 1, available), available);
 }
 
 }  // namespace kava

@@ -31,6 +31,7 @@ struct MemoryUse {
 struct MemoryPlan {
   MemoryUse device, host;
   int64_t samples = 0, rows = 0, stage = 0;  // of the largest forward of a training step
+  bool at_least = false;                     // activations are a bound below, above what is available; nothing was run
   /// What has to fit: of a backend whose memory is the host's, both.
   int64_t total(bool shared) const { return device.total() + (shared ? host.total() : 0); }
 };
@@ -74,6 +75,10 @@ class MemoryPlanner {
   int64_t steps_per_epoch_, steps_;
   bool shared_;
 };
+
+/// Error(code preflight) for a plan with forwards of `asked` samples that `available` bytes do not hold: what it takes, and the largest
+/// train.micro_batch that fits (0: none) with what that takes.
+Error memory_refusal(const MemoryPlanner& planner, const MemoryPlan& plan, int64_t asked, int64_t fits, int64_t available);
 
 /// Error(code preflight) naming the largest train.micro_batch that does, where the run does not fit in `available` bytes; Error(code data)
 /// where the model folder's weights have another shape. Nothing is allocated.

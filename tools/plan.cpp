@@ -148,10 +148,7 @@ void print_plan(const PlanOptions& options, const MemoryPlanner& planner, const 
   std::fflush(stdout);
   if (options.json) write_file(*options.json, json.dump(2) + "\n");
   if (fits) return;
-  throw Error(Exit::preflight, "train.micro_batch",
-              fmt::format("the run takes {} bytes with forwards of {} samples, {} are there", plan.total(planner.shared()), asked, room),
-              fitting > 0 ? fmt::format("set train.micro_batch = {}, the largest that fits", fitting)
-                          : "not even one sample fits: set train.recompute = \"block\", or use a smaller model");
+  throw memory_refusal(planner, plan, asked, fitting, room);
 }
 
 std::string parameter_table(const RunConfig& config, const TextModel& text) {
