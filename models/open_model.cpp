@@ -90,7 +90,10 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
   std::error_code failed;
   const fs::path path = fs::canonical(model_folder(given), failed);
   if (failed)
-    throw Error(Exit::data, given.empty() ? "MODEL" : escaped(given, 4096), given.empty() ? "is empty" : failed.message(),
+    throw Error(Exit::data, given.empty() ? "MODEL" : escaped(given, 4096),
+                given.empty()                                    ? "is empty"
+                : failed == std::errc::no_such_file_or_directory ? "no such file"
+                                                                 : failed.message(),
                 "give a Hugging Face folder, a run directory or a checkpoint in one");
   OpenedModel m;
   if (is_there(path / "config.toml")) {
@@ -108,6 +111,9 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
     m.weights = "checkpoints/" + path.filename().string();
   } else if (is_there(path / "config.json")) {
     m.weights = "the folder's own";
+  } else if (is_there(path / "adapter_config.json")) {
+    throw Error(Exit::data, shown(path), "is an adapter without its base",
+                "give the run that it belongs to, or what kava_merge makes of it");
   } else {
     throw Error(Exit::data, shown(path), "is no model: it has neither config.json nor config.toml nor manifest.json",
                 "give a Hugging Face folder, a run directory or a checkpoint in one");

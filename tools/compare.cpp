@@ -52,6 +52,8 @@ void print_row(const std::string& scorer, const Table& t, const Interval& interv
 }
 
 void compare_data(const JsonAt& a, const JsonAt& b) {
+  for (const JsonAt& result : {a, b})
+    if (!result.has("records")) result.refuse("has no records of its questions", "evaluate again: kava_eval writes them into --out");
   const JsonAt records_a = a.at("records"), records_b = b.at("records");
   const std::size_t count = std::min(records_a.array().size(), records_b.array().size());
   if (count == 0) records_a.refuse("holds no question");

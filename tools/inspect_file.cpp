@@ -11,6 +11,7 @@
 #include "engine/error.h"
 #include "engine/files/checkpoint.h"
 #include "engine/files/files.h"
+#include "engine/files/hub.h"
 #include "engine/files/json.h"
 #include "engine/files/safetensors.h"
 #include "models/config.h"
@@ -163,7 +164,7 @@ void list_model(const fs::path& folder) {
 void list_weights_folder(const fs::path& folder) {
   if (is_there(folder / "adapter_config.json")) list_adapter(folder);
   else if (is_there(folder / "config.json")) list_model(folder);
-  else fail(folder, "is no adapter, checkpoint or model folder", "give one of these or a safetensors file");
+  else fail(folder, "is no run, checkpoint, adapter or model folder", "give one of these or a safetensors file");
   if (is_there(folder / "kava.safetensors")) check_kava_tensors(list_safetensors(folder / "kava.safetensors"));
 }
 
@@ -178,8 +179,17 @@ void list_checkpoint(const Checkpoint& checkpoint) {
              escaped(manifest.config_hash), manifest.files.size());
 }
 
-int inspect_file(const std::string& path) {
+// What a run is evaluated by: its best checkpoint, else its adapter, else its last checkpoint.
+std::string weights_of_run(const fs::path& run) {
+  for (const char* name : {"best", "adapter", "last"})
+    if (is_there(run / name)) return (run / name).string();
+  fail(run, "the run has no checkpoint and no adapter", "train it first");
+}
+
+int inspect_file(const std::string& given) {
   std::error_code ignored;
+  std::string path = model_folder(given);
+  if (is_there(fs::path(path) / "config.toml")) path = weights_of_run(path);
   // best and last may move, and what they led to may be pruned, between any two looks at them.
   const fs::path named = fs::path(path).has_filename() ? fs::path(path) : fs::path(path).parent_path();
   const bool moving = linked_step(named.parent_path(), named.filename().string()).has_value();
@@ -193,9 +203,10 @@ int inspect_file(const std::string& path) {
 }  // namespace
 
 void add_file_command(CLI::App& app, std::function<int()>& chosen) {
-  CLI::App* command = app.add_subcommand("file", "Check and list a safetensors file, or an adapter, checkpoint or model folder");
+  CLI::App* command = app.add_subcommand("file", "Check and list a safetensors file, or a run, checkpoint, adapter or model folder");
   const auto path = std::make_shared<std::string>();
-  command->add_option("PATH", *path, "File or folder")->required();
+  command->add_option("PATH", *path, "A safetensors file, or a folder as MODEL of the other programs, or an adapter")->required();
+  command->footer("Example (after tools/quickstart.sh):\n  kava_inspect file runs/quickstart/kava");
   command->callback([&chosen, path] { chosen = [path] { return inspect_file(*path); }; });
 }
 

@@ -181,9 +181,25 @@ SafetensorsFile SafetensorsFile::open(const std::string& path) {
   return file;
 }
 
+namespace {
+
+// What is often given in place of a safetensors file, by its first bytes, which none has as an allowed length of its header.
+void refuse_other_file(const std::string& path, std::string_view first) {
+  const auto text = first.substr(std::min(first.find_first_not_of(" \t\r\n"), first.size()));
+  const auto refuse = [&](const char* what, const char* remedy) { throw Error(Exit::data, escaped(path, 4096), what, remedy); };
+  if (text.starts_with('{') || text.starts_with('['))
+    refuse("is a JSON file and no safetensors file", "name the safetensors file beside it, or the folder of both");
+  if (first == "version ") refuse("is a pointer of git-lfs and not the file itself", "get it by git lfs pull");
+  if (text.starts_with("PK\3\4") || text.starts_with("\x80\x02"))
+    refuse("is a checkpoint of PyTorch (pickle) and no safetensors file", "save the model as safetensors");
+}
+
+}  // namespace
+
 void SafetensorsFile::parse_header() {
   if (file_.size() < 8) fail(path(), fmt::format("has {} bytes, too few for a safetensors file", file_.size()));
   file_.read_at(0, &header_bytes_, 8);
+  if (header_bytes_ > kLargestHeader) refuse_other_file(path(), std::string_view(reinterpret_cast<const char*>(&header_bytes_), 8));
   if (header_bytes_ > kLargestHeader) fail(path(), fmt::format("claims a header of {} bytes, more than {}", header_bytes_, kLargestHeader));
   if (header_bytes_ > file_.size() - 8) fail(path(), fmt::format("claims a header of {} bytes, more than the file has", header_bytes_));
   const std::string text = header_text();
