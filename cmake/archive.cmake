@@ -10,9 +10,11 @@ if(TARGET kava_tests)
 endif()
 install(TARGETS ${installed} RUNTIME DESTINATION bin)
 install(TARGETS kava_engine RUNTIME_DEPENDENCY_SET kava_libraries LIBRARY DESTINATION lib)
-if(TARGET kava_cuda)
-  install(TARGETS kava_cuda LIBRARY DESTINATION lib)
-endif()
+foreach(module kava_cuda kava_mpi)
+  if(TARGET ${module})
+    install(TARGETS ${module} LIBRARY DESTINATION lib)
+  endif()
+endforeach()
 install(RUNTIME_DEPENDENCY_SET kava_libraries PRE_EXCLUDE_REGEXES "^ld-linux" "^lib(c|m|dl|rt|pthread)\\.so" "^libkava_"
         LIBRARY DESTINATION lib)
 install(DIRECTORY configs docs DESTINATION .)
@@ -21,10 +23,26 @@ install(PROGRAMS tools/gpu_check.sh DESTINATION tools)
 install(FILES benchmarks/torch_reference.py DESTINATION benchmarks)
 install(FILES README.md LICENSE DESTINATION .)
 
+# What the programs and docs/configuration.md say of themselves, as man pages and completion.
+install(CODE "
+  set(manual \"${CMAKE_BINARY_DIR}/manual\")
+  execute_process(COMMAND \"${CMAKE_SOURCE_DIR}/tools/manual.sh\" \"${CMAKE_BINARY_DIR}/bin\" \"\${manual}\" COMMAND_ERROR_IS_FATAL ANY)
+  set(share \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/share\")
+  file(INSTALL \"\${manual}/man1\" \"\${manual}/man5\" DESTINATION \"\${share}/man\")
+  file(INSTALL \"\${manual}/bash-completion/kava\" DESTINATION \"\${share}/bash-completion/completions\")")
+# A Debian package lies in a folder of its own, like the archive, with links from where a system looks.
+install(SCRIPT ${CMAKE_SOURCE_DIR}/cmake/deb_links.cmake)
+
 set(CPACK_GENERATOR TXZ)
 set(CPACK_STRIP_FILES ON)
 set(CPACK_PACKAGE_FILE_NAME kava-${PROJECT_VERSION}-linux-x86_64)
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "Trains and evaluates language models that reason in latents")
+set(CPACK_PROJECT_CONFIG_FILE ${CMAKE_SOURCE_DIR}/cmake/deb_prefix.cmake)
+set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
+set(CPACK_DEBIAN_PACKAGE_MAINTAINER "The authors of kava <kava@example.org>")
+set(CPACK_DEBIAN_PACKAGE_SECTION science)
+set(CPACK_DEBIAN_PACKAGE_DEPENDS "libc6 (>= 2.36)")
+set(CPACK_DEBIAN_PACKAGE_SUGGESTS "bash-completion, man-db, openmpi-bin")
 include(CPack)
 
 # No program and no library but the cuda backend's module may name a library of CUDA: programs run where there is none.
