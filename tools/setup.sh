@@ -29,7 +29,19 @@ if [ "$(id -u)" -ne 0 ]; then
   command -v sudo >/dev/null || { say "needs root (or sudo) to install: ${missing[*]} libcatch2-dev"; exit 3; }
   root=(sudo)
 fi
-apt() { "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@" >/dev/null; }
+# What apt says is told where it fails alone: a bare system's debconf complains of what is no fault.
+apt() {
+  local log
+  log=$(mktemp)
+  if "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@" >"$log" 2>&1; then
+    rm -f "$log"
+  else
+    cat "$log" >&2
+    rm -f "$log"
+    say "apt-get $1 failed, see above"
+    return 1
+  fi
+}
 
 # Catch2 v3 comes from bookworm-backports, a suite of the archive that the system already uses.
 add_backports() {
@@ -52,6 +64,7 @@ say "updating the package lists"
 apt update
 if [ ${#missing[@]} -gt 0 ]; then
   say "installing ${missing[*]}"
+  say "this may say nothing for a minute or two, which is normal"
   apt install -y --no-install-recommends "${missing[@]}"
 fi
 if [ "$need_catch2" = yes ]; then
