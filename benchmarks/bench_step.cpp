@@ -8,9 +8,9 @@
 #include <optional>
 
 #include "engine/device/host.h"
-#include "engine/device/op_observer.h"
 #include "models/flops.h"
 #include "models/kava.h"
+#include "models/trainer.h"
 
 namespace kava {
 
@@ -26,9 +26,12 @@ class StepRun {
 
   struct Result {
     double seconds, loss, norm;
+    OpCounter::Counts asked;
   };
 
   Result step(int64_t stage, bool reset) {
+    OpCounter counter(ops_);
+    const Observed observed(ops_, counter);
     const auto begin = Clock::now();
     if (reset) model_.parameters.reset_moments();
     const Recipe recipe = recipe_of(what_.config, stage);
@@ -40,9 +43,9 @@ class StepRun {
     ops_.fill(sums_, 0);
     add_step(model_, arena_, what_.samples, totals, options, sums_);
     model_.parameters.update(arena_, {1e-4, 0.9, 0.999, 1e-8, 0.1, 2}, grad_square_, sums_);
-    const StepLosses losses = losses_of(to_host(ops_, sums_), totals);
-    const double norm = std::sqrt(to_host(ops_, grad_square_)[0]);
-    return {since(begin), losses.total(what_.config), norm};
+    const std::vector<double> scalars = to_host(ops_, scalars_);
+    const double seconds = since(begin);
+    return {seconds, losses_of(scalars, totals).total(what_.config), std::sqrt(scalars.back()), counter.counts()};
   }
 
   double flops() const { return minimum_flops(what_.config, recipe_of(what_.config, what_.stage), what_.shape, what_.samples); }
@@ -53,7 +56,8 @@ class StepRun {
   const StepCase& what_;
   Model model_;
   Arena arena_;
-  const Tensor grad_square_ = arena_.alloc(DType::f64, 1, 1), sums_ = arena_.alloc(DType::f64, 1, kStepSums);
+  const Tensor scalars_ = step_scalars(arena_, 1), sums_ = scalars_.col_range(0, kStepSums),
+               grad_square_ = scalars_.col_range(kStepSums, kStepSums + 1);
   uint32_t step_ = 0;
 };
 
@@ -96,6 +100,7 @@ MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* 
     const StepRun::Result r = run.step(what.stage, i == 0 && what.stage_before >= 0);
     if (i > 0)
       for (const auto& [op, t] : timer.times()) result.ops[op] += t.seconds / (apart ? 1 : steps);
+    result.asked = r.asked;
     if (timed_by_op) break;
     if (lines)
       fmt::print(lines, "step {}: {:.3f} s, {:.1f} samples/s, loss {:.4f}, grad norm {:.3f}\n", i, r.seconds, batch / r.seconds, r.loss,

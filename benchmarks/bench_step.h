@@ -8,7 +8,7 @@
 
 #include "benchmarks/bench_shapes.h"
 #include "engine/config/config.h"
-#include "engine/device/ops.h"
+#include "engine/device/op_observer.h"
 
 namespace kava {
 
@@ -28,6 +28,7 @@ struct MeasuredStep {
   double after_change = 0;            // seconds of the first step of the stage, the reset included; 0 without stage_before
   std::map<std::string, double> ops;  // seconds of a step, by op
   int64_t peak_bytes = 0;             // of the step's arena
+  OpCounter::Counts asked;            // of the backend in the last step
 
   double median() const;
   double fastest() const;

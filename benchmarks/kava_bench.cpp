@@ -91,6 +91,7 @@ class Bench {
   const std::vector<Result>& results() const { return results_; }
   const std::vector<Compared>& compared() const { return compared_; }
   double step_share() const { return step_share_; }
+  const OpCounter::Counts& step_asked() const { return asked_; }
 
  private:
   Tensor tensor(DType t, int64_t rows, int64_t cols, double scale = 1) {
@@ -289,6 +290,9 @@ class Bench {
     what.config.lora.rank = shapes_.rank;
     const MeasuredStep step = measure_step(ops_, what, 3, stdout);
     print_ops(step);
+    asked_ = step.asked;
+    fmt::print("asked for in a step: {} launches, {} calls of ops, {} uploads, {} reads, {} allocations\n", asked_.launches, asked_.calls,
+               asked_.uploads, asked_.reads, asked_.allocations);
     measure_matrix_rate();  // again: the machine may have been busier before
     rusage use{};
     getrusage(RUSAGE_SELF, &use);
@@ -360,6 +364,7 @@ class Bench {
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
                 V = shapes_.vocab;
   double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0;
+  OpCounter::Counts asked_;
   std::vector<Result> results_;
   std::vector<Compared> compared_;
 };
@@ -405,8 +410,18 @@ int bench(const BenchCommand& command) {
                    {"rate", r.amount / r.seconds / 1e9},
                    {"unit", r.unit},
                    {"ceiling", r.ceiling}});
-  if (bench.step_share() > 0)
-    out.push_back({{"name", "step"}, {"device", ops->name()}, {"shape", shapes.name}, {"share", bench.step_share()}});
+  if (bench.step_share() > 0) {
+    const OpCounter::Counts& asked = bench.step_asked();
+    out.push_back({{"name", "step"},
+                   {"device", ops->name()},
+                   {"shape", shapes.name},
+                   {"share", bench.step_share()},
+                   {"launches", asked.launches},
+                   {"calls", asked.calls},
+                   {"uploads", asked.uploads},
+                   {"reads", asked.reads},
+                   {"allocations", asked.allocations}});
+  }
   for (const Compared& c : bench.compared())
     out.push_back({{"name", c.name}, {"device", ops->name()}, {"shape", shapes.name}, {"share", c.share}, {"of_first", c.of_first}});
   write_file(*command.json, out.dump(2) + "\n");

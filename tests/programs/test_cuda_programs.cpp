@@ -1,4 +1,5 @@
 // The programs on --device cuda where its kernels are emulated: what a run gives, and how it ends when the device fails.
+#include <algorithm>
 #include <map>
 
 #include "engine/files/safetensors.h"
@@ -193,6 +194,10 @@ TEST_CASE("kava_bench runs everything on emulated cuda and says that its times m
   const Json results = read_json(folder / "bench.json");
   REQUIRE(results.size() > 10);
   for (const Json& result : results) CHECK((result["device"] == "cuda (emulated)" && result["shape"] == "tiny"));
+  const auto step = std::ranges::find_if(results, [](const Json& result) { return result["name"] == "step"; });
+  REQUIRE(step != results.end());
+  CHECK(((*step)["uploads"] == 1 && (*step)["reads"] == 1 && (*step)["allocations"] == 0));
+  CHECK((*step)["launches"] > (*step)["calls"]);
   check_refusal(run_command("kava_bench --shape 7b"), 2, "--shape");
 }
 
