@@ -316,11 +316,12 @@ void apply_fixed(RunConfig& config, const Assigner& assigner, const Origins& giv
 template <class Where>
 void check_stages(const RunConfig& config, const Where& where) {
   const RunConfig::Stages& s = config.stages;
-  if (config.method != Method::coconut) return;
   const RunConfig::Coconut& c = config.coconut;
+  // A range as that of each of the two, so for every method.
   if (c.thoughts * c.max_stage > kMostLatents)
     refuse(where("coconut.thoughts"), fmt::format("coconut.thoughts times coconut.max_stage is {}", c.thoughts * c.max_stage),
            fmt::format("make it at most {}", kMostLatents));
+  if (config.method != Method::coconut) return;
   if (!c.markers && c.thoughts > 0)
     refuse(where("coconut.markers"), fmt::format("latents need markers, and coconut.thoughts is {}", c.thoughts),
            "set coconut.thoughts = 0, or leave the markers");

@@ -280,7 +280,7 @@ TEST_CASE("a value of the wrong type or out of range is refused") {
       "[data]\ntrain = [{path=3}]", "[model]\npath = 3", "[model]\npath = 'a\\u0000'\n[model]", "[model]\ndtype = 'fp16'",
       "[step]\nprefix_sharing = 'no'", "[codi]\nmse_std = 3", "[stages]\nmix = 1.5", "[stages]\nfixed = -2", "[stages]\nepochs = 0",
       "[icot]\nremove_per_epoch = 0.0", "[icot]\nsmoothing = -1", "[coconut]\nthoughts = 65", "[coconut]\nmax_stage = 1025",
-      "method = 'coconut'\n[coconut]\nthoughts = 64\nmax_stage = 65", "method = 'coconut'\n[stages]\nfixed = 5",
+      "[coconut]\nthoughts = 64\nmax_stage = 65", "method = 'coconut'\n[stages]\nfixed = 5",
       "method = 'coconut'\n[stages]\nfirst = 2\nlast = 1", "method = 'coconut'\n[coconut]\nmarkers = false",
       "method = 'icot'\n[loss]\nteacher = 1.0", "method = 'codi_exact'\n[latent]\niterations = 3", "include = 3", "include = 'absent.toml'",
       "[model]\npath = \"a\\u0000b\"");
