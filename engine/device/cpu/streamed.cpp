@@ -6,11 +6,8 @@
 #include <algorithm>
 #include <cstring>
 #include <vector>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
-#include "engine/device/cpu/vectors.h"
+#include "engine/device/cpu/lanes.h"
 
 namespace kava {
 
@@ -20,46 +17,6 @@ constexpr int kRows = 6, kOuts = 4;
 constexpr int64_t kTaskOuts = 32, kTaskRows = 192;
 // With as few rows, memory sets the pace, and rows of W are too short for the processor to foresee the next ones.
 constexpr int kPrefetched = 4;
-
-// How a type's elements are loaded, kStep at a time, and multiplied into an accumulator.
-template <class T>
-struct Lanes {
-  using Acc = Vector<T>;
-  using Block = Vector<T>;
-  static constexpr int64_t kStep = kLanes<T>;
-  static Block load(const T* x) { return *reinterpret_cast<const Block*>(x); }
-  static void multiply(Acc& acc, const Block& x, const Block& w) { acc += x * w; }
-};
-#ifdef __AVX512BF16__
-template <>
-struct Lanes<bf16> {
-  using Acc = Vector<float>;
-  using Block = __m512i;
-  static constexpr int64_t kStep = 32;
-  static Block load(const bf16* x) { return _mm512_loadu_si512(x); }
-  static void multiply(Acc& acc, const Block& x, const Block& w) {
-    acc = reinterpret_cast<Acc>(
-        _mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w)));
-  }
-};
-#else
-template <>
-struct Lanes<bf16> {
-  using Acc = Vector<float>;
-  struct Block {
-    Acc even, odd;
-  };
-  static constexpr int64_t kStep = 2 * kLanes<float>;
-  static Block load(const bf16* x) {
-    const auto pairs = *reinterpret_cast<const Vector<uint32_t>*>(x);
-    return {reinterpret_cast<Acc>(pairs << 16), reinterpret_cast<Acc>(pairs & 0xffff0000u)};
-  }
-  static void multiply(Acc& acc, const Block& x, const Block& w) {
-    acc += x.even * w.even;
-    acc += x.odd * w.odd;
-  }
-};
-#endif
 
 // The lanes of a in the lower half of the result's, those of b in the upper half, each added in pairs half a group apart.
 template <class S, int Group>
@@ -73,8 +30,8 @@ Vector<S> folded(const Vector<S>& a, const Vector<S>& b) {
 }
 
 // The sums of the lanes of four accumulators. Each depends on its own accumulator alone.
-template <class S>
-void sums_of(S* out, const Vector<S>* acc) {
+template <class S, class Acc>
+void sums_of(S* out, const Acc* acc) {
   constexpr int L = kLanes<S>;
   // After the first two folds a quarter of the lanes belongs to each of the four; the others halve that quarter.
   Vector<S> v = folded<S, L / 2>(folded<S, L>(acc[0], acc[1]), folded<S, L>(acc[2], acc[3]));
@@ -107,7 +64,7 @@ void dot_tile(Sum<T>* sums, const Job<T>& j) {
     for (int r = 0; r < Rows; ++r) {
       const typename L::Block x = L::load(j.x + r * j.ldx + i);
 #pragma GCC unroll 8
-      for (int o = 0; o < Outs; ++o) L::multiply(acc[r][o], x, w[o]);
+      for (int o = 0; o < Outs; ++o) acc[r][o] = L::multiplied(acc[r][o], x, w[o]);
     }
   }
   if (i < j.k) {
@@ -120,7 +77,7 @@ void dot_tile(Sum<T>* sums, const Job<T>& j) {
     for (int o = 0; o < Outs; ++o) w[o] = rest(j.w + o * j.ldw);
     for (int r = 0; r < Rows; ++r) {
       const typename L::Block x = rest(j.x + r * j.ldx);
-      for (int o = 0; o < Outs; ++o) L::multiply(acc[r][o], x, w[o]);
+      for (int o = 0; o < Outs; ++o) acc[r][o] = L::multiplied(acc[r][o], x, w[o]);
     }
   }
   for (int r = 0; r < Rows; ++r) sums_of<Sum<T>>(sums + r * kOuts, acc[r]);
