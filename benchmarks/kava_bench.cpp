@@ -15,6 +15,7 @@
 #include "benchmarks/bench_shapes.h"
 #include "benchmarks/bench_step.h"
 #include "benchmarks/bench_tokenizer.h"
+#include "benchmarks/kernel_counts.h"
 #include "engine/device/cuda_module.h"
 #include "engine/device/host.h"
 #include "engine/files/files.h"
@@ -66,9 +67,9 @@ struct Result {
 
 class Bench {
  public:
-  /// chosen: the filter is not empty.
-  Bench(Ops& ops, SplitPattern filter, bool chosen, Recompute recompute, const Shapes& shapes)
-      : ops_(ops), arena_(ops), filter_(std::move(filter)), chosen_(chosen), recompute_(recompute), shapes_(shapes) {}
+  /// chosen: the filter is not empty; counts: by which ops are counted instead of being timed, null: not.
+  Bench(Ops& ops, const SplitPattern& filter, bool chosen, Recompute recompute, const Shapes& shapes, KernelCounts* counts)
+      : ops_(ops), arena_(ops), filter_(filter), chosen_(chosen), recompute_(recompute), shapes_(shapes), counts_(counts) {}
 
   bool wanted(const std::string& name) const {
     std::vector<Stretch> stretches;
@@ -77,11 +78,13 @@ class Bench {
   }
 
   void run() {
-    measure_ceilings();
+    if (counts_) counts_->begin(shapes_.name);
+    else measure_ceilings();
     rows();
     products();
     attention_ops();
     objective_ops();
+    if (counts_) return;
     if (wanted("step")) step();
     // Comparisons take minutes: only where they are asked for.
     if (chosen_ && wanted("method")) methods();
@@ -96,6 +99,7 @@ class Bench {
  private:
   Tensor tensor(DType t, int64_t rows, int64_t cols, double scale = 1) {
     Tensor x = arena_.alloc(t, rows, cols);
+    if (counts_) return x;  // counts do not depend on values
     std::vector<float> host(static_cast<std::size_t>(x.count()));
     const auto key = philox_key(Purpose::bench, 1);
     for (std::size_t i = 0; i < host.size(); ++i) {
@@ -116,6 +120,7 @@ class Bench {
 
   void record(const std::string& name, double amount, bool is_flops, const std::function<void()>& body) {
     if (!wanted(name)) return;
+    if (counts_) return counts_->count(ops_, name, is_flops ? amount / kMmaFlops : 0, body);
     const double s = time_of(ops_, body), rate = amount / s / 1e9, ceiling = is_flops ? matrix_rate_ : copy_rate_;
     results_.push_back({name, s, amount, is_flops ? "GFLOP/s" : "GB/s", ceiling});
     fmt::print("{:<40} {:>10.3f} ms {:>9.1f} {:<8} {:>5.1f} %\n", name, s * 1e3, rate, is_flops ? "GFLOP/s" : "GB/s", 100 * rate / ceiling);
@@ -206,11 +211,18 @@ class Bench {
     ArenaScope scope(arena_);
     const DType t = DType::bf16;
     const int32_t length = 70, count = std::max(1, static_cast<int32_t>(kRows / length));
-    const int64_t n = int64_t{length} * count;
+    int64_t n = int64_t{length} * count;
     SegmentList list;
     for (int32_t s = 0; s < count; ++s) {
       list.add({}, s * length, length, s * length, length);
       list.end_group();
+    }
+    const double pairs = count * 0.5 * length * (length + 1), scale = 0.125;
+    double forward = 4.0 * pairs * static_cast<double>(H * D), backward = 2.5 * forward;
+    if (counts_) {
+      CountedAttention counted(H, K, D);
+      list = counted.segments, n = counted.rows, forward = counted.fewest_forward * kMmaFlops,
+      backward = counted.fewest_backward * kMmaFlops;
     }
     Pass pass;
     pass.end = n;
@@ -222,10 +234,8 @@ class Bench {
                  lse = arena_.alloc(DType::f32, n, H);
     const Tensor dq = arena_.alloc(t, n, H * D), dk = tensor(DType::f32, n, K * D), dv = tensor(DType::f32, n, K * D),
                  g = tensor(t, n, H * D);
-    const double pairs = count * 0.5 * length * (length + 1), scale = 0.125;
-    record("attention_fwd", 4.0 * pairs * static_cast<double>(H * D), true,
-           [&] { ops_.attention_fwd(arena_, o, lse, q, k, v, device.segments, H, K, scale); });
-    record("attention_bwd", 10.0 * pairs * static_cast<double>(H * D), true,
+    record("attention_fwd", forward, true, [&] { ops_.attention_fwd(arena_, o, lse, q, k, v, device.segments, H, K, scale); });
+    record("attention_bwd", backward, true,
            [&] { ops_.attention_bwd(arena_, dq, dk, dv, g, o, lse, q, k, v, device.segments, H, K, scale); });
     const Tensor cosine = tensor(DType::f32, 64, D / 2), sine = tensor(DType::f32, 64, D / 2);
     record("rope", 4.0 * static_cast<double>(n * H * D), false, [&] { ops_.rope_fwd(q, device.positions, cosine, sine, D, false); });
@@ -357,10 +367,11 @@ class Bench {
 
   Ops& ops_;
   Arena arena_;
-  SplitPattern filter_;
+  const SplitPattern& filter_;
   bool chosen_;
   Recompute recompute_;
   const Shapes shapes_;
+  KernelCounts* counts_;
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
                 V = shapes_.vocab;
   double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0;
@@ -393,11 +404,18 @@ int bench(const BenchCommand& command) {
   const Recompute recompute = choice_option<Recompute>("--recompute", command.recompute).value_or(Recompute::none);
   const std::unique_ptr<Ops> ops = make_ops(command.device);
   const bool emulated = cuda_is_emulated() && ops->name() == cuda_name();
-  const Shapes& shapes = shapes_named(command.shape.value_or(emulated ? "tiny" : ops->name() == "cuda" ? "llama1b" : "smollm2"));
+  const Shapes& shapes = shapes_named(emulated ? "tiny" : command.shape.value_or(ops->name() == "cuda" ? "llama1b" : "smollm2"));
   if (command.json) require_writable("--json", *command.json);
   if (emulated) fmt::print("emulated: this shows that everything runs; times and rates say nothing of a GPU\n");
   fmt::print("{}, {} threads\n{:<40} {:>13} {:>17} {:>8}\n", ops->name(), thread_count(command.device), "", "time", "rate", "of ceiling");
-  Bench bench(*ops, *std::move(filter), !command.filter.empty(), recompute, shapes);
+  std::optional<KernelCounts> counts;
+  if (emulated) {
+    counts.emplace();
+    const std::vector<std::string> counted =
+        command.shape ? std::vector{*command.shape} : std::vector<std::string>{"llama1b", "qwen05b", "llama3b"};
+    for (const std::string& name : counted) Bench(*ops, *filter, true, recompute, shapes_named(name), &*counts).run();
+  }
+  Bench bench(*ops, *filter, !command.filter.empty(), recompute, shapes, nullptr);
   bench.run();
   if (!command.json) return 0;
   require_printed();
@@ -424,6 +442,8 @@ int bench(const BenchCommand& command) {
   }
   for (const Compared& c : bench.compared())
     out.push_back({{"name", c.name}, {"device", ops->name()}, {"shape", shapes.name}, {"share", c.share}, {"of_first", c.of_first}});
+  if (counts)
+    for (const Json& of : counts->results()) out.push_back(of);
   write_file(*command.json, out.dump(2) + "\n");
   return 0;
 }

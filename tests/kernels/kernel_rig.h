@@ -13,6 +13,7 @@
 #include "kernels/kernels.h"
 #include "simt.h"
 #include "tests/ops/op_rig.h"
+#include "watch.h"
 
 namespace kava::test {
 
@@ -123,7 +124,7 @@ inline bool same_bytes(const std::vector<double>& a, const std::vector<double>& 
 
 /// Runs a kernel with aligned and with odd rows, under five schedules, the first one twice: guards hold, all runs give the same bytes, and
 /// the error against `exact` is at most twice that of `rounded`, the f64 algorithm with stored tensors rounded, plus a floor of 1e-12
-/// (relative RMS 1e-6: sums in f32). Returns the largest share of what is allowed.
+/// (relative RMS 1e-6: sums in f32). The first run is searched for races. Returns the largest share of what is allowed.
 inline double check_kernel(const Matrices& exact, const Matrices& rounded, const std::function<Matrices(Device&)>& kernel) {
   using Order = simt::Schedule::Order;
   const simt::Schedule schedules[] = {{Order::forward, 0, true, false, 0}, {Order::forward, 0, true, false, 0},
@@ -134,8 +135,10 @@ inline double check_kernel(const Matrices& exact, const Matrices& rounded, const
     for (const simt::Schedule& schedule : schedules) {
       INFO((aligned ? "aligned" : "odd") << " rows, schedule " << &schedule - schedules);
       simt::set_schedule(schedule);
+      simt::set_watched({.races = &schedule == schedules});
       Device device(aligned);
       const Matrices got = kernel(device);
+      simt::set_watched({});
       REQUIRE(device.guards_hold());
       if (first.empty()) first = got;
       for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(same_bytes(got[i].at, first[i].at));

@@ -186,14 +186,18 @@ TEST_CASE("a device that fails ends a run with its exit code, and the last check
 TEST_CASE("kava_bench runs everything on emulated cuda and says that its times mean nothing") {
   if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
   const TempFolder folder;
-  const Ended bench = run_command("kava_bench --device cuda --json '" + folder / "bench.json" + "'");
+  const Ended bench = run_command("kava_bench --device cuda --shape tiny --json '" + folder / "bench.json" + "'");
   INFO(bench.err);
   REQUIRE(bench.code == 0);
   CHECK(bench.out.starts_with("emulated: "));
   CHECK(bench.out.find("step 3: ") != std::string::npos);
+  CHECK(bench.out.find("counts at tiny's shape") != std::string::npos);
   const Json results = read_json(folder / "bench.json");
   REQUIRE(results.size() > 10);
   for (const Json& result : results) CHECK((result["device"] == "cuda (emulated)" && result["shape"] == "tiny"));
+  const auto counted = std::ranges::find_if(results, [](const Json& result) { return result.contains("sectors"); });
+  REQUIRE(counted != results.end());
+  CHECK((*counted)["sectors"] >= (*counted)["fewest_sectors"]);
   const auto step = std::ranges::find_if(results, [](const Json& result) { return result["name"] == "step"; });
   REQUIRE(step != results.end());
   CHECK(((*step)["uploads"] == 1 && (*step)["reads"] == 1 && (*step)["allocations"] == 0));

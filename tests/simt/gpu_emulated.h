@@ -13,7 +13,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __grid_constant__
@@ -50,7 +50,9 @@ T shuffle(std::uint32_t mask, T value, unsigned source, const Where& where) {
       [](void* const(&slots)[32]) {
         for (void* slot : slots) {
           auto* e = static_cast<Exchange<T>*>(slot);
-          if (e && slots[e->source]) e->result = static_cast<Exchange<T>*>(slots[e->source])->value;
+          if (!e) continue;
+          if (!slots[e->source]) bad_shuffle(e->source);
+          e->result = static_cast<Exchange<T>*>(slots[e->source])->value;
         }
       },
       where);
@@ -82,7 +84,7 @@ void launch(CUstream_st* stream, void (*kernel)(Params...), dim3 grid, dim3 bloc
           auto* c = static_cast<Call*>(p);
           std::apply(c->kernel, c->params);
         },
-        &call);
+        &call, sizeof call, reinterpret_cast<const void*>(call.kernel));
   };
   if (stream) stream->queue(std::move(work));
   else work();
@@ -98,7 +100,7 @@ inline std::uint32_t smem_addr(const void* p) {
   return kSmemStart + static_cast<std::uint32_t>(static_cast<const unsigned char*>(p) - simt::smem_base());
 }
 
-inline void cp_async_16(std::uint32_t dst, const void* src, int bytes, simt::Where where = simt::Where::current()) {
+[[gnu::always_inline]] inline void cp_async_16(std::uint32_t dst, const void* src, int bytes, simt::Where where = simt::Where::current()) {
   simt::copy_async(dst - kSmemStart, src, 16, bytes, where);
 }
 inline void cp_async_commit() { simt::commit_copies(); }
@@ -108,7 +110,7 @@ void cp_async_wait() {
 }
 
 template <bool kTransposed>
-void ldmatrix_x4(std::uint32_t (&r)[4], std::uint32_t addr, simt::Where where = simt::Where::current()) {
+[[gnu::always_inline]] inline void ldmatrix_x4(std::uint32_t (&r)[4], std::uint32_t addr, simt::Where where = simt::Where::current()) {
   struct Slot {
     std::uint32_t addr, *r;
     const simt::Where* where;
@@ -116,6 +118,8 @@ void ldmatrix_x4(std::uint32_t (&r)[4], std::uint32_t addr, simt::Where where = 
   simt::warp_meet(
       0xffffffffu, &mine,
       [](void* const(&slots)[32]) {
+        std::uint32_t rows[32];
+        for (int lane = 0; lane < 32; ++lane) rows[lane] = static_cast<Slot*>(slots[lane])->addr;
         for (int matrix = 0; matrix < 4; ++matrix) {
           std::uint16_t m[8][8];
           for (int row = 0; row < 8; ++row) {
@@ -129,6 +133,7 @@ void ldmatrix_x4(std::uint32_t (&r)[4], std::uint32_t addr, simt::Where where = 
             static_cast<Slot*>(slots[lane])->r[matrix] = low | high << 16;
           }
         }
+        simt::saw_ldmatrix(rows);
       },
       where);
 }
@@ -142,6 +147,7 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const std::uint32_t (&a)[4], const 
   simt::warp_meet(
       0xffffffffu, &mine,
       [](void* const(&slots)[32]) {
+        simt::saw_mma();
         auto half = [](std::uint32_t word, int h) { return to_float(bf16{static_cast<std::uint16_t>(word >> (16 * h))}); };
         float a[16][16], b[16][8];
         for (int lane = 0; lane < 32; ++lane) {

@@ -15,6 +15,7 @@
 #include "context.h"
 #include "gpu_emulated.h"
 #include "guarded_bytes.h"
+#include "watcher.h"
 
 namespace simt {
 
@@ -67,6 +68,7 @@ struct Warp {
   std::uint32_t arrived = 0, live = 0;
   void* slots[32] = {};
   WarpOp op = nullptr;
+  const void* code = nullptr;
   Where where;  // of the first to arrive
 };
 
@@ -75,6 +77,8 @@ struct Launch {
   std::size_t smem;
   void (*body)(void*);
   void* arg;
+  std::size_t arg_bytes;
+  const void* kernel;
   std::atomic<std::size_t> next{0};
   std::atomic<bool> failed{false};
   std::mutex mutex;
@@ -92,6 +96,7 @@ struct Block {
   bool any = false, any_before = false;  // of the votes at the barrier that is filling, and at the last one
   Where barrier;
   Context main;
+  std::unique_ptr<Watcher> watcher;
 
   explicit Block(Launch& l) : launch(l), size(static_cast<int>(l.block.x * l.block.y * l.block.z)) {}
 };
@@ -110,6 +115,7 @@ void set_current(Block& b, int t) {
   const Dim3 d = b.launch.block;
   const unsigned u = static_cast<unsigned>(t);
   threadIdx = Dim3(u % d.x, u / d.x % d.y, u / (d.x * d.y));
+  if (b.watcher) b.watcher->thread(t, b.threads[static_cast<std::size_t>(t)].stack->data());
 }
 
 int next_runnable(const Block& b) {
@@ -131,6 +137,9 @@ void release_barrier(Block& b) {
     if (t.state == State::at_barrier) t.state = State::ready;
   b.waiting = 0;
   b.any_before = b.any, b.any = false;
+  if (!b.watcher) return;
+  for (int w = 0; w < static_cast<int>(b.warps.size()); ++w) b.watcher->together(w);
+  b.watcher->barrier();
 }
 
 void fiber_main();
@@ -138,12 +147,12 @@ void fiber_main();
 // Leaves `from` and runs thread t.
 void run_thread(Block& b, Context& from, int t, bool leave_for_good = false) {
   Thread& to = b.threads[static_cast<std::size_t>(t)];
-  set_current(b, t);
   if (to.state == State::unstarted) {
     to.state = State::ready;
     to.stack = g_stacks.take();
     to.context.prepare(to.stack->data(), kStackBytes, fiber_main);
   }
+  set_current(b, t);
   Context::jump(from, to.context, leave_for_good);
 }
 
@@ -172,6 +181,7 @@ void thread_ends(Block& b) {
   Warp& w = b.warps[static_cast<std::size_t>(b.current / 32)];
   w.live &= ~(1u << b.current % 32);
   if (w.arrived) fail("a thread returned while lanes of its warp wait for it at " + text(w.where));
+  if (b.watcher && !w.live) b.watcher->together(b.current / 32);
   if (b.waiting && b.waiting == b.live) release_barrier(b);
   if (b.live && next_runnable(b) < 0) fail_deadlock(b);
 }
@@ -216,6 +226,7 @@ void start_block(Block& b, std::size_t id) {
     std::shuffle(b.order.begin(), b.order.end(), std::mt19937(g_schedule.seed + static_cast<unsigned>(id)));
   for (int k = 0; k < b.size; ++k) b.turn[static_cast<std::size_t>(b.order[static_cast<std::size_t>(k)])] = k;
   std::memset(b.smem->data(), 0xff, b.smem->size());
+  if (b.watcher) b.watcher->begin_block();
   b.live = b.size;
   b.waiting = 0;
   b.any = false;
@@ -241,13 +252,25 @@ void run_blocks(Launch& launch, std::size_t count) {
   b.order.resize(b.threads.size());
   b.turn.resize(b.threads.size());
   b.smem = std::make_unique<GuardedBytes>(launch.smem);
+  const std::size_t most = watched().most_blocks, ran = watching() && most > 0 ? std::min(most, count) : count;
+  if (watching()) {
+    b.watcher = std::make_unique<Watcher>(
+        watched(), WatchedLaunch{launch.kernel, launch.arg, launch.arg_bytes, count, b.size, kStackBytes, launch.smem, b.smem->data()});
+    t_watcher = b.watcher.get();
+  }
   t_block = &b;
-  for (std::size_t i; !launch.failed && (i = launch.next++) < count;) {
-    start_block(b, g_schedule.order == Schedule::Order::reverse ? count - 1 - i : i);
+  for (std::size_t i; !launch.failed && (i = launch.next++) < ran;) {
+    const std::size_t id = ran == count ? i : ran == 1 ? 0 : i * (count - 1) / (ran - 1);
+    start_block(b, g_schedule.order == Schedule::Order::reverse ? count - 1 - id : id);
     run_thread(b, b.main, b.order[0]);
     end_block(b);
+    if (!b.watcher || launch.failed || b.watcher->problem().empty()) continue;
+    launch.error = std::make_exception_ptr(Error(b.watcher->problem()));
+    launch.failed = true;
   }
   t_block = nullptr;
+  t_watcher = nullptr;
+  if (b.watcher && watched().counts && !launch.failed) keep_counts(b.watcher->take());
 }
 
 void do_copy(const Copy& c) {
@@ -268,17 +291,18 @@ bool supported() {
 #endif
 }
 
-void run(Dim3 grid, Dim3 block, std::size_t smem_bytes, void (*body)(void*), void* arg) {
+void run(Dim3 grid, Dim3 block, std::size_t smem_bytes, void (*body)(void*), void* arg, std::size_t arg_bytes, const void* kernel) {
   if (t_block) fail("a launch inside a kernel");
   const std::size_t count = std::size_t{grid.x} * grid.y * grid.z, size = std::size_t{block.x} * block.y * block.z;
   constexpr std::size_t kMostShared = 227 * 1024, kMostYZ = 65535;
   if (count == 0 || size == 0 || size > 1024 || smem_bytes > kMostShared || grid.y > kMostYZ || grid.z > kMostYZ)
     throw Error("simt: no GPU takes a launch of " + std::to_string(grid.x) + "x" + std::to_string(grid.y) + "x" + std::to_string(grid.z) +
                 " blocks of " + std::to_string(size) + " threads with " + std::to_string(smem_bytes) + " bytes of shared memory");
-  Launch launch{grid, block, smem_bytes, body, arg, {}, {}, {}, {}};
+  Launch launch{grid, block, smem_bytes, body, arg, arg_bytes, kernel, {}, {}, {}, {}};
   {
-    const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
-    const std::size_t workers = std::min<std::size_t>(g_schedule.workers > 0 ? static_cast<unsigned>(g_schedule.workers) : cores, count);
+    const unsigned cores = watching() ? 1 : std::max(1u, std::thread::hardware_concurrency());
+    const std::size_t workers =
+        std::min<std::size_t>(g_schedule.workers > 0 && !watching() ? static_cast<unsigned>(g_schedule.workers) : cores, count);
     std::vector<std::jthread> pool;
     for (std::size_t i = 1; i < workers; ++i) pool.emplace_back([&] { run_blocks(launch, count); });
     run_blocks(launch, count);
@@ -309,6 +333,7 @@ void warp_meet(std::uint32_t mask, void* slot, WarpOp op, const Where& where) {
   if (mask & ~w.live) fail("the mask at " + text(where) + " names lanes that returned or do not exist");
   if (w.arrived && (w.op != op || !same(where, w.where))) fail("divergent warp operations: " + text(w.where) + " and " + text(where));
   w.op = op;
+  w.code = __builtin_return_address(0);
   w.where = where;
   w.slots[me] = slot;
   w.arrived |= 1u << me;
@@ -317,7 +342,12 @@ void warp_meet(std::uint32_t mask, void* slot, WarpOp op, const Where& where) {
     return;
   }
   if (w.arrived != mask) fail("lanes with different masks at " + text(where));
+  if (b.watcher) b.watcher->quiet = true;
   op(w.slots);
+  if (b.watcher) {
+    b.watcher->quiet = false;
+    if (mask == w.live) b.watcher->together(b.current / 32);
+  }
   for (unsigned l = 0; l < 32; ++l) {
     if (l != me && (mask >> l & 1)) b.threads[static_cast<std::size_t>(first) + l].state = State::ready;
     w.slots[l] = nullptr;
@@ -325,6 +355,10 @@ void warp_meet(std::uint32_t mask, void* slot, WarpOp op, const Where& where) {
   w.arrived = 0;
 }
 
+void bad_shuffle(unsigned source) {
+  fail("a shuffle reads lane " + std::to_string(source) + ", which its mask does not name, at " +
+       text(t_block->warps[static_cast<std::size_t>(t_block->current / 32)].where));
+}
 unsigned lane() { return static_cast<unsigned>(t_block->current) % 32; }
 unsigned char* smem_base() { return t_block->smem->data(); }
 
@@ -340,7 +374,8 @@ void copy_async(std::uint32_t dst, const void* src, int bytes, int bytes_read, c
   if (bytes_read < 0 || bytes_read > bytes)
     fail("a copy of " + std::to_string(bytes) + " bytes that reads " + std::to_string(bytes_read) + " at " + text(where));
   if (reinterpret_cast<std::uintptr_t>(src) % static_cast<unsigned>(bytes) != 0) fail("a misaligned global address at " + text(where));
-  if (g_schedule.eager_copies) do_copy(copy);
+  if (t_watcher) t_watcher->copy(__builtin_return_address(0), dst, src, bytes, bytes_read);
+  if (g_schedule.eager_copies && !t_watcher) do_copy(copy);
   else t_block->threads[static_cast<std::size_t>(t_block->current)].copies.push_back(copy);
 }
 
@@ -352,12 +387,26 @@ void commit_copies() {
 void wait_copies(int pending) {
   Thread& t = t_block->threads[static_cast<std::size_t>(t_block->current)];
   const int due = static_cast<int>(t.groups.size()) - pending;
-  if (due <= 0) return;
+  if (due <= 0) {
+    if (t_watcher) t_watcher->waited(t.copies.size() * 16);
+    return;
+  }
   const std::size_t done = t.groups[static_cast<std::size_t>(due) - 1];
-  for (std::size_t i = 0; i < done; ++i) do_copy(t.copies[i]);
+  for (std::size_t i = 0; i < done; ++i) {
+    do_copy(t.copies[i]);
+    if (t_watcher) t_watcher->copied(t.copies[i].dst, t.copies[i].bytes);
+  }
   t.copies.erase(t.copies.begin(), t.copies.begin() + static_cast<std::ptrdiff_t>(done));
   t.groups.erase(t.groups.begin(), t.groups.begin() + due);
   for (std::size_t& end : t.groups) end -= done;
+  if (t_watcher) t_watcher->waited(t.copies.size() * 16);
+}
+
+void saw_ldmatrix(const std::uint32_t (&rows)[32]) {
+  if (t_watcher) t_watcher->ldmatrix(t_block->warps[static_cast<std::size_t>(t_block->current / 32)].code, rows);
+}
+void saw_mma() {
+  if (t_watcher) t_watcher->mma();
 }
 
 }  // namespace simt
