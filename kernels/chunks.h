@@ -80,6 +80,7 @@ void dispatch_aligned(bool aligned, F&& f) {
 // ---- maps over all chunks of a matrix
 
 constexpr int kMapThreads = 256, kMapLoads = 4;
+constexpr int kMapBlocks = 4;  // per SM at least; without a number ptxas spills for occupancy
 
 /// Chunks that a thread loads before it stores the first: kMapLoads, or Map::kLoads where a map's arithmetic needs more registers than that
 /// leaves.
@@ -91,7 +92,7 @@ constexpr int loads_of() {
 
 /// A map has `X load(row, first column)` and `void store(row, first column, X)`.
 template <class Map>
-__global__ void __launch_bounds__(kMapThreads)
+__global__ void __launch_bounds__(kMapThreads, kMapBlocks)
     map_chunks_kernel(const __grid_constant__ Map map, uint32_t chunks, uint32_t chunks_per_row) {
   constexpr int kLoads = loads_of<Map>();
   const uint32_t first = blockIdx.x * (kMapThreads * kLoads) + threadIdx.x;

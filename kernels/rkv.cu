@@ -17,6 +17,7 @@ namespace kava {
 namespace {
 
 constexpr int kRkvThreads = 128, kRkvWarps = kRkvThreads / kWarpSize;
+constexpr int kRkvBlocks = 8;  // per SM at least; without a number ptxas spills for occupancy
 constexpr double kNormEps = 1e-8;
 
 template <class T>
@@ -210,7 +211,7 @@ __device__ int slot_of(const Trace<T>& t, int i) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kRkvThreads) rkv_select_kernel(const __grid_constant__ Rkv<T> p) {
+__global__ void __launch_bounds__(kRkvThreads, kRkvBlocks) rkv_select_kernel(const __grid_constant__ Rkv<T> p) {
   const Trace<T> t(p);
   double* scratch = dynamic_smem<double>();
   double* unit = scratch + kRkvWarps;
