@@ -11,10 +11,6 @@ namespace kava {
 
 constexpr int kChunk = 8;
 
-struct alignas(16) Bytes16 {
-  uint32_t word[4];
-};
-
 /// Eight columns in f32.
 struct Columns {
   float at[kChunk];
@@ -27,13 +23,13 @@ __device__ __forceinline__ Columns load_columns(const T* row, int first, int col
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) x.at[i] = first + i < cols ? to_float(row[first + i]) : 0.f;
   } else if constexpr (sizeof(T) == 2) {
-    const Bytes16 bytes = *reinterpret_cast<const Bytes16*>(row + first);
+    const Bytes16 bytes = load_16(row + first);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) x.at[i] = to_float(bf16{static_cast<uint16_t>(bytes.word[i / 2] >> (i % 2 * 16))});
   } else {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Bytes16 bytes = *reinterpret_cast<const Bytes16*>(row + first + 4 * half);
+      const Bytes16 bytes = load_16(row + first + 4 * half);
 #pragma unroll
       for (int i = 0; i < 4; ++i) x.at[4 * half + i] = __uint_as_float(bytes.word[i]);
     }
@@ -51,14 +47,14 @@ __device__ __forceinline__ void store_columns(T* row, int first, int cols, const
     Bytes16 bytes;
 #pragma unroll
     for (int i = 0; i < 4; ++i) bytes.word[i] = pack_bf16(x.at[2 * i], x.at[2 * i + 1]);
-    *reinterpret_cast<Bytes16*>(row + first) = bytes;
+    store_16(row + first, bytes);
   } else {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Bytes16 bytes;
 #pragma unroll
       for (int i = 0; i < 4; ++i) bytes.word[i] = __float_as_uint(x.at[4 * half + i]);
-      *reinterpret_cast<Bytes16*>(row + first + 4 * half) = bytes;
+      store_16(row + first + 4 * half, bytes);
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 
+#include "kernels/bytes16.h"
 #include "kernels/gpu_error.h"
 #include "kernels/launched.h"
 
@@ -46,6 +47,9 @@ __device__ __forceinline__ T* dynamic_smem() {
 }
 
 __device__ __forceinline__ uint32_t smem_addr(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+__device__ __forceinline__ Bytes16 load_16(const void* p) { return *static_cast<const Bytes16*>(p); }
+__device__ __forceinline__ void store_16(void* p, const Bytes16& bytes) { *static_cast<Bytes16*>(p) = bytes; }
 
 __device__ __forceinline__ void cp_async_16(uint32_t dst, const void* src, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");

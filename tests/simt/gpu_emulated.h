@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "kernels/bf16.h"
+#include "kernels/bytes16.h"
 #include "simt.h"
 
 #define __global__
@@ -98,6 +99,20 @@ T* dynamic_smem() {
 constexpr std::uint32_t kSmemStart = 1024;
 inline std::uint32_t smem_addr(const void* p) {
   return kSmemStart + static_cast<std::uint32_t>(static_cast<const unsigned char*>(p) - simt::smem_base());
+}
+
+// Of a type that the compiler does not take apart, so that the access is seen whole.
+using FourWords [[gnu::vector_size(16), gnu::may_alias]] = std::uint32_t;
+[[gnu::always_inline]] inline Bytes16 load_16(const void* p) {
+  const FourWords words = *static_cast<const FourWords*>(p);
+  Bytes16 bytes;
+  std::memcpy(&bytes, &words, sizeof bytes);
+  return bytes;
+}
+[[gnu::always_inline]] inline void store_16(void* p, const Bytes16& bytes) {
+  FourWords words;
+  std::memcpy(&words, &bytes, sizeof words);
+  *static_cast<FourWords*>(p) = words;
 }
 
 [[gnu::always_inline]] inline void cp_async_16(std::uint32_t dst, const void* src, int bytes, simt::Where where = simt::Where::current()) {
