@@ -151,7 +151,7 @@ void Step::backward() {
   for (std::size_t i = passes_.size(); i-- > 0;) {
     const DevicePass& p = passes_[i];
     const bool last = i + 1 == passes_.size();  // the student's answer, and so the taps, lie in the last pass
-    transformer_.backward(p, last ? std::span<const Tap>(taps_) : std::span<const Tap>());
+    transformer_.backward(p, last ? std::span<const Tap>(taps_) : std::span<const Tap>(), i == 0 ? options_.layer_done : nullptr);
     feed_latents_backward(model_, arena_, transformer_, p, feeds_[i]);
     if (p.ids.cols > 0 && (model_.dembedding || model_.dnew_tokens))
       ops_.embed_bwd(model_.dembedding, model_.dnew_tokens, transformer_.dinput().row_range(p.begin + p.fed, p.end), p.ids);

@@ -1,6 +1,7 @@
 // The objective of a step: all passes of the method over some samples, every loss term, and the gradients of all trainables.
 //   L = w_s CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV        (docs/method.md section 5)
 #pragma once
+#include <functional>
 #include <map>
 #include <optional>
 #include <span>
@@ -55,6 +56,8 @@ struct StepOptions {
   bool dropout = true;   // as configured; off where a model is judged and not trained
   bool backward = true;  // gradients are added to the parameters'
   bool count_forced = false;
+  /// Told of each layer, from the last to the first, whose parameters' gradients get nothing more from this backward; may be empty.
+  std::function<void(int64_t layer)> layer_done;
   double* flops = nullptr;  // added to: the fewest operations that this forward and its backward take (models/flops.h)
   Dump* dump = nullptr;     // everything of docs/formats.md section 6 but ids, loss and grad
 };

@@ -21,6 +21,8 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+constexpr int64_t kLeastBucket = int64_t{4} << 20;  // bytes that are worth a call of the ranks' devices, where there are four of them
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 nlohmann::ordered_json metrics_line(const StepReport& r, const Speed& speed, double matrix_rate, double seconds) {
@@ -83,7 +85,9 @@ Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState st
   model_.parameters.set_updates(state_.moment_updates);
   const int64_t forwards = ceil_div(options_.batch, state_.micro_batch);
   scalars_ = step_scalars(arena_, forwards);
-  if (forwards > 1 || !comm_.alone()) total_ = model_.parameters.like_grad();
+  if (comm_.link())
+    buckets_ = gradient_buckets(model_, std::min(kLeastBucket, model_.parameters.count() * size_of(model_.parameters.grad().dtype) / 4));
+  else if (forwards > 1 || !comm_.alone()) total_ = model_.parameters.like_grad();
 }
 
 std::span<const Sample> Trainer::batch_of(int64_t step) {
@@ -104,7 +108,8 @@ bool Trainer::left_in(int64_t step) {
 }
 
 // Forward i of a batch; returns the fewest operations that it takes.
-double Trainer::forward(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, int64_t i) {
+double Trainer::forward(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, int64_t i,
+                        std::function<void(int64_t)> layer_done) {
   const int64_t first = i * state_.micro_batch, size = std::min(state_.micro_batch, std::ssize(batch) - first);
   double flops = 0;
   StepOptions options;
@@ -112,6 +117,7 @@ double Trainer::forward(std::span<const Sample> batch, const Recipe& recipe, std
   options.first_index = first;
   options.step = static_cast<uint32_t>(state_.step);
   options.flops = &flops;
+  options.layer_done = std::move(layer_done);
   add_step(model_, arena_, batch.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(size)),
            forwards[static_cast<std::size_t>(i)], options, scalars_.col_range(i * kStepSums, (i + 1) * kStepSums));
   return flops;
@@ -122,21 +128,49 @@ double Trainer::gradients(std::span<const Sample> batch, const Recipe& recipe, s
   const int64_t n = std::ssize(forwards), ranks = comm_.size();
   ParameterStore& parameters = model_.parameters;
   model_.ops.fill(scalars_, 0);
-  if (n == 1 && ranks == 1) return parameters.zero_grad(), forward(batch, recipe, forwards, 0);
   comm_.set_place(fmt::format("step {}", state_.step + 1));
   double flops = 0;
-  for (int64_t first = 0; first < n; first += ranks) {
-    const int64_t mine = first + comm_.rank(), parts = std::min(ranks, n - first);
-    parameters.zero_grad();
-    if (mine < n) flops += forward(batch, recipe, forwards, mine);
-    comm_.add_in_order(model_.ops, arena_, total_.tensor(), parameters.grad(), static_cast<int>(parts), first == 0, "adding gradients");
-    if (!comm_.alone()) gather_sums(mine < n ? mine : n - 1, first, parts);
+  if (comm_.link() || (n == 1 && ranks == 1)) {
+    sum_own(batch, recipe, forwards, flops);
+  } else {
+    for (int64_t first = 0; first < n; first += ranks) {
+      const int64_t mine = first + comm_.rank(), parts = std::min(ranks, n - first);
+      parameters.zero_grad();
+      if (mine < n) flops += forward(batch, recipe, forwards, mine);
+      comm_.add_in_order(model_.ops, arena_, total_.tensor(), parameters.grad(), static_cast<int>(parts), first == 0, "adding gradients");
+      if (!comm_.alone()) gather_sums(mine < n ? mine : n - 1, first, parts);
+    }
+    model_.ops.copy(parameters.grad(), total_.tensor());
   }
-  model_.ops.copy(parameters.grad(), total_.tensor());
   if (comm_.alone()) return flops;
   std::vector<double> all(static_cast<std::size_t>(ranks));
   comm_.gather(all.data(), &flops, sizeof flops, "counting operations");
   return std::accumulate(all.begin(), all.end(), 0.0);
+}
+
+// Each rank adds up its own forwards; while the last goes back through the layers, what they are done with leaves. The sums of a forward
+// that is another's are zero here, so theirs are exact.
+void Trainer::sum_own(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, double& flops) {
+  const int64_t n = std::ssize(forwards), ranks = comm_.size();
+  DeviceLink* link = comm_.link();
+  if (link) link->wait();
+  model_.parameters.zero_grad();
+  left_ = 0;
+  for (int64_t i = comm_.rank(); i < n; i += ranks) {
+    const bool last = i + ranks >= n;
+    flops += forward(batch, recipe, forwards, i, link && last ? [this](int64_t layer) { leave(layer); } : std::function<void(int64_t)>());
+  }
+  if (!link) return;
+  for (int64_t layer = model_.shape.layers - 1; layer >= -1; --layer) leave(layer);
+  link->join();
+}
+
+// Sends what is whole once `layer` is done, unless it is sent already; with the last the losses.
+void Trainer::leave(int64_t layer) {
+  if (left_ == buckets_.size() || buckets_[left_].layer != layer) return;
+  std::vector<Tensor> parts = buckets_[left_].ranges;
+  if (++left_ == buckets_.size()) parts.push_back(scalars_);
+  comm_.link()->sum(parts, "adding gradients");
 }
 
 // The sums of the forwards of a round, first .. first+parts, of which this rank has made its own.

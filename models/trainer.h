@@ -4,7 +4,8 @@
 // saved after any step and loaded again goes on to the same bytes.
 //
 // Forward i of a batch, of train.micro_batch samples, belongs to rank i % ranks. Each forward's gradient and sums are made by themselves
-// and added in the order of the forwards, on every rank: any number of ranks gives the bytes of one.
+// and added in the order of the forwards, on every rank: any number of ranks gives the bytes of one. Ranks whose devices are linked
+// (Comm::link) add up their own and then each other's: two runs of as many ranks have equal bytes.
 //
 // A step is read once: its sums and the square of its gradient's norm. Whether it is an update the device decides by itself, so where calls
 // are queued that read is taken when the next step is queued already, but for what needs it first: a moment's reset, validation, a
@@ -21,6 +22,7 @@
 
 #include "engine/device/comm.h"
 #include "engine/files/json.h"
+#include "models/buckets.h"
 #include "models/curriculum.h"
 #include "models/kava.h"
 #include "models/run_folder.h"
@@ -115,7 +117,10 @@ class Trainer {
   StepReport end_step();
   void settle(RunFolder* folder, const TrainingHooks& hooks);
   double gradients(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards);
-  double forward(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, int64_t i);
+  double forward(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, int64_t i,
+                 std::function<void(int64_t)> layer_done = {});
+  void sum_own(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, double& flops);
+  void leave(int64_t layer);
   void gather_sums(int64_t mine, int64_t first, int64_t parts);
   Asked asked(const TrainingHooks& hooks);
   void require_same_values();
@@ -130,8 +135,10 @@ class Trainer {
   Comm self_;
   Comm& comm_;
   Arena arena_;
-  Tensor scalars_;  // f64: the sums of each forward of a step, and the square of its gradient's norm
-  Buffer total_;    // of the gradients of a step's forwards, where there are several
+  Tensor scalars_;               // f64: the sums of each forward of a step, and the square of its gradient's norm
+  Buffer total_;                 // of the gradients of a step's forwards, where there are several
+  std::vector<Bucket> buckets_;  // of the gradient, where devices are linked
+  std::size_t left_ = 0;         // of those, how many have been sent in this step
   const RunConfig::Train& options_;
   std::span<const Sample> samples_;
   TrainingState state_;

@@ -451,7 +451,7 @@ Tensor Transformer::attention_block_backward(const DevicePass& p, std::size_t l,
   return dinput;
 }
 
-void Transformer::backward(const DevicePass& p, std::span<const Tap> taps) {
+void Transformer::backward(const DevicePass& p, std::span<const Tap> taps, const std::function<void(int64_t)>& layer_done) {
   KAVA_CHECK(keep_ != Keep::nothing, "backward of a forward that kept nothing");
   ArenaScope scope(arena_);
   Tensor dresidual = arena_.alloc(model_.storage, p.live_rows(), model_.shape.hidden);
@@ -463,6 +463,7 @@ void Transformer::backward(const DevicePass& p, std::span<const Tap> taps) {
     if (keep_ != Keep::all) recompute(p, l);
     mlp_block_backward(p, l, dresidual);
     dresidual = attention_block_backward(p, l, dresidual);
+    if (layer_done) layer_done(static_cast<int64_t>(l));
   }
   if (wants_inputs()) ops_.add(dinput_.row_range(p.begin, p.end), dresidual);
   if (!model_.dpositions) return;

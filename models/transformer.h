@@ -1,6 +1,7 @@
 // The transformer's layers over the passes of a step: forward, and backward in reverse. What outlives a pass lies in step tensors, one
 // buffer per layer over all rows; a pass reads and writes its row range. In the last layer only live rows go on after K and V.
 #pragma once
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -96,8 +97,9 @@ class Transformer {
   /// there.
   void forward(const DevicePass& pass, const PassReads& reads = {});
   /// Reads dhidden of the pass, adds to dk, dv of the rows it attended, to the parameters' gradients and to dinput of the pass.
-  /// taps[l]: for the residual after block l, l < L-1; empty where there is none.
-  void backward(const DevicePass& pass, std::span<const Tap> taps);
+  /// taps[l]: for the residual after block l, l < L-1; empty where there is none. layer_done: told of each layer after its part; may be
+  /// empty.
+  void backward(const DevicePass& pass, std::span<const Tap> taps, const std::function<void(int64_t layer)>& layer_done);
 
   Tensor inputs(const DevicePass& pass) const { return inputs_.row_range(pass.begin, pass.end); }
   Tensor hidden(const DevicePass& pass) const { return hidden_.row_range(pass.live_begin, pass.live_end); }

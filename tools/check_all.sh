@@ -52,7 +52,7 @@ longest=('"a plan (--plan)*"' '"a step on the cuda backend*"' '"a split pattern 
          '"every line of the real data*"' '"a stop signal writes*"' '"two hundred KaVa steps*"' '"every tensor of the step equals*"'
          '"attention over key lists*"')
 # What asks the programs for --device cuda; the kernels and the backend below them are tested in every build.
-emulated='[#test_cuda_programs],"every tensor of the step on cuda*","bf16 gradients on cuda*"'
+emulated='[#test_cuda_programs],[#test_cuda_ranks],"every tensor of the step on cuda*","bf16 gradients on cuda*"'
 # What starts more than one thread: of the backend, of ranks, and around the tokenizer and checkpoints that data and files are read by.
 threaded='[#test_threads],[#test_comm],[#test_ops],[#test_rkv],[#test_arena],"training gives the same bytes*","a step gives the same bytes*"'
 threaded+=',"what is computed for a sample*","several threads encode*","what a link leads to*","starts do not depend*"'

@@ -51,6 +51,18 @@ std::string Profile::table() const {
   return text + fmt::format("{:<26}{:>10}{:>12.4f}\n", "all ops", "", all);
 }
 
+std::string Profile::table(const Comm& comm) {
+  std::string text = fmt::format("{:<36}{:>10}{:>12}{:>10}\n", "between ranks", "calls", "seconds", "GB/s");
+  for (const auto& [name, t] : comm.times())
+    text += fmt::format("{:<36}{:>10}{:>12.4f}{:>10.3f}\n", name, t.calls, t.seconds,
+                        t.seconds > 0 ? 1e-9 * static_cast<double>(t.bytes) / t.seconds : 0.0);
+  if (const DeviceLink* link = comm.link())
+    for (const auto& [name, seconds] :
+         {std::pair("sums of devices, hidden", link->times().hidden), {"sums of devices, exposed", link->times().exposed}})
+      text += fmt::format("{:<36}{:>10}{:>12.4f}\n", name, "", seconds);
+  return text;
+}
+
 void Profile::write_trace(const std::filesystem::path& file) const {
   std::string text = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n";
   for (const Event& e : events_)

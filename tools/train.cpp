@@ -85,10 +85,17 @@ class Run {
     require_same(comm_, "the data", shown(state.data), Exit::data);
     require_same(comm_, "the base model", shown(state.model), Exit::data);
     require_same(comm_, "model.adapter", shown(state.adapter), Exit::data);
+    std::string why;
+    const std::unique_ptr<DeviceLink> link = link_devices(comm_, *ops_, fs::absolute(out_ / "log").string(), why);
+    if (link && command_.profile) link->measure();
+    if (link) say("gradients   summed by " + link->text());
+    else if (!why.empty()) say("gradients   summed through the host: " + why);
     std::optional<Model> model;
     together(comm_, "loading the model", [&] { load(model, from, state); });
     require_same(comm_, "the base model", state.base, Exit::data);
-    return train(folder ? &*folder : nullptr, *model, std::move(state));
+    const int code = train(folder ? &*folder : nullptr, *model, std::move(state));
+    if (command_.profile && !comm_.alone()) say(Profile::table(comm_));
+    return code;
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "engine/error.h"
@@ -21,9 +22,15 @@ Comm::Comm(int rank, int size, double timeout) : rank_(rank), size_(size), timeo
 
 std::string Comm::name() const { return fmt::format("rank {} of {}", rank_, size_); }
 
-void Comm::begin(const char* what) {
+template <class F>
+void Comm::run(const char* what, int64_t bytes, F&& collective) {
   what_ = what;
   require_launcher();
+  const auto start = std::chrono::steady_clock::now();
+  collective();
+  if (alone()) return;
+  CommTime& t = times_[what];
+  ++t.calls, t.bytes += bytes, t.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 void Comm::require_launcher() const {
@@ -31,6 +38,7 @@ void Comm::require_launcher() const {
 }
 
 void Comm::fail(const std::string& why) const {
+  if (link_) link_->abort();
   const std::string where = place_.empty() ? what_ : what_ + ", " + place_;
   throw Error(Exit::comm, name(), where + ": " + why, "the last checkpoint is whole: go on with --resume");
 }
@@ -45,8 +53,9 @@ void Comm::do_broadcast(void*, int64_t) {}
 
 void Comm::gather(void* all, const void* mine, int64_t bytes, const char* what) {
   KAVA_CHECK(bytes * size_ <= kMostBytes, "{} bytes of {} ranks", bytes, size_);
-  begin(what);
-  if (bytes > 0) do_gather(all, mine, bytes);
+  run(what, bytes, [&] {
+    if (bytes > 0) do_gather(all, mine, bytes);
+  });
 }
 
 std::vector<std::string> Comm::gather(std::string_view mine, const char* what) {
@@ -65,8 +74,9 @@ std::vector<std::string> Comm::gather(std::string_view mine, const char* what) {
 }
 
 void Comm::broadcast(void* data, int64_t bytes, const char* what) {
-  begin(what);
-  for (int64_t at = 0; at < bytes; at += kMostBytes) do_broadcast(static_cast<char*>(data) + at, std::min(kMostBytes, bytes - at));
+  run(what, bytes, [&] {
+    for (int64_t at = 0; at < bytes; at += kMostBytes) do_broadcast(static_cast<char*>(data) + at, std::min(kMostBytes, bytes - at));
+  });
 }
 
 std::string Comm::broadcast(std::string_view text, const char* what) {
@@ -115,6 +125,21 @@ void Comm::add_in_order(Ops& ops, Arena& arena, const Tensor& total, const Tenso
     gather(ops, all, part.col_range(at, end), what);
     for (int r = 0; r < parts; ++r) add(total.col_range(at, end), all.row_range(r, r + 1), fresh && r == 0);
   }
+}
+
+DeviceLink::DeviceLink(Comm& comm) : comm_(comm) { comm.link_ = this; }
+DeviceLink::~DeviceLink() { comm_.link_ = nullptr; }
+
+void DeviceLink::look(const char* what, double waited) const {
+  comm_.what_ = what;
+  comm_.require_launcher();
+  comm_.do_look();
+  if (waited > comm_.timeout_) comm_.fail_late();
+}
+
+void DeviceLink::fail(const char* what, const std::string& why) const {
+  comm_.what_ = what;
+  comm_.fail(why);
 }
 
 }  // namespace kava

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,6 +14,14 @@
 #include "engine/device/ops.h"
 
 namespace kava {
+
+class DeviceLink;
+
+/// What an operation among the ranks has taken on this rank, its waiting for others included.
+struct CommTime {
+  int64_t calls = 0, bytes = 0;  // bytes: of this rank's part
+  double seconds = 0;
+};
 
 class Comm {
  public:
@@ -44,6 +54,12 @@ class Comm {
   /// Ends the ranks' time together, once all have come here. A rank that goes without it has failed, to the others.
   void close();
 
+  /// What moves tensors between the ranks' devices; null where they go through the host.
+  DeviceLink* link() const { return link_; }
+
+  /// By operation, as it was named. Of device tensors only what goes through the host.
+  const std::map<std::string, CommTime>& times() const { return times_; }
+
   /// all [N, n] = the rows mine [1, n] of the ranks, of any type.
   void gather(Ops& ops, const Tensor& all, const Tensor& mine, const char* what);
   /// total = part of rank 0 + part of rank 1 + ... of the first `parts` ranks, on top of what total holds unless `fresh`. Every rank adds
@@ -56,6 +72,8 @@ class Comm {
   virtual void do_gather(void* all, const void* mine, int64_t bytes);
   virtual void do_broadcast(void* data, int64_t bytes);
   virtual void do_close() {}
+  /// Fails where the transport knows that a rank has gone. Does not wait.
+  virtual void do_look() {}
 
   double timeout() const { return timeout_; }
   /// What this rank does before its first collective.
@@ -68,12 +86,61 @@ class Comm {
   void watch_launcher(pid_t parent) { launcher_ = parent; }
 
  private:
-  void begin(const char* what);
+  friend class DeviceLink;
+  template <class F>
+  void run(const char* what, int64_t bytes, F&& collective);
 
   int rank_ = 0, size_ = 1;
   double timeout_ = 600;  // seconds that a collective may take
   pid_t launcher_ = 0;    // 0: there is none to watch
   std::string place_, what_;
+  std::map<std::string, CommTime> times_;
+  DeviceLink* link_ = nullptr;
+};
+
+/// Sums among the ranks' devices by a library of theirs, where there is one; it is a Comm's link() while it lives. What is queued here is
+/// waited for by whoever waits for the backend: a rank that is gone, and the end of the ranks' time for each other, are seen then, and end
+/// what the devices wait for before the Error(code comm) is thrown.
+class DeviceLink {
+ public:
+  explicit DeviceLink(Comm& comm);
+  virtual ~DeviceLink();
+  DeviceLink(const DeviceLink&) = delete;
+  DeviceLink& operator=(const DeviceLink&) = delete;
+
+  /// What makes the sums: "NCCL 2.28.9".
+  virtual std::string text() const = 0;
+  /// Each of xs = the sum of the ranks' tensors of this place, contiguous and of the same shapes on all, f32, f64 or bf16. It is made once
+  /// all that is queued now is done, and beside what is queued later; nobody may touch xs before join().
+  virtual void sum(std::span<const Tensor> xs, const char* what) = 0;
+  /// What is queued on the backend from now on comes after the sums.
+  virtual void join() = 0;
+  /// Waits, with an end, until what join() waits for is done: before so much is queued behind it that the backend itself would wait.
+  virtual void wait() = 0;
+
+  /// Seconds that sums have taken beside the backend's other work, and that it has waited for them; counted once measure() was called,
+  /// which makes join() wait.
+  struct Times {
+    double hidden = 0, exposed = 0;
+  };
+  const Times& times() const { return times_; }
+  void measure() { measured_ = true; }
+
+ protected:
+  friend class Comm;
+  /// Ends what is going on, on this rank's device too.
+  virtual void abort() noexcept = 0;
+  Comm& comm() const { return comm_; }
+  /// To be asked while `what` is waited for, since so many seconds: fails where the ranks cannot come any more.
+  void look(const char* what, double waited) const;
+  [[noreturn]] void fail(const char* what, const std::string& why) const;
+
+ protected:
+  bool measured_ = false;
+  Times times_;
+
+ private:
+  Comm& comm_;
 };
 
 }  // namespace kava

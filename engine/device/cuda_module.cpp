@@ -1,5 +1,9 @@
 #include "engine/device/cuda_module.h"
 
+#include <cstdlib>
+#include <filesystem>
+
+#include "engine/device/comm.h"
 #include "engine/device/module.h"
 #include "engine/error.h"
 #include "engine/memory.h"
@@ -53,6 +57,18 @@ std::unique_ptr<Ops> make_dry_cuda_ops() { return std::unique_ptr<Ops>(loaded().
 int64_t free_memory(const Ops& ops) {
   const CudaModule* cuda = loaded().module;
   return cuda && ops.name() == cuda->name ? cuda->free_memory(ops) : available_memory();
+}
+
+std::unique_ptr<DeviceLink> link_devices(Comm& comm, Ops& ops, const std::string& log_folder, std::string& why) {
+  const CudaModule* cuda = loaded().module;
+  if (comm.alone() || !cuda || ops.name() != cuda->name) return nullptr;
+  // NCCL would write to standard output.
+  if (std::getenv("NCCL_DEBUG")) {
+    std::error_code ignored;
+    std::filesystem::create_directories(log_folder, ignored);
+    ::setenv("NCCL_DEBUG_FILE", (log_folder + "/nccl.%h.%p.log").c_str(), 0);
+  }
+  return std::unique_ptr<DeviceLink>(cuda->link(comm, ops, why));
 }
 
 }  // namespace kava

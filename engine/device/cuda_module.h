@@ -8,6 +8,9 @@
 
 namespace kava {
 
+class Comm;
+class DeviceLink;
+
 /// The backend's name, "cuda" or "cuda (emulated)"; empty where this build has none.
 std::string cuda_name();
 /// Whether its kernels run on the host, for tests: such a backend is taken only where it is asked for.
@@ -27,6 +30,10 @@ std::unique_ptr<Ops> make_dry_cuda_ops();
 /// Bytes that a backend's memory can still give.
 int64_t free_memory(const Ops& ops);
 
+/// What sums tensors among the ranks' devices by NCCL, its log in this folder; nothing where tensors go through the host, with the reason
+/// in `why` where the backend has devices. Every rank calls it, with a backend of the same kind. Error(code comm) where NCCL does not work.
+std::unique_ptr<DeviceLink> link_devices(Comm& comm, Ops& ops, const std::string& log_folder, std::string& why);
+
 /// What the module exports, as kava_cuda_module.
 struct CudaModule {
   const char* name;
@@ -36,6 +43,7 @@ struct CudaModule {
   Ops* (*ops)(int device);
   Ops* (*dry_ops)();
   int64_t (*free_memory)(const Ops& ops);
+  DeviceLink* (*link)(Comm& comm, Ops& ops, std::string& why);
 };
 
 }  // namespace kava

@@ -81,6 +81,8 @@ Transfer Socket::receive(void* data, std::size_t bytes, Clock::time_point deadli
   return Transfer::done;
 }
 
+bool Socket::peek(void* data, std::size_t bytes) const { return ::recv(fd_, data, bytes, MSG_PEEK) == static_cast<ssize_t>(bytes); }
+
 bool Socket::hung_up() const {
   char byte = 0;
   const ssize_t n = ::recv(fd_, &byte, 1, MSG_PEEK);

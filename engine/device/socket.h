@@ -32,6 +32,8 @@ class Socket {
   /// `idle` is called about five times a second while nothing moves; it may throw.
   Transfer send(const void* data, std::size_t bytes, Clock::time_point deadline, const std::function<void()>& idle = {}) const;
   Transfer receive(void* data, std::size_t bytes, Clock::time_point deadline, const std::function<void()>& idle = {}) const;
+  /// What was received next, and stays so; false where there is not as much yet.
+  bool peek(void* data, std::size_t bytes) const;
   /// The other side has closed, and everything it sent was read.
   bool hung_up() const;
 

@@ -26,6 +26,8 @@ inline constinit thread_local simt::Dim3 threadIdx{0, 0, 0}, blockIdx{0, 0, 0}, 
 struct CUstream_st {
   virtual ~CUstream_st() = default;
   virtual void queue(std::function<void()> launch) = 0;
+  /// What goes on beside the host: it is asked again and again until it is over, and what is queued behind it waits.
+  virtual void queue_until(std::function<bool()> over) = 0;
 };
 
 inline void __syncthreads(simt::Where where = simt::Where::current()) { simt::block_barrier(where); }

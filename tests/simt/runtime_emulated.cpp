@@ -9,12 +9,14 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <exception>
 #include <functional>
 #include <string_view>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -59,13 +61,37 @@ int gpu_count(std::string& why) {
   return count;
 }
 
-GpuInfo gpu_info(int) {
+GpuInfo gpu_info(int device) {
   std::string why;
   if (gpu_count(why) == 0) throw Error(Exit::preflight, "--device", why, "use --device cpu");
-  return {.name = "emulated", .memory_bytes = machine_memory(), .compute_capability = 90, .multiprocessors = 1};
+  return {.name = "emulated",
+          .address = std::to_string(device),
+          .memory_bytes = machine_memory(),
+          .compute_capability = 90,
+          .multiprocessors = 1};
 }
 
-struct GpuRuntime::State : CUstream_st {
+struct GpuRuntime::State {
+  /// Work in its order; its first is asked until it is over.
+  struct Stream : CUstream_st {
+    explicit Stream(State& s) : state(s) {}
+    void queue(std::function<void()> launch) override { state.launch(*this, std::move(launch)); }
+    void queue_until(std::function<bool()> over) override {
+      state.call();
+      push(std::move(over));
+    }
+    void push(std::function<bool()> over) { work.push_back(std::move(over)), ++queued; }
+    /// Whether the first of what is queued is over now.
+    bool step() {
+      if (work.empty() || !work.front()()) return false;
+      work.pop_front(), ++done;
+      return true;
+    }
+    State& state;
+    std::deque<std::function<bool()>> work;
+    int64_t queued = 0, done = 0;
+  };
+
   State() {
     const char* given = std::getenv("KAVA_EMULATED_FAIL");
     const std::string_view text = given ? given : "";
@@ -85,30 +111,36 @@ struct GpuRuntime::State : CUstream_st {
     ++count;
   }
 
-  void queue(std::function<void()> launch) override {
+  void launch(Stream& stream, std::function<void()> work) {
     call();
     const bool faults = ++launches == number && kind == "fault";
-    work.push_back(faults ? [this] { lose("an illegal memory access was encountered", kIllegalAddress); } : std::move(launch));
+    stream.push([this, faults, work = std::move(work)] {
+      if (faults) lose("an illegal memory access was encountered", kIllegalAddress);
+      else work();
+      return true;
+    });
     constexpr std::size_t kMost = 4096;
-    if (work.size() >= kMost) run();
+    if (stream.work.size() >= kMost) run();
   }
   void later(std::function<void()> copy) {
     call();
-    work.push_back(std::move(copy));
+    main.push([copy = std::move(copy)] { return copy(), true; });
   }
 
-  /// Does what is queued, all or until something holds; what goes wrong is kept for the next call.
-  void run(const bool* until = nullptr) {
-    while (!failure && !work.empty() && !(until && *until)) {
-      const std::function<void()> next = std::move(work.front());
-      work.pop_front();
-      try {
-        next();
-      } catch (...) {
-        failure = std::current_exception();
+  /// Goes on with what is queued until nothing moves or something holds; what goes wrong is kept for the next call. What may run beside the
+  /// main stream comes before what stands there, so that whatever is not told to wait finds what it reads unwritten.
+  void go_on(const bool* until = nullptr) {
+    try {
+      while (!failure && !(until && *until) && (side.step() || main.step())) {
       }
+    } catch (...) {
+      failure = std::current_exception();
     }
-    if (failure) work.clear();
+    if (failure) main.work.clear(), side.work.clear();
+  }
+  /// Does all that is queued, or until something holds.
+  void run(const bool* until = nullptr) {
+    for (go_on(until); !main.work.empty() && !(until && *until); go_on(until)) std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
   void wait(const bool* until = nullptr) {
     call();
@@ -120,14 +152,19 @@ struct GpuRuntime::State : CUstream_st {
 
   std::string_view kind;
   int64_t number = 0, calls = 0, requests = 0, launches = 0;
-  std::deque<std::function<void()>> work;
+  Stream main{*this}, side{*this};
+  std::vector<std::chrono::steady_clock::time_point> marks;
+  int64_t forked = 0, joined = 0;  // how much of each stream the other waits for
   std::exception_ptr failure;
   std::unordered_map<void*, int64_t> sizes;  // of allocations
   std::vector<char> begun;                   // what a read that was begun copies to
   bool arrived = false;
 };
 
-GpuRuntime::GpuRuntime(int device) : info_(gpu_info(device)), device_(device) { stream_ = state_ = new State; }
+GpuRuntime::GpuRuntime(int device) : info_(gpu_info(device)), device_(device) {
+  state_ = new State;
+  stream_ = &state_->main;
+}
 GpuRuntime::~GpuRuntime() {
   state_->run();
   if (state_->kind == "count")
@@ -166,7 +203,7 @@ void GpuRuntime::unreserve(const AddressRange& range, int64_t) {
   munmap(range.begin, static_cast<std::size_t>(range.bytes));
 }
 void GpuRuntime::discard(void* data, int64_t bytes) {
-  if (!state_->failure) state_->work.push_back([=] { spoil(data, bytes); });
+  if (!state_->failure) state_->main.push([=] { return spoil(data, bytes), true; });
 }
 
 void GpuRuntime::write(void* device, const void* host, int64_t bytes) {
@@ -176,7 +213,7 @@ void GpuRuntime::write(void* device, const void* host, int64_t bytes) {
 }
 void GpuRuntime::read(void* host, const void* device, int64_t bytes) {
   ++counts_.reads;
-  state_->wait();
+  finish();
   std::memcpy(host, device, static_cast<std::size_t>(bytes));
 }
 void GpuRuntime::begin_read(const void* device, int64_t bytes) {
@@ -186,13 +223,49 @@ void GpuRuntime::begin_read(const void* device, int64_t bytes) {
       [this, from = static_cast<const char*>(device), bytes] { state_->begun.assign(from, from + bytes), state_->arrived = true; });
 }
 void GpuRuntime::end_read(void* host, int64_t bytes) {
+  while (watch_ && !state_->arrived && !state_->failure) state_->go_on(&state_->arrived), watch_();
   state_->wait(&state_->arrived);
   std::memcpy(host, state_->begun.data(), static_cast<std::size_t>(bytes));
 }
 int64_t GpuRuntime::launches() const { return state_->launches; }
-void GpuRuntime::finish() { state_->wait(); }
+void GpuRuntime::finish() {
+  while (watch_ && !idle()) watch_();
+  state_->wait();
+}
 void GpuRuntime::zero(void* device, int64_t bytes) {
   state_->later([=] { std::memset(device, 0, static_cast<std::size_t>(bytes)); });
+}
+
+CUstream_st* GpuRuntime::side() { return &state_->side; }
+void GpuRuntime::fork() {
+  state_->call();
+  state_->forked = state_->main.queued;
+  state_->side.push([s = state_, mark = state_->forked] { return s->main.done >= mark; });
+}
+void GpuRuntime::join() {
+  state_->call();
+  state_->joined = state_->side.queued;
+  state_->main.push([s = state_, mark = state_->joined] { return s->side.done >= mark; });
+}
+void GpuRuntime::mark(CUstream_st* stream) {
+  const std::size_t i = state_->marks.size();
+  state_->marks.emplace_back();
+  static_cast<State::Stream*>(stream)->push([s = state_, i] { return s->marks[i] = std::chrono::steady_clock::now(), true; });
+}
+std::vector<double> GpuRuntime::take_marks() {
+  std::vector<double> seconds;
+  for (const auto& at : state_->marks) seconds.push_back(std::chrono::duration<double>(at - state_->marks[0]).count());
+  state_->marks.clear();
+  return seconds;
+}
+bool GpuRuntime::forked() { return state_->failure || state_->main.done >= state_->forked; }
+bool GpuRuntime::joined() {
+  state_->go_on();
+  return state_->failure || state_->side.done >= state_->joined;
+}
+bool GpuRuntime::idle() {
+  state_->go_on();
+  return state_->main.work.empty();
 }
 
 }  // namespace kava

@@ -1,4 +1,5 @@
 // What the module exports (engine/device/cuda_module.h).
+#include "engine/device/cuda/device_link.h"
 #include "engine/device/cuda/ops_cuda.h"
 #include "engine/device/cuda_module.h"
 
@@ -21,6 +22,8 @@ std::string device_text(int device) {
 Ops* make_ops(int device) { return new CudaOps(device, false); }
 Ops* make_dry_ops() { return new CudaOps(0, true); }
 
+DeviceLink* make_link(Comm& comm, Ops& ops, std::string& why) { return make_device_link(comm, static_cast<CudaOps&>(ops), why).release(); }
+
 int64_t free_bytes(const Ops& ops) { return static_cast<const CudaOps&>(ops).runtime().free_bytes(); }
 
 }  // namespace
@@ -34,5 +37,6 @@ const kava::CudaModule kava_cuda_module = {.name = kava::gpu_backend_name(),
                                            .device_text = kava::device_text,
                                            .ops = kava::make_ops,
                                            .dry_ops = kava::make_dry_ops,
-                                           .free_memory = kava::free_bytes};
+                                           .free_memory = kava::free_bytes,
+                                           .link = kava::make_link};
 }

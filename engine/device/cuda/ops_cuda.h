@@ -23,6 +23,7 @@ class CudaOps final : public Ops {
     if (runtime_) runtime_->finish();
   }
   const GpuRuntime& runtime() const { return *runtime_; }
+  GpuRuntime& runtime() { return *runtime_; }
   bool queues() const override { return true; }
   int64_t launches() const override { return runtime_ ? runtime_->launches() : 0; }
 

@@ -2,7 +2,9 @@
 // emulated, tests/simt/runtime_emulated.cpp stands in its place.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "engine/device/arena.h"
 
@@ -12,6 +14,7 @@ namespace kava {
 
 struct GpuInfo {
   std::string name;            // as the driver gives it; "emulated" in the emulator
+  std::string address;         // on its machine
   int64_t memory_bytes = 0;    // of the device
   int compute_capability = 0;  // 90 for 9.0
   int multiprocessors = 0;
@@ -34,8 +37,9 @@ struct GpuCounts {
   int64_t uploads = 0, reads = 0;
 };
 
-/// Everything is queued on one stream in the order of the calls. A failure is a GpuError (kernels/gpu_error.h): memory refused, or a device
-/// that is lost for this process. One that happens on the device is seen by a later call, as a rule by the next read.
+/// Everything is queued on one stream in the order of the calls, but for what ranks exchange: that has a stream beside it. A failure is a
+/// GpuError (kernels/gpu_error.h): memory refused, or a device that is lost for this process. One that happens on the device is seen by a
+/// later call, as a rule by the next read.
 class GpuRuntime {
  public:
   explicit GpuRuntime(int device);
@@ -69,11 +73,27 @@ class GpuRuntime {
   void finish();
   void zero(void* device, int64_t bytes);
 
+  /// Beside stream(): goes on after what was queued on that before fork(), which goes on after what was queued here before join().
+  CUstream_st* side();
+  void fork();
+  void join();
+  /// Whether what the last fork() or join() waits for, or all that is queued on stream(), is done.
+  bool forked();
+  bool joined();
+  bool idle();
+  /// Marks a place among what is queued on either. take_marks(), once finish() has returned: the seconds of each since the first, which are
+  /// forgotten then.
+  void mark(CUstream_st* stream);
+  std::vector<double> take_marks();
+  /// `watch` is called again and again while somebody waits, and may throw; an empty one is not.
+  void set_watch(std::function<void()> watch) { watch_ = std::move(watch); }
+
  private:
   GpuInfo info_;
   GpuCounts counts_;
   CUstream_st* stream_ = nullptr;
   int device_ = 0;
+  std::function<void()> watch_;
   struct State;
   State* state_ = nullptr;
 };

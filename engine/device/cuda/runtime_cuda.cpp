@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "engine/device/cuda/runtime.h"
 #include "engine/error.h"
@@ -72,6 +73,9 @@ int gpu_count(std::string& why) {
 
 /// Pinned memory in two halves: a half is written again only after the copies from it were made. And what a read that was begun copies to.
 struct GpuRuntime::State {
+  std::vector<cudaEvent_t> marks;
+  cudaStream_t side = nullptr;
+  cudaEvent_t forked = nullptr, joined = nullptr;
   char* data = nullptr;
   cudaEvent_t done[2] = {};
   int64_t used = 0;
@@ -91,6 +95,9 @@ GpuInfo gpu_info(int device) {
   GpuInfo info;
   info.name = p.name, info.memory_bytes = static_cast<int64_t>(p.totalGlobalMem), info.compute_capability = 10 * p.major + p.minor,
   info.multiprocessors = p.multiProcessorCount;
+  char address[32] = {};
+  KAVA_CUDA(cudaDeviceGetPCIBusId(address, sizeof address, device));
+  info.address = address;
   cudaDriverGetVersion(&info.driver);
   cudaRuntimeGetVersion(&info.runtime);
   return info;
@@ -101,15 +108,17 @@ GpuRuntime::GpuRuntime(int device) : info_(gpu_info(device)), device_(device) {
   KAVA_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   state_ = new State;
   KAVA_CUDA(cudaMallocHost(reinterpret_cast<void**>(&state_->data), static_cast<std::size_t>(kStagingBytes)));
-  for (cudaEvent_t* e : {&state_->done[0], &state_->done[1], &state_->arrived})
+  KAVA_CUDA(cudaStreamCreateWithFlags(&state_->side, cudaStreamNonBlocking));
+  for (cudaEvent_t* e : {&state_->done[0], &state_->done[1], &state_->arrived, &state_->forked, &state_->joined})
     KAVA_CUDA(cudaEventCreateWithFlags(e, cudaEventDisableTiming));
 }
 
 GpuRuntime::~GpuRuntime() {
   if (state_) {
     cudaStreamSynchronize(stream_);
-    for (cudaEvent_t e : {state_->done[0], state_->done[1], state_->arrived})
+    for (cudaEvent_t e : {state_->done[0], state_->done[1], state_->arrived, state_->forked, state_->joined})
       if (e) cudaEventDestroy(e);
+    if (state_->side) cudaStreamDestroy(state_->side);
     cudaFreeHost(state_->data);
     cudaFreeHost(state_->begun);
     delete state_;
@@ -171,6 +180,7 @@ void GpuRuntime::write(void* device, const void* host, int64_t bytes) {
     if (state_->used == kHalf) {
       KAVA_CUDA(cudaEventRecord(state_->done[state_->half], stream_));
       state_->half ^= 1, state_->used = 0;
+      while (watch_ && cudaEventQuery(state_->done[state_->half]) == cudaErrorNotReady) watch_();
       KAVA_CUDA(cudaEventSynchronize(state_->done[state_->half]));
     }
     const int64_t n = std::min(bytes - done, kHalf - state_->used);
@@ -201,14 +211,45 @@ void GpuRuntime::begin_read(const void* device, int64_t bytes) {
 }
 
 void GpuRuntime::end_read(void* host, int64_t bytes) {
+  while (watch_ && cudaEventQuery(state_->arrived) == cudaErrorNotReady) watch_();
   KAVA_CUDA(cudaEventSynchronize(state_->arrived));
   std::memcpy(host, state_->begun, static_cast<std::size_t>(bytes));
 }
 
 int64_t GpuRuntime::launches() const { return launched; }
 
-void GpuRuntime::finish() { KAVA_CUDA(cudaStreamSynchronize(stream_)); }
+void GpuRuntime::finish() {
+  while (watch_ && !idle()) watch_();
+  KAVA_CUDA(cudaStreamSynchronize(stream_));
+}
 
 void GpuRuntime::zero(void* device, int64_t bytes) { KAVA_CUDA(cudaMemsetAsync(device, 0, static_cast<std::size_t>(bytes), stream_)); }
+
+CUstream_st* GpuRuntime::side() { return state_->side; }
+void GpuRuntime::fork() {
+  KAVA_CUDA(cudaEventRecord(state_->forked, stream_));
+  KAVA_CUDA(cudaStreamWaitEvent(state_->side, state_->forked, 0));
+}
+void GpuRuntime::join() {
+  KAVA_CUDA(cudaEventRecord(state_->joined, state_->side));
+  KAVA_CUDA(cudaStreamWaitEvent(stream_, state_->joined, 0));
+}
+void GpuRuntime::mark(CUstream_st* stream) {
+  KAVA_CUDA(cudaEventCreate(&state_->marks.emplace_back()));
+  KAVA_CUDA(cudaEventRecord(state_->marks.back(), stream));
+}
+std::vector<double> GpuRuntime::take_marks() {
+  std::vector<double> seconds;
+  for (cudaEvent_t e : state_->marks) {
+    float ms = 0;
+    KAVA_CUDA(cudaEventElapsedTime(&ms, state_->marks[0], e));
+    seconds.push_back(1e-3 * ms);
+  }
+  for (cudaEvent_t e : std::exchange(state_->marks, {})) cudaEventDestroy(e);
+  return seconds;
+}
+bool GpuRuntime::forked() { return cudaEventQuery(state_->forked) != cudaErrorNotReady; }
+bool GpuRuntime::joined() { return cudaEventQuery(state_->joined) != cudaErrorNotReady; }
+bool GpuRuntime::idle() { return cudaStreamQuery(stream_) != cudaErrorNotReady; }
 
 }  // namespace kava

@@ -1,0 +1,45 @@
+// Finds NCCL's library and its functions.
+#include <dlfcn.h>
+#include <fmt/core.h>
+
+#include <cstdlib>
+
+#include "engine/device/cuda/comm_nccl.h"
+#include "engine/device/cuda/runtime.h"
+#include "engine/device/library_search.h"
+#include "engine/device/module.h"
+
+namespace kava {
+
+namespace {
+
+void* load(std::string& why) {
+  if (gpu_is_emulated()) {
+    LoadedModule twin = load_module("libkava_nccl.so");
+    return why = twin.why, twin.library;
+  }
+  for (const std::string& place : library_places("libnccl.so.2", [](const char* name) -> const char* { return std::getenv(name); }))
+    if (void* library = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
+  why = "no libnccl.so.2 is found";
+  return nullptr;
+}
+
+}  // namespace
+
+std::unique_ptr<Nccl> Nccl::open(std::string& why) {
+  void* library = load(why);
+  if (!library) return nullptr;
+  std::unique_ptr<Nccl> n(new Nccl);
+  bool all = true;
+  auto find = [&]<class F>(F*& function, const char* name) { all = (function = reinterpret_cast<F*>(dlsym(library, name))) && all; };
+  Api& a = n->api_;
+  find(a.GetVersion, "ncclGetVersion"), find(a.GetUniqueId, "ncclGetUniqueId"), find(a.CommInitRankConfig, "ncclCommInitRankConfig");
+  find(a.CommGetAsyncError, "ncclCommGetAsyncError"), find(a.CommAbort, "ncclCommAbort"), find(a.GroupStart, "ncclGroupStart");
+  find(a.GroupEnd, "ncclGroupEnd"), find(a.AllReduce, "ncclAllReduce"), find(a.Broadcast, "ncclBroadcast");
+  find(a.GetErrorString, "ncclGetErrorString"), find(a.GetLastError, "ncclGetLastError");
+  if (all && a.GetVersion(&n->version_) == kNcclSuccess && n->version_ >= kOldestNccl) return n;
+  why = fmt::format("libnccl.so.2 is older than {}.{}", kOldestNccl / 10000, kOldestNccl / 100 % 100);
+  return nullptr;
+}
+
+}  // namespace kava
