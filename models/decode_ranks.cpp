@@ -1,5 +1,6 @@
 #include "models/decode_ranks.h"
 
+#include <bit>
 #include <cstring>
 
 #include "engine/error.h"
@@ -8,38 +9,60 @@ namespace kava {
 
 namespace {
 
-// Results as whole numbers, for the way between ranks.
-std::string packed(const std::vector<DecodeResult>& results) {
-  std::vector<int64_t> words;
-  for (const DecodeResult& r : results) {
-    words.insert(words.end(), {std::ssize(r.ids), r.tokens, r.hit_limit ? 1 : 0, r.hit_positions ? 1 : 0, r.passes, r.passes_merged});
-    words.insert(words.end(), r.ids.begin(), r.ids.end());
-  }
-  return {reinterpret_cast<const char*>(words.data()), words.size() * sizeof(int64_t)};
+// Results as whole numbers of 32 bits, for the way between ranks.
+using Words = std::vector<int32_t>;
+
+template <class T>
+void put(Words& words, const std::vector<T>& values) {
+  static_assert(sizeof(T) == sizeof(int32_t));
+  words.push_back(static_cast<int32_t>(values.size()));
+  for (T v : values) words.push_back(std::bit_cast<int32_t>(v));
 }
 
-void unpack(std::vector<DecodeResult>& results, const std::string& bytes) {
-  std::vector<int64_t> words(bytes.size() / sizeof(int64_t));
-  std::memcpy(words.data(), bytes.data(), words.size() * sizeof(int64_t));
-  constexpr std::size_t kHead = 6;
-  for (std::size_t at = 0; at < words.size();) {
-    KAVA_CHECK(at + kHead <= words.size() && words[at] >= 0 && at + kHead + static_cast<std::size_t>(words[at]) <= words.size(),
-               "results of a rank are cut");
-    DecodeResult& r = results.emplace_back();
-    r.tokens = words[at + 1], r.hit_limit = words[at + 2] != 0, r.hit_positions = words[at + 3] != 0;
-    r.passes = words[at + 4], r.passes_merged = words[at + 5];
-    for (std::size_t end = at + kHead + static_cast<std::size_t>(words[at]), i = at + kHead; i < end; ++i)
-      r.ids.push_back(static_cast<int32_t>(words[i]));
-    at += kHead + r.ids.size();
+std::string packed(const std::vector<DecodeResult>& results) {
+  Words words;
+  for (const DecodeResult& r : results) {
+    for (int64_t n : {r.tokens, r.passes, r.passes_merged}) words.push_back(static_cast<int32_t>(n));
+    words.push_back((r.hit_limit ? 1 : 0) + (r.hit_positions ? 2 : 0));
+    put(words, r.ids), put(words, r.latents.values), put(words, r.latents.hidden), put(words, r.latents.top),
+        put(words, r.latents.positions);
   }
+  return {reinterpret_cast<const char*>(words.data()), words.size() * sizeof(int32_t)};
 }
+
+class Unpacker {
+ public:
+  explicit Unpacker(const std::string& bytes) : words_(bytes.size() / sizeof(int32_t)) {
+    std::memcpy(words_.data(), bytes.data(), words_.size() * sizeof(int32_t));
+  }
+  bool more() const { return at_ < words_.size(); }
+  DecodeResult next() {
+    DecodeResult r;
+    r.tokens = word(), r.passes = word(), r.passes_merged = word();
+    const int32_t flags = word();
+    r.hit_limit = flags & 1, r.hit_positions = flags & 2;
+    take(r.ids), take(r.latents.values), take(r.latents.hidden), take(r.latents.top), take(r.latents.positions);
+    return r;
+  }
+
+ private:
+  int32_t word() {
+    KAVA_CHECK(more(), "results of a rank are cut");
+    return words_[at_++];
+  }
+  template <class T>
+  void take(std::vector<T>& values) {
+    for (int32_t n = word(); n > 0; --n) values.push_back(std::bit_cast<T>(word()));
+  }
+  Words words_;
+  std::size_t at_ = 0;
+};
 
 }  // namespace
 
 std::vector<DecodeResult> decode_on_ranks(Comm& comm, Model& model, Arena& arena, std::span<const Sample> questions,
                                           const DecodeOptions& options) {
   if (comm.alone()) return decode(model, arena, questions, options);
-  KAVA_CHECK(!options.keep_latents, "latents stay on their rank");
   const auto n = questions.size(), ranks = static_cast<std::size_t>(comm.size()), rank = static_cast<std::size_t>(comm.rank());
   const std::size_t begin = n * rank / ranks, end = n * (rank + 1) / ranks;
   DecodeOptions mine = options;
@@ -48,7 +71,8 @@ std::vector<DecodeResult> decode_on_ranks(Comm& comm, Model& model, Arena& arena
   std::vector<DecodeResult> decoded;
   if (begin < end) decoded = decode(model, arena, questions.subspan(begin, end - begin), mine);
   std::vector<DecodeResult> all;
-  for (const std::string& part : comm.gather(packed(decoded), "gathering answers")) unpack(all, part);
+  for (const std::string& part : comm.gather(packed(decoded), "gathering answers"))
+    for (Unpacker from(part); from.more();) all.push_back(from.next());
   return all;
 }
 

@@ -8,8 +8,8 @@
 
 namespace kava {
 
-/// What decode() gives, without latents; each rank decodes a part of the questions. The results are those of one rank, since a question's
-/// do not depend on its company. Error(code comm) where a rank is lost.
+/// What decode() gives; each rank decodes a part of the questions. The results are those of one rank, since a question's do not depend on
+/// its company. Error(code comm) where a rank is lost.
 std::vector<DecodeResult> decode_on_ranks(Comm& comm, Model& model, Arena& arena, std::span<const Sample> questions,
                                           const DecodeOptions& options);
 

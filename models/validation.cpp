@@ -21,12 +21,13 @@ Validator::Validator(const TextModel& text, const RunConfig& config) : text_(&te
 }
 
 std::optional<Validation> Validator::run(Model& model, Arena& arena, int64_t stage, const std::function<bool()>& stop,
-                                         const std::function<void(int64_t, int64_t, int64_t)>& progress) const {
+                                         const std::function<void(int64_t, int64_t, int64_t)>& progress, Comm* comm) const {
   Validation v;
   const auto end_if_stopped = [&] {
     if (stop && stop()) throw Stopped();
   };
   EvalOptions options;
+  options.comm = comm;
   const Recipe recipe = recipe_of(model.config, stage);
   if (recipe.has_stages()) options.stage = stage;
   options.progress = [&](int64_t done, int64_t total, int64_t correct) {
@@ -47,12 +48,20 @@ std::optional<Validation> Validator::run(Model& model, Arena& arena, int64_t sta
     }
     v.values["passes"] = result.passes(), v.values["passes_merged"] = result.passes_merged();
     v.values["limit_hits"] = static_cast<double>(result.limit_hits());
-    for (std::size_t first = 0; first < all.size(); first += at_once) {
-      StepOptions step;
-      step.recipe = recipe, step.first_index = static_cast<int64_t>(first);
-      step.backward = step.dropout = false;
-      step.count_forced = true;
-      losses += run_step(model, arena, all.subspan(first, std::min(at_once, all.size() - first)), forwards[first / at_once], step);
+    const std::size_t ranks = comm ? static_cast<std::size_t>(comm->size()) : 1, rank = comm ? static_cast<std::size_t>(comm->rank()) : 0;
+    for (std::size_t i = 0; i < forwards.size(); i += ranks) {
+      StepLosses mine;
+      if (const std::size_t own = i + rank; own < forwards.size()) {
+        const std::size_t first = own * at_once;
+        StepOptions step;
+        step.recipe = recipe, step.first_index = static_cast<int64_t>(first);
+        step.backward = step.dropout = false;
+        step.count_forced = true;
+        mine = run_step(model, arena, all.subspan(first, std::min(at_once, all.size() - first)), forwards[own], step);
+      }
+      std::vector<StepLosses> round(ranks, mine);
+      if (comm) comm->gather(round.data(), &mine, sizeof mine, "validation");
+      for (const StepLosses& one : round) losses += one;
       end_if_stopped();
     }
   } catch (const Stopped&) {

@@ -9,12 +9,14 @@
 
 #include "engine/files/files.h"
 #include "engine/rng.h"
+#include "models/decode_ranks.h"
 #include "models/evaluate.h"
 #include "models/latent_tokens.h"
 #include "tools/choice_option.h"
 #include "tools/command.h"
 #include "tools/line_editor.h"
 #include "tools/model_options.h"
+#include "tools/ranks.h"
 
 namespace {
 
@@ -25,6 +27,7 @@ constexpr std::size_t kLongestQuestion = std::size_t{1} << 20;
 
 struct GenerateCommand {
   ModelOptions model;
+  RankOptions ranks;
   std::string question;
   std::optional<std::string> file;
   bool latents = false;
@@ -64,8 +67,9 @@ std::vector<float> random_of_equal_norms(std::span<const float> values, std::siz
 
 class Generator {
  public:
-  Generator(const GenerateCommand& command, const ChosenModel& chosen)
-      : tokenizer_(*chosen.opened.text.tokenizer),
+  Generator(const GenerateCommand& command, const ChosenModel& chosen, Comm& comm)
+      : comm_(comm),
+        tokenizer_(*chosen.opened.text.tokenizer),
         chat_(chosen.opened.text.chat),
         opened_(chosen.opened),
         model_(load_model(*chosen.ops, chosen.opened)),
@@ -95,24 +99,46 @@ class Generator {
   void hide_latents() { options_.keep_latents = false; }
   bool shows_latents() const { return options_.keep_latents; }
 
-  /// told: of the answer's text so far, after every token; one question.
+  const std::string& base_digest() const { return model_->base_digest; }
+
+  /// What a question is to the model. Error(code data) where it cannot be decoded.
+  Sample read(const Question& q) const {
+    if (!is_utf8(q.text)) throw Error(Exit::data, q.where, "broken UTF-8", "give the question in UTF-8");
+    if (q.text.size() > kLongestQuestion)
+      throw Error(Exit::data, q.where, fmt::format("the question has {} bytes", q.text.size()),
+                  fmt::format("shorten it: at most {}", kLongestQuestion));
+    SampleOptions options = sample_options(config_, options_.eos, tokenizer_.size());
+    options.chat_before = chat_.before, options.chat_after = chat_.after;
+    Sample s;
+    s.question = question_ids(tokenizer_, options, stripped(q.text));
+    s.answer = prompt_ids(tokenizer_, options);
+    s.prompt = static_cast<int32_t>(s.answer.size());
+    if (s.question.empty())
+      throw Error(Exit::data, q.where, "the question has no token of the model's vocabulary", "give another question");
+    if (prompt_length(recipe_, s) > longest_prompt(model_->shape))
+      throw Error(Exit::data, q.where, fmt::format("the question has {} tokens", s.question.size()),
+                  fmt::format("shorten it: at most {} in all", longest_prompt(model_->shape)));
+    return s;
+  }
+
+  /// Each rank answers a part, and all get all answers. told: of the answer's text so far, after every token; one question, of one rank.
   std::vector<DecodeResult> answer(const std::vector<Question>& questions, const std::function<void(const std::string&)>& told = {}) {
     std::vector<Sample> samples;
-    for (const Question& q : questions) samples.push_back(sample_of(q));
+    for (const Question& q : questions) samples.push_back(read(q));
     DecodeOptions options = options_;
     std::vector<int32_t> ids;
-    if (told)
+    if (told && comm_.alone())
       options.on_token = [&](std::size_t, int32_t id) {
         ids.push_back(id);
         told(text(ids));
       };
-    return decode(*model_, arena_, samples, options);
+    return decode_on_ranks(comm_, *model_, arena_, samples, options);
   }
 
   std::string text(std::span<const int32_t> ids) const { return std::string(stripped(tokenizer_.decode(ids, true))); }
 
   void print_latents(const DecodeResult& r) {
-    if (!options_.keep_latents) return;
+    if (!options_.keep_latents || !comm_.leads()) return;
     const std::vector<NearestToken> nearest = nearest_tokens(*model_, arena_, r.latents.values, tokenizer_.size(), r.latents.positions);
     fmt::print("{:>6}  {:<24}{:>9}  {}\n", "latent", "nearest value", "distance", "head's top token");
     for (std::size_t i = 0; i < nearest.size(); ++i)
@@ -134,25 +160,7 @@ class Generator {
 
   std::string shown(int32_t id) const { return fmt::format("\"{}\"", escaped(tokenizer_.token(id), 40)); }
 
-  Sample sample_of(const Question& q) const {
-    if (!is_utf8(q.text)) throw Error(Exit::data, q.where, "broken UTF-8", "give the question in UTF-8");
-    if (q.text.size() > kLongestQuestion)
-      throw Error(Exit::data, q.where, fmt::format("the question has {} bytes", q.text.size()),
-                  fmt::format("shorten it: at most {}", kLongestQuestion));
-    SampleOptions options = sample_options(config_, options_.eos, tokenizer_.size());
-    options.chat_before = chat_.before, options.chat_after = chat_.after;
-    Sample s;
-    s.question = question_ids(tokenizer_, options, stripped(q.text));
-    s.answer = prompt_ids(tokenizer_, options);
-    s.prompt = static_cast<int32_t>(s.answer.size());
-    if (s.question.empty())
-      throw Error(Exit::data, q.where, "the question has no token of the model's vocabulary", "give another question");
-    if (prompt_length(recipe_, s) > longest_prompt(model_->shape))
-      throw Error(Exit::data, q.where, fmt::format("the question has {} tokens", s.question.size()),
-                  fmt::format("shorten it: at most {} in all", longest_prompt(model_->shape)));
-    return s;
-  }
-
+  Comm& comm_;
   const Tokenizer& tokenizer_;
   const ChatForm& chat_;
   const OpenedModel& opened_;
@@ -182,9 +190,11 @@ std::vector<Question> read_questions(const std::string& path) {
   return questions;
 }
 
-void answer_file(Generator& generator, const std::vector<Question>& questions) {
-  for (std::size_t first = 0; first < questions.size(); first += kDecodeBatch) {
-    const std::size_t end = std::min(questions.size(), first + kDecodeBatch);
+// A batch on each rank at a time.
+void answer_file(Generator& generator, const std::vector<Question>& questions, int ranks) {
+  const auto batch = static_cast<std::size_t>(kDecodeBatch * ranks);
+  for (std::size_t first = 0; first < questions.size(); first += batch) {
+    const std::size_t end = std::min(questions.size(), first + batch);
     const std::vector<Question> some(questions.begin() + static_cast<int64_t>(first), questions.begin() + static_cast<int64_t>(end));
     for (const DecodeResult& r : generator.answer(some)) {
       generator.print_latents(r);
@@ -295,18 +305,37 @@ void dialogue(Generator& generator) {
   if (terminal) fmt::print(stderr, "\n");
 }
 
+int generate(const GenerateCommand& command, bool has_question, Comm& comm, const World& world) {
+  std::optional<ChosenModel> chosen;
+  std::optional<Generator> generator;
+  std::vector<Question> questions;
+  std::string text;
+  together(comm, "reading model and questions", [&] {
+    chosen.emplace(choose_model(command.model, world.local_rank));
+    if (!chosen->opened.text.tokenizer)
+      Tokenizer::refuse_missing(chosen->opened.text.folder, "no question can be read", "use kava_eval on rows of ids");
+    if (command.file) questions = read_questions(*command.file);
+    else if (has_question) questions.push_back({"QUESTION", std::string(stripped(command.question))});
+    generator.emplace(command, *chosen, comm);
+    // What one rank refuses, all do before the first answer.
+    for (const Question& q : questions) (void)generator->read(q), text += q.text + "\n";
+  });
+  require_same(comm, "the model", generator->base_digest() + " " + chosen->opened.weights, Exit::data);
+  require_same(comm, "the questions", sha256(text), Exit::data);
+  if (command.file) answer_file(*generator, questions, comm.size());
+  else if (has_question) answer_one(*generator, questions[0], comm.leads());
+  else dialogue(*generator);
+  return 0;
+}
+
 int generate(const GenerateCommand& command, bool has_question) {
   if (has_question && command.file) throw Error(Exit::usage, "--file", "is given beside a question", "give one of them");
   if (has_question && stripped(command.question).empty()) throw Error(Exit::usage, "QUESTION", "is empty", "give a question");
-  const ChosenModel chosen = choose_model(command.model);
-  if (!chosen.opened.text.tokenizer)
-    Tokenizer::refuse_missing(chosen.opened.text.folder, "no question can be read", "use kava_eval on rows of ids");
-  const std::vector<Question> questions = command.file ? read_questions(*command.file) : std::vector<Question>{};
-  Generator generator(command, chosen);
-  if (!questions.empty()) answer_file(generator, questions);
-  else if (has_question) answer_one(generator, {"QUESTION", std::string(stripped(command.question))}, true);
-  else dialogue(generator);
-  return 0;
+  return on_ranks(command.ranks, command.model.device.device != "cuda", [&](Comm& comm, const World& world) {
+    if (!comm.alone() && !has_question && !command.file)
+      throw Error(Exit::usage, "kava_generate", "several ranks hold no dialogue", "give a question or --file, or start one rank");
+    return generate(command, has_question, comm, world);
+  });
 }
 
 }  // namespace
@@ -318,6 +347,7 @@ int main(int argc, char** argv) {
       "    \"Tom has 4 coins. Mia has 3 more than Tom. How many coins does Mia have modulo 10?\" --latents");
   GenerateCommand command;
   kava::add_model_options(app, command.model)->required();
+  kava::add_rank_options(app, command.ranks);
   CLI::Option* question =
       app.add_option("QUESTION", command.question, "The question; without it and --file, questions are read from the terminal");
   app.add_option("--file", command.file, "A text file with one question a line; one answer a line comes out");

@@ -243,8 +243,9 @@ class Run {
     const auto stop_of_any = [&] { return comm_.any(hooks.stop(), "validation"); };
     if (data_.valid)
       hooks.validate = [&](Arena& arena, int64_t stage) {
-        return data_.valid->run(model, arena, stage, stop_of_any,
-                                [&](int64_t done, int64_t total, int64_t correct) { progress.validating(done, total, correct); });
+        return data_.valid->run(
+            model, arena, stage, stop_of_any,
+            [&](int64_t done, int64_t total, int64_t correct) { progress.validating(done, total, correct); }, &comm_);
       };
     const bool finished = trainer.run(folder, hooks);
     progress.finish();

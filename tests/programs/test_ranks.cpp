@@ -135,6 +135,30 @@ TEST_CASE("any number of ranks evaluates to the bytes of one") {
   }
 }
 
+TEST_CASE("any number of ranks answers a file of questions to the bytes of one") {
+  require_mpirun();
+  const TextRun run;
+  std::string lines;
+  for (int i = 0; i < 7; ++i) lines += fmt::format("What is {}+{}?\n", i, i);
+  const std::string questions = run.write("questions.txt", lines);
+  for (const char* more : {"", "--latents"}) {
+    INFO(more);
+    const std::string arguments = fmt::format("'{}' --file '{}' --max-new-tokens 6 {}", run.dir.string(), questions, more);
+    const Ended one = run_command("kava_generate " + arguments + " --device cpu --threads 1");
+    REQUIRE(one.code == 0);
+    CHECK(std::count(one.out.begin(), one.out.end(), '\n') >= 7);
+    for (int ranks : {2, 3}) {
+      const Ended several = mpirun({{ranks, arguments}}, "", "kava_generate");
+      INFO(several.err);
+      CHECK((several.code == 0 && several.out == one.out));
+    }
+  }
+  const Ended wrong = mpirun({{2, fmt::format("'{}' --file '{}'", run.dir.string(), run.write("bad.txt", "\xff\n"))}}, "", "kava_generate");
+  CHECK(wrong.code == 4);
+  CHECK(errors_in(wrong.err) == 1);
+  CHECK(mpirun({{2, fmt::format("'{}'", run.dir.string())}}, "", "kava_generate").code == 2);
+}
+
 TEST_CASE("ranks of the emulated cuda backend train over TCP to the bytes of one") {
   if (!fs::exists(bin_dir() + "/libkava_cuda.so")) SKIP("this build has no cuda backend");
   const Project p;
