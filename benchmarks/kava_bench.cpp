@@ -12,6 +12,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "benchmarks/bench_comm.h"
 #include "benchmarks/bench_shapes.h"
 #include "benchmarks/bench_step.h"
 #include "benchmarks/bench_tokenizer.h"
@@ -26,6 +27,7 @@
 #include "tools/choice_option.h"
 #include "tools/command.h"
 #include "tools/device.h"
+#include "tools/ranks.h"
 
 namespace kava {
 
@@ -89,6 +91,7 @@ class Bench {
     // Comparisons take minutes: only where they are asked for.
     if (chosen_ && wanted("method")) methods();
     if (chosen_ && wanted("model")) architectures();
+    if (wanted("comm")) comm();
   }
 
   const std::vector<Result>& results() const { return results_; }
@@ -365,6 +368,15 @@ class Bench {
     fmt::print("norms of q and k: {:.2f} % of the step\n", 100 * (turning(steps[1]) - turning(steps[0])) / steps[1].fastest());
   }
 
+  void comm() {
+    std::string why;
+    for (const CommRate& r : bench_comm_here(ops_.name() != "cpu", why)) {
+      results_.push_back({r.name, r.seconds, r.rate * r.seconds * 1e9, "GB/s", copy_rate_});
+      fmt::print("{}\n", text_of(r));
+    }
+    if (!why.empty()) fmt::print("comm: {}\n", why);
+  }
+
   Ops& ops_;
   Arena arena_;
   const SplitPattern& filter_;
@@ -469,5 +481,9 @@ int main(int argc, char** argv) {
   app.add_option("--shape", command.shape, kava::shapes_help());
   app.add_option("--json", command.json, "Also write the results to this file");
   kava::add_device_options(app, command.device);
-  return kava::command_main(argc, argv, app, [&] { return kava::bench(command); });
+  return kava::command_main(argc, argv, app, [&] {
+    return kava::on_ranks({}, command.device.device != "cuda", [&](kava::Comm& comm, const kava::World& world) {
+      return comm.alone() ? kava::bench(command) : kava::bench_ranks(comm, world, command.device, command.json);
+    });
+  });
 }
