@@ -2,7 +2,8 @@
 # The first minutes on a GPU: is everything right, how fast is it, and how fast is PyTorch on the same work. Runs from an unpacked archive or
 # from a built tree; needs no network, no compiler and no data. Each part takes at most 8 minutes:
 #   1  doctor, the tests of the cuda backend on this device, compute-sanitizer memcheck
-#   2  kava_bench, the plan, and a minute of training at the shapes of Llama-3.2-1B with random weights
+#   2  kava_bench, the plan, a minute of training at the shapes of Llama-3.2-1B with random weights, and two ranks whose gradients NCCL sums:
+#      on two devices, or on one by NCCL 2.30 or newer (tools/build_nccl.sh)
 #   3  the same work in PyTorch, padded and packed (interpreter in KAVA_PYTHON, else python3), compute-sanitizer racecheck
 # Writes DIR/gpu_check.json and a log of every check. Ends with 0 where all is right, 1 where a check failed, 2 for wrong options, 3 without
 # a device. What the machine lacks (PyTorch, compute-sanitizer) is skipped and said.
@@ -127,6 +128,28 @@ part_2() {
   rm -rf "$out/run"
   check train '0 75' "$bin/kava_train" "$out/train.toml" --device cuda --out "$out/run"
   for key in samples_per_s mfu memory_bytes; do result "$key" "$(last_of "$out/run/metrics.jsonl" "$key")"; done
+  two_ranks
+}
+
+# Two ranks of the same run. Where NCCL does not sum their gradients this is skipped, with the reason that rank 0 gives.
+two_ranks() {
+  local port=$((20000 + $$ % 20000)) why
+  cat >"$out/ranks.sh" <<EOF
+export NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_MAX_CTAS=\${NCCL_MAX_CTAS:-8}
+$($emulated && echo 'export KAVA_EMULATED_DEVICES=2')
+rank() {
+  "$bin/kava_train" "$out/train.toml" --set train.max_steps=4 --set train.micro_batch=1 --set train.batch=2 --device cuda --comm-timeout 120 \\
+    --world-size 2 --rank "\$1" --rendezvous 127.0.0.1:$port --out "$out/ranks"
+}
+rm -rf "$out/ranks"
+rank 1 &
+rank 0
+code=\$?
+wait \$! && exit \$code
+EOF
+  check ranks 0 bash "$out/ranks.sh"
+  why=$(sed -n 's/^gradients *summed through the host: //p' "$out/ranks.log" | head -n 1)
+  [ -z "$why" ] || record nccl skipped 0 "$why"
 }
 
 part_3() {
