@@ -260,7 +260,7 @@ void run_blocks(Launch& launch, std::size_t count) {
   }
   t_block = &b;
   for (std::size_t i; !launch.failed && (i = launch.next++) < ran;) {
-    const std::size_t id = ran == count ? i : ran == 1 ? 0 : i * (count - 1) / (ran - 1);
+    const std::size_t id = ran == count ? i : (2 * i + 1) * count / (2 * ran);
     start_block(b, g_schedule.order == Schedule::Order::reverse ? count - 1 - id : id);
     run_thread(b, b.main, b.order[0]);
     end_block(b);
