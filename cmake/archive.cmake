@@ -27,7 +27,7 @@ install(FILES README.md LICENSE DESTINATION .)
 install(CODE "
   set(manual \"${CMAKE_BINARY_DIR}/manual\")
   execute_process(COMMAND \"${CMAKE_SOURCE_DIR}/tools/manual.sh\" \"${CMAKE_BINARY_DIR}/bin\" \"\${manual}\" COMMAND_ERROR_IS_FATAL ANY)
-  set(share \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/share\")
+  set(share \"\${CMAKE_INSTALL_PREFIX}/share\")  # below DESTDIR, as file(INSTALL) has it
   file(INSTALL \"\${manual}/man1\" \"\${manual}/man5\" DESTINATION \"\${share}/man\")
   file(INSTALL \"\${manual}/bash-completion/kava\" DESTINATION \"\${share}/bash-completion/completions\")")
 # A Debian package lies in a folder of its own, like the archive, with links from where a system looks.
