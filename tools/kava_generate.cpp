@@ -343,8 +343,8 @@ int generate(const GenerateCommand& command, bool has_question) {
 int main(int argc, char** argv) {
   CLI::App app("Answers a question, a file of questions, or a dialogue on the terminal", "kava_generate");
   app.footer(
-      "Example:\n  kava_generate runs/quickstart/kava \\\n"
-      "    \"Tom has 4 coins. Mia has 3 more than Tom. How many coins does Mia have modulo 10?\" --latents");
+      "Example (after tools/quickstart.sh):\n  kava_generate runs/quickstart/kava \"Rob has 3 apples. Gus has 9 more than Rob. "
+      "Ann has 7 times Gus's. Dan has 7 times Ann's. How many apples does Dan have modulo 10?\" --latents");
   GenerateCommand command;
   kava::add_model_options(app, command.model)->required();
   kava::add_rank_options(app, command.ranks);

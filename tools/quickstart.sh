@@ -62,9 +62,10 @@ row no_cot 'no chain, equal updates'
 [ "$equal" = yes ] && row no_cot_equal_compute 'no chain, equal compute'
 row kava 'KaVa, 14 latents'
 cat <<'END'
-passes: runs through the model for one answer. ms: for one question, decoded alone and in batches of 128. Alone, fewer passes are less time.
-In batches a CPU's time goes by rows: the 5 passes over 14 latents are more rows than the chain that they stand for, so that 8 passes may
-cost as much as 27.
+passes: runs through the model for one answer. ms: for one question, decoded
+alone, and in batches of 128. Alone, fewer passes are less time. In batches a
+CPU's time goes by rows: the 5 passes over 14 latents are more rows than the
+chain that they stand for, so that 8 passes may cost as much as 27.
 END
 
 say "one question, answered with its latents decoded"
@@ -76,8 +77,9 @@ said=$($bin/kava_generate "$out/kava" "${question%%||*}" --latents)
 [ "${said##*$'\n'}" = "$gold" ] && verdict=right || verdict="wrong: it is $gold"
 printf '%s\nanswer: %s (%s)\n' "${said%$'\n'*}" "${said##*$'\n'}" "$verdict"
 cat <<'END'
-The model knows this task alone: a start from 0 to 9 and three steps, each "N more than", "N fewer than" (N from 1 to 9), "3 times" or
-"7 times", modulo 10, in these words. Of anything else its answers mean nothing.
+The model knows this task alone: a start from 0 to 9 and three steps, each
+"N more than" or "N fewer than" (N from 1 to 9), "3 times" or "7 times",
+modulo 10, in these words. Of anything else its answers mean nothing.
 END
 
 say "done in $(($(date +%s) - started)) s after the build"
