@@ -88,7 +88,7 @@ void gather_turned(Sum<T>* y, const Tensor& x, const View& s, int64_t head, int6
       const int64_t first = u * Lanes<T>::kPack, some = std::min(kBlock, D - first);
       for (int64_t i = 0; i < std::min(L, s.key_count - j); ++i) {
         const T* in = x.row<T>(s.keys[j + i]) + head * D + first;
-        if (some == kBlock) rows[i] = *reinterpret_cast<const Vector<S>*>(in);
+        if (some == kBlock) std::memcpy(&rows[i], in, sizeof rows[i]);
         else std::memcpy(static_cast<void*>(&rows[i]), in, static_cast<std::size_t>(some) * sizeof(T));
       }
       transpose<S>(rows);
