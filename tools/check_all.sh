@@ -4,7 +4,7 @@
 # Usage: tools/check_all.sh [--short] LANE
 #   test      the README's test command; the CUDA kernels must compile
 #   emulated  the cuda backend on the kernels' emulator: its kernels and steps; whole: every test
-#   cuda      nvcc for sm_80 and sm_90: the backend's module; whole: every program
+#   cuda      nvcc for every target: the backend's module; whole: every program, and docs/kernels_table.md current and within its budgets
 #   asan      AddressSanitizer and UBSan over all but the longest tests; whole: every test and kill -9
 #   tsan      ThreadSanitizer over what has threads; whole: every test
 #   clang     a build by clang without a warning; whole: and its tests
@@ -79,7 +79,7 @@ lane_emulated() {
 
 lane_cuda() {
   tools/setup.sh
-  if [ "$short" = yes ]; then build cuda kava_cuda; else build cuda; fi
+  if [ "$short" = yes ]; then build cuda kava_cuda; else build cuda && tools/kernel_table.sh --check; fi
 }
 
 lane_asan() {

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Reads off the machine code of every kernel what a GPU needs for it, and holds it to budgets: registers, shared and local memory, and for
-# kernels on tensor cores the instructions of the main loop for each HMMA. The main loop is the stretch from a label to the branch back to it
-# with the most HMMA, the shortest of equals. Needs nvcc 13, and cuobjdump and nvdisasm 13.2.86 (PyPI: nvidia-cuda-cuobjdump,
-# nvidia-cuda-nvdisasm; KAVA_CUDA_TOOLS names their folder, else PATH); no GPU.
+# Reads off the machine code of every kernel what a GPU needs for it, and holds it to budgets: registers, shared and local memory, occupancy,
+# and for kernels on tensor cores the instructions of the main loop for each HMMA. The main loop is the stretch from a label to the branch
+# back to it with the most HMMA, the shortest of equals. Needs nvcc 13.0.88, and cuobjdump and nvdisasm 13.2.86: of the folder that
+# KAVA_CUDA_TOOLS names, else on PATH, else it installs them from PyPI into build/cuda_tools; no GPU.
 # Usage: tools/kernel_table.sh [--check]     writes docs/kernels_table.md; --check compares with it instead, and ends with 1 on a difference
 #                                            or a kernel over its budget
 set -euo pipefail
@@ -13,6 +13,13 @@ case ${1:-} in '') ;; --check) check=yes ;; *) echo "usage: tools/kernel_table.s
 nvcc=$(command -v nvcc || echo "${CUDA_PATH:-/usr/local/cuda}/bin/nvcc")
 [ -x "$nvcc" ] || { echo "kernel_table: nvcc 13 was not found" >&2; exit 3; }
 PATH=${KAVA_CUDA_TOOLS:+$KAVA_CUDA_TOOLS:}$PATH
+if ! command -v cuobjdump >/dev/null || ! command -v nvdisasm >/dev/null; then
+  if [ ! -d build/cuda_tools ]; then
+    python3 -m venv build/cuda_tools
+    build/cuda_tools/bin/pip install --quiet nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
+  fi
+  PATH=$(dirname "$(find "$PWD/build/cuda_tools" -name nvdisasm -type f | head -n 1)"):$PATH
+fi
 for tool in cuobjdump nvdisasm c++filt; do
   command -v $tool >/dev/null || { echo "kernel_table: $tool was not found (KAVA_CUDA_TOOLS)" >&2; exit 3; }
 done
@@ -20,6 +27,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 release=$("$nvcc" --version | sed -n 's/.*release .*, V//p')
 tools=$(cuobjdump --version | sed -n 's/.*release .*, V//p')
+[ "$release $tools" = '13.0.88 13.2.86' ] || { echo "kernel_table: made for nvcc 13.0.88 and cuobjdump 13.2.86, here are $release and $tools" >&2; exit 3; }
 
 # Names without what changes from run to run, and without parameters.
 readable() { c++filt | sed -E 's/_GLOBAL__N__[0-9a-zA-Z_]*(::|<)/\1/g; s/\(anonymous namespace\):://g; s/kava:://g; s/^void //; s/\(GemmForm\)0/nt/g; s/\(GemmForm\)1/nn/g; s/\(GemmForm\)2/tn/g; s/\([a-zA-Z_]*\)([0-9])/\1/g; s/\(bool\)1/true/g; s/\(bool\)0/false/g; s/\(int\)//g; s/\(.*$//; s/^:*//'; }
@@ -27,6 +35,40 @@ readable() { c++filt | sed -E 's/_GLOBAL__N__[0-9a-zA-Z_]*(::|<)/\1/g; s/\(anony
 usage_of() { # CUBIN: symbol registers shared local
   cuobjdump -res-usage "$1" | awk '/ Function / { name = $2; sub(/:$/, "", name) }
     /REG:/ { for (i = 1; i <= NF; ++i) { split($i, f, ":"); v[f[1]] = f[2] } print name, v["REG"], v["SHARED"], v["LOCAL"] + v["STACK"] }'
+}
+
+threads_of() { # CUBIN: symbol threads of a block
+  cuobjdump -elf "$1" | awk '
+    /^\.nv\.info\./ { name = substr($1, 10) }
+    /EIATTR_MAX_THREADS/ { wanted = 1 }
+    /Value:/ && wanted { print name, $2, $3, $4; wanted = 0 }' | while read -r symbol x y z; do echo "$symbol $((x * y * z))"; done
+}
+
+# Dynamic shared memory of a block; norms keep rows of 2,048 columns, other kernels a few words of each warp.
+dynamic_bytes() { # KERNEL
+  local size=${1#*<}
+  size=${size#n[nt], } size=${size#tn, } size=${size%%[,>]*}
+  case $1 in
+    gemm_bf16*) echo $((384 * size)) ;;
+    gemm_f32*) echo 8448 ;;
+    attention_fwd_bf16*) echo $((640 * size)) ;;
+    attention_bwd_q_bf16*) echo $((768 * size)) ;;
+    attention_bwd_kv_bf16*) echo $((512 * size + 512)) ;;
+    add_*_norm_fwd*) echo 32768 ;;
+    rms_norm_bwd*|layer_norm_bwd*) echo 65536 ;;
+    *) echo 1024 ;;
+  esac
+}
+
+# Share of an SM's warps that can be there at a time, in percent.
+occupancy() { # SM REGISTERS THREADS SHARED
+  awk -v sm="$1" -v registers="$2" -v threads="$3" -v bytes="$4" 'BEGIN {
+    most = sm == 120 ? 1536 : 2048; blocks = sm == 120 ? 24 : 32; room = (sm == 80 ? 164 : sm == 120 ? 100 : 228) * 1024
+    warps = int((threads + 31) / 32); of_warp = int((registers * 32 + 255) / 256) * 256
+    n = int(65536 / of_warp / warps); if (n < blocks) blocks = n
+    n = int(room / (bytes + 1024)); if (n < blocks) blocks = n
+    n = int(most / (32 * warps)); if (n < blocks) blocks = n
+    printf "%d", 100 * blocks * warps * 32 / most }'
 }
 
 loops_of() { # CUBIN: symbol instructions HMMA
@@ -70,20 +112,24 @@ cubin() { # FILE SM
 
 over=0
 table() { # SM
-  local sm=$1 file name
+  local sm=$1 file name kernel bytes
   echo
   echo "## sm_$sm"
   echo
-  echo '| file | kernel | registers | shared bytes | local bytes | loop instructions | HMMA | for each |'
-  echo '|---|---|---|---|---|---|---|---|'
+  echo '| file | kernel | registers | threads | shared bytes | occupancy | local bytes | loop instructions | HMMA | for each |'
+  echo '|---|---|---|---|---|---|---|---|---|---|'
   for file in kernels/*.cu; do
     name=$(basename "$file" .cu)
     cubin "$file" "$sm"
-    usage_of "$made" | sort >"$work/usage"
+    join <(usage_of "$made" | sort) <(threads_of "$made" | sort) >"$work/usage"
     loops_of "$made" | sort >"$work/loops"
-    join -a 1 "$work/usage" "$work/loops" | while read -r symbol registers shared local_ instructions hmma; do
-      printf '| %s | %s | %s | %s | %s | %s | %s | %s |\n' "$name" "$(printf '%s' "$symbol" | readable | tr '|' '/')" "$registers" "$shared" "$local_" \
-        "${instructions:-}" "${hmma:-}" "$([ -z "${hmma:-}" ] || awk "BEGIN { printf \"%.1f\", $instructions / $hmma }")"
+    join -a 1 "$work/usage" "$work/loops" | while read -r symbol registers _ local_ threads instructions hmma; do
+      kernel=$(printf '%s' "$symbol" | readable | tr '|' '/')
+      # The static ones are none, and from 9.0 on 1,024 of the system.
+      bytes=$(dynamic_bytes "$kernel")
+      printf '| %s | %s | %s | %s | %s | %s %% | %s | %s | %s | %s |\n' "$name" "$kernel" "$registers" "$threads" "$bytes" \
+        "$(occupancy "$sm" "$registers" "$threads" "$bytes")" "$local_" "${instructions:-}" "${hmma:-}" \
+        "$([ -z "${hmma:-}" ] || awk "BEGIN { printf \"%.1f\", $instructions / $hmma }")"
     done | sort
   done
 }
@@ -93,19 +139,24 @@ table() { # SM
   echo
   echo "Written by tools/kernel_table.sh from the machine code of nvcc $release, read by cuobjdump and nvdisasm $tools. Nothing here was timed."
   echo 'A loop is the main loop of a kernel on tensor cores, from its label to the branch back; "for each": its instructions for each HMMA.'
-  echo 'Shared bytes are the static ones.'
+  echo 'Shared bytes are those of a launch, of norms at 2,048 columns. Occupancy is the share of an SM'"'"'s warps that registers, threads and'
+  echo 'shared memory leave room for. Budgets: 0 local bytes; for sm_80 and sm_90, aligned and unmasked, 14 instructions for each HMMA of'
+  echo 'products and 13 of attention at head sizes 64 and 128.'
   for sm in 80 90 100 120; do table $sm; done
 } >"$work/table.md"
 
-# sm_80 and sm_90 are held to budgets, the others reported.
-while IFS='|' read -r _ file kernel _ _ local_ _ _ each _; do
+# Local memory is an error everywhere; sm_80 and sm_90 are held to the budgets of loops, the others reported.
+sm=''
+while IFS='|' read -r first file kernel _ _ _ _ local_ _ _ each _; do
+  case $first in '## sm_'*) sm=${first#\#\# sm_}; continue ;; esac
+  case $file in ' '[a-z]*) ;; *) continue ;; esac
   file=${file// /} local_=${local_// /} each=${each// /} kernel=${kernel# } kernel=${kernel% }
-  if [ "${local_:-0}" -gt 0 ] 2>/dev/null; then echo "kernel_table: local memory: $file:$kernel: $local_ bytes" >&2; over=1; fi
+  if [ "${local_:-0}" -gt 0 ] 2>/dev/null; then echo "kernel_table: sm_$sm: local memory: $file:$kernel: $local_ bytes" >&2; over=1; fi
   most=$(budget "$file" "$kernel")
-  if [ -n "$each" ] && [ "$most" != 0 ] && awk "BEGIN { exit !($each > $most) }"; then
-    echo "kernel_table: $file:$kernel: $each instructions for each HMMA, budget $most" >&2; over=1
+  if [ "$sm" -le 90 ] && [ -n "$each" ] && [ "$most" != 0 ] && awk "BEGIN { exit !($each > $most) }"; then
+    echo "kernel_table: sm_$sm: $file:$kernel: $each instructions for each HMMA, budget $most" >&2; over=1
   fi
-done < <(sed -n '/^## sm_80/,/^## sm_100/p' "$work/table.md" | grep -E '^\| [a-z_]+ \|' | grep -v '^| file')
+done < <(grep -E '^## sm_|^\| [a-z_]+ \| [a-z_0-9]+(<.*>)? \| [0-9]' "$work/table.md")
 
 if [ $check = no ]; then cp "$work/table.md" docs/kernels_table.md; echo 'wrote docs/kernels_table.md'
 elif ! diff -u docs/kernels_table.md "$work/table.md"; then echo 'kernel_table: docs/kernels_table.md is not current' >&2; over=1; fi
