@@ -9,11 +9,24 @@
 
 namespace kava {
 
+namespace {
+
+RunConfig with_terms(RunConfig config, const std::optional<StepSum>& only) {
+  if (!only) return config;
+  if (*only != kStudentCe) config.loss.student = 0;
+  if (*only != kTeacherCe) config.loss.teacher = 0;
+  if (*only != kKv) config.kv.weight = 0;
+  if (*only != kCodi) config.codi.weight = 0;
+  return config;
+}
+
+}  // namespace
+
 Step::Step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options)
     : model_(model),
       ops_(model.ops),
       arena_(arena),
-      config_(model.config),
+      config_(with_terms(model.config, options.only)),
       totals_(totals),
       options_(options),
       samples_(samples),
@@ -45,11 +58,20 @@ void Step::run(const Tensor& sums) {
   cross_entropy(sums.col_range(kStudentCe, kTeacherCe + 1));
   if (config_.kv.weight > 0) kv_loss(sums.col_range(kKv, kKv + 1));
   if (config_.codi.weight > 0) codi_loss(sums.col_range(kCodi, kCodi + 1));
+  if (options_.backward) measure_latents(sums);
   if (options_.dump && totals_.latents > 0) dump_latents();
   if (options_.flops)
     *options_.flops +=
         has_fewest_rows(config_) ? minimum_flops(config_, model_.shape, layout_) : minimum_flops(config_, recipe_, model_.shape, samples_);
   if (options_.backward) backward();
+}
+
+void Step::measure_latents(const Tensor& sums) {
+  const DevicePass& last = passes_.back();
+  if (last.fed == 0) return;
+  const Tensor fed = transformer_.inputs(last).row_range(0, last.fed);
+  ops_.sum_squares(arena_, sums.col_range(kLatentSquares, kLatentSquares + 1), fed);
+  ops_.fill(sums.col_range(kLatentNumbers, kLatentNumbers + 1), static_cast<double>(fed.count()));
 }
 
 int64_t Step::forced_correct() const {

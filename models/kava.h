@@ -49,6 +49,10 @@ using Dump = std::map<std::string, DumpTensor>;
 /// Joins the dumps of consecutive forwards along each tensor's axis.
 void join(Dump& to, const Dump& next);
 
+/// Sums on the device that forwards of a batch add to, f64 [1, kStepSums]. Cross-entropies are sums over tokens, kv and codi the terms;
+/// behind them the latents' inputs of the last pass: the sum of their squares and how many numbers they are.
+enum StepSum : int64_t { kStudentCe, kTeacherCe, kKv, kCodi, kLatentSquares, kLatentNumbers, kStepSums };
+
 struct StepOptions {
   std::optional<Recipe> recipe;  // absent: that of stage 0
   int64_t first_index = 0;       // of samples[0] in the optimiser batch
@@ -58,12 +62,10 @@ struct StepOptions {
   bool count_forced = false;
   /// Told of each layer, from the last to the first, whose parameters' gradients get nothing more from this backward; may be empty.
   std::function<void(int64_t layer)> layer_done;
-  double* flops = nullptr;  // added to: the fewest operations that this forward and its backward take (models/flops.h)
-  Dump* dump = nullptr;     // everything of docs/formats.md section 6 but ids, loss and grad
+  std::optional<StepSum> only;  // one of the four terms: the others have weight 0
+  double* flops = nullptr;      // added to: the fewest operations that this forward and its backward take (models/flops.h)
+  Dump* dump = nullptr;         // everything of docs/formats.md section 6 but ids, loss and grad
 };
-
-/// Sums on the device that forwards of a batch add to, f64 [1, kStepSums]. Cross-entropies are sums over tokens, kv and codi the terms.
-enum StepSum : int64_t { kStudentCe, kTeacherCe, kKv, kCodi, kStepSums };
 
 /// The terms that the sums of a whole batch, or of forwards that belong to it, stand for.
 StepLosses losses_of(std::span<const double> sums, const BatchTotals& totals);

@@ -38,6 +38,8 @@ class Step {
   };
   void plan_head(IndexBlock& block);
   void cross_entropy(const Tensor& sums);
+  // Sets the two sums of the latents' inputs.
+  void measure_latents(const Tensor& sums);
 
   // ---- L_KV (kv_loss.cpp). Kept teacher pairs, and the students' K and V of pass T as they are matched.
   struct KvLayer {
@@ -104,7 +106,7 @@ class Step {
   Model& model_;
   Ops& ops_;
   Arena& arena_;
-  const RunConfig& config_;
+  const RunConfig config_;
   const BatchTotals& totals_;
   const StepOptions& options_;
   std::span<const Sample> samples_;

@@ -30,6 +30,8 @@ nlohmann::ordered_json metrics_line(const StepReport& r, const Speed& speed, dou
   line.update(step_metrics(r, speed));
   line["mfu"] = matrix_rate > 0 ? speed.flops_per_s / matrix_rate : 0.0;
   line["seconds"] = seconds;
+  if (r.latent_norm_ratio) line["latent_norm_ratio"] = *r.latent_norm_ratio;
+  for (const auto& [name, norm] : r.term_grads) line[name] = norm;
   if (r.stage) line["stage"] = *r.stage, line["latents"] = r.latents, line["left"] = r.left;
   return line;
 }
@@ -84,6 +86,7 @@ Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState st
   saved_ = begun && length() == before, extended_ = begun && !saved_;
   model_.parameters.set_updates(state_.moment_updates);
   const int64_t forwards = ceil_div(options_.batch, state_.micro_batch);
+  embedding_rms_ = embedding_rms();
   scalars_ = step_scalars(arena_, forwards);
   if (comm_.link())
     buckets_ = gradient_buckets(model_, std::min(kLeastBucket, model_.parameters.count() * size_of(model_.parameters.grad().dtype) / 4));
@@ -116,7 +119,7 @@ double Trainer::forward(std::span<const Sample> batch, const Recipe& recipe, std
   options.recipe = recipe;
   options.first_index = first;
   options.step = static_cast<uint32_t>(state_.step);
-  options.flops = &flops;
+  options.flops = &flops, options.only = only_;
   options.layer_done = std::move(layer_done);
   add_step(model_, arena_, batch.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(size)),
            forwards[static_cast<std::size_t>(i)], options, scalars_.col_range(i * kStepSums, (i + 1) * kStepSums));
@@ -181,6 +184,69 @@ void Trainer::gather_sums(int64_t mine, int64_t first, int64_t parts) {
   model_.ops.upload(scalars_.col_range(first * kStepSums, (first + parts) * kStepSums), all.data());
 }
 
+// Each running term's gradient by itself. The step's own is made afterwards, from the same numbers as without this.
+std::map<std::string, double> Trainer::term_gradients(std::span<const Sample> batch, const Recipe& recipe,
+                                                      std::span<const BatchTotals> forwards) {
+  std::map<std::string, double> norms;
+  if (options_.log_grads_every == 0 || (state_.step + 1) % options_.log_grads_every != 0) return norms;
+  const RunConfig& c = model_.config;
+  const std::tuple<StepSum, const char*, bool> terms[] = {{kStudentCe, "grad_student_ce", recipe.student && c.loss.student > 0},
+                                                          {kTeacherCe, "grad_teacher_ce", recipe.teacher && c.loss.teacher > 0},
+                                                          {kKv, "grad_kv", c.kv.weight > 0},
+                                                          {kCodi, "grad_codi", c.codi.weight > 0}};
+  for (const auto& [term, name, runs] : terms) {
+    if (!runs) continue;
+    only_ = term;
+    gradients(batch, recipe, forwards);
+    ArenaScope scope(arena_);
+    const Tensor square = arena_.alloc(DType::f64, 1, 1);
+    model_.ops.sum_squares(arena_, square, model_.parameters.grad());
+    norms[name] = std::sqrt(to_host(model_.ops, square)[0]);
+  }
+  only_.reset();
+  return norms;
+}
+
+// The samples of a step's batch that by themselves have a loss or gradient that is not finite: each in a step of its own, of which nothing
+// is kept.
+std::vector<const Sample*> Trainer::not_finite(int64_t step) {
+  std::vector<const Sample*> found;
+  const std::span<const Sample> batch = batch_of(step);
+  const Recipe recipe = curriculum_.recipe(step);
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    ArenaScope scope(arena_);
+    const auto one = batch.subspan(i, 1);
+    const BatchTotals totals = batch_totals(model_.config, recipe, one, 1);
+    const Tensor sums = arena_.alloc(DType::f64, 1, kStepSums), square = arena_.alloc(DType::f64, 1, 1);
+    StepOptions options;
+    options.recipe = recipe;
+    options.first_index = static_cast<int64_t>(i);
+    options.step = static_cast<uint32_t>(step);
+    model_.ops.fill(sums, 0);
+    model_.parameters.zero_grad();
+    add_step(model_, arena_, one, totals_of_forwards(model_.config, recipe, totals, one, 1)[0], options, sums);
+    model_.ops.sum_squares(arena_, square, model_.parameters.grad());
+    std::vector<double> values = to_host(model_.ops, sums);
+    values.push_back(to_host(model_.ops, square)[0]);
+    if (!std::ranges::all_of(values, [](double x) { return std::isfinite(x); })) found.push_back(&batch[i]);
+  }
+  return found;
+}
+
+// Some rows at a time: a table that lies apart in its buffer, or is as large as the model, is no matter.
+double Trainer::embedding_rms() {
+  constexpr int64_t kRows = 4096;
+  const Tensor& table = model_.embedding;
+  ArenaScope scope(arena_);
+  const Tensor squares = arena_.alloc(DType::f64, 1, ceil_div(table.rows, kRows));
+  for (int64_t i = 0; i < squares.cols; ++i)
+    model_.ops.sum_squares(arena_, squares.col_range(i, i + 1), table.row_range(i * kRows, std::min(table.rows, (i + 1) * kRows)));
+  const std::vector<double> sums = to_host(model_.ops, squares);
+  return std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0) / static_cast<double>(table.count()));
+}
+
+bool Trainer::is_logged(int64_t step) const { return step % options_.log_every == 0 || step >= state_.total_steps; }
+
 bool Trainer::resets_moments() {
   return curriculum_.resets(state_.step, [&] { return left_in(state_.step - 1); });
 }
@@ -196,7 +262,11 @@ Trainer::Begun Trainer::begin_step() {
   r.epoch = state_.step / steps_per_epoch_;
   if (recipe.has_stages()) r.stage = curriculum_.stage(state_.step);
   r.latents = totals.latents, r.left = static_cast<double>(totals.rest) / static_cast<double>(batch.size());
+  // Embeddings that are trained have another size in each step.
+  if (options_.trainable == Trainable::all && is_logged(state_.step + 1)) embedding_rms_ = embedding_rms();
+  r.term_grads = term_gradients(batch, recipe, begun.forwards);
   r.flops = gradients(batch, recipe, begun.forwards);
+  if (options_.trainable != Trainable::all || is_logged(state_.step + 1)) r.embedding_rms = embedding_rms_;
   r.lr = learning_rate(options_, state_.step, state_.total_steps);
   AdamwOptions o;
   o.lr = r.lr, o.beta1 = options_.betas[0], o.beta2 = options_.betas[1], o.eps = options_.eps;
@@ -223,12 +293,17 @@ StepReport Trainer::end_step() {
   StepReport r = std::move(begun_->report);
   for (std::size_t i = 0; i < begun_->forwards.size(); ++i)
     r.losses += losses_of(std::span(scalars).subspan(i * kStepSums, kStepSums), begun_->forwards[i]);
+  double squares = 0, numbers = 0;
+  for (std::size_t i = 0; i < begun_->forwards.size(); ++i)
+    squares += scalars[i * kStepSums + kLatentSquares], numbers += scalars[i * kStepSums + kLatentNumbers];
+  if (numbers > 0 && r.embedding_rms > 0) r.latent_norm_ratio = std::sqrt(squares / numbers) / r.embedding_rms;
   begun_.reset();
   r.loss = r.losses.total(model_.config);
   r.grad_norm = std::sqrt(scalars.back());
   r.updated = std::isfinite(r.grad_norm);
   if (r.updated) ++state_.updates, ++state_.moment_updates;
   state_.skipped_in_row = r.updated ? 0 : state_.skipped_in_row + 1;
+  if (!r.updated && comm_.leads()) r.not_finite = not_finite(r.step - 1);
   return r;
 }
 
@@ -303,9 +378,12 @@ void Trainer::log(RunFolder* folder, const TrainingHooks& hooks, const StepRepor
   logged_samples_ += report.batch_samples, logged_tokens_ += report.batch_tokens;
   const double each = 1 / std::max(logged_seconds_, 1e-9);
   const Speed speed{static_cast<double>(logged_samples_) * each, static_cast<double>(logged_tokens_) * each, logged_flops_ * each};
-  if (report.step % options_.log_every == 0 || report.step >= state_.total_steps) {
-    if (folder)
-      folder->append(metrics_line(report, speed, hooks.matrix_rate ? hooks.matrix_rate(speed.flops_per_s) : 0, state_.seconds).dump());
+  if (!report.term_grads.empty()) logged_grads_ = report.term_grads;
+  if (is_logged(report.step)) {
+    StepReport line = report;
+    line.term_grads = std::exchange(logged_grads_, {});
+    const double rate = hooks.matrix_rate ? hooks.matrix_rate(speed.flops_per_s) : 0;
+    if (folder) folder->append(metrics_line(line, speed, rate, state_.seconds).dump());
     logged_seconds_ = logged_flops_ = 0, logged_samples_ = logged_tokens_ = 0;
   }
   if (hooks.on_step) hooks.on_step(report, speed);
@@ -326,9 +404,9 @@ void Trainer::settle(RunFolder* folder, const TrainingHooks& hooks) {
   const StepReport report = end_step();
   const double seconds = seconds_since(counted_);
   counted_ = std::chrono::steady_clock::now();
-  log(folder, hooks, report, seconds);
   if (state_.skipped_in_row > 0 && hooks.note)
     hooks.note(fmt::format("step {}: the loss or the gradient is not finite; no update made", report.step));
+  log(folder, hooks, report, seconds);
   if (state_.skipped_in_row >= kMostSkipped)
     throw Error(Exit::numeric, fmt::format("step {}", report.step),
                 fmt::format("the loss or the gradient was not finite in {} steps in a row", kMostSkipped),

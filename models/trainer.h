@@ -44,11 +44,19 @@ struct StepReport {
   StepLosses losses;
   double loss = 0, grad_norm = 0, lr = 0;
   bool updated = true;  // false: loss or gradient was not finite
+  /// Then: the samples of the batch of which that is so by themselves, on rank 0; until the next step.
+  std::vector<const Sample*> not_finite;
   int64_t batch_samples = 0, batch_tokens = 0;
   std::optional<int64_t> stage;  // methods with stages: of the batch, and
   int64_t latents = 0;           // the most latents of a sample,
   double left = 0;               // the mean tokens of the traces that the student still wrote
   double flops = 0;              // fewest, of the batch
+  /// Root mean square of the embeddings, 0 where it is not measured (of trained ones: in steps that are logged), and that of the latents'
+  /// inputs of the last pass over it; nothing where no latent is fed.
+  double embedding_rms = 0;
+  std::optional<double> latent_norm_ratio;
+  /// Norm of each running term's gradient, weighted, where it is measured: by its place in metrics.jsonl.
+  std::map<std::string, double> term_grads;
 };
 
 struct Validation {
@@ -121,6 +129,10 @@ class Trainer {
                  std::function<void(int64_t)> layer_done = {});
   void sum_own(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, double& flops);
   void leave(int64_t layer);
+  std::map<std::string, double> term_gradients(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards);
+  std::vector<const Sample*> not_finite(int64_t step);
+  double embedding_rms();
+  bool is_logged(int64_t step) const;
   void gather_sums(int64_t mine, int64_t first, int64_t parts);
   Asked asked(const TrainingHooks& hooks);
   void require_same_values();
@@ -147,6 +159,8 @@ class Trainer {
   std::vector<int64_t> order_;
   int64_t order_epoch_ = -1;
   std::vector<Sample> batch_;
+  double embedding_rms_ = 0;
+  std::optional<StepSum> only_;                    // of the terms, while its gradient is measured
   std::optional<Begun> begun_;                     // the step whose scalars are still to be taken
   bool saved_ = false;                             // whether a checkpoint holds this state
   bool extended_ = false;                          // the checkpoint that this began from says another length or partition
@@ -154,6 +168,7 @@ class Trainer {
   // Since the last logged line.
   double logged_seconds_ = 0, logged_flops_ = 0;
   int64_t logged_samples_ = 0, logged_tokens_ = 0;
+  std::map<std::string, double> logged_grads_;
 };
 
 }  // namespace kava

@@ -10,6 +10,7 @@
 #include "engine/files/files.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
+#include "models/alarms.h"
 #include "models/flops.h"
 #include "models/footprint.h"
 #include "models/run_folder.h"
@@ -225,16 +226,23 @@ class Run {
     if (command_.check_ops) check_ = std::make_unique<OpCheck>(*ops_);
     Progress progress(first, trainer.state().total_steps, config_, comm_.alone());
     ProgressFile outside(out_, first, trainer.state().total_steps);
+    Alarms alarms(config_, trainer.state().total_steps);
+    const auto warn = [&](const std::vector<std::string>& lines) {
+      for (const std::string& line : lines) progress.note(line);
+    };
+    warn(alarms.samples(data_.train));
     TrainingHooks hooks;
     hooks.on_step = [&](const StepReport& r, const Speed& s) {
       stepped_ = true;
       tell_not_finite(progress, r);
       progress.step(r, s, rate ? s.flops_per_s / rate->at_least(s.flops_per_s) : 0);
       if (folder) outside.step(r, s);
+      warn(alarms.step(r));
     };
     hooks.on_validation = [&](int64_t step, const Validation& v) {
       progress.validation(step, v, trainer.state().best);
       outside.validation(step, v);
+      warn(alarms.validation(step, v));
     };
     hooks.note = [&](const std::string& text) { progress.note(text); };
     hooks.stop = [&] { return stop_requested() || out_of_time(); };
@@ -249,6 +257,7 @@ class Run {
       };
     const bool finished = trainer.run(folder, hooks);
     progress.finish();
+    if (const std::string text = alarms.summary(); !text.empty()) say("warnings    " + text);
     tell_best(trainer.state());
     if (!finished) {
       say(fmt::format("stopped at step {} of {}{}; go on with --resume", trainer.state().step, trainer.state().total_steps,

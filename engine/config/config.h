@@ -100,8 +100,14 @@ struct RunConfig {
     int64_t keep_checkpoints = 2;
     Recompute recompute = Recompute::none;
     double max_hours = 0.0;
+    int64_t log_grads_every = 0;
     bool operator==(const Train&) const = default;
   } train;
+
+  struct Valid {
+    double floor = 0.0;  // strict share below which a validation after the warm-up is warned of
+    bool operator==(const Valid&) const = default;
+  } valid;
 
   struct Lora {
     int64_t rank = 128;

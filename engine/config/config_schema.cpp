@@ -81,6 +81,9 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"train.keep_checkpoints", Whole{&c.train.keep_checkpoints, 1, 1'000'000}, kFree},
       {"train.recompute", choice(c.train.recompute), kFree},
       {"train.max_hours", Real{&c.train.max_hours, {0, 1e6}}, kFree},
+      {"train.log_grads_every", Whole{&c.train.log_grads_every, 0, kManySteps}, kFree},
+
+      {"valid.floor", Real{&c.valid.floor, kFraction}, kFree},
 
       {"lora.rank", Whole{&c.lora.rank, 1, 65'536}},
       {"lora.alpha", Real{&c.lora.alpha, kWeight}},

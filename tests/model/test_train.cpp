@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "engine/device/host.h"
 #include "engine/files/json.h"
 #include "models/flops.h"
 #include "models/footprint.h"
@@ -195,6 +196,34 @@ TEST_CASE("steps without a finite loss change nothing and end the run after ten 
   CHECK(!fs::exists(folder.path() / "run" / "checkpoints"));
 }
 
+TEST_CASE("a step that is not finite names the samples that make it so") {
+  // A head of its own: the embedding's row is read where its token is fed alone.
+  TinyRun run({"train.max_steps=2", "train.batch=5", "train.micro_batch=3", "model.path=" + kGolden + "models/llama_scaled"});
+  REQUIRE(run.samples.size() == 5);
+  // A token that one sample alone has.
+  const auto holds = [](const Sample& s, int32_t id) {
+    return std::ranges::count(s.question, id) + std::ranges::count(s.trace, id) + std::ranges::count(s.answer, id) > 0;
+  };
+  const auto alone = [&](int32_t id) { return std::ranges::count_if(run.samples, [&](const Sample& s) { return holds(s, id); }) == 1; };
+  const Sample* guilty = nullptr;
+  int32_t token = 0;
+  for (const Sample& s : run.samples)
+    for (int32_t id : s.question)
+      if (alone(id)) guilty = &s, token = id;
+  REQUIRE(guilty);
+  const Tensor row = run.model->embedding.row_range(token, token + 1);
+  const std::vector<double> before = to_host(*run.ops, row);
+  run.ops->fill(row, std::nan(""));
+  Trainer trainer(*run.model, run.samples, {});
+  const StepReport r = trainer.step();
+  CHECK_FALSE(r.updated);
+  REQUIRE(r.not_finite.size() == 1);
+  CHECK(r.not_finite[0]->row == guilty->row);
+  CHECK(r.not_finite[0]->line == guilty->row + 1);
+  run.ops->fill(row, before[0]);
+  CHECK(trainer.step().not_finite.empty());
+}
+
 TEST_CASE("ten skipped steps in a row are a numeric failure") {
   TempFolder folder;
   TinyRun run({"train.max_steps=40", "train.checkpoint_every=1000"});
@@ -275,8 +304,8 @@ TEST_CASE("metrics.jsonl has one object a logged step with exactly its keys, and
   for (const Json& line : lines) {
     std::vector<std::string> keys;
     for (const auto& [key, value] : line.items()) keys.push_back(key);
-    CHECK(keys == std::vector<std::string>{"codi", "epoch", "grad_norm", "kv", "loss", "lr", "mfu", "samples", "samples_per_s", "seconds",
-                                           "step", "student_ce", "teacher_ce", "tokens_per_s"});
+    CHECK(keys == std::vector<std::string>{"codi", "epoch", "grad_norm", "kv", "latent_norm_ratio", "loss", "lr", "mfu", "samples",
+                                           "samples_per_s", "seconds", "step", "student_ce", "teacher_ce", "tokens_per_s"});
     const StepReport& r = reports[line["step"].get<std::size_t>() - 1];
     CHECK(line["loss"] == r.loss);
     CHECK(r.loss == Approx(r.losses.student_ce + r.losses.teacher_ce + r.losses.kv + 10 * r.losses.codi));
