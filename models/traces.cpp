@@ -22,30 +22,26 @@ Need need_of(const RunConfig& config) {
   return {};
 }
 
-std::string without_chain(const RowFile& file) { return fmt::format("no row has a chain; its keys are {}", file.keys); }
-
-bool has_chain(const RowFile& file) {
-  return std::ranges::any_of(file.rows, [](const Row& r) { return !r.steps.empty() || !r.trace_ids.empty(); });
-}
+std::string without_chain(const FileFacts& file) { return fmt::format("no row has a chain; its keys are {}", file.keys); }
 
 // Files that may keep their chains under a key that is not known, beside others that have some.
-std::string files_without_chain(const RunConfig& config, const std::vector<RowFile>& files) {
+std::string files_without_chain(const RunConfig& config, const std::vector<FileFacts>& files) {
   const Recipe recipe = recipe_of(config);
   std::string lines;
-  for (const RowFile& file : files)
-    if ((recipe.teacher || recipe.has_stages()) && !has_chain(file))
+  for (const FileFacts& file : files)
+    if ((recipe.teacher || recipe.has_stages()) && !file.chain)
       lines += fmt::format("{}{}: {}", lines.empty() ? "" : "\n", escaped(file.path, 4096), without_chain(file));
   return lines;
 }
 
 }  // namespace
 
-std::string require_traces(const RunConfig& config, const std::vector<RowFile>& files, const std::vector<Sample>& samples) {
+std::string require_traces(const RunConfig& config, const std::vector<FileFacts>& files, const std::vector<Sample>& samples) {
   if (std::ranges::any_of(samples, [](const Sample& s) { return !s.trace.empty(); })) return files_without_chain(config, files);
-  const bool steps = std::ranges::any_of(files, has_chain);
+  const bool steps = std::ranges::any_of(files, &FileFacts::chain);
   const std::string rows = steps ? "no row has more than the one step that data.drop_last_step drops" : without_chain(files[0]);
   // Rows of ids say that a trace is empty; other forms may keep theirs under a key that is not known.
-  const bool as_given = std::ranges::all_of(files, [](const RowFile& f) { return f.format == DataFormat::ids; });
+  const bool as_given = std::ranges::all_of(files, [](const FileFacts& f) { return f.format == DataFormat::ids; });
   const Need need = as_given ? Need{} : need_of(config);
   if (!need.what.empty())
     throw Error(

@@ -10,6 +10,6 @@ namespace kava {
 /// Error(code data) where no sample has a trace token and a loss needs one: L_KV, or the cross-entropy of a written chain (full_cot, icot,
 /// coconut). Where only the teacher goes without, or a file beside others that have
 /// chains, lines that say so; else nothing.
-std::string require_traces(const RunConfig& config, const std::vector<RowFile>& files, const std::vector<Sample>& samples);
+std::string require_traces(const RunConfig& config, const std::vector<FileFacts>& files, const std::vector<Sample>& samples);
 
 }  // namespace kava

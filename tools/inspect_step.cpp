@@ -18,6 +18,7 @@
 #include "models/kava.h"
 #include "models/text.h"
 #include "models/traces.h"
+#include "models/train_samples.h"
 #include "tools/command.h"
 #include "tools/device.h"
 
@@ -100,9 +101,7 @@ int inspect_step(const StepCommand& command) {
   const TextModel text = open_text_model(config.model.path);
   text.shape.require_for_training(config.model.dropout);
   if (!text.note.empty()) fmt::print(stderr, "{}\n", text.note);
-  int64_t dropped = 0;
-  const std::vector<RowFile> files = read_train_files(config);
-  std::vector<Sample> samples = read_samples(text, config, files, &dropped);
+  auto [samples, files, dropped] = read_train_samples(text, config);
   if (dropped > 0) fmt::print(stderr, "{} rows are longer than {} and left out\n", dropped, length_limit(config, text.shape));
   if (samples.empty()) throw Error(Exit::data, escaped(config.data.train[0].path, 4096), "no row is left", "raise data.max_tokens");
   if (const std::string note = require_traces(config, files, samples); !note.empty()) fmt::print(stderr, "{}\n", note);

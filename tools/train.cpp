@@ -16,6 +16,7 @@
 #include "models/run_folder.h"
 #include "models/text.h"
 #include "models/traces.h"
+#include "models/train_samples.h"
 #include "models/trainer.h"
 #include "models/validation.h"
 #include "tools/op_check.h"
@@ -35,23 +36,28 @@ namespace fs = std::filesystem;
 namespace {
 
 // What a run reads before its model.
-struct RunData {
-  std::vector<Sample> train;
+struct RunData : TrainSamples {
   std::optional<Validator> valid;
   std::vector<DataDigest> digests;
-  int64_t dropped = 0;
+
+  /// "FILE:LINE"
+  std::string where(const Sample& sample) const {
+    int64_t row = sample.row;
+    for (const FileFacts& file : files) {
+      if (row < file.rows) return fmt::format("{}:{}", escaped(file.path, 4096), sample.line);
+      row -= file.rows;
+    }
+    return fmt::format("row {}", sample.row + 1);
+  }
 };
 
 RunData read_data(const TextModel& text, const RunConfig& config, bool tell) {
   RunData data;
-  {
-    const std::vector<RowFile> files = read_train_files(config);
-    data.train = read_samples(text, config, files, &data.dropped);
-    if (!data.train.empty())
-      if (const std::string note = require_traces(config, files, data.train); !note.empty() && tell) fmt::print(stderr, "{}\n", note);
-    for (const RowFile& f : files) data.digests.push_back({"data.train", f.sha256, name_of(f.format)});
-  }
-  if (data.train.empty())
+  static_cast<TrainSamples&>(data) = read_train_samples(text, config);
+  if (!data.samples.empty())
+    if (const std::string note = require_traces(config, data.files, data.samples); !note.empty() && tell) fmt::print(stderr, "{}\n", note);
+  for (const FileFacts& f : data.files) data.digests.push_back({"data.train", f.sha256, name_of(f.format)});
+  if (data.samples.empty())
     throw Error(Exit::data, escaped(config.data.train[0].path, 4096),
                 fmt::format("no row is left: all {} are longer than {}", data.dropped, length_limit(config, text.shape)),
                 "raise data.max_tokens");
@@ -128,17 +134,17 @@ class Run {
     data_ = read_data(text_, config_, comm_.leads());
     require_work_for_all();
     if (before) tell_resumption(*before);
-    say(parameter_table(config_, text_) + run_summary(config_, data_.train, data_.dropped));
+    say(parameter_table(config_, text_) + run_summary(config_, data_.samples, data_.dropped));
     if (!comm_.alone()) say(fmt::format("ranks       {}", comm_.size()));
     if (data_.valid) say(fmt::format("validation  {} rows, {} of them over data.max_tokens", data_.valid->rows(), data_.valid->dropped()));
-    const MemoryPlanner planner(*ops_, config_, text_.shape, data_.train, data_.valid ? &*data_.valid : nullptr, comm_.size());
+    const MemoryPlanner planner(*ops_, config_, text_.shape, data_.samples, data_.valid ? &*data_.valid : nullptr, comm_.size());
     require_memory(planner, config_, text_.shape, free_memory(*ops_) / (ops_->name() == "cpu" ? ranks_here_ : 1));
     take_contents(state, before.has_value());
   }
 
   // A rank that never has a forward would only wait.
   void require_work_for_all() const {
-    const int64_t batch = std::min(config_.train.batch, static_cast<int64_t>(data_.train.size()));
+    const int64_t batch = std::min(config_.train.batch, static_cast<int64_t>(data_.samples.size()));
     const int64_t micro = config_.train.micro_batch > 0 ? config_.train.micro_batch : batch;
     const int64_t forwards = (batch + micro - 1) / micro;
     if (comm_.size() > forwards)
@@ -174,7 +180,7 @@ class Run {
 
   void tell_resumption(const Continued& before) {
     const TrainingState& state = before.state;
-    const int64_t steps = total_steps(config_.train, static_cast<int64_t>(data_.train.size()));
+    const int64_t steps = total_steps(config_.train, static_cast<int64_t>(data_.samples.size()));
     if (steps < state.step)
       throw Error(Exit::usage, escaped(out_.string(), 4096), fmt::format("has done {} steps, and is to end after {}", state.step, steps),
                   "give more train.max_steps or train.epochs");
@@ -210,11 +216,21 @@ class Run {
     return config_.train.max_hours > 0 && stepped_ && hours >= config_.train.max_hours;
   }
 
+  std::string not_finite_text(const StepReport& r) const {
+    constexpr std::size_t kMost = 5;
+    const auto n = r.not_finite.size();
+    if (n == 0) return fmt::format("step {}: no sample by itself gives a loss or gradient that is not finite", r.step);
+    if (n > kMost && static_cast<int64_t>(n) == r.batch_samples) return fmt::format("step {}: every sample of the batch gives it", r.step);
+    std::string text = fmt::format("step {}: from {}", r.step, data_.where(*r.not_finite[0]));
+    for (std::size_t i = 1; i < std::min(n, kMost); ++i) text += ", " + data_.where(*r.not_finite[i]);
+    return text + (n > kMost ? fmt::format(" and {} more", n - kMost) : "");
+  }
+
   int train(RunFolder* folder, Model& model, TrainingState state) {
     if (folder) folder->open(told_, state);
     const int64_t first = state.step;
-    Trainer trainer(model, data_.train, std::move(state), &comm_);
-    const auto batch = std::span(data_.train).first(std::min(data_.train.size(), static_cast<std::size_t>(config_.train.batch)));
+    Trainer trainer(model, data_.samples, std::move(state), &comm_);
+    const auto batch = std::span(data_.samples).first(std::min(data_.samples.size(), static_cast<std::size_t>(config_.train.batch)));
     const double work =
         minimum_flops(config_, recipe_of(config_), text_.shape, batch) * static_cast<double>(trainer.state().total_steps - first);
     std::optional<MatrixRate> rate;
@@ -230,7 +246,7 @@ class Run {
     const auto warn = [&](const std::vector<std::string>& lines) {
       for (const std::string& line : lines) progress.note(line);
     };
-    warn(alarms.samples(data_.train));
+    warn(alarms.samples(data_.samples));
     TrainingHooks hooks;
     hooks.on_step = [&](const StepReport& r, const Speed& s) {
       stepped_ = true;
@@ -238,6 +254,7 @@ class Run {
       progress.step(r, s, rate ? s.flops_per_s / rate->at_least(s.flops_per_s) : 0);
       if (folder) outside.step(r, s);
       warn(alarms.step(r));
+      if (!r.updated) progress.note(not_finite_text(r));
     };
     hooks.on_validation = [&](int64_t step, const Validation& v) {
       progress.validation(step, v, trainer.state().best);
@@ -345,8 +362,8 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
   const TextModel text = open_text_model(config.model.path);
   text.shape.require_for_training(config.model.dropout);
   const RunData data = read_data(text, config, true);
-  say(parameter_table(config, text) + run_summary(config, data.train, data.dropped));
-  const MemoryPlanner planner(ops, config, text.shape, data.train, data.valid ? &*data.valid : nullptr, ranks);
+  say(parameter_table(config, text) + run_summary(config, data.samples, data.dropped));
+  const MemoryPlanner planner(ops, config, text.shape, data.samples, data.valid ? &*data.valid : nullptr, ranks);
   print_plan(command.plan_options, planner, config, text.shape, available_memory() / ranks_here);
 }
 

@@ -116,8 +116,12 @@ std::string RowFile::where(const Row& row) const { return fmt::format("{}:{}", e
 
 namespace {
 
-// Malformed rows end the reading, or are told in `malformed` where it is given.
-RowFile read_file_rows(const std::string& path, std::optional<DataFormat> format, MalformedRows* malformed) {
+constexpr std::size_t kRowsOfPart = 4096;
+
+// Malformed rows end the reading, or are told in `malformed` where it is given. Where `part` is given it takes rows as soon as there are
+// some.
+RowFile read_file_rows(const std::string& path, std::optional<DataFormat> format, MalformedRows* malformed,
+                       const std::function<void(RowFile&)>& part = {}) {
   const std::string bytes = read_file(path, kMostBytes);
   const std::string file = escaped(path, 4096);
   std::string_view text = bytes;
@@ -128,10 +132,13 @@ RowFile read_file_rows(const std::string& path, std::optional<DataFormat> format
   const bool list = body.starts_with('[') && format != DataFormat::icot_text;
   if (!format && !list && !body.starts_with('{')) format = DataFormat::icot_text;
   RowFile out{path, DataFormat::icot_text, {}, sha256(bytes), "text"};
+  bool none = true;
   auto take = [&](auto parse, std::string_view row_text, int64_t line) {
     try {
       out.rows.push_back(parse(row_text, RowPlace{file, line}));
       out.rows.back().line = line;
+      none = false;
+      if (part && out.rows.size() == kRowsOfPart) part(out), out.rows.clear();
     } catch (const Error& e) {
       if (!malformed || e.code() != Exit::data) throw;
       if (++malformed->count <= 5) malformed->first.push_back(e);
@@ -141,8 +148,9 @@ RowFile read_file_rows(const std::string& path, std::optional<DataFormat> format
   auto parse_object = [&](std::string_view row_text, const RowPlace& place) {
     if (!list && stripped(row_text) == "{") place.refuse("a JSON object over several lines", "write one object a line, or a list of them");
     const Json row = parse_json(row_text, place.text());
-    if (out.rows.empty() && row.is_object()) out.keys = key_list(row);
+    if (none && row.is_object()) out.keys = key_list(row);
     if (!format) format = row.is_object() ? recognised_format(row) : DataFormat::jsonl;
+    out.format = *format;
     return parse_json_row(row, *format, place);
   };
   auto add_json = [&](std::string_view row_text, int64_t line) { return take(parse_object, row_text, line); };
@@ -150,14 +158,32 @@ RowFile read_file_rows(const std::string& path, std::optional<DataFormat> format
   if (format == DataFormat::icot_text) each_line(text, add_text);
   else if (list) ElementCutter(text, file).each(add_json);
   else each_line(text, add_json);
-  if (out.rows.empty() && !(malformed && malformed->count > 0)) throw Error(Exit::data, file, "holds no row", "name a file with data");
+  if (none && !(malformed && malformed->count > 0)) throw Error(Exit::data, file, "holds no row", "name a file with data");
   out.format = format.value_or(DataFormat::jsonl);
+  if (part && !out.rows.empty()) part(out), out.rows.clear();
   return out;
 }
+
+bool has_chain(const Row& row) { return !row.steps.empty() || !row.trace_ids.empty(); }
 
 }  // namespace
 
 RowFile read_rows(const std::string& path, std::optional<DataFormat> format) { return read_file_rows(path, format, nullptr); }
+
+FileFacts facts_of(const RowFile& file) {
+  return {file.path, file.format, file.sha256, file.keys, std::ssize(file.rows), std::ranges::any_of(file.rows, has_chain)};
+}
+
+FileFacts read_parts(const std::string& path, std::optional<DataFormat> format, const std::function<void(RowFile& part)>& take) {
+  int64_t rows = 0;
+  bool chain = false;
+  const RowFile file = read_file_rows(path, format, nullptr, [&](RowFile& part) {
+    rows += std::ssize(part.rows);
+    chain = chain || std::ranges::any_of(part.rows, has_chain);
+    take(part);
+  });
+  return {path, file.format, file.sha256, file.keys, rows, chain};
+}
 
 RowFile read_wellformed_rows(const std::string& path, std::optional<DataFormat> format, MalformedRows& malformed) {
   return read_file_rows(path, format, &malformed);

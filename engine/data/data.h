@@ -44,6 +44,19 @@ struct RowFile {
 /// first malformed row is Error(code data, FILE:LINE), a file without rows Error(code data, FILE).
 RowFile read_rows(const std::string& path, std::optional<DataFormat> format = std::nullopt);
 
+/// What a run needs of a file beside its rows.
+struct FileFacts {
+  std::string path;
+  DataFormat format = DataFormat::icot_text;
+  std::string sha256, keys;  // as of a RowFile
+  int64_t rows = 0;
+  bool chain = false;  // of any row
+};
+FileFacts facts_of(const RowFile& file);
+
+/// read_rows, some rows at a time: `take` is given files that hold the next rows, without the digest.
+FileFacts read_parts(const std::string& path, std::optional<DataFormat> format, const std::function<void(RowFile& part)>& take);
+
 /// A JSON number as an answer: whole without point or exponent, else the shortest decimal that reads back, without exponent.
 std::string answer_text(double number);
 
@@ -53,6 +66,7 @@ struct Sample {
   std::vector<int32_t> question, trace, answer;
   int32_t prompt = 0;
   int64_t row = 0;             // index over the rows of all files
+  int64_t line = 0;            // of its file
   std::vector<int32_t> steps;  // lengths of the trace's steps
   int32_t blank = 0;           // 1: the token after the prompt is white space alone, where codi.token = "before_answer" distils
 };

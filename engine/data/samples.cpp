@@ -112,7 +112,7 @@ std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokeni
         continue;
       }
       Sample sample = row.is_ids ? ids_sample(file, row, options) : text_sample(file, row, *tokenizer, prompt, options);
-      sample.row = *next;
+      sample.row = *next, sample.line = row.line;
       if (options.length && options.length(sample) > options.max_tokens) ++*dropped;
       else samples.push_back(std::move(sample));
     }

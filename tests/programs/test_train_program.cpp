@@ -115,6 +115,7 @@ TEST_CASE("a learning rate that breaks the run is exit 5") {
       {config, "--set", "train.lr=1e30", "--set", "train.max_steps=100", "--set", "train.checkpoint_every=1000", "--out", folder / "run"});
   check_refusal(run, 5, "10 steps in a row");
   CHECK(run.out.find("no update made") != std::string::npos);
+  CHECK(run.out.find("rows.jsonl:") != std::string::npos);  // the samples
 }
 
 TEST_CASE("what cannot be run is refused in one line with its exit code") {

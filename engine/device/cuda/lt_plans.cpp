@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "engine/error.h"
+#include "engine/files/cache.h"
 #include "engine/files/files.h"
 
 namespace kava {
@@ -24,16 +25,8 @@ LtKey rounded_key(LtKey key) {
 }
 
 std::string LtPlans::file_for(const std::string& device, int64_t version) {
-  auto value = [](const char* name) {
-    const char* text = std::getenv(name);
-    return std::string(text ? text : "");
-  };
-  fs::path folder = value("KAVA_CACHE");
-  if (folder.empty()) {
-    const std::string cache = value("XDG_CACHE_HOME"), home = value("HOME");
-    if (cache.empty() && home.empty()) return "";
-    folder = (cache.empty() ? fs::path(home) / ".cache" : fs::path(cache)) / "kava";
-  }
+  const fs::path folder = cache_folder();
+  if (folder.empty()) return "";
   std::string name;
   for (char c : device) name += std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
   return (folder / fmt::format("cublaslt-{}-{}.txt", name, version)).string();
