@@ -81,7 +81,7 @@ def draw_rope(draw, config):
 
 def draw_rotary_model(draw, family):
     kv_heads, group = draw.of(1, 3), draw.of(1, 3)
-    heads, dim = kv_heads * group, 2 * draw.of(1, 5)
+    heads, dim = kv_heads * group, draw.one(*[2 * draw.of(1, 5)] * 6, 16, 32, 64)
     config = {"model_type": family, "num_hidden_layers": draw.of(1, 3), "num_attention_heads": heads, "num_key_value_heads": kv_heads,
               "intermediate_size": draw.of(3, 30), "vocab_size": draw.of(50, 80), "hidden_size": heads * dim}
     if family == "qwen3":
@@ -124,13 +124,13 @@ def draw_gpt2(draw):
 
 def draw_keys(draw, method, family):
     """The sections that say what the step computes."""
-    count = draw.of(1, 7)
+    count = draw.one(*[draw.of(1, 7)] * 9, 24)
     keys = {"latent": {"count": count, "projection": draw.maybe(), "update": draw.one("replace", "replace", "residual"),
                        "tokens": draw.one("trained", "trained", "frozen")},
             "step": {"prefix_sharing": draw.maybe(0.7), "prune_latents": draw.maybe(0.7)},
             "loss": {"mean": draw.one("batch", "batch", "forward")}}
     if method in ("kava", "pccot"):
-        keys["latent"]["iterations"] = draw.of(0, count + 1)
+        keys["latent"]["iterations"] = draw.of(0, min(count, 6) + 1)
     if method not in ("icot", "coconut", "no_cot"):
         keys["loss"]["teacher"] = draw.one(1.0, 0.5, 0.0)
     if method != "full_cot":
@@ -149,18 +149,21 @@ def draw_keys(draw, method, family):
         thoughts, markers = draw.of(0, 3), draw.maybe(0.85)
         keys["coconut"] = {"thoughts": thoughts if markers else 0, "max_stage": draw.of(0, 4), "pad_to_max": draw.maybe(), "markers": markers,
                            "feedback": draw.one("hidden", "hidden", "hidden", "none")}
-        keys["stages"] = {"fixed": draw.of(0, keys["coconut"]["max_stage"] + 1)}
+        last = keys["coconut"]["max_stage"] + 1
+        first = draw.of(0, last)
+        keys["stages"] = draw.one({"fixed": draw.of(0, last)}, {"first": first, "last": draw.one(-1, draw.of(first, last))})
     if method == "icot":
         keys["icot"] = {"smoothing": 0.0, "side": draw.one("left", "right"), "keep_positions": draw.maybe(),
                         "remove_all_from": draw.one(0, 0, 3, 9)}
-        keys["stages"] = {"fixed": draw.of(0, 16)}
+        keys["stages"] = {draw.one("fixed", "fixed", "first"): draw.of(0, 16)}
     return keys
 
 
 def draw_config(draw, method, family):
     keys = {"method": method, **draw_keys(draw, method, family)}
     batch = draw.of(1, 6)
-    keys["train"] = {"trainable": draw.one("lora", "lora", "all"), "batch": batch, "micro_batch": draw.one(0, 0, draw.of(1, batch))}
+    keys["train"] = {"trainable": draw.one("lora", "lora", "all"), "batch": batch, "micro_batch": draw.one(0, 0, draw.of(1, batch)),
+                     "recompute": draw.one("none", "none", "cheap", "block")}
     linears = ["c_attn", "c_proj", "c_fc", "attn.c_proj", "mlp.c_proj"] if family == "gpt2" else [p.split(".")[1] for p in inputs.LINEARS]
     if keys["train"]["trainable"] == "lora":
         keys["lora"] = {"rank": draw.of(1, 5), "alpha": draw.one(1.0, 3.0, 16.0), "dropout": 0.0, "targets": draw.some(linears)}
@@ -195,8 +198,10 @@ def toml_text(config):
 
 
 def changed_form(draw, folder, raw):
-    """The same weights as other folders hold them: shards, a head that the base is tied to, GPT-2 without its prefix and with its masks."""
+    """The weights as other folders hold them: in 16 bits, shards, a head that the base is tied to, GPT-2 without its prefix and with its masks."""
     weights = load_file(folder / "model.safetensors")
+    if draw.maybe(0.3):
+        weights = {name: x.to(draw.one(torch.bfloat16, torch.float16)) for name, x in weights.items()}
     gpt2 = inputs.is_gpt2(raw)
     tied = raw.get("tie_word_embeddings", gpt2)
     if tied and draw.maybe(0.3):
@@ -243,7 +248,7 @@ def write_case(draw, folder, case, dtype, only, text):
     make_golden.write_model(folder / model, model, make_golden.base_weights(model))
     changed_form(draw, folder / model, raw)
     config["model"] = {"path": model, "dtype": dtype} | ({"dropout": "off"} if family == "gpt2" else {})
-    with_adapter = config["train"]["trainable"] == "lora" or config["latent"]["projection"] or method == "coconut" or draw.maybe()
+    with_adapter = config["train"]["trainable"] == "lora" or config["latent"]["projection"] or (method == "coconut" and not text) or draw.maybe()
     if with_adapter:
         config["model"]["adapter"] = adapter
     if text:
@@ -271,10 +276,10 @@ def no_luck(limits):
     return {name: max(limit, usual) if name.startswith("grad.") else limit for name, limit in limits.items()}
 
 
-def compare(folder, binary, device, dtype):
+def compare(folder, binary, device, dtype, threads):
     """(what is wrong or "", worst share of a bound)."""
     config = inputs.load_config(folder / "reference.toml")
-    command = [str(binary), "step", "case.toml", "--out", "step.safetensors", "--threads", "1", "--device", device]
+    command = [str(binary), "step", "case.toml", "--out", "step.safetensors", "--threads", str(threads), "--device", device]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     try:
         rows = inputs.load_rows(config)
@@ -323,7 +328,7 @@ def main():
             what = write_case(Draw(arguments.seed, case), folder, case, arguments.dtype, arguments.only, text)
             if not what:
                 continue
-            wrong, share = compare(folder, binary, arguments.device, arguments.dtype)
+            wrong, share = compare(folder, binary, arguments.device, arguments.dtype, 1 + case % 3)
             ran, failed, worst = ran + 1, failed + bool(wrong), max(worst, share)
             if wrong:
                 print(f"case {case} ({what}) differs:\n{wrong}", flush=True)

@@ -10,6 +10,7 @@ import tomllib
 
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 DEFAULTS = {
     "method": "kava",
@@ -25,7 +26,7 @@ DEFAULTS = {
     "kv": {"weight": 1.0, "reduction": "mean", "loss": "smooth_l1", "std": "layer", "keys": "post_rope", "projection": False},
     "codi": {"weight": 10.0, "loss": "smooth_l1", "std": "layer", "states": "blocks", "token": "prompt", "mse_std": 1, "target": "shared"},
     "loss": {"student": 1.0, "teacher": 1.0, "mean": "batch"},
-    "stages": {"fixed": -1, "first": 0, "mix": 0.0},
+    "stages": {"fixed": -1, "first": 0, "last": -1, "mix": 0.0},
     "coconut": {"thoughts": 2, "max_stage": 3, "pad_to_max": True, "markers": True, "feedback": "hidden"},
     "icot": {"remove_all_from": 0, "smoothing": 4.0, "side": "left", "keep_positions": False},
     "step": {"prefix_sharing": True, "prune_latents": True},
@@ -170,9 +171,18 @@ def stage_of(config):
     return config["stages"]["fixed"] if config["stages"]["fixed"] >= 0 else config["stages"]["first"]
 
 
-def cut(config, row):
-    """(latents, rest of the trace) of a row at the stage; only coconut has latents here."""
-    stage, trace, steps = stage_of(config), row["trace"], row["steps"]
+def stages_of(config):
+    """All stages of a run whose sequences may be the longest; icot only removes more."""
+    first = stage_of(config)
+    if config["method"] != "coconut" or config["stages"]["fixed"] >= 0:
+        return [first]
+    last = config["stages"]["last"] if config["stages"]["last"] >= 0 else config["coconut"]["max_stage"] + 1
+    return range(first, max(first, last) + 1)
+
+
+def cut(config, row, stage):
+    """(latents, rest of the trace) of a row at a stage; only coconut has latents here."""
+    trace, steps = row["trace"], row["steps"]
     if config["method"] == "coconut":
         keys = config["coconut"]
         dropped = min(stage, len(steps)) if stage <= keys["max_stage"] else len(steps)
@@ -209,7 +219,7 @@ def load_rows(config):
     if needs_prompt and any(row["prompt"] is None for row in rows):
         raise Unsupported("a row without prompt")
     for row in rows:
-        row["latents"], row["rest"] = cut(config, row)
+        row["latents"], row["rest"] = cut(config, row, stage_of(config))
     kept = [row for row in rows if fits(config, row)][: config["train"]["batch"]]
     if not kept:
         raise Unsupported("no row is left")
@@ -229,9 +239,8 @@ def longest(config, row):
     question, trace, answer = len(row["question"]), len(row["trace"]), len(row["answer"])
     lengths = []
     if config["method"] in ("icot", "coconut"):
-        if config["method"] == "coconut" and config["stages"]["fixed"] < 0:
-            raise Unsupported("coconut without stages.fixed: data.max_tokens looks at every stage")
-        return question + (row["latents"] + 2 if has_new_tokens(config) else 0) + len(row["rest"]) + answer
+        cuts = [cut(config, row, stage) for stage in stages_of(config)]
+        return question + max((latents + 2 if has_new_tokens(config) else 0) + len(rest) for latents, rest in cuts) + answer
     if runs_teacher(config):
         lengths.append(question + trace + answer)
     if config["method"] == "no_cot":
@@ -290,6 +299,15 @@ def extra_names(config, layers):
     if config["kv"]["projection"]:
         names += [f"kv_projection.{layer}.{x}.weight" for layer in range(layers) for x in "kv"]
     return names
+
+
+def start_token(config):
+    """The id of latent.token_init."""
+    file = pathlib.Path(config["model"]["path"]) / "tokenizer.json"
+    if not file.exists():
+        raise Unsupported("without an adapter latent.token_init needs a tokenizer")
+    (token,) = Tokenizer.from_file(str(file)).encode(config["latent"]["token_init"], add_special_tokens=False).ids
+    return token
 
 
 def initial_new_tokens(embedding):

@@ -151,11 +151,11 @@ class Model:
     def _initial_extras(self):
         if self.config["latent"]["projection"] and inputs.has_new_tokens(self.config):
             raise inputs.Unsupported("without an adapter the projection starts from the engine's own random numbers")
-        if self.config["latent"]["token_init"] and inputs.has_new_tokens(self.config):
-            raise inputs.Unsupported("without an adapter latent.token_init needs a tokenizer")
         embedding = self.net.get_input_embeddings().weight.detach()
         head_dim = self.attention(self.blocks[0]).head_dim
         extras = {"new_tokens.weight": inputs.initial_new_tokens(embedding)}
+        if self.config["latent"]["token_init"] and inputs.has_new_tokens(self.config):
+            extras["new_tokens.weight"] = embedding[inputs.start_token(self.config)].repeat(3, 1)
         for layer in range(self.layers):
             for x in "kv":
                 extras[f"kv_projection.{layer}.{x}.weight"] = torch.eye(head_dim)
