@@ -24,7 +24,8 @@ std::string release_text(const std::string& program);
 std::string version_text(const std::string& program);
 
 /// Installs handlers, but where a signal is ignored. SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask for a stop; one more of them within 2 seconds
-/// is the same (Slurm sends two within 12 ms), a later one ends the process at once. SIGUSR2 asks for a checkpoint.
+/// is the same (Slurm sends two within 12 ms), a later one ends the process at once. SIGUSR2 asks for a checkpoint. Called by the main
+/// thread, whose handlers then have a stack of their own; the threads of Threads take no signals.
 void catch_signals();
 bool stop_requested();
 /// Whether a checkpoint was asked for since the last call.

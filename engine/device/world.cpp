@@ -145,7 +145,7 @@ std::unique_ptr<Comm> join(const World& world, bool on_cpu) {
     throw Error(Exit::usage, "--device cpu",
                 fmt::format("{} ranks on the CPU need MPI, and {} has started them", world.size,
                             world.launcher == Launcher::options ? "no launcher" : name_of(world.launcher)),
-                "start them by mpirun");
+                "start them by mpirun, or by srun --mpi=pmix");
   if (world.mpi) return make_mpi_comm(world.rank, world.size, options);
   TcpPlace place{world.host, {}, world.job, world.rendezvous_timeout};
   if (world.port > 0) place.ports = {world.port};

@@ -1,9 +1,11 @@
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <csignal>
 #include <fstream>
 #include <limits>
 #include <stdexcept>
@@ -11,6 +13,7 @@
 #include <system_error>
 #include <vector>
 
+#include "engine/cli.h"
 #include "engine/device/cpu/ops_cpu.h"
 
 using namespace kava;
@@ -114,4 +117,36 @@ TEST_CASE("where the system gives fewer threads than asked for, those that start
   REQUIRE(setrlimit(RLIMIT_AS, &before) == 0);
   CHECK(refused);
 #endif
+}
+
+TEST_CASE("a signal's handler never runs on the stack of a product") {
+  // In a child, whose handlers are nobody else's.
+  const pid_t child = ::fork();
+  if (child == 0) {
+    catch_signals();
+    bool good = true;
+    for (int signal : {SIGTERM, SIGINT, SIGUSR1, SIGHUP, SIGUSR2}) {
+      struct sigaction action = {};
+      good = good && ::sigaction(signal, nullptr, &action) == 0 && (action.sa_handler == SIG_IGN || (action.sa_flags & SA_ONSTACK) != 0);
+    }
+    stack_t stack = {};
+    good = good && ::sigaltstack(nullptr, &stack) == 0 && (stack.ss_flags & SS_DISABLE) == 0;
+    ::raise(SIGUSR2);
+    ::_exit(good && checkpoint_requested() ? 0 : 1);
+  }
+  int status = -1;
+  ::waitpid(child, &status, 0);
+  CHECK(status == 0);
+
+  Threads threads(3);
+  std::vector<int> open(64);  // on a worker, of the signals that a handler may be for
+  threads.run(64, [&](int64_t task, int worker) {
+    sigset_t blocked;
+    ::pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
+    if (worker > 0)
+      for (int signal : {SIGTERM, SIGINT, SIGUSR1, SIGHUP, SIGUSR2, SIGCHLD, SIGPROF, SIGALRM})
+        open[static_cast<std::size_t>(task)] += ::sigismember(&blocked, signal) == 0;
+    ::usleep(200);
+  });
+  CHECK(open == std::vector<int>(64));
 }

@@ -1,6 +1,7 @@
 #include "engine/device/cpu/threads.h"
 
 #include <algorithm>
+#include <csignal>
 #ifdef KAVA_ONEDNN
 #include <omp.h>
 #endif
@@ -16,6 +17,14 @@ void single_threaded_products() {
 #ifdef KAVA_ONEDNN
   omp_set_num_threads(1);
 #endif
+}
+
+// A handler must not run on the stack of a product (engine/cli.cpp). Faults are the thread's own and stay deliverable.
+void take_no_signals() {
+  sigset_t signals;
+  ::sigfillset(&signals);
+  for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP}) ::sigdelset(&signals, fault);
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 }
 
 void pause() {
@@ -63,6 +72,7 @@ void Threads::take_tasks(int worker) {
 }
 
 void Threads::work(int worker) {
+  take_no_signals();
   single_threaded_products();
   uint64_t seen = 0;
   for (;;) {
