@@ -294,6 +294,7 @@ TEST_CASE("kava_data refuses wrong options") {
   for (const char* arguments : {"--help", "synth --help", "check --help", "stats --help", "convert --help"}) {
     const Ended help = kava_data(arguments, folder);
     CHECK(help.code == 0);
-    CHECK_THAT(help.out, ContainsSubstring("Example:\n  kava_data "));
+    // As the program was called, by its path.
+    CHECK_THAT(help.out, ContainsSubstring("\nExample") && ContainsSubstring("bin/kava_data "));
   }
 }

@@ -36,7 +36,7 @@ TEST_CASE("a profile (--profile) tells the time and work of each op, and changes
   CHECK(flops > 0);
 }
 
-TEST_CASE("--check-ops names the op that made the first value of a step that is not finite, and changes no byte") {
+TEST_CASE("an op is named by --check-ops that made the first value of a step that is not finite, and changes no byte") {
   const TempFolder folder;
   const std::string train = "kava_train '" + source_dir() + "/tests/golden/cases/full_cot.toml' --threads 1 --set 'model.adapter=\"\"' ";
   const std::string wild = train + "--set train.max_steps=30 --set train.lr=1e30 --set train.warmup=0 --set train.clip=1e30 --out ";

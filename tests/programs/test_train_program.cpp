@@ -313,7 +313,7 @@ TEST_CASE("a forward that does not fit the memory is refused with one that does"
   Running::Limits limits;
   limits.address_space = rlim_t{480} << 20;
   const Ended refused = Running(base, limits).wait();
-  check_refusal(refused, 3, "train.micro_batch: a forward of 256 samples");
+  check_refusal(refused, 3, "train.micro_batch: with forwards of 256 samples");
   CHECK(!fs::exists(folder / "run"));
   const std::string words = "set train.micro_batch = ";
   const auto at = refused.err.find(words);
