@@ -21,7 +21,7 @@ finish() {
   wait 2>/dev/null || true
   rm -rf "$work"
 }
-[ -n "${KEEP:-}" ] || trap finish EXIT
+trap finish EXIT
 host=$(hostname -s)
 port=$((20000 + 2 * ($$ % 5000)))
 mkdir -p "$work/state" "$work/spool"

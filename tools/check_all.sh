@@ -9,6 +9,7 @@
 #   tsan      ThreadSanitizer over what has threads; whole: every test
 #   clang     a build by clang without a warning; whole: and its tests
 #   kill      runs killed at every failpoint and 3 random moments; whole: 1,000 moments and every error
+#   slurm     ranks, jobs and replicate below a Slurm of one host (tests/slurm.sh)
 #   fuzz      the parsers of strangers' files under the lane asan's build for 60 s; whole: 20 minutes each
 #   lint      tools/lint.sh; whole: and clang-tidy
 #   docs      every `sh` block of the documents in the project's folder, but those of `sh norun REASON` and the README's first, which are
@@ -119,6 +120,12 @@ lane_kill() {
     build/cpu/tests/kill_resume --rounds 1000 --every-error --bin build/cpu/bin
     build/cpu/tests/replicate_kills --kills 20 --bin build/cpu/bin
   fi
+}
+
+lane_slurm() {
+  tools/setup.sh slurm-wlm
+  build cpu kava_train kava_data kava_eval kava_report replicate
+  tests/slurm.sh build/cpu/bin
 }
 
 lane_fuzz() {
