@@ -29,8 +29,8 @@ using namespace kava;
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-constexpr double kCommTimeout = 3;  // seconds
-constexpr double kEnd = 12;         // seconds after a failure in which all must have ended
+constexpr double kCommTimeout = 8;  // seconds: longer than a busy machine takes to end a job
+constexpr double kEnd = 30;         // seconds after a failure in which all must have ended
 
 struct Options {
   int rounds = 10;
