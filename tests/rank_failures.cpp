@@ -21,6 +21,7 @@
 
 #include "engine/error.h"
 #include "tests/folders.h"
+#include "tests/ports.h"
 #include "tests/run_snapshot.h"
 
 namespace {
@@ -76,8 +77,7 @@ class Ranks {
       children_.push_back(start(line, fail, err));
       return;
     }
-    static int port = 21000 + static_cast<int>(::getpid()) % 20000;
-    const std::string place = fmt::format("127.0.0.1:{}", ++port);
+    const std::string place = fmt::format("127.0.0.1:{}", free_ports(1)[0]);
     for (int r = 0; r < n; ++r) {
       std::vector<std::string> line = {
           program, "--device", "cuda", "--rank", std::to_string(r), "--world-size", size, "--rendezvous", place, "--rendezvous-timeout",

@@ -3,10 +3,10 @@
     python draw_cases.py [--bin DIR] [--count N] [--seed S] [--only FAMILY|METHOD]... [--device cpu|cuda] [--dtype f64|f32]
                          [--tokenizer FOLDER] [--keep DIR]
 
-What the golden cases hold one by one is here in any mixture: four families with every form of their keys, eight methods with every switch that
-the reference knows, LoRA and all weights, forwards of any size, rows that are dropped; with --tokenizer, text rows with its ids. Case i of a seed is the same whatever else is drawn. A
-difference is printed with the case's configuration, which --keep leaves on the disk. Ends with 1 on a difference, with 4 (skipped) where a
-package or the program is missing.
+What the golden cases hold one by one is here in any mixture: four families with every form of their keys, eight methods with every switch
+that the reference knows, LoRA and all weights, forwards of any size, rows that are dropped; with --tokenizer, text rows with its ids. Case i
+of a seed is the same whatever else is drawn. A difference is printed with the case's configuration, which --keep leaves on the disk. Ends
+with 1 on a difference or where nothing was compared, with 4 (skipped) where a package or the program is missing.
 """
 import argparse
 import json
@@ -242,6 +242,9 @@ def write_case(draw, folder, case, dtype, only, text):
     if text:
         raw["vocab_size"] = text.size + draw.of(0, 9)
         raw["n_positions" if family == "gpt2" else "max_position_embeddings"] = draw.one(80, 160)
+    # The errors of so narrow a model's tensors hang together, and are as lucky as those of one element.
+    if dtype == "f32" and (raw["n_embd"] if family == "gpt2" else raw["hidden_size"]) < FEW:
+        return None
     config = draw_config(draw, method, family)
     model, adapter = f"model_{case}", f"adapter_{case}"
     make_golden.MODELS[model] = raw
@@ -270,14 +273,18 @@ def fed_by_both(config, found, exact):
         found["latent.inputs"] = torch.where(exact["latent.inputs"] == 0, 0, found["latent.inputs"])
 
 
-def no_luck(limits):
-    """A gradient of few elements may be nearly exact in the reference's own f32 step by chance: none is held to less than their median."""
+# Two errors of n independent elements differ more than tenfold in 6 % of cases for n = 1, in 0.04 % for n = 4, hardly ever for n = 8.
+FEW = 8
+
+
+def no_luck(limits, exact):
+    """A gradient of few elements may be nearly exact in the reference's own f32 step by chance: it alone is held to the median bound."""
     usual = np.median([limit for name, limit in limits.items() if name.startswith("grad.")] or [0.0])
-    return {name: max(limit, usual) if name.startswith("grad.") else limit for name, limit in limits.items()}
+    return {name: max(limit, usual) if name.startswith("grad.") and exact[name].numel() < FEW else limit for name, limit in limits.items()}
 
 
 def compare(folder, binary, device, dtype, threads):
-    """(what is wrong or "", worst share of a bound)."""
+    """(what is wrong or "", worst share of a bound, or None near a tie)."""
     config = inputs.load_config(folder / "reference.toml")
     command = [str(binary), "step", "case.toml", "--out", "step.safetensors", "--threads", str(threads), "--device", device]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -289,9 +296,9 @@ def compare(folder, binary, device, dtype, threads):
         return f"exit code {ended.returncode}: {ended.stderr}", 0.0
     exact, limits, margin = compare_step.bounds(config, rows, config["model"]["adapter"], dtype)
     if margin < NEAR_TIE[dtype]:
-        return "", 0.0
+        return "", None
     if dtype == "f32":
-        limits = no_luck(limits)
+        limits = no_luck(limits, exact)
     found = load_file(folder / "step.safetensors")
     fed_by_both(config, found, exact)
     verdicts = sorted(compare_step.judge(found, exact, limits), reverse=True)
@@ -320,7 +327,7 @@ def main():
         return SKIPPED
     torch.set_num_threads(1)
     text = Text(arguments.tokenizer) if arguments.tokenizer else None
-    ran = failed = 0
+    ran = failed = ties = 0
     worst = 0.0
     for case in range(arguments.first, arguments.first + arguments.count):
         with tempfile.TemporaryDirectory() as root:
@@ -329,14 +336,17 @@ def main():
             if not what:
                 continue
             wrong, share = compare(folder, binary, arguments.device, arguments.dtype, 1 + case % 3)
+            if share is None:
+                ties += 1
+                continue
             ran, failed, worst = ran + 1, failed + bool(wrong), max(worst, share)
             if wrong:
                 print(f"case {case} ({what}) differs:\n{wrong}", flush=True)
                 if arguments.keep:
                     folder.rename(arguments.keep / f"case_{case}")
                     folder.mkdir()
-    print(f"{ran} drawn cases in {arguments.dtype} on {arguments.device}, {failed} differ; the worst at {worst:.2g} of its bound")
-    return 1 if failed else 0
+    print(f"{ran} drawn cases in {arguments.dtype} on {arguments.device}, {failed} differ, {ties} near a tie and not compared; the worst at {worst:.2g} of its bound")
+    return 1 if failed or not ran else 0
 
 
 if __name__ == "__main__":

@@ -1,45 +1,17 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
-#include <catch2/matchers/catch_matchers_string.hpp>
 #include <fstream>
 #include <sstream>
 
 #include "engine/config/config.h"
-#include "engine/config/key_help.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
-#include "tests/folders.h"
+#include "tests/io/config_rig.h"
 
 using namespace kava;
+using namespace kava::test;
 using Catch::Matchers::ContainsSubstring;
 namespace fs = std::filesystem;
-
-namespace {
-
-// Writes run.toml and gives its path.
-std::string written(const TempFolder& folder, const std::string& text) {
-  overwrite(folder / "run.toml", text);
-  return folder / "run.toml";
-}
-
-RunConfig load(const std::string& text, const std::vector<std::string>& sets = {}) {
-  TempFolder folder;
-  return load_config(written(folder, text), sets);
-}
-
-// The refusal of a configuration; its exit code must be 2.
-std::string refusal(const std::string& text, const std::vector<std::string>& sets = {}) {
-  try {
-    load(text, sets);
-  } catch (const Error& e) {
-    CHECK(e.code() == Exit::usage);
-    CHECK(std::string(e.what()).find('\n') == std::string::npos);
-    return e.what();
-  }
-  return "accepted";
-}
-
-}  // namespace
 
 TEST_CASE("an empty configuration has the defaults of the interface") {
   const RunConfig c = load("");
@@ -195,74 +167,6 @@ TEST_CASE("an unknown key is refused with its place and the nearest valid key") 
   CHECK_THAT(refusal("[train]\n" + std::string(500'000, 'x') + " = 1\n"), ContainsSubstring("nearest valid key"));
 }
 
-TEST_CASE("names and words of other programs lead to the key or word of the same meaning") {
-  const std::pair<const char*, const char*> names[] = {{"lora.r", "lora.rank"},
-                                                       {"r", "lora.rank"},
-                                                       {"lora_alpha", "lora.alpha"},
-                                                       {"peft.target_modules", "lora.targets"},
-                                                       {"learning_rate", "train.lr"},
-                                                       {"train.learning_rate", "train.lr"},
-                                                       {"optimizer.lr", "train.lr"},
-                                                       {"train.gradient_accumulation_steps", "train.micro_batch"},
-                                                       {"per_device_train_batch_size", "train.batch"},
-                                                       {"batch-size", "train.batch"},
-                                                       {"num_train_epochs", "train.epochs"},
-                                                       {"warmup_ratio", "train.warmup"},
-                                                       {"lr_scheduler.num_warmup_steps", "train.warmup"},
-                                                       {"lr_scheduler_type", "train.schedule"},
-                                                       {"max_grad_norm", "train.clip"},
-                                                       {"adam_beta1", "train.betas"},
-                                                       {"bf16", "model.dtype"},
-                                                       {"torch_dtype", "model.dtype"},
-                                                       {"model_name_or_path", "model.path"},
-                                                       {"checkpointer.checkpoint_dir", "model.path"},
-                                                       {"max_seq_length", "data.max_tokens"},
-                                                       {"tokenizer.max_seq_len", "data.max_tokens"},
-                                                       {"gradient_checkpointing", "train.recompute"},
-                                                       {"enable_activation_checkpointing", "train.recompute"},
-                                                       {"save_total_limit", "train.keep_checkpoints"},
-                                                       {"logging_steps", "train.log_every"},
-                                                       {"eval_steps", "train.valid_every"},
-                                                       {"num_latent", "latent.count"},
-                                                       {"weight_decay", "train.weight_decay"}};
-  for (const auto& [name, key] : names) {
-    CAPTURE(name);
-    CHECK_THAT(refusal("", {std::string(name) + "=1"}), ContainsSubstring(std::string("the nearest valid key is ") + key));
-  }
-  CHECK_THAT(refusal("", {"train.report_to=wandb"}), ContainsSubstring("leave it out: a run writes metrics.jsonl"));
-  CHECK_THAT(refusal("", {"output_dir=x"}), ContainsSubstring("the option --out does this"));
-  CHECK_THAT(refusal("[peft]\nr = 8\n"), ContainsSubstring("the nearest valid section is [lora]"));
-  CHECK_THAT(refusal("[optimizer]\nlr = 1e-3\n"), ContainsSubstring("the nearest valid section is [train]"));
-  // What nothing is like names the list of all.
-  CHECK_THAT(refusal("", {"quux.frobnicate=1"}), ContainsSubstring("kava_train --keys lists all"));
-
-  CHECK_THAT(refusal("", {"model.dtype=bfloat16"}), ContainsSubstring("give \"bf16\" (one of bf16, f32, f64)"));
-  CHECK_THAT(refusal("", {"model.dtype=float32"}), ContainsSubstring("give \"f32\""));
-  CHECK_THAT(refusal("", {"train.schedule=cosine_with_warmup"}), ContainsSubstring("give \"cosine\""));
-  CHECK_THAT(refusal("", {"train.optimizer=adamw_torch"}), ContainsSubstring("give \"adamw\""));
-  CHECK_THAT(refusal("", {"train.trainable=full"}), ContainsSubstring("give \"all\""));
-  CHECK_THAT(refusal("", {"method=KaVa"}), ContainsSubstring("give \"kava\""));
-  CHECK_THAT(refusal("", {"method=zzzzzz"}), ContainsSubstring("give one of full_cot"));
-  for (const char* targets : {"lora.targets=all-linear", "lora.targets=[\"all-linear\"]"})
-    CHECK_THAT(refusal("", {targets}),
-               ContainsSubstring("[\"q_proj\", \"k_proj\", \"v_proj\", \"o_proj\", \"gate_proj\", \"up_proj\", \"down_proj\"] for llama") &&
-                   ContainsSubstring("[\"c_attn\", \"c_proj\", \"c_fc\"] for gpt2"));
-}
-
-TEST_CASE("every name that is a hint leads to a key that there is") {
-  // Each word of the list in docs/configuration.md is a key; what a hint names must stand there.
-  const std::string keys = key_list();
-  for (const char* name :
-       {"lora.r", "learning_rate", "output_dir", "c_thought", "removal_side", "keep_position", "uniform_prob", "ref_loss_factor", "use_prj",
-        "distill_loss_type", "data_seed", "max_train_samples", "max_time", "val_file", "load_model_path"}) {
-    const std::string remedy = remedy_for_key(name), before = "the nearest valid key is ";
-    CAPTURE(name, remedy);
-    if (!remedy.starts_with(before)) continue;
-    const std::string key = remedy.substr(before.size(), remedy.find_first_of(" ,", before.size()) - before.size());
-    CHECK_THAT("\n" + keys, ContainsSubstring("\n" + key + " = "));
-  }
-}
-
 TEST_CASE("a value of the wrong type or out of range is refused") {
   const std::string bad = GENERATE(
       as<std::string>{}, "seed = -1", "seed = 1.0", "seed = '1'", "seed = 9223372036854775808", "method = 3", "method = 'kawa'",
@@ -317,16 +221,16 @@ TEST_CASE("an override (--set) takes a TOML value, and a string where it is none
 }
 
 TEST_CASE("an error in --set names the argument") {
-  CHECK_THAT(refusal("", {"train.lr"}), ContainsSubstring("--set train.lr: has no ="));
-  CHECK_THAT(refusal("", {"train.lrr=1"}), ContainsSubstring("--set train.lrr=1: unknown key") && ContainsSubstring("train.lr"));
-  CHECK_THAT(refusal("", {"=1"}), ContainsSubstring("unknown key"));
-  CHECK_THAT(refusal("", {""}), ContainsSubstring("has no ="));
-  CHECK_THAT(refusal("", {"train={lr=1.0}"}), ContainsSubstring("train is a section"));
-  CHECK_THAT(refusal("", {"train.batch=4.5"}), ContainsSubstring("--set train.batch=4.5: train.batch must be an integer"));
-  CHECK_THAT(refusal("", {"train.batch=99999999999999999999"}), ContainsSubstring("train.batch"));
-  CHECK_THAT(refusal("", {"train.micro_batch=129"}), ContainsSubstring("--set train.micro_batch=129"));
-  CHECK_THAT(refusal("", {"model.path=\xff"}), ContainsSubstring("UTF-8"));
-  CHECK_THAT(refusal("", {"train.lr=" + std::string(100'000, '[')}), ContainsSubstring("train.lr must be a number"));
+  check_refused_sets({{"train.lr", "--set train.lr: has no ="},
+                      {"train.lrr=1", "--set train.lrr=1: unknown key train.lrr; the nearest valid key is train.lr"},
+                      {"=1", "unknown key"},
+                      {"", "has no ="},
+                      {"train={lr=1.0}", "train is a section"},
+                      {"train.batch=4.5", "--set train.batch=4.5: train.batch must be an integer"},
+                      {"train.batch=99999999999999999999", "train.batch"},
+                      {"train.micro_batch=129", "--set train.micro_batch=129"},
+                      {"model.path=\xff", "UTF-8"},
+                      {"train.lr=" + std::string(100'000, '['), "train.lr must be a number"}});
   std::string deep;
   for (int i = 0; i < 50'000; ++i) deep += "a.";
   CHECK_THAT(refusal("", {"train.lr={" + deep + "a=1}"}), ContainsSubstring("train.lr must be a number"));

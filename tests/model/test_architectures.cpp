@@ -7,9 +7,10 @@
 #include "models/config.h"
 #include "models/model.h"
 #include "models/weights.h"
-#include "tests/folders.h"
+#include "tests/model/model_config_rig.h"
 
 using namespace kava;
+using namespace kava::test;
 
 namespace {
 
@@ -20,24 +21,9 @@ Json qwen3() {
 
 Json gpt2() { return {{"model_type", "gpt2"}, {"n_embd", 8}, {"n_layer", 2}, {"n_head", 2}, {"n_positions", 12}, {"vocab_size", 10}}; }
 
-ModelConfig load(const TempFolder& folder, const Json& json) {
-  overwrite(folder / "config.json", json.dump());
-  return ModelConfig::load(folder.path().string());
-}
 ModelConfig with(const TempFolder& folder, Json json, const Json& changes) {
   json.update(changes);
   return load(folder, json);
-}
-
-template <class F>
-std::string refusal(F&& f, Exit code = Exit::data) {
-  try {
-    f();
-  } catch (const Error& e) {
-    CHECK(e.code() == code);
-    return e.what();
-  }
-  return "";
 }
 
 void check_refused(const TempFolder& folder, const Json& base, const Json& changes, const std::string& key, const std::string& value = "") {

@@ -1,6 +1,4 @@
 // Ranks over TCP on this machine: what they get, and how each kind of failure ends them.
-#include <unistd.h>
-
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -9,23 +7,12 @@
 #include "engine/device/comm_tcp.h"
 #include "engine/device/socket.h"
 #include "engine/error.h"
+#include "tests/ports.h"
 
 using namespace kava;
 using Catch::Matchers::ContainsSubstring;
 
 namespace {
-
-// Ports that nothing listens on now, from one that depends on the process.
-std::vector<int> free_ports(int count) {
-  static std::atomic<int> next = 20000 + static_cast<int>(::getpid()) % 20000;
-  std::vector<int> ports;
-  while (static_cast<int>(ports.size()) < count) {
-    std::string why;
-    const int port = next++;
-    if (listen_on("127.0.0.1", port, why)) ports.push_back(port);
-  }
-  return ports;
-}
 
 struct Start {
   int rank = 0, size = 2;

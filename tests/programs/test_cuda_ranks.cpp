@@ -5,6 +5,7 @@
 #include <map>
 
 #include "engine/files/checkpoint.h"
+#include "tests/ports.h"
 #include "tests/programs/running.h"
 #include "tests/programs/text_run.h"
 
@@ -26,16 +27,14 @@ struct Project {
   }
   std::string arguments(const std::string& out) const {
     return fmt::format(
-        "'{}' --set train.batch=4 --set train.micro_batch=1 --set train.max_steps=4 --set train.checkpoint_every=2 --out '{}' --device "
-        "cuda "
-        "--threads 1",
+        "'{}' --set train.batch=4 --set train.micro_batch=1 --set train.max_steps=4 --set train.checkpoint_every=2 --out '{}' "
+        "--device cuda --threads 1",
         config, folder / out);
   }
   // fail: KAVA_NCCL_FAIL of rank 1.
   TwoRanks run(const std::string& out, const std::string& fail = "", const std::string& more = "") const {
-    static int port = 20000 + static_cast<int>(::getpid()) % 20000;
-    const std::string ranks = fmt::format("{} {} --world-size 2 --rendezvous 127.0.0.1:{} --comm-timeout {}", arguments(out), more, ++port,
-                                          fail.empty() || fail == "count" ? 120 : 6);
+    const std::string ranks = fmt::format("{} {} --world-size 2 --rendezvous 127.0.0.1:{} --comm-timeout {}", arguments(out), more,
+                                          free_ports(1)[0], fail.empty() || fail == "count" ? 120 : 12);
     const TempFolder streams;
     std::string line = "cd '" + streams.path().string() + "';";
     for (int r : {1, 0})

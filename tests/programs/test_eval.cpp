@@ -12,7 +12,6 @@
 #include "models/evaluate.h"
 #include "models/latent_tokens.h"
 #include "models/open_model.h"
-#include "models/weights.h"
 #include "tests/programs/text_run.h"
 
 using namespace kava;
@@ -338,25 +337,6 @@ TEST_CASE("kava_eval controls and sweeps the latents against the intact model") 
   }
 }
 
-TEST_CASE("a dialogue with kava_generate takes commands, and answers as single questions are answered") {
-  TextRun tiny;
-  const std::string dir = tiny.dir.string(), question = "What is 2+2?";
-  const auto alone = [&](const std::string& more) {
-    const Ended e = run_command("kava_generate " + dir + " '" + question + "' --max-new-tokens 8" + more);
-    REQUIRE(e.code == 0);
-    return e.out;
-  };
-  tiny.write("lines", question + "\n/stats\n/cot\n" + question + "\n/cot\n" + question + "\n/method no_cot\n" + question +
-                          "\n/method kava\n/latents\n" + question + "\n/quit\n" + question + "\n");
-  const Ended talk = run_command("kava_generate " + dir + " --max-new-tokens 8 < " + (tiny.folder / "lines"));
-  CAPTURE(talk.err);
-  REQUIRE(talk.code == 0);
-  CHECK(talk.out == alone("") + alone(" --method full_cot") + alone("") + alone(" --method no_cot") + alone(" --latents"));
-  CHECK_THAT(talk.err, ContainsSubstring("1 answers; each on average: ") && ContainsSubstring("forward passes") &&
-                           ContainsSubstring("method full_cot") && ContainsSubstring("latents are shown"));
-  CHECK_THAT(alone(" --latents"), ContainsSubstring("of the distance that random values of the same size have"));
-}
-
 TEST_CASE("an interrupted kava_eval goes on where it was, to the same result") {
   TextRun tiny;
   std::string rows;
@@ -427,104 +407,6 @@ TEST_CASE("a name that is not UTF-8 is escaped in what kava_eval writes") {
   const std::string data = tiny.write("\xff.txt", kQuestions), out = tiny.folder / "a.json";
   REQUIRE(run("kava_eval " + tiny.dir.string() + " --data " + data + " --out " + out).code == 0);
   CHECK(read_json(out).at("results").at(0).at("data").get<std::string>().ends_with("\\xff.txt"));
-}
-
-TEST_CASE("weights that no memory holds are refused before they are read, and weights of another shape before that") {
-  TextRun tiny;
-  const fs::path base = tiny.folder.path() / "base";
-  Json config = read_json((base / "config.json").string());
-  config["vocab_size"] = (int64_t{1} << 31) - 1, config["hidden_size"] = 128, config["tie_word_embeddings"] = true;
-  overwrite(base / "config.json", config.dump());
-  Json header = Json::object();
-  uint64_t bytes = 0;
-  for (const WeightSpec& w : weight_specs(ModelConfig::load(base.string()))) {
-    const uint64_t size = static_cast<uint64_t>(w.rows * w.cols * 2);
-    header[w.name] = {{"dtype", "BF16"}, {"shape", w.file_shape()}, {"data_offsets", {bytes, bytes + size}}};
-    bytes += size;
-  }
-  const std::string text = header.dump(), file = (base / "model.safetensors").string();
-  const uint64_t length = text.size();
-  overwrite(file, std::string(reinterpret_cast<const char*>(&length), 8) + text);
-  fs::resize_file(file, 8 + length + bytes);  // a hole: nothing on the disk
-  const std::string ask = "kava_generate " + base.string() + " A --dtype f64";
-  const Finished huge = run(ask);
-  CHECK(huge.code == 3);
-  CHECK(huge.output.starts_with("error: memory: the weights take "));
-  config["hidden_size"] = 64;
-  overwrite(base / "config.json", config.dump());
-  const Finished other = run(ask);
-  CHECK(other.code == 4);
-  CHECK_THAT(other.output, ContainsSubstring("config.json asks for"));
-}
-
-TEST_CASE("memory that runs out anywhere is exit 3") {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  SKIP("a sanitizer's own memory does not fit into a limited address space");
-#else
-  TextRun tiny;
-  std::set<int> codes;
-  for (int kilobytes = 110'000; kilobytes <= 400'000; kilobytes += kilobytes / 20) {
-    const Finished f = run(fmt::format("kava_inspect --version > /dev/null; ulimit -v {}; {}/kava_generate {} A --threads 1", kilobytes,
-                                       bin_dir(), tiny.dir.string()));
-    CAPTURE(kilobytes, f.output);
-    CHECK((f.code == 0 || (f.code == 3 && f.output.starts_with("error: memory: "))));
-    codes.insert(f.code);
-  }
-  CHECK(codes == std::set<int>{0, 3});
-#endif
-}
-
-TEST_CASE("kava_generate answers a question, a file and lines of standard input alike") {
-  TextRun tiny;
-  const std::string dir = tiny.dir.string(), file = tiny.write("questions.txt", "\xEF\xBB\xBFWhat is 2+2?\r\n\nHow many?\n");
-  const Finished one = run("kava_generate " + dir + " 'What is 2+2?' 2>/dev/null"), all = run("kava_generate " + dir + " --file " + file);
-  CHECK(one.code == 0);
-  CHECK(all.code == 0);
-  CHECK(std::count(all.output.begin(), all.output.end(), '\n') == 2);
-  CHECK(all.output.starts_with(one.output));
-  CHECK(run("kava_generate " + dir + " 2>/dev/null < " + tiny.write("typed.txt", "What is 2+2?\n/quit\nHow many?\n")).output == one.output);
-  const Finished latents = run("kava_generate " + dir + " 'What is 2+2?' --latents 2>/dev/null");
-  CHECK(latents.output.ends_with(one.output));
-  CHECK(std::count(latents.output.begin(), latents.output.end(), '\n') == 7);
-  CHECK(run("kava_generate " + dir + " < " + file).output == all.output);
-  CHECK(run("kava_generate " + dir + " < " + file + " 2>&1 > /dev/full").output.starts_with("error: standard output: "));
-  CHECK(run("kava_generate " + dir + " 'A' --file " + file).code == 2);
-  CHECK(run("kava_generate " + dir + " ' '").code == 2);
-  CHECK(run("kava_generate '' A").output.starts_with("error: MODEL: is empty; "));
-  CHECK_THAT(run("kava_generate " + dir + " --file " + tiny.write("long.txt", "A\n" + std::string(2 << 20, 'a'))).output,
-             ContainsSubstring("long.txt:2"));
-  CHECK(run("kava_generate " + dir + " < " + dir).output.starts_with("error: standard input: could not read; "));
-  CHECK(run("kava_generate " + dir + " 'A' --latents --method no_cot").code == 2);
-  CHECK(run("kava_generate " + dir + " --file " + tiny.write("broken.txt", "fine\n\xff\n")).code == 4);
-  CHECK_THAT(run("kava_generate " + dir + " --file " + (tiny.folder / "broken.txt")).output, ContainsSubstring("broken.txt:2"));
-  CHECK(run("kava_generate " + dir + " --file " + tiny.write("empty.txt", "\n \n")).code == 4);
-}
-
-TEST_CASE("kava_inspect tokens encodes lines and decodes them back") {
-  TextRun tiny;
-  const std::string base = (tiny.folder.path() / "base").string();
-  auto tokens = [&](const std::string& options, const std::string& input) {
-    return run("kava_inspect tokens " + base + options + " < " + tiny.write("input.txt", input));
-  };
-  CHECK(tokens("", "!\"<end>\n\n# #").output == "0 1 95\n\n2 94 2\n");
-  CHECK(tokens(" --json", "\"!\\u0020!\"\n").output == "0 94 0\n");
-  CHECK(tokens(" --decode", "0 1 95\n\n2  94 2\n").output == "!\"<end>\n\n# #\n");
-  CHECK(tokens(" --decode --json", "0 1\n").output == "\"!\\\"\"\n");
-  CHECK(run("kava_inspect tokens " + tiny.dir.string() + " < " + tiny.write("input.txt", "!\n")).output == "0\n");
-  const std::pair<std::string, std::string> broken[] = {
-      {"", "!\n\xff\n"},        {" --json", "\"!\"\n!\n"}, {" --json", "\"!\"\n4\n"},        {" --decode", "0\n1 x\n"},
-      {" --decode", "0\n96\n"}, {" --decode", "0\n-1\n"},  {" --decode", "0\n99999999999\n"}};
-  for (const auto& [options, input] : broken) {
-    const Finished f = tokens(options, input);
-    CAPTURE(options, input, f.output);
-    CHECK(f.code == 4);
-    CHECK_THAT(f.output, ContainsSubstring("error: stdin:2: "));
-  }
-  CHECK(run("kava_inspect tokens " + base + " > /dev/full < " + tiny.write("input.txt", "!\n")).code == 7);
-  CHECK(run("kava_inspect tokens " + base + " < " + base).code == 4);
-  CHECK(run("kava_inspect tokens " + base + " < /dev/zero").output.starts_with("error: standard input: a line is longer"));
-  CHECK(run("kava_inspect --version > /dev/null; yes | timeout 60 " + bin_dir() + "/kava_inspect tokens " + base + " 2>&1 > /dev/full")
-            .code == 7);
 }
 
 TEST_CASE("kava_eval logs its answers in the layout of lm-evaluation-harness") {

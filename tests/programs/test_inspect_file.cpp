@@ -93,6 +93,6 @@ TEST_CASE("what kava_inspect cannot do is one error line with its exit code") {
   one_line(inspect(step + "/dev/full"), 7);
   one_line(inspect(step + "'" + out + "' >/dev/full"), 7);
   CHECK(!fs::exists(out));
-  CHECK(inspect("--help").out.find("Example") != std::string::npos);
+  CHECK(inspect("--help").out.find("\nExamples:\n") != std::string::npos);
   CHECK(inspect("--version").out.starts_with("kava_inspect "));
 }

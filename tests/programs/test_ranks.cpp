@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "engine/files/checkpoint.h"
+#include "tests/ports.h"
 #include "tests/programs/running.h"
 #include "tests/programs/text_run.h"
 
@@ -166,8 +167,8 @@ TEST_CASE("ranks of the emulated cuda backend train over TCP to the bytes of one
   const Ended one = run_command("kava_train " + p.arguments("one") + more);
   INFO(one.err);
   REQUIRE(one.code == 0);
-  const std::string ranks = fmt::format("{}{} --world-size 2 --rendezvous 127.0.0.1:{} --rank ", p.arguments("two"), more,
-                                        20000 + static_cast<int>(::getpid()) % 20000);
+  const std::string ranks =
+      fmt::format("{}{} --world-size 2 --rendezvous 127.0.0.1:{} --rank ", p.arguments("two"), more, free_ports(1)[0]);
   const Ended two =
       run_command(fmt::format("kava_train {0}1 >/dev/null & '{1}/kava_train' {0}0; code=$?; wait $! && exit $code", ranks, bin_dir()));
   INFO(two.err);
