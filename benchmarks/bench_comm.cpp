@@ -78,7 +78,7 @@ std::vector<CommRate> bench_comm_here(bool cuda, std::string& why) {
     });
   for (std::thread& t : threads) t.join();
   for (const std::string& f : failed)
-    if (!f.empty()) throw Error(Exit::comm, "comm", f, "see the line");
+    if (!f.empty()) throw Error(Exit::comm, "comm", f);
   why = whys[0];
   return rates[0];
 }

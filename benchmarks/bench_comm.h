@@ -1,6 +1,6 @@
 // What ranks move between each other a second.
 #pragma once
-#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 

@@ -46,9 +46,8 @@ const Shapes& shapes_named(const std::string& name) {
 }
 
 std::string shapes_help() {
-  return "smollm2 (default on the cpu), llama1b (default on cuda), qwen05b, llama3b, qwen3_06b or tiny. Where cuda is emulated, kernels "
-         "are "
-         "counted at it (default llama1b, qwen05b and llama3b), and all is run once at tiny";
+  return "smollm2 (default on the cpu), llama1b (default on cuda), qwen05b, llama3b, qwen3_06b or tiny. Where cuda is emulated, "
+         "kernels are counted at it (default llama1b, qwen05b and llama3b), and all is run once at tiny";
 }
 
 std::vector<Sample> bench_samples(int64_t vocab, int64_t batch) {

@@ -61,6 +61,8 @@ class StepRun {
   uint32_t step_ = 0;
 };
 
+}  // namespace
+
 RunConfig bench_config(Method method, const Shapes& shapes) {
   RunConfig config = method_defaults(method);
   config.model.init = Init::random;
@@ -68,8 +70,6 @@ RunConfig bench_config(Method method, const Shapes& shapes) {
   config.latent.token_init.clear();  // there is no tokenizer
   return config;
 }
-
-}  // namespace
 
 double MeasuredStep::median() const {
   std::vector<double> s = seconds;

@@ -1,7 +1,6 @@
 // Whole training steps of kava_bench: forward, backward and update on random weights, whatever the method and the architecture.
 #pragma once
 #include <cstdio>
-#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -40,6 +39,9 @@ MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* 
 
 /// Cases side by side: each is measured in turn, in `rounds` rounds, and counts by its fastest step.
 std::vector<MeasuredStep> measure_in_turn(Ops& ops, const std::vector<StepCase>& cases, int rounds);
+
+/// The method's defaults on random weights, with the shape's rank of LoRA.
+RunConfig bench_config(Method method, const Shapes& shapes);
 
 /// Methods on one shape: kava, coconut (two latents a step, stage 3) and codi (six latents), each by its defaults.
 std::vector<StepCase> method_cases(const Shapes& shapes);

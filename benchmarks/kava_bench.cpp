@@ -294,13 +294,9 @@ class Bench {
   }
 
   void step() {
-    StepCase what{fmt::format("{}'s shape", shapes_.name == "smollm2" ? "SmolLM2-135M" : shapes_.name),
-                  {},
-                  shapes_.model(),
-                  bench_samples(V, shapes_.batch)};
-    what.config.model.init = Init::random;
+    StepCase what{fmt::format("{}'s shape", shapes_.name == "smollm2" ? "SmolLM2-135M" : shapes_.name), bench_config(Method::kava, shapes_),
+                  shapes_.model(), bench_samples(V, shapes_.batch)};
     what.config.train.recompute = recompute_;
-    what.config.lora.rank = shapes_.rank;
     const MeasuredStep step = measure_step(ops_, what, 3, stdout);
     print_ops(step);
     asked_ = step.asked;

@@ -39,10 +39,10 @@ set(CPACK_PACKAGE_FILE_NAME kava-${PROJECT_VERSION}-linux-x86_64)
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "Trains and evaluates language models that reason in latents")
 set(CPACK_PROJECT_CONFIG_FILE ${CMAKE_SOURCE_DIR}/cmake/deb_prefix.cmake)
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
-set(CPACK_DEBIAN_PACKAGE_MAINTAINER "The authors of kava <kava@example.org>")
+set(CPACK_DEBIAN_PACKAGE_MAINTAINER "the kava authors")
 set(CPACK_DEBIAN_PACKAGE_SECTION science)
 set(CPACK_DEBIAN_PACKAGE_DEPENDS "libc6 (>= 2.36)")
-set(CPACK_DEBIAN_PACKAGE_SUGGESTS "bash-completion, man-db, openmpi-bin")
+set(CPACK_DEBIAN_PACKAGE_SUGGESTS "bash-completion, libedit2, man-db, openmpi-bin")
 include(CPack)
 
 # No program and no library but the cuda backend's module may name a library of CUDA: programs run where there is none.

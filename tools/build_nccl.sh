@@ -22,7 +22,8 @@ done
 [ -n "$out" ] || fail '--out DIR is missing'
 [[ $arch =~ ^[0-9]+$ ]] || fail "--arch $arch is no compute capability; give one as 90"
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "--jobs $jobs is no number"
-nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || fail 'nvcc is not on PATH' 3
+nvcc=$(command -v nvcc || echo "${CUDA_PATH:-/usr/local/cuda}/bin/nvcc")
+[ -x "$nvcc" ] || fail 'nvcc was not found (PATH, CUDA_PATH)' 3
 cuda=$(cd "$(dirname "$(readlink -f "$nvcc")")/.." && pwd)
 
 work=$(mktemp -d)

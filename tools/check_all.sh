@@ -80,7 +80,12 @@ lane_emulated() {
 
 lane_cuda() {
   tools/setup.sh
-  if [ "$short" = yes ]; then build cuda kava_cuda; else build cuda && tools/kernel_table.sh --check; fi
+  if [ "$short" = yes ]; then
+    build cuda kava_cuda
+    return
+  fi
+  build cuda
+  tools/kernel_table.sh --check
 }
 
 lane_asan() {

@@ -124,7 +124,7 @@ std::vector<std::string> options_of(const CLI::App& app) {
 
 std::string hint_for(const std::string& name, const CLI::App& app) {
   // The command's own options, where one was named.
-  const std::vector<CLI::App*> commands = const_cast<CLI::App&>(app).get_subcommands();
+  const std::vector<CLI::App*> commands = app.get_subcommands();
   const CLI::App& asked = commands.empty() ? app : *commands.front();
   const std::vector<std::string> options = options_of(asked);
   const std::string hint = remedy_for_option(name, options, std::ranges::find(options, "--set") != options.end());

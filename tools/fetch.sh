@@ -94,6 +94,6 @@ while read -r file size sum; do
   mv "$out/$file.part" "$out/$file"
   printf '%s: %s bytes, checksum right\n' "$out/$file" "$size"
 done <<<"$listed"
-[ "$got" -gt 0 ] || fail 4 "$list: lists none of the files asked for"
+[[ $got -gt 0 && $got -ge ${#wanted[@]} ]] || fail 4 "$list: lists $got of the files asked for${wanted[*]:+ (${wanted[*]})}; check their names"
 if [ "$kind" = model ]; then printf 'use it by --set model.path=%s, or as MODEL\n' "$out"; else printf 'see what it holds by kava_data stats %s/FILE\n' "$out"; fi
 if compgen -G "$out/*.parquet" >/dev/null || compgen -G "$out/*/*.parquet" >/dev/null; then echo "tools/parquet_to_jsonl.py turns parquet into jsonl"; fi

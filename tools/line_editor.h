@@ -4,7 +4,7 @@
 
 namespace kava {
 
-/// On a terminal the lines are edited by libedit (Debian's libedit2, loaded when the first line is asked for): arrow keys, the lines before
+/// On a terminal the lines are edited by libedit (Debian's libedit2, loaded where it is there): arrow keys, the lines before
 /// by up and down, searching them by Ctrl-R. Without that library, on a terminal that cannot move its cursor (TERM), and elsewhere lines
 /// are read as they come.
 class LineEditor {

@@ -58,7 +58,7 @@ KeptAnswers kept_answers(const std::string& lines, int64_t samples) {
   return kept;
 }
 
-PartialResult::PartialResult(fs::path result, std::string header) : path_(std::move(result)), header_(std::move(header) + "\n") {
+PartialResult::PartialResult(fs::path result, std::string header) : path_(fs::absolute(result)), header_(std::move(header) + "\n") {
   path_ += ".partial";
   if (!is_there(path_)) return;
   const std::string text = read_file(path_.string(), kLargest);

@@ -18,8 +18,8 @@ using KeptAnswers = std::map<std::size_t, std::vector<DecodeResult>>;
 /// Those of the lines of a PartialResult, up to the first line that is not whole or has not so many answers.
 KeptAnswers kept_answers(const std::string& lines, int64_t samples);
 
-/// RESULT.partial: a line of JSON that says what is evaluated and how, then a line for each question that is answered. It is written from
-/// the second batch on, and gone when the result is there. One of another evaluation is begun anew.
+/// RESULT.partial: a line of JSON that says what is evaluated and how, then a line for each question that is answered. It is written after
+/// each batch but the last, and gone when the result is there. One of another evaluation is begun anew.
 class PartialResult {
  public:
   /// header: all that an answer depends on, on one line.

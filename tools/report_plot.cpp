@@ -193,8 +193,8 @@ std::string heat_maps(const std::string& id, const std::string& title, const std
   if (maps.empty()) return "";
   std::string out = "<div class=\"maps\">";
   for (const HeatMap& map : maps) {
-    out += fmt::format("<div><svg class=\"map{}\" viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">",
-                       map.rows == 1 ? " strip\" preserveAspectRatio=\"none" : "", map.columns, map.rows, html(map.name));
+    const char* shape = map.rows == 1 ? "class=\"map strip\" preserveAspectRatio=\"none\"" : "class=\"map\"";
+    out += fmt::format("<div><svg {} viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">", shape, map.columns, map.rows, html(map.name));
     for (int level = -kLevels; level <= kLevels; ++level) {
       if (level == 0) continue;
       if (const std::string d = level_path(map, level); !d.empty())

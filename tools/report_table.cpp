@@ -6,6 +6,7 @@
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/json_at.h"
+#include "engine/text/unicode.h"
 #include "tools/replicate_results.h"
 #include "tools/report_page.h"
 #include "tools/report_plot.h"
@@ -21,13 +22,6 @@ constexpr std::size_t kMostColumns = 400;  // questions of a map
 double real(const JsonAt& at) {
   if (!at.value().is_number()) at.refuse("is no number", "make the table again");
   return at.value().get<double>();
-}
-
-// The first bytes of a text, whole characters.
-std::string beginning(const std::string& text, std::size_t most) {
-  if (text.size() <= most) return text;
-  while (most > 0 && (text[most] & 0xC0) == 0x80) --most;
-  return text.substr(0, most);
 }
 
 std::string cells_figure(const JsonAt& table, const std::string& column, const std::string& measure, const std::string& id,

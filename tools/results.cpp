@@ -3,6 +3,7 @@
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/parts.h"
+#include "engine/text/unicode.h"
 
 namespace kava {
 
@@ -11,15 +12,6 @@ namespace fs = std::filesystem;
 namespace {
 
 std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
-
-// A name has at most 255 bytes, and other parts follow.
-std::string shortened(std::string stem) {
-  constexpr std::size_t kMost = 160;
-  if (stem.size() <= kMost) return stem;
-  std::size_t end = kMost;
-  while (end > 0 && (static_cast<unsigned char>(stem[end]) & 0xC0u) == 0x80u) --end;
-  return stem.substr(0, end);
-}
 
 // Without times, at any depth.
 void drop_times(Json& json) {
@@ -61,7 +53,8 @@ Json present(const fs::path& path) {
 }  // namespace
 
 fs::path result_path(const OpenedModel& opened, const RowFile& file, const EvalOptions& options, const std::string& kind) {
-  std::string name = shortened(fs::path(file.path).stem().string()) + "-" + file.sha256.substr(0, 8);
+  constexpr std::size_t kMostOfStem = 160;  // a name has at most 255 bytes, and other parts follow
+  std::string name = beginning(fs::path(file.path).stem().string(), kMostOfStem) + "-" + file.sha256.substr(0, 8);
   name += opened.step ? fmt::format(".step_{}", *opened.step) : std::string(".adapter");
   if (options.method && *options.method != opened.config.method) name += "." + name_of(*options.method);
   if (options.stage) name += fmt::format(".stage{}", *options.stage);

@@ -286,12 +286,13 @@ class Run {
     return 0;
   }
 
-  // Of --check-ops. A step may be told of when the next one has been asked for already.
+  // Of --check-ops. Where calls are queued the op of this step was taken with the report before: what is taken now is of the next step and
+  // of the samples that were run again.
   void tell_not_finite(Progress& progress, const StepReport& r) {
     if (!check_) return;
     std::string made = check_->take();
-    const std::string& told = made.empty() ? made_before_ : made;
-    if (!r.updated && !told.empty()) progress.note(fmt::format("step {}: {}", thousands(r.step), told));
+    const std::string& told = made.empty() || (ops_->queues() && !made_before_.empty()) ? made_before_ : made;
+    if (!r.updated && !told.empty()) progress.note(fmt::format("step {}: {}", r.step, told));
     made_before_ = std::move(made);
   }
 

@@ -222,4 +222,10 @@ std::string nfc(std::string_view text) {
   return out;
 }
 
+std::string beginning(std::string_view text, std::size_t most) {
+  if (text.size() <= most) return std::string(text);
+  while (most > 0 && (static_cast<unsigned char>(text[most]) & 0xC0u) == 0x80u) --most;
+  return std::string(text.substr(0, most));
+}
+
 }  // namespace kava

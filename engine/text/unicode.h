@@ -19,6 +19,9 @@ void append_utf8(std::string& out, char32_t c);
 /// Replaces broken sequences by U+FFFD, one for each maximal part that could have begun a character (as Rust and browsers do).
 std::string lossy_utf8(std::string_view bytes);
 
+/// The first bytes of valid UTF-8, at most so many, whole characters.
+std::string beginning(std::string_view text, std::size_t most);
+
 /// Whether the code point is in a category N*.
 bool is_numeric(char32_t c);
 

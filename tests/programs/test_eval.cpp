@@ -349,8 +349,8 @@ TEST_CASE("an interrupted kava_eval goes on where it was, to the same result") {
   CHECK_FALSE(fs::exists(partial));
   fs::remove(result);
   // Killed in the middle of a line.
-  const Finished torn = run("kava_data --version > /dev/null; KAVA_FAIL=write:9:kill " + bin_dir() + "/" + command + " --batch 4");
-  CHECK(torn.code != 0);
+  const Ended torn = run_command(command + " --batch 4", ".", "KAVA_FAIL=write:9:kill");
+  CHECK(torn.code == 128 + 9);
   REQUIRE(fs::exists(partial));
   CHECK_FALSE(fs::exists(result));
   const Finished again = run(command);
@@ -359,6 +359,14 @@ TEST_CASE("an interrupted kava_eval goes on where it was, to the same result") {
   CHECK_THAT(again.output, ContainsSubstring("answers of an interrupted evaluation are taken over"));
   CHECK(read_json(result.string()).at("results").at(0).at("records") == whole);
   CHECK_FALSE(fs::exists(partial));
+  // A plain folder keeps what is done beside --out, also where that is a bare name.
+  const std::string golden = source_dir() + "/tests/golden/";
+  const std::string plain =
+      fmt::format("kava_eval '{0}models/llama' --data '{0}data/rows.jsonl' --batch 1 --max-new-tokens 4 --out bare.json", golden);
+  const Ended bare = run_command(plain, tiny.folder.path().string());
+  INFO(bare.err);
+  CHECK(bare.code == 0);
+  CHECK(fs::exists(tiny.folder.path() / "bare.json"));
 }
 
 TEST_CASE("kava_eval refuses what it cannot do before the work") {
