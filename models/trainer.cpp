@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <exception>
 #include <numbers>
 #include <numeric>
 #include <tuple>
@@ -413,6 +414,22 @@ void Trainer::settle(RunFolder* folder, const TrainingHooks& hooks) {
                 "lower train.lr; the last checkpoint is whole");
 }
 
+// Where the next step fails before it is queued, the one before it is told all the same, and an end that it makes came first.
+Trainer::Begun Trainer::begin_next(RunFolder* folder, const TrainingHooks& hooks) {
+  try {
+    return begin_step();
+  } catch (...) {
+    const std::exception_ptr failure = std::current_exception();
+    try {
+      settle(folder, hooks);
+    } catch (const Error&) {
+      throw;
+    } catch (...) {  // the device failed, which is what is told
+    }
+    std::rethrow_exception(failure);
+  }
+}
+
 bool Trainer::run(RunFolder* folder, const TrainingHooks& hooks) {
   if (extended_) save(folder, hooks);  // a kill before the next checkpoint must not take the extension back
   for (;;) {
@@ -433,7 +450,7 @@ bool Trainer::run(RunFolder* folder, const TrainingHooks& hooks) {
     if (state_.finished() && (!hooks.validate || state_.validated_step == state_.step)) return true;
     if (now.stop) return false;
     if (!begun_) counted_ = std::chrono::steady_clock::now();
-    Begun next = begin_step();
+    Begun next = begin_next(folder, hooks);
     settle(folder, hooks);
     ask_for(std::move(next));
     if (!model_.ops.queues()) settle(folder, hooks);

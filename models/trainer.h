@@ -121,6 +121,7 @@ class Trainer {
   std::span<const Sample> batch_of(int64_t step);
   bool resets_moments();
   Begun begin_step();
+  Begun begin_next(RunFolder* folder, const TrainingHooks& hooks);
   void ask_for(Begun begun);
   StepReport end_step();
   void settle(RunFolder* folder, const TrainingHooks& hooks);

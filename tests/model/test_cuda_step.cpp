@@ -171,6 +171,21 @@ TEST_CASE("a run on cuda takes a step's scalars when the next one is queued, and
   CHECK(logged == std::vector<int64_t>{3, 6, 7});
 }
 
+TEST_CASE("a step is told where the next one fails before it is queued") {
+  if (!simt::supported()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  take_schedule(0);
+  TinyRun run({"train.max_steps=7", "train.checkpoint_every=100"}, 1, make_emulated_cuda());
+  Trainer trainer(*run.model, run.samples, {});
+  std::vector<int64_t> told;
+  TrainingHooks hooks;
+  hooks.on_step = [&](const StepReport& r, const Speed&) {
+    told.push_back(r.step);
+    for (Sample& s : run.samples) s.answer.back() = static_cast<int32_t>(run.text.shape.vocab);
+  };
+  CHECK_THROWS(trainer.run(nullptr, hooks));
+  CHECK(told == std::vector<int64_t>{1, 2});  // the second was queued when the first was told
+}
+
 TEST_CASE("ten skipped steps in a row are told as such where an eleventh is queued") {
   if (!simt::supported()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   take_schedule(0);
