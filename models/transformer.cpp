@@ -17,7 +17,6 @@ void add_segments(IndexBlock& block, Segments& d, const SegmentList& s, int64_t 
   for (std::size_t i = 0; i < s.query_begin.size(); ++i) {
     const int64_t begin = s.query_begin[i], count = s.query_count[i], seen = s.key_offsets[i + 1] - s.key_offsets[i];
     KAVA_CHECK(begin >= 0 && count > 0 && begin + count <= queries && count <= seen, "{} queries from {} on {} keys", count, begin, seen);
-    d.most_scores = std::max(d.most_scores, count * seen);
   }
   block.add(d.key_offsets, s.key_offsets);
   block.add(d.keys, s.keys);

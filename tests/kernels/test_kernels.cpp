@@ -126,7 +126,7 @@ Matrices attention_cpu(const AttentionCase& c, const Matrices& in) {
   s.key_offsets = index(l.offsets), s.keys = index(l.keys), s.query_begin = index(l.begin), s.query_count = index(l.count);
   s.group_offsets = index(l.group_offsets);
   s.count = static_cast<int64_t>(l.begin.size()), s.groups = static_cast<int64_t>(l.group_offsets.size()) - 1, s.most_keys = l.most_keys;
-  s.most_queries = l.most_queries, s.most_scores = s.most_keys * s.most_queries;
+  s.most_queries = l.most_queries;
   const Heads& h = c.heads;
   Tensor q = rig.in(in[0]), k = rig.in(in[1]), v = rig.in(in[2]), dout = rig.in(in[3]), dk = rig.in_out(in[4]), dv = rig.in_out(in[5]);
   Tensor o = rig.in_out(Matrix(in[0].rows, in[0].cols)), lse = rig.in_out(Matrix(in[0].rows, h.heads)),

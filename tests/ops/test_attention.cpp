@@ -38,7 +38,6 @@ Segments place(Rig& rig, const Layout& l) {
     count.push_back(spec.queries);
     s.most_keys = std::max(s.most_keys, std::ssize(spec.keys));
     s.most_queries = std::max<int64_t>(s.most_queries, spec.queries);
-    s.most_scores = std::max(s.most_scores, spec.queries * std::ssize(spec.keys));
   }
   auto index = [&](const std::vector<int>& v) { return rig.in(row_of(v), Kind::i32); };
   s.key_offsets = index(offsets), s.keys = index(keys), s.query_begin = index(begin), s.query_count = index(count);

@@ -195,9 +195,9 @@ TEST_CASE("kava_bench runs everything on emulated cuda and says that its times m
   const Json results = read_json(folder / "bench.json");
   REQUIRE(results.size() > 10);
   for (const Json& result : results) CHECK((result["device"] == "cuda (emulated)" && result["shape"] == "tiny"));
-  const auto counted = std::ranges::find_if(results, [](const Json& result) { return result.contains("sectors"); });
-  REQUIRE(counted != results.end());
-  CHECK((*counted)["sectors"] >= (*counted)["fewest_sectors"]);
+  const auto with_counts = std::ranges::find_if(results, [](const Json& result) { return result.contains("sectors"); });
+  REQUIRE(with_counts != results.end());
+  CHECK((*with_counts)["sectors"] >= (*with_counts)["fewest_sectors"]);
   const auto step = std::ranges::find_if(results, [](const Json& result) { return result["name"] == "step"; });
   REQUIRE(step != results.end());
   CHECK(((*step)["uploads"] == 1 && (*step)["reads"] == 1 && (*step)["allocations"] == 0));
