@@ -5,9 +5,11 @@
 #include <chrono>
 #include <thread>
 
+#include "benchmarks/bench_rank_steps.h"
 #include "engine/device/buffer.h"
 #include "engine/device/comm_threads.h"
 #include "engine/device/cuda_module.h"
+#include "engine/device/ordered_sum.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/json.h"
@@ -37,13 +39,15 @@ std::vector<CommRate> bench_comm(Comm& comm, Ops& ops, const std::string& way) {
     const int64_t n = bytes / 4;
     const Buffer total(ops, DType::f32, 1, n), part(ops, DType::f32, 1, n);
     ops.fill(part.tensor(), 0), ops.fill(total.tensor(), 0);
+    const ArenaScope scope(arena);
+    OrderedSum sum(comm, ops, arena, total.tensor(), part.tensor(), "adding");
     std::vector<double> seconds;
     for (int round = 0; round <= kRounds; ++round) {
       ops.finish();
       comm.barrier("beginning together");
       const auto start = std::chrono::steady_clock::now();
       if (DeviceLink* link = comm.link()) link->sum(std::array{part.tensor()}, "adding"), link->join();
-      else comm.add_in_order(ops, arena, total.tensor(), part.tensor(), comm.size(), true, "adding");
+      else sum.begin(comm.size(), true), sum.send(part.tensor()), sum.finish();
       ops.finish();
       // The first round meets memory that nobody has touched.
       if (round > 0) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
@@ -87,16 +91,31 @@ std::string text_of(const CommRate& r) {
   return fmt::format("{:<40} {:>10.3f} ms {:>9.2f} GB/s on the bus", r.name, r.seconds * 1e3, r.rate);
 }
 
-int bench_ranks(Comm& comm, const World& world, const DeviceOptions& device, const std::optional<std::string>& json) {
+int bench_ranks(Comm& comm, const World& world, const DeviceOptions& device, const RanksBench& what) {
   const std::unique_ptr<Ops> ops = make_ops(device, world.local_rank);
   std::string why;
   const std::unique_ptr<DeviceLink> link = link_devices(comm, *ops, ".", why);
   Json out = Json::array();
-  for (const CommRate& r : bench_comm(comm, *ops, link ? link->text() : world.mpi ? "mpi" : "tcp")) {
-    fmt::print("{}\n", text_of(r));
-    out.push_back({{"name", r.name}, {"device", ops->name()}, {"seconds", r.seconds}, {"rate", r.rate}, {"unit", "GB/s"}});
+  const auto add = [&](const std::string& name, double seconds, double rate, const char* unit) {
+    out.push_back({{"name", name}, {"device", ops->name()}, {"seconds", seconds}, {"rate", rate}, {"unit", unit}});
+  };
+  if (what.exchanges)
+    for (const CommRate& r : bench_comm(comm, *ops, link ? link->text() : world.mpi ? "mpi" : "tcp")) {
+      fmt::print("{}\n", text_of(r));
+      add(r.name, r.seconds, r.rate, "GB/s");
+    }
+  if (what.steps && ops->name() == "cpu") {
+    const int threads = thread_count(device);
+    const RankSteps s = bench_rank_steps(comm, threads, *what.shapes);
+    const std::string name = fmt::format("step {} ranks of {} threads", comm.size(), threads);
+    const double samples = static_cast<double>(s.samples), rate = samples / s.ranks;
+    fmt::print("{:<40} {:>10.3f} s {:>9.3f} samples/s, {:.3f} of one rank of {} threads\n", name, s.ranks, rate, s.of_alone(),
+               threads * comm.size());
+    fmt::print("gradients: exposed {:.4f} s ({:.2f} % of the step), hidden {:.4f} s\n", s.exposed, 100 * s.exposed_share, s.hidden);
+    add(name, s.ranks, rate, "samples/s");
+    out.back().update({{"of_alone", s.of_alone()}, {"exposed_share", s.exposed_share}});
   }
-  if (json && comm.leads()) write_file(*json, out.dump(2) + "\n");
+  if (what.json && comm.leads()) write_file(*what.json, out.dump(2) + "\n");
   return 0;
 }
 

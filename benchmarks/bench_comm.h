@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/bench_shapes.h"
 #include "engine/device/world.h"
 #include "tools/device.h"
 
@@ -26,7 +27,13 @@ std::vector<CommRate> bench_comm_here(bool cuda, std::string& why);
 /// A line of it.
 std::string text_of(const CommRate& rate);
 
-/// Of several ranks, which a launcher has started, only what they exchange is measured. Prints it, and writes it to `json`.
-int bench_ranks(Comm& comm, const World& world, const DeviceOptions& device, const std::optional<std::string>& json);
+struct RanksBench {
+  bool exchanges = false, steps = false;
+  const Shapes* shapes = nullptr;  // of the steps
+  std::optional<std::string> json;
+};
+
+/// What several ranks that a launcher has started exchange, and their steps on the cpu. Prints it, and writes it to `json`.
+int bench_ranks(Comm& comm, const World& world, const DeviceOptions& device, const RanksBench& what);
 
 }  // namespace kava

@@ -67,17 +67,19 @@ struct Result {
   double ceiling;          // in that unit
 };
 
+bool finds(const SplitPattern& filter, const std::string& name) {
+  std::vector<Stretch> stretches;
+  filter.find_all(name, stretches);
+  return std::ranges::any_of(stretches, &Stretch::matched);
+}
+
 class Bench {
  public:
   /// chosen: the filter is not empty; counts: by which ops are counted instead of being timed, null: not.
   Bench(Ops& ops, const SplitPattern& filter, bool chosen, Recompute recompute, const Shapes& shapes, KernelCounts* counts)
       : ops_(ops), arena_(ops), filter_(filter), chosen_(chosen), recompute_(recompute), shapes_(shapes), counts_(counts) {}
 
-  bool wanted(const std::string& name) const {
-    std::vector<Stretch> stretches;
-    filter_.find_all(name, stretches);
-    return std::ranges::any_of(stretches, &Stretch::matched);
-  }
+  bool wanted(const std::string& name) const { return finds(filter_, name); }
 
   void run() {
     if (counts_) counts_->begin(shapes_.name);
@@ -394,13 +396,19 @@ struct BenchCommand {
   DeviceOptions device;
 };
 
-int bench(const BenchCommand& command) {
-  std::optional<SplitPattern> filter;
+SplitPattern filter_of(const BenchCommand& command) {
   try {
-    filter = SplitPattern::regex(command.filter);
+    return SplitPattern::regex(command.filter);
   } catch (const std::invalid_argument&) {
     throw Error(Exit::usage, "--filter", "\"" + escaped(command.filter) + "\" is not a regular expression", "give one, such as attention");
   }
+}
+
+int bench(const BenchCommand& command, Comm& comm, const World& world) {
+  const SplitPattern filter = filter_of(command);
+  if (!comm.alone())
+    return bench_ranks(comm, world, command.device,
+                       {finds(filter, "comm"), finds(filter, "step"), &shapes_named(command.shape.value_or("smollm2")), command.json});
   if (!command.tokenizer.empty()) {
     std::vector<std::string> lines;
     std::istringstream text(read_file(command.text, std::size_t{1} << 30));
@@ -421,9 +429,9 @@ int bench(const BenchCommand& command) {
     counts.emplace();
     const std::vector<std::string> counted =
         command.shape ? std::vector{*command.shape} : std::vector<std::string>{"llama1b", "qwen05b", "llama3b"};
-    for (const std::string& name : counted) Bench(*ops, *filter, true, recompute, shapes_named(name), &*counts).run();
+    for (const std::string& name : counted) Bench(*ops, filter, true, recompute, shapes_named(name), &*counts).run();
   }
-  Bench bench(*ops, *filter, !command.filter.empty(), recompute, shapes, nullptr);
+  Bench bench(*ops, filter, !command.filter.empty(), recompute, shapes, nullptr);
   bench.run();
   if (!command.json) return 0;
   require_printed();
@@ -478,8 +486,7 @@ int main(int argc, char** argv) {
   app.add_option("--json", command.json, "Also write the results to this file");
   kava::add_device_options(app, command.device);
   return kava::command_main(argc, argv, app, [&] {
-    return kava::on_ranks({}, command.device.device != "cuda", [&](kava::Comm& comm, const kava::World& world) {
-      return comm.alone() ? kava::bench(command) : kava::bench_ranks(comm, world, command.device, command.json);
-    });
+    return kava::on_ranks({}, command.device.device != "cuda",
+                          [&](kava::Comm& comm, const kava::World& world) { return kava::bench(command, comm, world); });
   });
 }

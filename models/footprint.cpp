@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "engine/device/op_observer.h"
+#include "engine/device/ordered_sum.h"
 #include "engine/error.h"
 #include "models/curriculum.h"
 #include "models/flops.h"
@@ -168,6 +169,7 @@ MemoryPlan MemoryPlanner::plan(int64_t micro, int64_t available) const {
     Watch watch(arena);
     const Observed observed(*dry, watch);
     const Tensor scalars = step_scalars(arena, each);
+    if (ranks_ > 1) OrderedSum::room(arena, planned.parameters.grad().dtype, planned.parameters.grad().cols, ranks_);
     for (const Candidate& c : forwards) {
       const std::vector<Sample> batch = batch_of(c.step);
       const auto samples = std::span(batch).subspan(static_cast<std::size_t>(c.first), static_cast<std::size_t>(c.samples));

@@ -128,13 +128,14 @@ class Trainer {
   double gradients(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards);
   double forward(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, int64_t i,
                  std::function<void(int64_t)> layer_done = {});
-  void sum_own(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards, double& flops);
-  void leave(int64_t layer);
+  double sum_in_order(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards);
+  double sum_own(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards);
+  void leave(int64_t layer, const std::function<void(const Bucket&)>& send);
   std::map<std::string, double> term_gradients(std::span<const Sample> batch, const Recipe& recipe, std::span<const BatchTotals> forwards);
   std::vector<const Sample*> not_finite(int64_t step);
   double embedding_rms();
   bool is_logged(int64_t step) const;
-  void gather_sums(int64_t mine, int64_t first, int64_t parts);
+  double gather_sums(double flops, int64_t n);
   Asked asked(const TrainingHooks& hooks);
   void require_same_values();
   bool left_in(int64_t step);
@@ -150,8 +151,8 @@ class Trainer {
   Arena arena_;
   Tensor scalars_;               // f64: the sums of each forward of a step, and the square of its gradient's norm
   Buffer total_;                 // of the gradients of a step's forwards, where there are several
-  std::vector<Bucket> buckets_;  // of the gradient, where devices are linked
-  std::size_t left_ = 0;         // of those, how many have been sent in this step
+  std::vector<Bucket> buckets_;  // of the gradient
+  std::size_t left_ = 0;         // of those, how many have been sent in this forward
   const RunConfig::Train& options_;
   std::span<const Sample> samples_;
   TrainingState state_;

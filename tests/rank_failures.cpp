@@ -15,7 +15,6 @@
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
-#include <iterator>
 #include <random>
 #include <thread>
 
@@ -47,9 +46,13 @@ constexpr const char* kNames[] = {"a rank is killed",    "a rank is stopped",   
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 void sleep_ms(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 
+// What can be read of it: a process may end meanwhile.
 std::string text_of(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
+  std::string text;
+  char piece[4096];
+  while (in.read(piece, sizeof piece) || in.gcount() > 0) text.append(piece, static_cast<std::size_t>(in.gcount()));
+  return text;
 }
 
 // Processes whose program is kava_train and whose arguments name the folder.

@@ -56,10 +56,9 @@ std::string Profile::table(const Comm& comm) {
   for (const auto& [name, t] : comm.times())
     text += fmt::format("{:<36}{:>10}{:>12.4f}{:>10.3f}\n", name, t.calls, t.seconds,
                         t.seconds > 0 ? 1e-9 * static_cast<double>(t.bytes) / t.seconds : 0.0);
-  if (const DeviceLink* link = comm.link())
-    for (const auto& [name, seconds] :
-         {std::pair("sums of devices, hidden", link->times().hidden), {"sums of devices, exposed", link->times().exposed}})
-      text += fmt::format("{:<36}{:>10}{:>12.4f}\n", name, "", seconds);
+  const OverlapTime& sums = comm.link() ? comm.link()->overlap() : comm.overlap();
+  for (const auto& [name, seconds] : {std::pair("sums of gradients, hidden", sums.hidden), {"sums of gradients, exposed", sums.exposed}})
+    text += fmt::format("{:<36}{:>10}{:>12.4f}\n", name, "", seconds);
   return text;
 }
 

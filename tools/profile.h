@@ -22,7 +22,7 @@ class Profile final : public OpObserver {
 
   /// The ops by their time: calls, seconds, share, GFLOP/s and GB/s. Bytes are those of the tensors that an op names, each once.
   std::string table() const;
-  /// What the ranks have exchanged, by operation, and of sums by their devices what was hidden and exposed.
+  /// What the ranks have exchanged, by operation, and how long sums of gradients were hidden behind other work, and exposed.
   static std::string table(const Comm& comm);
   /// The calls in Chrome's trace format (chrome://tracing, Perfetto), the first kMostEvents of them. Error(code write).
   void write_trace(const std::filesystem::path& file) const;

@@ -12,8 +12,11 @@ namespace kava {
 
 namespace {
 constexpr int64_t kMostBytes = int64_t{1} << 30;  // of one call of a transport
-constexpr int64_t kChunk = int64_t{1} << 18;      // elements of a rank's part that are gathered at once
 constexpr int64_t kMostText = int64_t{64} << 20;
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 }  // namespace
 
 Comm::Comm(int rank, int size, double timeout) : rank_(rank), size_(size), timeout_(timeout) {
@@ -22,15 +25,18 @@ Comm::Comm(int rank, int size, double timeout) : rank_(rank), size_(size), timeo
 
 std::string Comm::name() const { return fmt::format("rank {} of {}", rank_, size_); }
 
+// Returns the seconds that it took.
 template <class F>
-void Comm::run(const char* what, int64_t bytes, F&& collective) {
+double Comm::run(const char* what, int64_t bytes, F&& collective) {
   what_ = what;
   require_launcher();
   const auto start = std::chrono::steady_clock::now();
   collective();
-  if (alone()) return;
+  const double seconds = seconds_since(start);
+  if (alone()) return seconds;
   CommTime& t = times_[what];
-  ++t.calls, t.bytes += bytes, t.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  t.calls += bytes > 0, t.bytes += bytes, t.seconds += seconds;
+  return seconds;
 }
 
 void Comm::require_launcher() const {
@@ -56,6 +62,23 @@ void Comm::gather(void* all, const void* mine, int64_t bytes, const char* what) 
   run(what, bytes, [&] {
     if (bytes > 0) do_gather(all, mine, bytes);
   });
+}
+
+void Comm::begin_gather(void* all, int64_t bytes, const char* what) {
+  KAVA_CHECK(0 < bytes && bytes * size_ <= kMostBytes, "{} bytes of {} ranks", bytes, size_);
+  if (begun_.empty()) first_begun_ = std::chrono::steady_clock::now(), exposed_ = 0;
+  exposed_ += run(what, bytes, [&] { do_begin_gather(all, static_cast<char*>(all) + rank_ * bytes, bytes); });
+  begun_.push_back(what);
+}
+
+bool Comm::end_gather(bool wait) {
+  KAVA_CHECK(!begun_.empty(), "no gather was begun");
+  bool done = false;
+  exposed_ += run(begun_.front(), 0, [&] { done = do_end_gather(wait); });
+  if (!done) return false;
+  begun_.pop_front();
+  if (begun_.empty()) overlap_.exposed += exposed_, overlap_.hidden += seconds_since(first_begun_) - exposed_;
+  return true;
 }
 
 std::vector<std::string> Comm::gather(std::string_view mine, const char* what) {
@@ -101,30 +124,6 @@ void Comm::barrier(const char* what) { any(false, what); }
 void Comm::close() {
   barrier("the end of the run");
   do_close();
-}
-
-void Comm::gather(Ops& ops, const Tensor& all, const Tensor& mine, const char* what) {
-  KAVA_CHECK(mine.rows == 1 && all.rows == size_ && all.cols == mine.cols && all.dtype == mine.dtype && all.contiguous(),
-             "[{}, {}] from rows of {}", all.rows, all.cols, mine.cols);
-  const int64_t bytes = mine.cols * size_of(mine.dtype);
-  std::vector<char> host(static_cast<std::size_t>(bytes)), hosts(host.size() * static_cast<std::size_t>(size_));
-  ops.download(host.data(), mine);
-  gather(hosts.data(), host.data(), bytes, what);
-  ops.upload(all, hosts.data());
-}
-
-void Comm::add_in_order(Ops& ops, Arena& arena, const Tensor& total, const Tensor& part, int parts, bool fresh, const char* what) {
-  KAVA_CHECK(total.rows == 1 && part.rows == 1 && total.cols == part.cols && 1 <= parts && parts <= size_, "{} parts of {} for {}", parts,
-             part.cols, total.cols);
-  auto add = [&](const Tensor& to, const Tensor& from, bool first) { first ? ops.copy(to, from) : ops.add(to, from); };
-  if (alone()) return add(total, part, fresh);
-  for (int64_t at = 0; at < part.cols; at += kChunk) {
-    const ArenaScope scope(arena);
-    const int64_t end = std::min(part.cols, at + kChunk);
-    const Tensor all = arena.alloc(part.dtype, size_, end - at);
-    gather(ops, all, part.col_range(at, end), what);
-    for (int r = 0; r < parts; ++r) add(total.col_range(at, end), all.row_range(r, r + 1), fresh && r == 0);
-  }
 }
 
 DeviceLink::DeviceLink(Comm& comm) : comm_(comm) { comm.link_ = this; }

@@ -3,7 +3,9 @@
 #pragma once
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <span>
@@ -21,6 +23,11 @@ class DeviceLink;
 struct CommTime {
   int64_t calls = 0, bytes = 0;  // bytes: of this rank's part
   double seconds = 0;
+};
+
+/// Seconds that an exchange took beside other work, and those that other work waited for it.
+struct OverlapTime {
+  double hidden = 0, exposed = 0;
 };
 
 class Comm {
@@ -46,6 +53,11 @@ class Comm {
   /// all[r] = mine of rank r, `bytes` each.
   void gather(void* all, const void* mine, int64_t bytes, const char* what);
   std::vector<std::string> gather(std::string_view mine, const char* what);
+  /// A gather in place, beside what this rank does meanwhile: all[rank] holds its own bytes, `bytes` each. Nobody may touch all until it
+  /// is done. Those that were begun are done one after the other.
+  void begin_gather(void* all, int64_t bytes, const char* what);
+  /// Whether the first of them that was not told done yet is; with `wait` it is once this returns.
+  bool end_gather(bool wait);
   /// Rank 0's, on every rank.
   std::string broadcast(std::string_view text, const char* what);
   void broadcast(void* data, int64_t bytes, const char* what);
@@ -59,18 +71,19 @@ class Comm {
 
   /// By operation, as it was named. Of device tensors only what goes through the host.
   const std::map<std::string, CommTime>& times() const { return times_; }
-
-  /// all [N, n] = the rows mine [1, n] of the ranks, of any type.
-  void gather(Ops& ops, const Tensor& all, const Tensor& mine, const char* what);
-  /// total = part of rank 0 + part of rank 1 + ... of the first `parts` ranks, on top of what total holds unless `fresh`. Every rank adds
-  /// them one after the other in this order, so the sum has the bytes of one rank that makes the parts itself. total and part [1, n].
-  void add_in_order(Ops& ops, Arena& arena, const Tensor& total, const Tensor& part, int parts, bool fresh, const char* what);
+  /// Of gathers that were begun: how long some were under way while this rank did other things, and how long it was busy with them or
+  /// waited.
+  const OverlapTime& overlap() const { return overlap_; }
 
  protected:
   Comm(int rank, int size, double timeout);
 
   virtual void do_gather(void* all, const void* mine, int64_t bytes);
   virtual void do_broadcast(void* data, int64_t bytes);
+  /// A transport that cannot go on by itself gathers here and now.
+  virtual void do_begin_gather(void* all, const void* mine, int64_t bytes) { do_gather(all, mine, bytes); }
+  /// Whether the first that was begun is done, which is forgotten then.
+  virtual bool do_end_gather(bool) { return true; }
   virtual void do_close() {}
   /// Fails where the transport knows that a rank has gone. Does not wait.
   virtual void do_look() {}
@@ -88,13 +101,17 @@ class Comm {
  private:
   friend class DeviceLink;
   template <class F>
-  void run(const char* what, int64_t bytes, F&& collective);
+  double run(const char* what, int64_t bytes, F&& collective);
 
   int rank_ = 0, size_ = 1;
   double timeout_ = 600;  // seconds that a collective may take
   pid_t launcher_ = 0;    // 0: there is none to watch
   std::string place_, what_;
   std::map<std::string, CommTime> times_;
+  std::deque<const char*> begun_;                      // gathers, by what they are for
+  std::chrono::steady_clock::time_point first_begun_;  // since when there are any
+  double exposed_ = 0;                                 // since then
+  OverlapTime overlap_;
   DeviceLink* link_ = nullptr;
 };
 
@@ -118,12 +135,8 @@ class DeviceLink {
   /// Waits, with an end, until what join() waits for is done: before so much is queued behind it that the backend itself would wait.
   virtual void wait() = 0;
 
-  /// Seconds that sums have taken beside the backend's other work, and that it has waited for them; counted once measure() was called,
-  /// which makes join() wait.
-  struct Times {
-    double hidden = 0, exposed = 0;
-  };
-  const Times& times() const { return times_; }
+  /// Counted once measure() was called, which makes join() wait.
+  const OverlapTime& overlap() const { return overlap_; }
   void measure() { measured_ = true; }
 
  protected:
@@ -137,7 +150,7 @@ class DeviceLink {
 
  protected:
   bool measured_ = false;
-  Times times_;
+  OverlapTime overlap_;
 
  private:
   Comm& comm_;

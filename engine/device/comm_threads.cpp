@@ -47,8 +47,10 @@ class ThreadComm final : public Comm {
   void do_gather(void* all, const void* mine, int64_t bytes) override {
     meeting_->brought[static_cast<std::size_t>(rank())] = mine;
     meet();
-    for (std::size_t r = 0; r < meeting_->brought.size(); ++r)
-      std::memcpy(static_cast<char*>(all) + r * static_cast<std::size_t>(bytes), meeting_->brought[r], static_cast<std::size_t>(bytes));
+    for (std::size_t r = 0; r < meeting_->brought.size(); ++r) {
+      char* to = static_cast<char*>(all) + r * static_cast<std::size_t>(bytes);
+      if (to != meeting_->brought[r]) std::memcpy(to, meeting_->brought[r], static_cast<std::size_t>(bytes));
+    }
     meet();
   }
 

@@ -9,6 +9,7 @@
 
 #include "engine/device/comm_threads.h"
 #include "engine/device/host.h"
+#include "engine/device/ordered_sum.h"
 #include "engine/device/world.h"
 #include "engine/error.h"
 #include "tests/rank_threads.h"
@@ -53,7 +54,7 @@ TEST_CASE("a collective gives every rank what all ranks brought") {
 
 TEST_CASE("parts are added in the order of the ranks, whatever their number and length") {
   // Sums that depend on their order: large, small and cancelling values.
-  for (const int64_t length : {int64_t{1}, int64_t{1000}, (int64_t{1} << 18) + 17}) {
+  for (const int64_t length : {int64_t{1}, int64_t{1000}, (int64_t{5} << 19) + 17}) {
     INFO(length);
     constexpr int kParts = 6;
     auto value = [](int part, int64_t i) {
@@ -72,10 +73,16 @@ TEST_CASE("parts are added in the order of the ranks, whatever their number and 
         const auto ops = make_cpu_ops(1);
         Arena arena(*ops);
         const Tensor total = arena.alloc(DType::f32, 1, length), part = arena.alloc(DType::f32, 1, length);
+        OrderedSum sum(comm, *ops, arena, total, part, "adding");
         for (int first = 0; first < kParts; first += n) {
           const int mine = first + comm.rank();
-          for (int64_t i = 0; i < length; ++i) part.as<float>()[i] = mine < kParts ? value(mine, i) : std::nanf("");
-          comm.add_in_order(*ops, arena, total, part, std::min(n, kParts - first), first == 0, "adding");
+          sum.begin(std::min(n, kParts - first), first == 0);
+          // What is sent later is made later.
+          for (const auto& [begin, end] : {std::pair(length / 3, length), {int64_t{0}, length / 3}}) {
+            for (int64_t i = begin; i < end; ++i) part.as<float>()[i] = mine < kParts ? value(mine, i) : std::nanf("");
+            if (begin < end) sum.send(part.col_range(begin, end));
+          }
+          sum.finish();
         }
         totals[static_cast<std::size_t>(comm.rank())] = to_host(*ops, total);
       });

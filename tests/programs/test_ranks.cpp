@@ -77,6 +77,21 @@ TEST_CASE("any number of MPI's ranks leaves the run folder of one, also when the
   check_same_run(p.folder.path() / "one", p.folder.path() / "killed");
 }
 
+TEST_CASE("a profile of ranks tells how long gradients were on their way while the backward went on") {
+  require_mpirun();
+  const Project p;
+  const Ended run = on_ranks(2, p.arguments("run") + " --profile --set train.max_steps=3");
+  INFO(run.out << run.err);
+  REQUIRE(run.code == 0);
+  const auto seconds = [&](const std::string& line) {
+    const std::size_t at = run.out.find("\n" + line);
+    REQUIRE(at != run.out.npos);
+    return std::stod(run.out.substr(at + 1 + line.size()));
+  };
+  CHECK(seconds("sums of gradients, hidden") > 0);
+  CHECK(seconds("sums of gradients, exposed") > 0);
+}
+
 TEST_CASE("ranks that are refused end together, with one line") {
   require_mpirun();
   const Project p;

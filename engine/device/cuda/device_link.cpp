@@ -71,7 +71,7 @@ class NcclLink final : public DeviceLink {
     double all = 0;
     for (std::size_t i = 0; i + 2 < at.size(); i += 2) all += at[i + 1] - at[i];
     const double exposed = at.size() < 3 ? 0 : std::clamp(at[at.size() - 2] - at.back(), 0.0, all);
-    times_.exposed += exposed, times_.hidden += all - exposed;
+    overlap_.exposed += exposed, overlap_.hidden += all - exposed;
   }
   void wait() override {
     while (!runtime_.joined()) watch();

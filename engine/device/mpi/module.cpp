@@ -3,6 +3,7 @@
 #include <mpi.h>
 
 #include <chrono>
+#include <deque>
 #include <thread>
 
 #include "engine/device/comm_mpi.h"
@@ -32,13 +33,29 @@ class MpiComm final : public Comm {
     MPI_Request request;
     const int n = static_cast<int>(bytes);
     require(MPI_Iallgather(mine, n, MPI_BYTE, all, n, MPI_BYTE, MPI_COMM_WORLD, &request));
-    wait(request);
+    wait_for(request);
+  }
+
+  void do_begin_gather(void* all, const void*, int64_t bytes) override {
+    const int n = static_cast<int>(bytes);
+    MPI_Request request;
+    require(MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, n, MPI_BYTE, MPI_COMM_WORLD, &request));
+    begun_.push_back(request);
+  }
+
+  bool do_end_gather(bool wait) override {
+    int done = 0;
+    if (wait) wait_for(begun_.front());
+    else require(MPI_Test(&begun_.front(), &done, MPI_STATUS_IGNORE));
+    if (!wait && !done) return false;
+    begun_.pop_front();
+    return true;
   }
 
   void do_broadcast(void* data, int64_t bytes) override {
     MPI_Request request;
     require(MPI_Ibcast(data, static_cast<int>(bytes), MPI_BYTE, 0, MPI_COMM_WORLD, &request));
-    wait(request);
+    wait_for(request);
   }
 
   void do_close() override { MPI_Finalize(); }
@@ -52,7 +69,7 @@ class MpiComm final : public Comm {
   }
 
   // Spins while an answer may be near, then leaves the core to others: there may be more ranks than cores.
-  void wait(MPI_Request& request) const {
+  void wait_for(MPI_Request& request) const {
     using Clock = std::chrono::steady_clock;
     const Clock::time_point start = Clock::now();
     for (int64_t polls = 0;; ++polls) {
@@ -66,6 +83,8 @@ class MpiComm final : public Comm {
       std::this_thread::sleep_for(std::chrono::microseconds(waited < 10e-3 ? 20 : 500));
     }
   }
+
+  std::deque<MPI_Request> begun_;  // gathers
 };
 
 }  // namespace
