@@ -6,6 +6,8 @@
 // A warp owns a row. It reads the row once, in chunks of eight columns, and keeps it in its part of shared memory, as rounded as it is
 // stored; lanes own chunks, so no barrier is needed. Gradients of gains and biases are sums over rows: a block owns 64 rows and 32 columns
 // of the first stage, whose sums the second stage adds in order.
+#include <algorithm>
+
 #include "kernels/chunks.h"
 
 namespace kava {
@@ -13,10 +15,11 @@ namespace kava {
 namespace {
 
 constexpr int kNormWarps = 4, kNormThreads = kNormWarps * kWarpSize;
+constexpr std::size_t kNormShared = 96 << 10;  // of a block, so that every GPU has it; a gradient's rows are at most 12,288 columns
 
 /// This warp's row, -1 beyond the last.
 __device__ __forceinline__ int64_t warp_row(int64_t rows) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kNormWarps + threadIdx.x / kWarpSize;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarpSize) + threadIdx.x / kWarpSize;
   return row < rows ? row : -1;
 }
 __device__ __forceinline__ int lane_column() { return static_cast<int>(threadIdx.x) % kWarpSize * kChunk; }
@@ -25,10 +28,18 @@ __device__ __forceinline__ int lane_column() { return static_cast<int>(threadIdx
 __device__ __forceinline__ float* warp_rows(int cols, int count) {
   return dynamic_smem<float>() + threadIdx.x / kWarpSize * static_cast<unsigned>(count * div_up(cols, kChunk) * kChunk);
 }
-__host__ __device__ constexpr std::size_t norm_smem(int64_t cols, int count) {
-  return static_cast<std::size_t>(kNormWarps * count * div_up(cols, int64_t{kChunk}) * kChunk) * sizeof(float);
-}
-unsigned norm_blocks(int64_t rows) { return static_cast<unsigned>(div_up(rows, int64_t{kNormWarps})); }
+/// How a kernel runs whose warps keep `count` rows each: by fewer warps where rows are long.
+struct NormLaunch {
+  NormLaunch(int64_t rows, int64_t cols, int count) {
+    const std::size_t warp = static_cast<std::size_t>(count * div_up(cols, int64_t{kChunk}) * kChunk) * sizeof(float);
+    const std::size_t warps = std::clamp<std::size_t>(kNormShared / warp, 1, kNormWarps);
+    blocks = static_cast<unsigned>(div_up(rows, static_cast<int64_t>(warps)));
+    threads = static_cast<unsigned>(warps) * kWarpSize;
+    shared = warps * warp;
+  }
+  unsigned blocks, threads;
+  std::size_t shared;
+};
 
 __device__ __forceinline__ void keep(float* row, int first, const Columns& x) { store_columns<float, true>(row, first, 0, x); }
 __device__ __forceinline__ Columns kept(const float* row, int first) { return load_columns<float, true>(row, first, 0); }
@@ -242,8 +253,9 @@ void add_rms_norm_fwd(Stream stream, Rows<T> y, Rows<T> sum, Rows<float> rstd, R
   if (rows == 0) return;
   if (!b.data && sum.data == a.data) sum = {};
   const bool aligned = chunked(y, cols) && chunked(sum, cols) && chunked(a, cols) && chunked(b, cols) && chunked(Rows<const T>{w, 8}, cols);
+  const NormLaunch on(rows, cols, 1);
   dispatch_aligned(aligned, [&]<bool kAligned>() {
-    launch(stream, add_rms_norm_fwd_kernel<T, kAligned>, norm_blocks(rows), kNormThreads, norm_smem(cols, 1),
+    launch(stream, add_rms_norm_fwd_kernel<T, kAligned>, on.blocks, on.threads, on.shared,
            RmsNorm<T>{y, sum, rstd.data, rstd.stride, a, b, w, eps}, rows, static_cast<int>(cols));
   });
 }
@@ -254,9 +266,9 @@ void rms_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* workspace, Rows<c
   if (rows == 0) return;
   const NormGradient<T, G> p{dx, dy, x, nullptr, rstd.data, 0, rstd.stride, w};
   const bool aligned = chunked(dx, cols) && chunked(dy, cols) && chunked(x, cols) && chunked(Rows<const T>{w, 8}, cols);
+  const NormLaunch on(rows, cols, 2);
   dispatch_aligned(aligned, [&]<bool kAligned>() {
-    launch(stream, rms_norm_bwd_kernel<T, G, kAligned>, norm_blocks(rows), kNormThreads, norm_smem(cols, 2), p, rows,
-           static_cast<int>(cols));
+    launch(stream, rms_norm_bwd_kernel<T, G, kAligned>, on.blocks, on.threads, on.shared, p, rows, static_cast<int>(cols));
   });
   norm_gains(stream, dw, nullptr, workspace, p, rows, cols);
 }
@@ -268,8 +280,9 @@ void add_layer_norm_fwd(Stream stream, Rows<T> y, Rows<T> sum, Rows<float> mean,
   if (!b.data && sum.data == a.data) sum = {};
   const bool aligned = chunked(y, cols) && chunked(sum, cols) && chunked(a, cols) && chunked(b, cols) &&
                        chunked(Rows<const T>{w, 8}, cols) && chunked(Rows<const T>{bias, 8}, cols);
+  const NormLaunch on(rows, cols, 1);
   dispatch_aligned(aligned, [&]<bool kAligned>() {
-    launch(stream, add_layer_norm_fwd_kernel<T, kAligned>, norm_blocks(rows), kNormThreads, norm_smem(cols, 1),
+    launch(stream, add_layer_norm_fwd_kernel<T, kAligned>, on.blocks, on.threads, on.shared,
            LayerNorm<T>{y, sum, mean.data, rstd.data, mean.stride, rstd.stride, a, b, w, bias, eps}, rows, static_cast<int>(cols));
   });
 }
@@ -280,9 +293,9 @@ void layer_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* db, float* work
   if (rows == 0) return;
   const NormGradient<T, G> p{dx, dy, x, mean.data, rstd.data, mean.stride, rstd.stride, w};
   const bool aligned = chunked(dx, cols) && chunked(dy, cols) && chunked(x, cols) && chunked(Rows<const T>{w, 8}, cols);
+  const NormLaunch on(rows, cols, 2);
   dispatch_aligned(aligned, [&]<bool kAligned>() {
-    launch(stream, layer_norm_bwd_kernel<T, G, kAligned>, norm_blocks(rows), kNormThreads, norm_smem(cols, 2), p, rows,
-           static_cast<int>(cols));
+    launch(stream, layer_norm_bwd_kernel<T, G, kAligned>, on.blocks, on.threads, on.shared, p, rows, static_cast<int>(cols));
   });
   norm_gains(stream, dw, db, workspace, p, rows, cols);
 }

@@ -63,8 +63,9 @@ TEST_CASE("recorded algorithms come back as they were, and what others recorded 
   REQUIRE(unwritable.find(key));
 }
 
-TEST_CASE("an algorithm is chosen for a number of rows that is rounded up") {
-  CHECK(rounded_key({GemmForm::nt, 2817, 2048, 64}) == LtKey{GemmForm::nt, 3072, 2048, 64});
+TEST_CASE("an algorithm is chosen for a number of rows that is rounded up, and forward for any number of them") {
+  CHECK(rounded_key({GemmForm::nt, 1, 2048, 64}) == rounded_key({GemmForm::nt, 2817, 2048, 64}));
+  CHECK(rounded_key({GemmForm::nn, 2817, 2048, 64}) == LtKey{GemmForm::nn, 3072, 2048, 64});
   CHECK(rounded_key({GemmForm::tn, 2817, 2048, 64}) == LtKey{GemmForm::tn, 2817, 2048, 256});
 }
 

@@ -294,7 +294,7 @@ bool supported() {
 void run(Dim3 grid, Dim3 block, std::size_t smem_bytes, void (*body)(void*), void* arg, std::size_t arg_bytes, const void* kernel) {
   if (t_block) fail("a launch inside a kernel");
   const std::size_t count = std::size_t{grid.x} * grid.y * grid.z, size = std::size_t{block.x} * block.y * block.z;
-  constexpr std::size_t kMostShared = 227 * 1024, kMostYZ = 65535;
+  constexpr std::size_t kMostShared = 99 * 1024, kMostYZ = 65535;  // the least of the GPUs compiled for: 99 KiB on sm_120
   if (count == 0 || size == 0 || size > 1024 || smem_bytes > kMostShared || grid.y > kMostYZ || grid.z > kMostYZ)
     throw Error("simt: no GPU takes a launch of " + std::to_string(grid.x) + "x" + std::to_string(grid.y) + "x" + std::to_string(grid.z) +
                 " blocks of " + std::to_string(size) + " threads with " + std::to_string(smem_bytes) + " bytes of shared memory");

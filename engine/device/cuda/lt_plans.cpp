@@ -19,6 +19,10 @@ constexpr const char* kForms[] = {"nt", "nn", "tn"};
 }
 
 LtKey rounded_key(LtKey key) {
+  if (key.form == GemmForm::nt) {
+    key.m = LtKey::kForwardRows;
+    return key;
+  }
   int& rows = key.form == GemmForm::tn ? key.k : key.m;
   rows = (rows + LtKey::kRowStep - 1) / LtKey::kRowStep * LtKey::kRowStep;
   return key;

@@ -11,16 +11,17 @@
 
 namespace kava {
 
-/// What an algorithm is chosen for. The rows of an activation differ in every step: m (in form tn k) counts in steps of kRowStep.
+/// What an algorithm is chosen for. The rows of an activation differ in every step. Backward (nn, tn) m, or k in form tn, counts in steps
+/// of kRowStep. Forward (nt) it is always kForwardRows: a row's bytes must not depend on how many rows stand beside it (Reads in ops.h).
 struct LtKey {
-  static constexpr int kRowStep = 256;
+  static constexpr int kRowStep = 256, kForwardRows = 4096;
   GemmForm form = GemmForm::nt;
   int m = 0, n = 0, k = 0;
   bool sums = false, adds = false, bias = false;  // f32 outputs; onto what is there; a bias
   auto operator<=>(const LtKey&) const = default;
 };
 
-/// The rows of activations in a key rounded up.
+/// The key that an algorithm is chosen for.
 LtKey rounded_key(LtKey key);
 
 struct LtPlan {

@@ -121,8 +121,9 @@ struct MatmulLt::State {
     cublasLtMatmulPreference_t preference = nullptr;
     KAVA_LT(preference_create(&preference));
     const std::size_t room = kWorkspace;
-    // Parts of a sum are added in a fixed order, not as they come.
-    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    // Parts of a sum are added in a fixed order, not as they come; forward a sum has no parts, whose number could go by the rows.
+    const uint32_t reductions =
+        key.form == GemmForm::nt ? CUBLASLT_REDUCTION_SCHEME_NONE : CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room);
     preference_set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
     const uint32_t alignment = 16;
@@ -173,15 +174,15 @@ bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size) {
   const Product<bf16>& p = g.products[0];
   const bool adds = g.add.data != nullptr, sums = adds || g.set_sum.data != nullptr;
   if (g.count != 1 || (g.scaled == 1 && (g.masked || g.factor != 1)) || g.m == 0 || g.n == 0 || p.k == 0) return false;
-  if (!any_size && static_cast<double>(g.m) * g.n * p.k < kSmallest) return false;
+  const LtKey key{form, g.m, g.n, p.k, sums, adds, g.bias != nullptr}, chosen_for = rounded_key(key);
+  if (!any_size && static_cast<double>(chosen_for.m) * chosen_for.n * chosen_for.k < kSmallest) return false;
   const Rows<float> wide = adds ? g.add : g.set_sum;
   void* out = sums ? static_cast<void*>(wide.data) : g.set.data;
   const int64_t ldc = sums ? wide.stride : g.set.stride;
   if (!aligned(p.a.data, p.a.stride, 2) || !aligned(p.b.data, p.b.stride, 2) || !aligned(out, ldc, sums ? 4 : 2)) return false;
   State& s = *state_;
-  const LtKey key{form, g.m, g.n, p.k, sums, adds, g.bias != nullptr};
   cublasLtMatmulAlgo_t algorithm;
-  if (!s.plan(rounded_key(key), algorithm)) return false;
+  if (!s.plan(chosen_for, algorithm)) return false;
   State::Call call(s, key, p.a.stride, p.b.stride, ldc, g.bias);
   cublasLtMatmulHeuristicResult_t checked{};
   if (s.algo_check(s.handle, call.desc, call.b, call.a, call.c, call.c, &algorithm, &checked) != CUBLAS_STATUS_SUCCESS) return false;

@@ -98,11 +98,11 @@ class CudaOps final : public Ops {
                 const Tensor& updates, const AdamwOptions& options) override;
 
   Stream stream() const { return runtime_->stream(); }
-  /// The product by cuBLASLt where that is there and suits it, else by the own kernel.
+  /// The product by cuBLASLt where that is there and suits it, else by the own kernel, which serves few rows better.
   template <GemmForm form, class T>
-  void multiply(const GemmBatch<T>& batch) {
+  void multiply(const GemmBatch<T>& batch, Reads reads = Reads::tiled) {
     if constexpr (std::is_same_v<T, bf16>)
-      if (lt_ && batch.count == 1 && lt_->run(form, batch.gemms[0])) return;
+      if (lt_ && reads == Reads::tiled && batch.count == 1 && lt_->run(form, batch.gemms[0])) return;
     gemm<form>(stream(), batch);
   }
   /// Whether cuBLASLt's products are the own kernel's, on numbers whose sums are exact in any order.

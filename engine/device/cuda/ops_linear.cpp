@@ -30,7 +30,7 @@ void CudaOps::do_linear_prepare(const LinearGroup& g) {
   });
 }
 
-void CudaOps::do_lora_fwd(Arena&, const Tensor& xx, const LinearGroup& g, const Dropout& dropout, Reads) {
+void CudaOps::do_lora_fwd(Arena&, const Tensor& xx, const LinearGroup& g, const Dropout& dropout, Reads reads) {
   if (dry()) return;
   on_storage(xx.dtype, [&]<class T>() {
     GemmBatch<T> batch;
@@ -41,11 +41,11 @@ void CudaOps::do_lora_fwd(Arena&, const Tensor& xx, const LinearGroup& g, const 
     set_output(gemm_, xa);
     gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.a), to_int(g.in));
     gemm_.scaled = 1, gemm_.factor = batch.mask.inverse_keep, gemm_.masked = dropout.p > 0;
-    multiply<GemmForm::nt>(batch);
+    multiply<GemmForm::nt>(batch, reads);
   });
 }
 
-void CudaOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, const LinearGroup& g, Reads) {
+void CudaOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, const LinearGroup& g, Reads reads) {
   if (dry()) return;
   on_storage(y.dtype, [&]<class T>() {
     GemmBatch<T> batch;
@@ -55,7 +55,7 @@ void CudaOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, con
     gemm_.bias = data_of<const T>(g.bias);
     // Without a rank among the parts nobody has written xa.
     gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.joined), to_int(g.in + g.used_ranks().end));
-    multiply<GemmForm::nt>(batch);
+    multiply<GemmForm::nt>(batch, reads);
   });
 }
 

