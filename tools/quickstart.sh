@@ -40,14 +40,14 @@ train() {
 say "2. the base: written chains of thought, from scratch"
 train base quickstart_base.toml --set model.path="$out/data/model" --set data.train="[\"$out/data/base.txt\"]"
 student=(--set model.path="$out/base/adapter" --set data.train="[\"$out/data/train.txt\"]")
-say "3. the KaVa student: 14 latents in 5 passes instead of a written chain"
+say "3. the KaVa student: 14 latents in 4 passes instead of a written chain"
 train kava quickstart.toml "${student[@]}"
 say "4. for comparison: as many updates without any thinking"
 train no_cot quickstart_no_cot.toml "${student[@]}"
 if [ "$equal" = yes ]; then
   say "5. for comparison: as much compute without any thinking"
-  train no_cot_equal_compute quickstart_no_cot.toml "${student[@]}" --set train.max_steps=6872 --set train.valid_every=1718 \
-    --set train.checkpoint_every=1718
+  train no_cot_equal_compute quickstart_no_cot.toml "${student[@]}" --set train.max_steps=4872 --set train.valid_every=1218 \
+    --set train.checkpoint_every=1218
 fi
 
 say "2,000 held-out questions that share no trace with training"
@@ -64,8 +64,8 @@ row kava 'KaVa, 14 latents'
 cat <<'END'
 passes: runs through the model for one answer. ms: for one question, decoded
 alone, and in batches of 128. Alone, fewer passes are less time. In batches a
-CPU's time goes by rows: the 5 passes over 14 latents are more rows than the
-chain that they stand for, so that 8 passes may cost as much as 27.
+CPU's time goes by rows: the 4 passes over 14 latents are more rows than the
+chain that they stand for, so that 7 passes may cost as much as 27.
 END
 
 say "one question, answered with its latents decoded"
