@@ -1,14 +1,17 @@
 // NCCL's calls for the emulated cuda backend, over TCP between processes or threads of a machine: libkava_nccl.so, loaded as NCCL would
 // be. It is as strict as NCCL may be. Nothing waits: what a group holds lies on its stream only after it was asked whether the group is
 // done; every rank has to make the same calls, in the same groups, with the same counts and types, and all of a communicator on one stream,
-// or all of them fail; a rank that has gone is waited for without end, as NCCL does within a machine. Sums begin at another rank in each
-// piece, as a ring's do.
+// or all of them fail; a rank that has gone is waited for without end, as NCCL does within a machine. Bytes that were changed on their way
+// fail the communicator, as a network adapter's checks would. Sums begin at another rank in each piece, as a ring's do. Ranks meet at the
+// address of the interface that NCCL_SOCKET_IFNAME names, else at 127.0.0.1.
 //
 // KAVA_NCCL_FAIL=fail:K   the K-th call of this process fails, of those that NCCL may refuse: CommInitRankConfig, GroupStart, AllReduce,
 //                         Broadcast, GroupEnd
 //                hang:K   it goes on without end
 //                count    prints how many there were, when the communicator ends
+#include <arpa/inet.h>
 #include <fmt/format.h>
+#include <ifaddrs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -38,7 +41,7 @@ constexpr int kVersion = 22809;
 
 struct UniqueId {
   int magic, port;
-  char rest[120];
+  char host[120];
 };
 constexpr int kMagic = 0x6b6e636c;
 
@@ -89,7 +92,7 @@ struct Aborted {};
 /// A communicator.
 struct ncclComm {
   ncclComm(int rank, int size, const UniqueId& id, Socket listener)
-      : rank_(rank), size_(size), port_(id.port), listener_(std::move(listener)) {
+      : rank_(rank), size_(size), port_(id.port), host_(id.host), listener_(std::move(listener)) {
     worker_ = std::thread([this] { work(); });
   }
   ~ncclComm() {
@@ -191,12 +194,30 @@ struct ncclComm {
   }
   static Clock::time_point never() { return kava::after(1e6); }
 
+  // A part or a sum, with its check.
+  void send(int to, const std::vector<char>& bytes) const {
+    const uint64_t check = kava::check_of(bytes.data(), bytes.size());
+    send(peers_[static_cast<std::size_t>(to)], bytes.data(), bytes.size());
+    send(peers_[static_cast<std::size_t>(to)], &check, sizeof check);
+  }
+  // False where its bytes are others than were sent.
+  bool receive(int from, std::vector<char>& bytes) {
+    uint64_t check = 0;
+    receive(peers_[static_cast<std::size_t>(from)], bytes.data(), bytes.size());
+    receive(peers_[static_cast<std::size_t>(from)], &check, sizeof check);
+    if (kava::check_of(bytes.data(), bytes.size()) == check) return true;
+    const std::scoped_lock lock(mutex_);
+    error_ = fmt::format("bytes of rank {} were changed on their way", from);
+    state_ = kSystemError;
+    return false;
+  }
+
   void meet() {
     peers_.resize(static_cast<std::size_t>(size_));
     if (rank_ > 0) {
       while (!peers_[0]) {
         look();
-        peers_[0] = kava::connect_to("127.0.0.1", port_, kava::after(0.2));
+        peers_[0] = kava::connect_to(host_, port_, kava::after(0.2));
         if (!peers_[0]) std::this_thread::sleep_for(std::chrono::milliseconds(5));
       }
       return send(peers_[0], &rank_, sizeof rank_);
@@ -209,16 +230,15 @@ struct ncclComm {
     }
   }
 
-  // False where the ranks differ: it is never over then.
+  // False where the ranks differ, or bytes were changed: it is never over then.
   bool run(Job& job) {
     if (rank_ > 0) {
       send(peers_[0], &job.call, sizeof job.call);
       char same = 0;
       receive(peers_[0], &same, 1);
       if (!same) return differ(0, job.call, "another call"), false;
-      send(peers_[0], job.bytes.data(), job.bytes.size());
-      receive(peers_[0], job.bytes.data(), job.bytes.size());
-      return true;
+      send(0, job.bytes);
+      return receive(0, job.bytes);
     }
     std::vector<Call> all(peers_.size(), job.call);
     for (std::size_t r = 1; r < peers_.size(); ++r) receive(peers_[r], &all[r], sizeof all[r]);
@@ -227,10 +247,11 @@ struct ncclComm {
     for (std::size_t r = 1; r < peers_.size(); ++r) send(peers_[r], &same, 1);
     if (!same) return differ(static_cast<int>(other - all.begin()), job.call, other->text()), false;
     std::vector<std::vector<char>> parts(peers_.size(), job.bytes);
-    for (std::size_t r = 1; r < peers_.size(); ++r) receive(peers_[r], parts[r].data(), parts[r].size());
+    for (std::size_t r = 1; r < peers_.size(); ++r)
+      if (!receive(static_cast<int>(r), parts[r])) return false;
     if (job.call.kind == 0) add_up(job, parts);
     else job.bytes = parts.at(static_cast<std::size_t>(job.call.root));
-    for (std::size_t r = 1; r < peers_.size(); ++r) send(peers_[r], job.bytes.data(), job.bytes.size());
+    for (std::size_t r = 1; r < peers_.size(); ++r) send(static_cast<int>(r), job.bytes);
     return true;
   }
 
@@ -263,6 +284,7 @@ struct ncclComm {
   }
 
   const int rank_, size_, port_;
+  const std::string host_;
   const Socket listener_;
   std::vector<Socket> peers_;  // of rank 0: the others; of the others: rank 0
   std::thread worker_;
@@ -290,6 +312,22 @@ Socket listener_of(int port) {
   Socket s = std::move(it->second);
   listeners.erase(it);
   return s;
+}
+
+std::string own_address() {
+  const char* asked = std::getenv("NCCL_SOCKET_IFNAME");
+  if (!asked) return "127.0.0.1";
+  std::string address;
+  ifaddrs* all = nullptr;
+  if (::getifaddrs(&all) != 0) return "";
+  for (const ifaddrs* i = all; i; i = i->ifa_next) {
+    if (!i->ifa_addr || i->ifa_addr->sa_family != AF_INET || std::strcmp(i->ifa_name, asked) != 0) continue;
+    char text[INET_ADDRSTRLEN] = {};
+    ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(i->ifa_addr)->sin_addr, text, sizeof text);
+    address = text;
+  }
+  ::freeifaddrs(all);
+  return address;
 }
 
 // Of the group that the calling thread is in.
@@ -331,12 +369,15 @@ const char* ncclGetLastError(ncclComm* comm) {
 
 int ncclGetUniqueId(UniqueId* id) {
   std::string why;
+  const std::string host = own_address();
+  if (host.empty()) return refuse("NCCL_SOCKET_IFNAME names no interface with an address");
   for (int port = 30000 + static_cast<int>(::getpid()) % 20000, last = port + 200; port < last; ++port) {
-    Socket s = kava::listen_on("127.0.0.1", port, why);
+    Socket s = kava::listen_on(host, port, why);
     if (!s) continue;
     const std::scoped_lock lock(ids_mutex);
     listeners.emplace_back(port, std::move(s));
     *id = {kMagic, port, {}};
+    host.copy(id->host, sizeof id->host - 1);
     return kSuccess;
   }
   return refuse("no port is free: " + why, kSystemError);
