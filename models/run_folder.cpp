@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "engine/error.h"
@@ -128,7 +130,9 @@ void RunFolder::require_links() const {
 }
 
 void RunFolder::lock() {
+  using Clock = std::chrono::steady_clock;
   constexpr int kAttempts = 8;
+  const Clock::time_point patient = Clock::now() + std::chrono::seconds(5);
   for (int attempt = 1;; ++attempt) {
     std::error_code failed;
     made_.reset();
@@ -138,6 +142,12 @@ void RunFolder::lock() {
     const fs::path real = fs::canonical(path_, ignored);
     lock_ = std::make_unique<PathLock>(real, PathLock::Kind::exclusive, false);
     if (lock_->error() == 0) return;
+    // The ranks of a run whose launcher was killed are given the time to end.
+    if (lock_->error() == EWOULDBLOCK && Clock::now() < patient) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      --attempt;
+      continue;
+    }
     if (lock_->error() == EWOULDBLOCK) unusable(path_, "another process is training there");
     // Another process that made it and refused to train may just have removed it.
     if (lock_->error() != ENOENT || attempt == kAttempts)
