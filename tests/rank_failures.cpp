@@ -189,7 +189,8 @@ class Harness {
     const Clock::time_point start = Clock::now();
     while (!ranks.ended() && seconds_since(start) < (kind == Failure::full_disk ? 120 : kEnd)) sleep_ms(5);
     if (!ranks.ended()) ++wrong_, complain(what + ": does not end");
-    else if (!right(kind, struck, ranks.wait())) ++wrong_, complain(what + ": ends with other codes");
+    else if (const std::vector<int> codes = ranks.wait(); !right(kind, struck, codes))
+      ++wrong_, complain(fmt::format("{}: ends with {}", what, fmt::join(codes, ", ")));
     while (!trainers_in(out_).empty() && seconds_since(start) < kEnd) sleep_ms(5);
     for (pid_t left : trainers_in(out_)) ++wrong_, complain(what + ": a rank is left"), ::kill(left, SIGKILL);
     go_on(what);
@@ -246,7 +247,8 @@ class Harness {
       case Failure::ask_to_stop:
         return all({75});
       case Failure::end_launcher:
-        return all({1, 75, 128 + SIGTERM});
+        // Ranks that have no checkpoint a second later are killed.
+        return all({1, 75, 128 + SIGTERM, 128 + SIGKILL});
       case Failure::kill_launcher:
         return all({-SIGKILL});
     }
