@@ -247,8 +247,8 @@ class Harness {
       case Failure::ask_to_stop:
         return all({75});
       case Failure::end_launcher:
-        // Ranks that have no checkpoint a second later are killed.
-        return all({1, 75, 128 + SIGTERM, 128 + SIGKILL});
+        // While it begins or ends, mpirun has no handler.
+        return all({1, 75, 128 + SIGTERM, -SIGTERM});
       case Failure::kill_launcher:
         return all({-SIGKILL});
     }

@@ -46,7 +46,8 @@ void Comm::require_launcher() const {
 void Comm::fail(const std::string& why) const {
   if (link_) link_->abort();
   const std::string where = place_.empty() ? what_ : what_ + ", " + place_;
-  throw Error(Exit::comm, name(), where + ": " + why, "the last checkpoint is whole: go on with --resume");
+  throw Error(Exit::comm, name(), where + ": " + why,
+              place_.empty() ? "start all ranks again" : "the last checkpoint is whole: go on with --resume");
 }
 
 void Comm::fail_late(const std::string& who) const { fail(fmt::format("{} did not come within {:g} s (--comm-timeout)", who, timeout_)); }
