@@ -76,7 +76,8 @@ void dispatch_aligned(bool aligned, F&& f) {
 // ---- maps over all chunks of a matrix
 
 constexpr int kMapThreads = 256, kMapLoads = 4;
-constexpr int kMapBlocks = 2;  // per SM at least; without a number ptxas spills for occupancy
+constexpr int64_t kLongestRow = int64_t{1} << 30;  // columns are int; longer rows come in pieces
+constexpr int kMapBlocks = 2;                      // per SM at least; without a number ptxas spills for occupancy
 
 /// Chunks that a thread loads before it stores the first: kMapLoads, or Map::kLoads where a map's arithmetic needs more registers than that
 /// leaves.
@@ -109,7 +110,8 @@ template <class Map>
 void map_chunks(Stream stream, const Map& map, int64_t rows, int64_t cols) {
   const int64_t per_row = div_up(cols, int64_t{kChunk}), chunks = rows * per_row;
   if (chunks == 0) return;
-  if (chunks >= int64_t{1} << 31) throw std::invalid_argument("a matrix of more than 2^34 elements");
+  if (chunks >= int64_t{1} << 31 || cols > kLongestRow)
+    throw std::invalid_argument("a matrix of more than 2^34 elements, or a row of more than 2^30");
   const unsigned blocks = static_cast<unsigned>(div_up(chunks, int64_t{kMapThreads * loads_of<Map>()}));
   launch(stream, map_chunks_kernel<Map>, blocks, kMapThreads, 0, map, static_cast<uint32_t>(chunks), static_cast<uint32_t>(per_row));
 }

@@ -339,7 +339,9 @@ constexpr int64_t kLargeOutput = int64_t{2048} * 2048;
 
 template <GemmForm form, class T>
 void gemm(Stream stream, const GemmBatch<T>& batch) {
-  if (batch.count == 0) return;
+  bool none = true;
+  for (int i = 0; i < batch.count; ++i) none = none && (batch.gemms[i].m == 0 || batch.gemms[i].n == 0);
+  if (none) return;
   if constexpr (sizeof(T) == 2) {
     constexpr Masked kPlace = form == GemmForm::nn ? Masked::scaled_sum : Masked::operand;
     bool masked = false;

@@ -61,7 +61,13 @@ int64_t free_memory(const Ops& ops) {
 
 std::unique_ptr<DeviceLink> link_devices(Comm& comm, Ops& ops, const std::string& log_folder, std::string& why) {
   const CudaModule* cuda = loaded().module;
-  if (comm.alone() || !cuda || ops.name() != cuda->name) return nullptr;
+  if (comm.alone()) return nullptr;
+  const std::vector<std::string> names = comm.gather(ops.name(), "comparing devices");
+  for (std::size_t r = 0; r < names.size(); ++r)
+    if (names[r] != names[0])
+      throw Error(Exit::usage, "--device", fmt::format("rank {} computes on {}, rank 0 on {}", r, names[r], names[0]),
+                  "give all ranks the same --device");
+  if (!cuda || ops.name() != cuda->name) return nullptr;
   // NCCL would write to standard output.
   if (std::getenv("NCCL_DEBUG")) {
     std::error_code ignored;

@@ -125,6 +125,8 @@ Socket accept_from(const Socket& listener, Clock::time_point deadline, const std
     const int on = 1;
     if (s) ::setsockopt(s.fd(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     if (s) return s;
+    // A caller that went again is no matter; without descriptors the next one fails as well.
+    if (errno == EMFILE || errno == ENFILE) return {};
   }
   return {};
 }

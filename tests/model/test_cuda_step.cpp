@@ -55,7 +55,8 @@ TEST_CASE("a step on the cuda backend is the cpu's as far as its types can, twic
                         {"kv.loss=mse", "kv.std=global", "kv.keys=pre_rope", "rkv.order=score"},
                         {"kv.projection=true", "rkv.group=max_prob", "rkv.short=zero", "kv.reduction=slot_sum"},
                         {"rkv.policy=random", "rkv.group=mean_prob", "latent.update=residual", "latent.projection=false"},
-                        {"train.trainable=all", "step.prefix_sharing=false", "step.prune_latents=false"}};
+                        {"train.trainable=all", "step.prefix_sharing=false", "step.prune_latents=false"},
+                        {"latent.count=1", "latent.iterations=3", "step.prune_latents=false"}};  // products of no rows
   for (const Sets& form : forms) {
     StepRig exact_rig(with(form, "f64"));
     const StepRun exact = exact_rig.run();

@@ -3,6 +3,7 @@
 
 #include "engine/device/buffer.h"
 #include "engine/device/cuda/device_link.h"
+#include "engine/device/cuda_module.h"
 #include "engine/device/host.h"
 #include "simt.h"
 #include "tests/model/step_rig.h"
@@ -82,6 +83,31 @@ TEST_CASE("a rank that brings nothing to a sum among cuda devices ends the other
     r.ops->finish();
   });
   CHECK_THAT(failed[0], ContainsSubstring("6 rank 0 of 2: adding gradients: another rank did not come within 3 s"));
+}
+
+TEST_CASE("the time that ranks have for a sum among cuda devices ends with it") {
+  require_fibers();
+  const auto failed = on_rank_threads(2, 1, [&](Comm& comm) {
+    Linked r(comm);
+    const Buffer a(*r.ops, DType::f32, 1, 10);
+    r.ops->fill(a.tensor(), 1);
+    r.link->sum(std::array{a.tensor()}, "adding gradients"), r.link->join();
+    r.ops->finish();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    r.ops->fill(a.tensor(), 2);
+    r.ops->finish();
+  });
+  for (const std::string& f : failed) CHECK(f == "");
+}
+
+TEST_CASE("ranks on different backends are refused, cuda beside cpu") {
+  require_fibers();
+  const auto failed = on_rank_threads(2, 60, [&](Comm& comm) {
+    std::unique_ptr<Ops> ops = comm.leads() ? make_cpu_ops(1) : std::make_unique<CudaOps>(1, false);
+    std::string why;
+    link_devices(comm, *ops, "", why);
+  });
+  for (const std::string& f : failed) CHECK_THAT(f, ContainsSubstring("rank 1 computes on cuda (emulated), rank 0 on cpu"));
 }
 
 TEST_CASE("ranks that share one cuda device sum through the host") {

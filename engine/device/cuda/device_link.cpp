@@ -61,6 +61,7 @@ class NcclLink final : public DeviceLink {
 
   void join() override {
     settle();
+    joined_ = true;
     if (!measured_) return runtime_.join();
     end_mark();
     runtime_.mark(runtime_.stream());
@@ -102,6 +103,7 @@ class NcclLink final : public DeviceLink {
       nccl_->group_end();
     });
     began_.reset();
+    joined_ = false;
   }
 
   // Behind the last exchange, which lies on its stream now.
@@ -121,6 +123,10 @@ class NcclLink final : public DeviceLink {
   void watch() {
     if (nccl_->ended()) return pause(1e-3);
     guarded(what_, [&] { (void)nccl_->done(); });
+    if (joined_ && runtime_.joined()) {  // the exchange is over: what is waited for is this rank's own
+      look(what_, 0);
+      return pause(1e-3);
+    }
     if (!began_ && runtime_.forked()) began_ = Clock::now();
     look_since(began_.value_or(Clock::now()));
   }
@@ -157,7 +163,8 @@ class NcclLink final : public DeviceLink {
   std::unique_ptr<Nccl> nccl_;
   const char* what_ = "starting NCCL";
   std::optional<Clock::time_point> began_;
-  bool open_ = false;  // an exchange has its first mark and not its last
+  bool joined_ = true;  // the stream waits for the last exchange
+  bool open_ = false;   // an exchange has its first mark and not its last
 };
 
 // Why ranks with these devices have no NCCL; "" where they have. devices: "HOST ADDRESS" of each, "" and the reason where one has no

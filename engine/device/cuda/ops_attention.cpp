@@ -16,10 +16,16 @@ SegmentLists lists_of(const Segments& s) {
 AttentionDims dims_of(const Tensor& q, int64_t heads, int64_t kv_heads, double scale) {
   return {static_cast<int>(heads), static_cast<int>(kv_heads), static_cast<int>(q.cols / heads), static_cast<float>(scale)};
 }
+void check_head_size(int64_t head_dim) {
+  if (head_dim > 128)
+    throw Error(Exit::preflight, "--device",
+                fmt::format("the cuda backend has no attention for heads of {} numbers, 128 at most", head_dim), "use --device cpu");
+}
 }  // namespace
 
 void CudaOps::do_attention_fwd(Arena&, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                                const Segments& segments, int64_t heads, int64_t kv_heads, double scale) {
+  check_head_size(q.cols / heads);
   if (dry()) return;
   on_storage(q.dtype, [&]<class T>() {
     kava::attention_fwd(stream(), rows_of<T>(o), rows_of<float>(lse), rows_of<const T>(q), rows_of<const T>(k), rows_of<const T>(v),

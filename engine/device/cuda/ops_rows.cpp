@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <cmath>
+
 #include "engine/device/cuda/ops_cuda.h"
 
 namespace kava {
@@ -8,6 +11,17 @@ template <class F>
 void on_two(const Tensor& y, const Tensor& x, F&& f) {
   on_storage(y.dtype, [&]<class Y>() { on_storage(x.dtype, [&]<class X>() { f.template operator()<Y, X>(); }); });
 }
+/// f(begin, end) for pieces of a tensor's columns that the kernels take: buffers of a whole model are one long row.
+template <class F>
+void in_pieces(const Tensor& y, F&& f) {
+  constexpr int64_t kPiece = int64_t{1} << 30;
+  for (int64_t begin = 0; begin < y.cols; begin += kPiece) f(begin, std::min(y.cols, begin + kPiece));
+}
+template <class T>
+void fill_pieces(Stream stream, const Tensor& y, T value) {
+  in_pieces(y,
+            [&](int64_t begin, int64_t end) { kava::fill_rows(stream, rows_of<T>(y.col_range(begin, end)), value, y.rows, end - begin); });
+}
 /// Rows of i32 move as those of f32: no bit is looked at.
 Tensor moved(Tensor t) {
   if (t.dtype == DType::i32) t.dtype = DType::f32;
@@ -16,17 +30,26 @@ Tensor moved(Tensor t) {
 }  // namespace
 
 void CudaOps::do_fill(const Tensor& y, double value) {
-  if (y.dtype == DType::i32) return kava::fill_rows(stream(), rows_of<int32_t>(y), static_cast<int32_t>(value), y.rows, y.cols);
-  if (y.dtype == DType::f64) return kava::fill_rows(stream(), rows_of<double>(y), value, y.rows, y.cols);
-  if (y.dtype == DType::bf16) return kava::fill_rows(stream(), rows_of<bf16>(y), to_bf16(static_cast<float>(value)), y.rows, y.cols);
-  kava::fill_rows(stream(), rows_of<float>(y), static_cast<float>(value), y.rows, y.cols);
+  if (value == 0 && !std::signbit(value) && y.contiguous()) return runtime_->zero(y.data, y.count() * size_of(y.dtype));
+  if (y.dtype == DType::i32) return fill_pieces(stream(), y, static_cast<int32_t>(value));
+  if (y.dtype == DType::f64) return fill_pieces(stream(), y, value);
+  if (y.dtype == DType::bf16) return fill_pieces(stream(), y, to_bf16(static_cast<float>(value)));
+  fill_pieces(stream(), y, static_cast<float>(value));
 }
 void CudaOps::do_copy(const Tensor& y, const Tensor& x) {
-  on_two(moved(y), moved(x),
-         [&]<class Y, class X>() { kava::copy_rows(stream(), rows_of<Y>(moved(y)), rows_of<const X>(moved(x)), y.rows, y.cols); });
+  on_two(moved(y), moved(x), [&]<class Y, class X>() {
+    in_pieces(y, [&](int64_t begin, int64_t end) {
+      kava::copy_rows(stream(), rows_of<Y>(moved(y).col_range(begin, end)), rows_of<const X>(moved(x).col_range(begin, end)), y.rows,
+                      end - begin);
+    });
+  });
 }
 void CudaOps::do_add(const Tensor& y, const Tensor& x) {
-  on_two(y, x, [&]<class Y, class X>() { kava::add_rows(stream(), rows_of<Y>(y), rows_of<const X>(x), y.rows, y.cols); });
+  on_two(y, x, [&]<class Y, class X>() {
+    in_pieces(y, [&](int64_t begin, int64_t end) {
+      kava::add_rows(stream(), rows_of<Y>(y.col_range(begin, end)), rows_of<const X>(x.col_range(begin, end)), y.rows, end - begin);
+    });
+  });
 }
 void CudaOps::do_gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
   on_two(moved(y), moved(x), [&]<class Y, class X>() {
