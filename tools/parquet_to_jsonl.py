@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Turns Parquet files, in which data hubs keep their sets, into one file of JSON lines that kava reads.
+"""Turns Parquet files, in which data hubs keep their sets, and tables of text into one file of JSON lines that kava reads.
 
   tools/parquet_to_jsonl.py train-00000-of-00001.parquet train.jsonl
   tools/parquet_to_jsonl.py train-*.parquet train.jsonl
+  tools/parquet_to_jsonl.py train.csv train.jsonl
 
-Rows keep their order and their columns (docs/formats.md section 1 says which are read). Needs the package pyarrow.
-Exit codes: 0 done, 2 usage, 3 pyarrow is missing, 4 a file that is not Parquet, 7 could not write.
+Rows keep their order and their columns (docs/formats.md section 1 says which are read). Of .csv and .tsv the first line names the columns;
+anything else is Parquet and needs the package pyarrow.
+Exit codes: 0 done, 2 usage, 3 pyarrow is missing, 4 a file that is not Parquet or no table, 7 could not write.
 """
+import csv
 import json
 import os
 import sys
@@ -33,7 +36,11 @@ def finite(value):
     return value
 
 
-def rows_of(parquet, path):
+def parquet_rows(path):
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        fail(3, "pyarrow is not installed; python3 -m pip install pyarrow")
     try:
         with open(path, "rb") as source:
             for batch in parquet.ParquetFile(source).iter_batches(batch_size=4096):
@@ -44,26 +51,42 @@ def rows_of(parquet, path):
         fail(4, f"{path}: not a Parquet file: {str(error).splitlines()[0]}; name a Parquet file")
 
 
+def table_rows(path):
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as source:
+            rows = csv.reader(source, delimiter="\t" if path.lower().endswith(".tsv") else ",", strict=True)
+            columns = next(rows, [])
+            for row in rows:
+                if row and len(row) != len(columns):
+                    fail(4, f"{path}:{rows.line_num}: {len(row)} cells, and the first line names {len(columns)} columns; correct the row")
+                if row:
+                    yield dict(zip(columns, row))
+    except OSError as error:
+        fail(4, f"{path}: {error.strerror or error}; name a table")
+    except (UnicodeDecodeError, csv.Error) as error:
+        fail(4, f"{path}: no table in UTF-8: {error}; correct the file")
+
+
+def rows_of(path):
+    return table_rows(path) if path.lower().endswith((".csv", ".tsv")) else parquet_rows(path)
+
+
 def main():
     arguments = sys.argv[1:]
     if arguments in (["-h"], ["--help"]):
         print(__doc__.strip())
         return
     if len(arguments) < 2 or any(a.startswith("--") for a in arguments):
-        fail(2, "usage: parquet_to_jsonl.py IN.parquet... OUT.jsonl; see --help")
+        fail(2, "usage: parquet_to_jsonl.py IN... OUT.jsonl; see --help")
     *inputs, out = arguments
     if any(os.path.exists(out) and os.path.exists(i) and os.path.samefile(i, out) for i in inputs):
         fail(2, f"{out}: is one of the inputs; name another file")
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        fail(3, "pyarrow is not installed; python3 -m pip install pyarrow")
     part = f"{out}.part.{os.getpid()}"
     count = 0
     try:
         with open(part, "w", encoding="utf-8", newline="\n") as target:
             for path in inputs:
-                for row in rows_of(parquet, path):
+                for row in rows_of(path):
                     target.write(json.dumps(finite(row), ensure_ascii=False, allow_nan=False, default=plain) + "\n")
                     count += 1
             target.flush()

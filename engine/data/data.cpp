@@ -1,7 +1,11 @@
 #include "engine/data/data.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
 
+#include "engine/data/layout.h"
 #include "engine/data/malformed.h"
 #include "engine/data/row_forms.h"
 #include "engine/files/files.h"
@@ -24,6 +28,10 @@ void refuse_other_files(std::string_view text, const std::string& file) {
                 {"version https://git-lfs", "a pointer of Git LFS and not the file", "fetch the file by git lfs pull"},
                 {"<?xml", "XML", "turn it into JSON lines of question and answer"},
                 {"<!DOCTYPE html", "a web page", "download the file itself"}};
+  const std::string_view first_line = text.substr(0, text.find('\n'));
+  for (const std::string_view ending : {".csv", ".tsv"})
+    if (file.ends_with(ending) && first_line.find("||") == std::string_view::npos && !first_line.starts_with('{'))
+      throw Error(Exit::data, file, "is a table of text", "turn it into JSON lines by tools/parquet_to_jsonl.py");
   for (const auto& other : others)
     if (text.starts_with(other.start)) throw Error(Exit::data, file, fmt::format("is {}", other.what), std::string(other.remedy));
 }
@@ -39,77 +47,27 @@ void each_line(std::string_view text, Take take) {
   }
 }
 
-// A JSON list is cut into its elements here, so that a fault in one is reported with its line.
-class ElementCutter {
- public:
-  ElementCutter(std::string_view text, const std::string& file) : text_(text), file_(file) {}
-
-  template <class Take>
-  void each(Take take) {
-    skip_space();
-    if (next() != '[') refuse("the list must start with [");
-    ++at_;
-    skip_space();
-    if (next() == ']') ++at_;
-    else
-      for (bool more = true; more;) {
-        skip_space();
-        const int64_t line = line_;
-        const std::string_view element = cut_element();
-        take(element, line);
-        skip_space();
-        if (next() != ',' && next() != ']') refuse("a , or the closing ] is missing after an element");
-        more = next() == ',';
-        ++at_;
-      }
-    skip_space();
-    if (at_ < text_.size()) refuse("there is text after the closing ]");
-  }
-
- private:
-  char next() const { return at_ < text_.size() ? text_[at_] : '\0'; }
-  [[noreturn]] void refuse(const std::string& what) const {
-    RowPlace{file_, line_}.refuse("not a valid JSON list: " + what, "correct the file");
-  }
-
-  void step() { line_ += text_[at_++] == '\n'; }
-
-  void skip_space() {
-    while (at_ < text_.size() && kSpace.find(text_[at_]) != std::string_view::npos) step();
-  }
-
-  std::string_view cut_element() {
-    const std::size_t start = at_;
-    int64_t depth = 0;
-    for (bool in_string = false; at_ < text_.size(); step()) {
-      const char c = text_[at_];
-      if (in_string) {
-        if (c == '\\' && at_ + 1 < text_.size()) step();
-        else if (c == '"') in_string = false;
-      } else if (c == '"') {
-        in_string = true;
-      } else if (c == '{' || c == '[') {
-        ++depth;
-      } else if (depth == 0 && (c == ',' || c == ']')) {
-        break;
-      } else if (c == '}' || c == ']') {
-        --depth;
-      }
-    }
-    return text_.substr(start, at_ - start);
-  }
-
-  std::string_view text_;
-  const std::string& file_;
-  std::size_t at_ = 0;
-  int64_t line_ = 1;
-};
-
 }  // namespace
 
 std::string_view stripped(std::string_view s) {
   const auto first = s.find_first_not_of(kSpace);
   return first == std::string_view::npos ? std::string_view{} : s.substr(first, s.find_last_not_of(kSpace) - first + 1);
+}
+
+std::string answer_text(double number) {
+  KAVA_CHECK(std::isfinite(number), "an answer must be finite");
+  // The fewest digits that read back, "-d.ddde+XX"; to_chars gives more of a large number when asked for none of an exponent.
+  char shortest[32];
+  const auto end = std::to_chars(shortest, shortest + sizeof shortest, number == 0 ? 0.0 : number, std::chars_format::scientific);
+  std::string digits(shortest, end.ptr);
+  const std::string sign = digits[0] == '-' ? "-" : "";
+  const int exponent = std::atoi(digits.substr(digits.find('e') + 1).c_str());
+  digits.erase(digits.find('e'));
+  std::erase_if(digits, [](char c) { return c < '0' || c > '9'; });
+  const int count = static_cast<int>(digits.size());
+  if (exponent < 0) return sign + "0." + std::string(static_cast<std::size_t>(-exponent - 1), '0') + digits;
+  if (exponent + 1 >= count) return sign + digits + std::string(static_cast<std::size_t>(exponent + 1 - count), '0');
+  return sign + digits.insert(static_cast<std::size_t>(exponent + 1), 1, '.');
 }
 
 std::string RowFile::where(const Row& row) const { return fmt::format("{}:{}", escaped(path, 4096), row.line); }
@@ -129,8 +87,11 @@ RowFile read_file_rows(const std::string& path, std::optional<DataFormat> format
   refuse_other_files(text, file);
 
   const std::string_view body = stripped(text);
-  const bool list = body.starts_with('[') && format != DataFormat::icot_text;
-  if (!format && !list && !body.starts_with('{')) format = DataFormat::icot_text;
+  const bool json = body.starts_with('[') || body.starts_with('{');
+  if (!format && !json) format = DataFormat::icot_text;
+  const std::optional<WholeObject> whole =
+      body.starts_with('{') && format != DataFormat::icot_text ? whole_object(text, file) : std::nullopt;
+  const bool list = format != DataFormat::icot_text && (body.starts_with('[') || (whole && whole->list));
   RowFile out{path, DataFormat::icot_text, {}, sha256(bytes), "text"};
   bool none = true;
   auto take = [&](auto parse, std::string_view row_text, int64_t line) {
@@ -146,8 +107,9 @@ RowFile read_file_rows(const std::string& path, std::optional<DataFormat> format
     return true;
   };
   auto parse_object = [&](std::string_view row_text, const RowPlace& place) {
-    if (!list && stripped(row_text) == "{") place.refuse("a JSON object over several lines", "write one object a line, or a list of them");
-    const Json row = parse_json(row_text, place.text());
+    if (!list && !whole && stripped(row_text) == "{")
+      place.refuse("a JSON object over several lines", "write one object a line, or a list of them");
+    const Json row = unwrapped(parse_json(row_text, place.text()), place);
     if (none && row.is_object()) out.keys = key_list(row);
     if (!format) format = row.is_object() ? recognised_format(row) : DataFormat::jsonl;
     out.format = *format;
@@ -156,7 +118,8 @@ RowFile read_file_rows(const std::string& path, std::optional<DataFormat> format
   auto add_json = [&](std::string_view row_text, int64_t line) { return take(parse_object, row_text, line); };
   auto add_text = [&](std::string_view row_text, int64_t line) { return take(parse_text_row, row_text, line); };
   if (format == DataFormat::icot_text) each_line(text, add_text);
-  else if (list) ElementCutter(text, file).each(add_json);
+  else if (list) each_element(whole ? *whole->list : text, file, whole ? whole->line : 1, add_json);
+  else if (whole) add_json(body, whole->line);
   else each_line(text, add_json);
   if (none && !(malformed && malformed->count > 0)) throw Error(Exit::data, file, "holds no row", "name a file with data");
   out.format = format.value_or(DataFormat::jsonl);

@@ -1,7 +1,6 @@
 #include "engine/data/row_forms.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -17,17 +16,17 @@ constexpr std::string_view kSpace = " \t\n\v\f\r";
 using Names = std::span<const std::string_view>;
 
 // Keys as `plain` writes them; of several in a row the first of the list counts.
-constexpr std::string_view kQuestion[] = {"question", "problem",     "query",          "squestion",
-                                          "input",    "instruction", "questionconcat", "originaltext"};
+constexpr std::string_view kQuestion[] = {"question",    "problem",        "query",        "squestion",   "input",
+                                          "instruction", "questionconcat", "originaltext", "newquestion", "prompt"};
 constexpr std::string_view kChain[] = {"steps",          "cot",      "chainofthought", "rationale",         "reasoning",
                                        "reasoningsteps", "chain",    "solution",       "explanation",       "thought",
                                        "thoughts",       "thinking", "reasoningchain", "reasoningcontent",  "rationales",
                                        "reasoningtrace", "trace",    "derivation",     "generatedsolution", "scratchpad"};
-constexpr std::string_view kAnswer[] = {"answer",      "finalanswer", "finalans", "answernumber", "lsolutions", "expectedanswer",
-                                        "groundtruth", "ans",         "target",   "response",     "result"};
+constexpr std::string_view kAnswer[] = {"answer", "finalanswer", "finalans", "answernumber", "lsolutions", "expectedanswer", "groundtruth",
+                                        "ans",    "target",      "response", "result",       "output",     "completion"};
 // Where a row has a number beside a written answer, the number is the gold one.
-constexpr std::string_view kNumber[] = {"finalanswer", "finalans", "answernumber", "lsolutions", "expectedanswer", "groundtruth",
-                                        "ans",         "answer",   "target",       "response",   "result"};
+constexpr std::string_view kNumber[] = {"finalanswer", "finalans", "answernumber", "lsolutions", "expectedanswer", "groundtruth", "ans",
+                                        "answer",      "target",   "response",     "result",     "output",         "completion"};
 constexpr std::size_t kOnlyShort = 7;  // of these, under which no chain stands
 
 constexpr std::string_view kOptions[] = {"options", "choices"};
@@ -109,7 +108,8 @@ Member member(const Json& row, Names names, const RowPlace& place) {
 
 const std::string& string_of(const Member& m, const RowPlace& place) {
   if (!m.value->is_string())
-    place.refuse(fmt::format("{} must be a string, not {}", m.name(), m.value->type_name()), "write it in quotation marks");
+    place.refuse(fmt::format("{} must be a string, not {}", m.name(), m.value->type_name()),
+                 m.value->is_structured() ? "write one text, of one row" : "write it in quotation marks");
   return m.value->get_ref<const std::string&>();
 }
 
@@ -159,12 +159,14 @@ std::vector<std::string> split_trace(std::string_view trace) {
   return steps;
 }
 
-// Digits of a number written as text: without sign +, commas, needless zeros and exponent; nothing where it is no number.
+// Digits of a number written as text: without sign +, currency, commas, needless zeros and exponent; nothing where it is no number.
 std::optional<std::string> plain_number(std::string_view text) {
   std::string s(stripped(text));
   if (s.starts_with('+')) s.erase(0, 1);
   const bool negative = s.starts_with('-');
   if (negative) s.erase(0, 1);
+  for (const std::string_view currency : {"$", "\xE2\x82\xAC", "\xC2\xA3"})
+    if (s.starts_with(currency)) s.erase(0, currency.size());
   if (s.empty() || s.front() == ',' || s.size() > 400) return std::nullopt;
   std::erase(s, ',');
   std::size_t i = 0;
@@ -236,7 +238,10 @@ std::optional<std::vector<std::string>> chain_of(const Json& row, const RowPlace
   if (!m) return std::nullopt;
   std::vector<std::string> steps;
   if (m.value->is_null()) return steps;
-  if (m.value->is_string() && plain(*m.key) != "steps") return split_trace(m.value->get_ref<const std::string&>());
+  if (m.value->is_string() && plain(*m.key) != "steps") {
+    std::string_view text = m.value->get_ref<const std::string&>(), before;
+    return split_trace(marked_answer(text, &before) ? before : text);  // the answer is no step
+  }
   if (!m.value->is_array())
     place.refuse(fmt::format("{} must be a list of strings, not {}", m.name(), m.value->type_name()),
                  m.value->is_string() ? "give a list, or put a chain that is one text under \"cot\"" : "give a list of strings");
@@ -285,6 +290,8 @@ void read_ids_trace(Row& row, const Json& object, const RowPlace& place) {
 Row parse_ids(const Json& object, const RowPlace& place) {
   Row row;
   row.is_ids = true;
+  if (const Json& q = ids_member(object, "question", place); q.is_array() && !q.empty() && q[0].is_string())
+    place.refuse("the row holds whole columns: \"question\" is a list of texts", "write one object a row");
   row.question_ids = ids_of(object, "question", place);
   read_ids_trace(row, object, place);
   row.answer_ids = ids_of(object, "answer", place);
@@ -416,22 +423,6 @@ Row parse_short(const Json& object, DataFormat format, const RowPlace& place) {
 
 }  // namespace
 
-std::string answer_text(double number) {
-  KAVA_CHECK(std::isfinite(number), "an answer must be finite");
-  // The fewest digits that read back, "-d.ddde+XX"; to_chars gives more of a large number when asked for none of an exponent.
-  char shortest[32];
-  const auto end = std::to_chars(shortest, shortest + sizeof shortest, number == 0 ? 0.0 : number, std::chars_format::scientific);
-  std::string digits(shortest, end.ptr);
-  const std::string sign = digits[0] == '-' ? "-" : "";
-  const int exponent = std::atoi(digits.substr(digits.find('e') + 1).c_str());
-  digits.erase(digits.find('e'));
-  std::erase_if(digits, [](char c) { return c < '0' || c > '9'; });
-  const int count = static_cast<int>(digits.size());
-  if (exponent < 0) return sign + "0." + std::string(static_cast<std::size_t>(-exponent - 1), '0') + digits;
-  if (exponent + 1 >= count) return sign + digits + std::string(static_cast<std::size_t>(exponent + 1 - count), '0');
-  return sign + digits.insert(static_cast<std::size_t>(exponent + 1), ".");
-}
-
 std::string key_list(const Json& row) {
   std::string out;
   for (const auto& [key, value] : row.get_ref<const Json::object_t&>()) {
@@ -441,18 +432,27 @@ std::string key_list(const Json& row) {
   return out.empty() ? "none" : out;
 }
 
+bool names_question(std::string_view key) { return plain(key) == "body" || std::ranges::count(kQuestion, plain(key)) > 0; }
+
 DataFormat recognised_format(const Json& row) {
   if (const auto question = row.find("question"); question != row.end() && question->is_array()) return DataFormat::ids;
   if (row.contains("Body")) return DataFormat::svamp;
   const bool chain = static_cast<bool>(find(row, kChain));
-  if (row.contains("input") && (row.contains("target") || !chain)) return DataFormat::gsm_hard;
+  const auto filled = [&](std::string_view name) {
+    const Member m = find(row, name);
+    return m && !holds_nothing(*m.value);
+  };
+  const auto number = [&](Names names) {
+    const Member m = find(row, names);
+    return m && number_text(*m.value);
+  };
+  constexpr std::string_view answers[] = {"response", "answer"};
+  if (filled("input") && (row.contains("target") || (!chain && (number(answers) || !find(row, kAnswer))))) return DataFormat::gsm_hard;
   if (chain) return DataFormat::jsonl;
-  if (find(row, "instruction") && find(row, "response")) return DataFormat::gsm_hard;
+  if (find(row, "instruction") && number(Names(answers, 1))) return DataFormat::gsm_hard;
   if (find(row, "body")) return DataFormat::qa;
   // A gold answer that is nothing but a number has no chain in front of it; under these keys there never is one.
-  const Member answer = find(row, kNumber);
-  const bool final = static_cast<bool>(find(row, std::span(kNumber).first(kOnlyShort)));
-  return answer && (final || number_text(*answer.value)) ? DataFormat::qa : DataFormat::gsm8k;
+  return find(row, std::span(kNumber).first(kOnlyShort)) || number(kNumber) ? DataFormat::qa : DataFormat::gsm8k;
 }
 
 Row parse_text_row(std::string_view line, const RowPlace& place) {

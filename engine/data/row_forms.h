@@ -20,6 +20,9 @@ struct RowPlace {
   }
 };
 
+/// Whether a question may stand under this key.
+bool names_question(std::string_view key);
+
 /// The form of the rows that begin with this one.
 DataFormat recognised_format(const Json& row);
 

@@ -19,15 +19,21 @@ RowFile read(const std::string& text, std::optional<DataFormat> format = std::nu
   return read_rows(folder / "rows", format);
 }
 
-std::string refusal(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
+std::string refused_file(const std::string& path, std::optional<DataFormat> format = std::nullopt) {
   try {
-    read(text, format);
+    read_rows(path, format);
   } catch (const Error& e) {
     CHECK(e.code() == Exit::data);
     CHECK(std::string(e.what()).find('\n') == std::string::npos);
     return e.what();
   }
   return "accepted";
+}
+
+std::string refusal(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
+  TempFolder folder;
+  overwrite(folder / "rows", text);
+  return refused_file(folder / "rows", format);
 }
 
 }  // namespace
@@ -82,7 +88,11 @@ TEST_CASE("layout and fields are recognised apart") {
                R"({"question": [1], "trace": [2], "answer": [7]})", R"({"instruction": "q", "input": "", "output": "a", "answer": "7.0"})",
                R"({"problem": "q", "generated_solution": "a", "expected_answer": "7"})", R"({"original_text": "q", "ans": "7"})",
                R"({"Problem": "q", "Solution": "a", "Answer": 7})", R"({"question": "q", "answer": null, "answer_number": 7})",
-               R"({"question": "q", "ground_truth": "7"})");
+               R"({"question": "q", "ground_truth": "7"})", R"({"instruction": "q", "input": "", "output": "a\n#### 7"})",
+               R"({"instruction": "q", "response": "a\n#### 7"})", R"({"input": "q", "output": "7.0"})",
+               R"({"prompt": "q", "completion": "a\n#### 7"})", R"({"original_question": "p", "new_question": "q", "answer": "7"})",
+               R"({"question": "q", "solution": "a\n#### 7", "answer": "7"})", R"({"question": "q", "answer": "$7.0"})",
+               R"({"row_idx": 0, "row": {"question": "q", "answer": "a\n#### 7"}, "truncated_cells": []})");
   CAPTURE(row);
   const RowFile line = read(row + "\n" + row + "\n"), list = read("[" + row + ",\n " + row + "]\n");
   CHECK(line.format == list.format);
@@ -92,8 +102,29 @@ TEST_CASE("layout and fields are recognised apart") {
       if (r.is_ids) continue;
       CHECK((r.question == "q" || r.question == "b q"));
       CHECK(r.answer == "7");
+      CHECK((r.steps.empty() || r.steps == Strings{"a"}));
     }
   CHECK(read("[" + row + "]", line.format).rows.size() == 1);
+}
+
+TEST_CASE("rows lie in a list inside one object, or one row is all of a file") {
+  const std::string row = R"({"question": "q, ] }", "answer": "a\n#### 7"})", broken = R"({"question": "q"})";
+  const auto size = [](const std::string& text) { return read(text).rows.size(); };
+  CHECK(size("{\"data\": [" + row + ", " + row + "]}") == 2);
+  CHECK(size("\xEF\xBB\xBF\r\n{\r\n \"version\": [1, {}], \"data\": [\r\n" + row + ",\r\n" + row + "\r\n]\r\n}\r\n") == 2);
+  CHECK(size(R"({"features": [{"name": "question"}], "rows": [{"row_idx": 0, "row": )" + row + R"(, "truncated_cells": []}]})") == 1);
+  CHECK(read("\n{\n\"question\": \"q\",\n\"answer\": 7\n}\n").rows[0].line == 2);
+  CHECK(size(R"({"question": "q", "answer": 7, "facts": [{"text": "t"}]})") == 1);
+  CHECK_THAT(refusal("{\n\"data\": [\n" + row + ",\n" + broken + "]}"), ContainsSubstring("rows:4: the row has no \"answer\""));
+  CHECK_THAT(refusal("{\"data\": [" + row + "}"), ContainsSubstring("rows:1: not valid JSON"));
+  CHECK_THAT(refusal("{\"train\": [" + row + "], \"test\": [" + row + "]}"), ContainsSubstring("several lists of rows, under \"train\""));
+  CHECK_THAT(refusal("{\"data\": []}"), ContainsSubstring("its keys are data"));
+  CHECK_THAT(refusal(R"({"rows": [{"row_idx": 0, "row": {"question": "q", "answer": "7"}, "truncated_cells": ["answer"]}]})"),
+             ContainsSubstring("has cut cells of this row off"));
+  TempFolder folder;
+  overwrite(folder / "rows.csv", "question,answer\nq,7\n");
+  CHECK_THAT(refused_file(folder / "rows.csv"),
+             ContainsSubstring("is a table of text; turn it into JSON lines by tools/parquet_to_jsonl.py"));
 }
 
 TEST_CASE("numbers in strings are read as numbers where a form has numbers") {
@@ -135,12 +166,15 @@ TEST_CASE("a refusal names the keys that the rows have") {
              ContainsSubstring("one of several options") && ContainsSubstring("the right option's text under \"answer\""));
   CHECK_THAT(refusal(R"({"messages": [{"role": "user", "content": "q"}]})"), ContainsSubstring("a conversation under \"messages\""));
   CHECK_THAT(refusal(R"({"query": "q", "response": "a"})"), ContainsSubstring("the last line of \"response\" must be #### ANSWER"));
-  CHECK_THAT(refusal(R"({"prompt": "q", "completion": "7"})"), ContainsSubstring("keys are completion, prompt"));
+  CHECK_THAT(refusal(R"({"text": "q", "label": "7"})"), ContainsSubstring("keys are label, text"));
+  CHECK_THAT(refusal(R"({"question": ["q"], "answer": ["7"]})"), ContainsSubstring("the row holds whole columns"));
+  CHECK_THAT(refusal(R"({"question": {"0": "q"}, "answer": {"0": "7"}})"), ContainsSubstring("not object; write one text"));
   CHECK_THAT(refusal(R"({"problem": "q", "level": "1", "solution": "a"})"),
              ContainsSubstring("no \"answer\"; its keys are level, problem, solution"));
   CHECK_THAT(refusal(R"({"question": "q", "choices": ["a"], "answer": "B"})"), ContainsSubstring("keys are answer, choices, question"));
-  CHECK_THAT(refusal(R"({"data": [{"question": "q"}]})"), ContainsSubstring("the rows lie in a list under \"data\""));
-  CHECK_THAT(refusal("{\n  \"question\": \"q\"\n}"), ContainsSubstring("rows:1: a JSON object over several lines"));
+  const std::string one = R"({"data": [{"question": "q"}]})";
+  CHECK_THAT(refusal(one + "\n" + one), ContainsSubstring("the rows lie in a list under \"data\""));
+  CHECK_THAT(refusal("{\n  \"question\": \"q\"\n}\n{}"), ContainsSubstring("rows:1: a JSON object over several lines"));
   CHECK_THAT(refusal("PAR1\x15\x04"), ContainsSubstring("tools/parquet_to_jsonl.py"));
   CHECK_THAT(refusal("\x1f\x8b\x08"), ContainsSubstring("gunzip"));
   CHECK_THAT(refusal("version https://git-lfs.github.com/spec/v1\n"), ContainsSubstring("Git LFS"));
