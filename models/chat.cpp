@@ -32,17 +32,18 @@ std::string default_system(const std::string& source) {
   return "";
 }
 
-ChatText chatml(const std::string& source) {
-  const std::string system = default_system(source);
-  return {ChatFamily::chatml, (system.empty() ? "" : "<|im_start|>system\n" + system + "<|im_end|>\n") + "<|im_start|>user\n",
+ChatText chatml(const std::string& source, const std::string& bos) {
+  const std::string system = default_system(source), first = holds(source, "bos_token") ? bos : "";
+  return {ChatFamily::chatml, first + (system.empty() ? "" : "<|im_start|>system\n" + system + "<|im_end|>\n") + "<|im_start|>user\n",
           "<|im_end|>\n<|im_start|>assistant\n"};
 }
 
-ChatText llama3(const std::string& source) {
+ChatText llama3(const std::string& source, const std::string& bos) {
   const auto header = [](const char* role) { return fmt::format("<|start_header_id|>{}<|end_header_id|>\n\n", role); };
   const bool dated = holds(source, "Cutting Knowledge Date: December 2023");
   const std::string system = dated ? header("system") + "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>" : "";
-  return {ChatFamily::llama3, "<|begin_of_text|>" + system + header("user"), "<|eot_id|>" + header("assistant")};
+  const std::string literal = source.empty() || holds(source, "<|begin_of_text|>") ? "<|begin_of_text|>" : "";
+  return {ChatFamily::llama3, (holds(source, "bos_token") ? bos : literal) + system + header("user"), "<|eot_id|>" + header("assistant")};
 }
 
 // Written as they are to what a special token must be.
@@ -58,12 +59,12 @@ void require_tokens(const Tokenizer& tokenizer, ChatFamily family, const std::st
 
 }  // namespace
 
-ChatText chat_text(ChatFamily family, const std::string& source) {
+ChatText chat_text(ChatFamily family, const std::string& source, const std::string& bos) {
   switch (family) {
     case ChatFamily::llama3:
-      return llama3(source);
+      return llama3(source, bos);
     case ChatFamily::chatml:
-      return chatml(source);
+      return chatml(source, bos);
     case ChatFamily::none:
       break;
   }
@@ -74,7 +75,8 @@ ChatFamily recognised_chat(const std::string& source, const std::string& where) 
   if (source.empty()) return ChatFamily::none;
   const bool headers = holds(source, "<|start_header_id|>") && holds(source, "<|eot_id|>");
   const bool marks = holds(source, "<|im_start|>") && holds(source, "<|im_end|>");
-  const bool foreign = holds(source, "[INST]") || holds(source, "<start_of_turn>") || holds(source, "<|user|>");
+  const bool foreign =
+      holds(source, "[INST]") || holds(source, "<start_of_turn>") || holds(source, "<|user|>") || holds(source, "<|im_sep|>");
   if (headers && !marks && !foreign) return ChatFamily::llama3;
   if (marks && !headers && !foreign) return ChatFamily::chatml;
   throw Error(Exit::data, where, fmt::format("the chat template \"{}\" is of no family that is known here", escaped(source, 60)),
@@ -98,13 +100,26 @@ std::string chat_source(const std::string& folder) {
               "correct the file, or ask without by --chat none");
 }
 
+std::string chat_bos(const std::string& folder) {
+  for (const char* name : {"tokenizer_config.json", "special_tokens_map.json"}) {
+    const fs::path path = fs::path(folder) / name;
+    if (!is_there(path)) continue;
+    const Json json = read_json(path.string());
+    const auto found = json.is_object() ? json.find("bos_token") : json.end();
+    if (found == json.end()) continue;
+    const Json token = found->is_object() ? found->value("content", Json()) : *found;
+    return token.is_string() ? token.get<std::string>() : "";
+  }
+  return "";
+}
+
 ChatForm chat_form(const std::string& word, const std::string& folder, const Tokenizer& tokenizer) {
   const auto named = choice_of<ChatFamily>(word);
   if (!named && word != "auto")
     throw Error(Exit::usage, "--chat", "\"" + escaped(word) + "\" is none of its values", "give none, llama3, chatml or auto");
   if (named == ChatFamily::none) return {};
   const std::string source = chat_source(folder);
-  const ChatText text = chat_text(named ? *named : recognised_chat(source, escaped(folder, 4096)), source);
+  const ChatText text = chat_text(named ? *named : recognised_chat(source, escaped(folder, 4096)), source, chat_bos(folder));
   if (text.family == ChatFamily::none) return {};
   require_tokens(tokenizer, text.family, folder);
   return {text.family, tokenizer.encode_with_special(text.before), tokenizer.encode_with_special(text.after)};

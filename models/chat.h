@@ -20,14 +20,18 @@ struct ChatText {
 
 /// What a template (tokenizer_config.json's chat_template, or chat_template.jinja; "" for a folder without) writes, in the family's form:
 /// the default system message, and llama3's dates, where the template has them. llama3's "Today Date" is the 26 Jul 2024 that the template
-/// falls back to, so that a question gives the same tokens on every day.
-ChatText chat_text(ChatFamily family, const std::string& source);
+/// falls back to, so that a question gives the same tokens on every day. bos: what the template's bos_token is.
+ChatText chat_text(ChatFamily family, const std::string& source, const std::string& bos);
 
 /// The family of a template; none for "". Error(code data, `where`) for one that is not known, by what it begins with.
 ChatFamily recognised_chat(const std::string& source, const std::string& where);
 
 /// The template of a folder, or "". Error(code data) on malformed files.
 std::string chat_source(const std::string& folder);
+
+/// What transformers gives the folder's template as bos_token: that of tokenizer_config.json, else of special_tokens_map.json, else "".
+/// Error(code data) on malformed files.
+std::string chat_bos(const std::string& folder);
 
 /// The same as ids.
 struct ChatForm {

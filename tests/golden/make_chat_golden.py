@@ -2,7 +2,7 @@
 """Writes chat_golden.json: what transformers' apply_chat_template makes of one user message, with the generation prompt.
 
 make_chat_golden.py FOLDER...   tokenizer folders whose tokenizer_config.json has a chat_template (transformers 5.24.0 wrote the file here)
-The date that llama3's template asks for is given, as its own fallback says it. chatml_plain and smollm2 are written out below.
+The date that llama3's template asks for is given, as its own fallback says it. chatml_plain, chatml_bos and smollm2 are written out below.
 """
 import json
 import pathlib
@@ -36,8 +36,8 @@ for folder in map(pathlib.Path, sys.argv[1:]):
     template = tokenizer.chat_template
     cases.append({"name": folder.name, "template": template, "texts": rendered(tokenizer, template, False),
                   "ids": rendered(tokenizer, template, True)})
-for name, template in (("chatml_plain", CHATML), ("smollm2", SMOLLM2)):
+for name, template in (("chatml_plain", CHATML), ("chatml_bos", "{{bos_token}}" + CHATML), ("smollm2", SMOLLM2)):
     cases.append({"name": name, "template": template, "texts": rendered(first, template, False)})
 path = pathlib.Path(__file__).parent / "chat_golden.json"
-path.write_text(json.dumps({"questions": QUESTIONS, "cases": cases}, indent=1, ensure_ascii=True) + "\n")
+path.write_text(json.dumps({"questions": QUESTIONS, "bos": first.bos_token, "cases": cases}, indent=1, ensure_ascii=True) + "\n")
 print(path, len(cases), "cases")

@@ -20,11 +20,11 @@ Json golden() { return read_json(source_dir() + "/tests/golden/chat_golden.json"
 
 TEST_CASE("a chat is written as the model's template writes it") {
   const Json all = golden();
-  REQUIRE(all.at("cases").size() == 4);
+  REQUIRE(all.at("cases").size() == 5);
   for (const Json& c : all.at("cases")) {
     CAPTURE(c.at("name").get<std::string>());
     const std::string source = c.at("template");
-    const ChatText text = chat_text(recognised_chat(source, "here"), source);
+    const ChatText text = chat_text(recognised_chat(source, "here"), source, all.at("bos"));
     for (std::size_t i = 0; i < all.at("questions").size(); ++i) {
       const std::string question = all.at("questions")[i];
       CHECK(text.before + std::string(stripped(question)) + text.after == c.at("texts")[i].get<std::string>());
@@ -53,7 +53,8 @@ TEST_CASE("a chat has the ids that the library gives it") {
 
 TEST_CASE("a template of another family is refused by what it says, and none is no chat") {
   CHECK(recognised_chat("", "here") == ChatFamily::none);
-  for (const char* other : {"{{ '[INST] ' + message + ' [/INST]' }}", "{{ '<start_of_turn>user' }}", "{{ '<|user|>' }}", "{{ message }}"}) {
+  for (const char* other : {"{{ '[INST] ' + message + ' [/INST]' }}", "{{ '<start_of_turn>user' }}", "{{ '<|user|>' }}",
+                            "<|im_start|>user<|im_sep|><|im_end|>", "{{ message }}"}) {
     try {
       recognised_chat(other, "here");
       FAIL(other);
@@ -62,7 +63,7 @@ TEST_CASE("a template of another family is refused by what it says, and none is 
       CHECK_THAT(e.what(), ContainsSubstring(escaped(other, 60)));
     }
   }
-  CHECK(chat_text(ChatFamily::llama3, "").before == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n");
+  CHECK(chat_text(ChatFamily::llama3, "", "").before == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n");
 }
 
 TEST_CASE("kava_eval and kava_generate ask in the form of a chat and say so") {
@@ -93,4 +94,17 @@ TEST_CASE("kava_eval and kava_generate ask in the form of a chat and say so") {
   CHECK(unknown.code == 4);
   CHECK_THAT(unknown.output, ContainsSubstring("\"[INST]\""));
   CHECK(std::count(unknown.output.begin(), unknown.output.end(), '\n') == 1);
+  overwrite(base / "tokenizer_config.json", R"({"eos_token": "<end>"})");
+  CHECK_THAT(run("kava_generate " + plain + " --chat auto Hello").output, ContainsSubstring("has no chat template"));
+}
+
+TEST_CASE("the bos_token of a template is that of the folder's files") {
+  const TempFolder folder;
+  CHECK(chat_bos(folder / "").empty());
+  overwrite(folder / "special_tokens_map.json", R"({"bos_token": {"content": "<b>"}})");
+  CHECK(chat_bos(folder / "") == "<b>");
+  overwrite(folder / "tokenizer_config.json", R"({"bos_token": null})");
+  CHECK(chat_bos(folder / "").empty());
+  overwrite(folder / "tokenizer_config.json", R"({"bos_token": "<s>"})");
+  CHECK(chat_bos(folder / "") == "<s>");
 }
