@@ -88,6 +88,7 @@ class Generator {
     options_.max_new_tokens = max_new_tokens_ > 0 ? max_new_tokens_ : default_new_tokens(config_, recipe_, 0);
     options_.keep_latents = options_.keep_latents && recipe_.latents > 0;
   }
+  bool leads() const { return comm_.leads(); }
   const DecodeChoice& choice() const { return options_; }
   Method method() const { return config_.method; }
 
@@ -136,6 +137,13 @@ class Generator {
   }
 
   std::string text(std::span<const int32_t> ids) const { return std::string(stripped(tokenizer_.decode(ids, true))); }
+
+  /// What may help a model that has nothing to say to a bare question.
+  std::string chat_hint() const {
+    return chat_.family == ChatFamily::none && opened_.plain()
+               ? ": a model that was trained on chats is asked in their form by --chat auto, llama3 or chatml"
+               : "";
+  }
 
   void print_latents(const DecodeResult& r) {
     if (!options_.keep_latents || !comm_.leads()) return;
@@ -193,15 +201,19 @@ std::vector<Question> read_questions(const std::string& path) {
 // A batch on each rank at a time.
 void answer_file(Generator& generator, const std::vector<Question>& questions, int ranks) {
   const auto batch = static_cast<std::size_t>(kDecodeBatch * ranks);
+  std::size_t empty = 0;
   for (std::size_t first = 0; first < questions.size(); first += batch) {
     const std::size_t end = std::min(questions.size(), first + batch);
     const std::vector<Question> some(questions.begin() + static_cast<int64_t>(first), questions.begin() + static_cast<int64_t>(end));
     for (const DecodeResult& r : generator.answer(some)) {
       generator.print_latents(r);
-      fmt::print("{}\n", one_line(generator.text(r.ids)));
+      const std::string text = one_line(generator.text(r.ids));
+      empty += text.empty() ? 1 : 0;
+      fmt::print("{}\n", text);
     }
     require_printed();
   }
+  if (empty > 0 && generator.leads()) fmt::print(stderr, "{} of {} answers are empty{}\n", empty, questions.size(), generator.chat_hint());
 }
 
 // Prints an answer while it is written: what is sure to stay, without white space at its end and bytes of an unfinished character.
@@ -245,7 +257,9 @@ void answer_one(Generator& generator, const Question& question, bool tell, Stats
     stats->ms += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   }
   generator.print_latents(r);
-  stream.end(generator.text(r.ids));
+  const std::string text = generator.text(r.ids);
+  stream.end(text);
+  if (tell && text.empty()) fmt::print(stderr, "the answer is empty{}\n", generator.chat_hint());
   if (tell && r.hit_limit) fmt::print(stderr, "stopped at the largest number of new tokens; raise --max-new-tokens for more\n");
   require_printed();
 }
