@@ -73,6 +73,9 @@ void compare_data(const JsonAt& a, const JsonAt& b) {
 int compare_results(const std::string& path_a, const std::string& path_b) {
   const Json json_a = read_json(path_a), json_b = read_json(path_b);
   const JsonAt a(json_a, path_a), b(json_b, path_b);
+  for (const JsonAt& file : {a, b})
+    if (!file.value().is_object() || !file.has("results"))
+      file.refuse("is no result of kava_eval", "name a file of its --out, or of a run's eval/");
   const JsonAt results_a = a.at("results"), results_b = b.at("results");
   if (results_a.array().empty()) results_a.refuse("holds no result");
   if (results_a.array().size() != results_b.array().size())

@@ -292,6 +292,9 @@ TEST_CASE("kava_eval writes its results, also into the run, and compares them") 
   REQUIRE(run("kava_eval " + dir + " --data " + (tiny.folder / "others.txt") + " --out " + other).code == 0);
   CHECK(run("kava_eval compare " + out + " " + other).code == 4);
   CHECK(run("kava_eval compare " + out + " " + data).code == 4);
+  for (const char* other_json : {"{}", "[]", "7"})
+    CHECK_THAT(run("kava_eval compare " + out + " " + tiny.write("other.json", other_json)).output,
+               ContainsSubstring("other.json: is no result of kava_eval"));
 }
 
 TEST_CASE("kava_eval controls and sweeps the latents against the intact model") {
