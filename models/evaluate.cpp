@@ -151,11 +151,16 @@ class Evaluation {
     // A batch on each rank.
     const auto batch = static_cast<std::size_t>(options_.batch * (options_.comm ? options_.comm->size() : 1));
     const std::size_t before = runnable.size() - open.size();
+    const auto tell = [&](std::size_t first) {
+      if (options_.progress) options_.progress(static_cast<int64_t>(before + first), static_cast<int64_t>(runnable.size()), correct);
+    };
+    tell(0);
     result_.timed = std::ssize(open);
     for (std::size_t first = 0; first < open.size(); first += batch) {
       const std::size_t end = std::min(open.size(), first + batch);
       const auto which = std::span(open).subspan(first, end - first);
-      const auto [questions, options] = decoding(samples, which);
+      auto [questions, options] = decoding(samples, which);
+      options.on_token = now_and_then([&, first] { tell(first); });
       const std::vector<DecodeResult> decoded =
           options_.comm ? decode_on_ranks(*options_.comm, model_, arena_, questions, options) : decode(model_, arena_, questions, options);
       const std::size_t each = decoded.size() / which.size();
@@ -165,8 +170,18 @@ class Evaluation {
         if (options_.answered && end < open.size()) options_.answered(which[i], answers);
       }
       for (const std::size_t i : which) correct += result_.records[i].correct[0] ? 1 : 0;
-      if (options_.progress) options_.progress(static_cast<int64_t>(before + end), static_cast<int64_t>(runnable.size()), correct);
+      tell(end);
     }
+  }
+
+  // Calls `tell` ten times a second while tokens come, where no other rank is waited for.
+  std::function<void(std::size_t, int32_t)> now_and_then(std::function<void()> tell) const {
+    if (!options_.progress || (options_.comm && !options_.comm->alone())) return {};
+    return [tell = std::move(tell), last = std::chrono::steady_clock::now()](std::size_t, int32_t) mutable {
+      if (seconds_since(last) < 0.1) return;
+      last = std::chrono::steady_clock::now();
+      tell();
+    };
   }
 
   void run_controls(const std::vector<Sample>& samples, std::span<const std::size_t> runnable) {
@@ -175,10 +190,15 @@ class Evaluation {
     for (std::size_t c = 0; c < kControls; ++c)
       result_.controls.push_back({static_cast<Control>(c), std::vector<EvalAnswer>(samples.size(), wrong), 0});
     result_.timed = std::ssize(runnable);
-    const auto [questions, options] = decoding(samples, runnable);
-    const std::vector<ControlledQuestion> all = decode_controls(model_, arena_, questions, options, [&](double done) {
-      if (options_.progress) options_.progress(static_cast<int64_t>(done), static_cast<int64_t>(runnable.size()), -1);
-    });
+    auto [questions, options] = decoding(samples, runnable);
+    int64_t through = 0;
+    const auto tell = [&] {
+      if (options_.progress) options_.progress(through, static_cast<int64_t>(runnable.size()), -1);
+    };
+    tell();
+    options.on_token = now_and_then(tell);
+    const std::vector<ControlledQuestion> all =
+        decode_controls(model_, arena_, questions, options, [&](double done) { through = static_cast<int64_t>(done), tell(); });
     int64_t tokens = 0;
     for (std::size_t i = 0; i < runnable.size(); ++i) {
       const std::size_t row = runnable[i];

@@ -28,7 +28,8 @@ struct EvalOptions : DecodeChoice {
   bool controls = false;       // of the latents too; greedy, with one answer
   bool measure_single = false;
   Comm* comm = nullptr;  // ranks that share the questions of a batch, and all get the whole result; absent: this process is alone
-  /// After each batch; correct: by the first scorer, -1 where it is not known yet
+  /// Before the first batch, after each, and, where this process is alone, ten times a second within one; correct: by the first scorer, -1
+  /// where it is not known yet.
   std::function<void(int64_t done, int64_t total, int64_t correct)> progress;
   // Answers from before, by row, and told of new ones as they come; not with controls.
   std::map<std::size_t, std::vector<DecodeResult>> known;

@@ -125,7 +125,9 @@ void Progress::validating(int64_t done, int64_t total, int64_t correct) {
     lines_.keep();
     validating_.emplace(stdout, "validation:", "questions", lines_.moves());
   }
-  validating_->at(done, total, {fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done))});
+  Fields more;
+  if (done > 0) more.push_back(fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done)));
+  validating_->at(done, total, more);
 }
 
 void Progress::validation(int64_t step, const Validation& v, const std::optional<Best>& best) {

@@ -101,8 +101,10 @@ void WorkLine::at(std::int64_t done, std::int64_t total, const Fields& more) {
   const double each = seconds_since(start_) / static_cast<double>(std::max<std::int64_t>(done, 1));
   Fields fields = {fmt::format("{} {} of {} {}", name_, thousands(done), thousands(total), what_)};
   fields.insert(fields.end(), more.begin(), more.end());
-  fields.push_back("ETA " + duration_text(each * static_cast<double>(total - done)));
-  fields.push_back(fmt::format("{:.3g} {}/s", 1 / std::max(each, 1e-9), what_));
+  if (done > 0) {
+    fields.push_back("ETA " + duration_text(each * static_cast<double>(total - done)));
+    fields.push_back(fmt::format("{:.3g} {}/s", 1 / std::max(each, 1e-9), what_));
+  }
   if (lines_.moves()) return lines_.draw({fields}, done == total);
   printed_ = Clock::now();
   std::fputs((fitted(fields, 1 << 20) + "\n").c_str(), to_);

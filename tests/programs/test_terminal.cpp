@@ -101,6 +101,20 @@ TEST_CASE("a training run redraws whole fields at any width, and tells its valid
   CHECK(counts.size() >= 3);  // wider windows tell more
 }
 
+TEST_CASE("a recording is rendered as what the terminal shows in the end") {
+  const TempFolder folder;
+  const auto rendered = [&](const std::string& text) {
+    overwrite(folder / "record", "Script started on some day\n" + text + "\nScript done on that day\n");
+    const std::string script = source_dir() + "/tools/record_quickstart.sh";
+    REQUIRE(std::system(fmt::format("'{}' --render '{}' >'{}'", script, folder / "record", folder / "shown").c_str()) == 0);
+    return read_file(folder / "shown", 1 << 20);
+  };
+  CHECK(rendered("a\r\nb\r\n") == "a\nb\n");
+  CHECK(rendered("12345\r6\x1b[K\r\nx  \r\n\r\ny\r\n") == "6\nx\n\ny\n");
+  CHECK(rendered("a\r\n1/2\x1b[K\r\nloss 9\x1b[K\r\x1b[1A2/2\x1b[K\r\nloss\x1b[K\r\n\r\nb\r\n") == "a\n2/2\nloss\n\nb\n");
+  CHECK(rendered("row 1\r\n1 of 2 questions\r\x1b[Jrow 2\r\n") == "row 1\nrow 2\n");
+}
+
 TEST_CASE("nothing moves on a dumb terminal or through a pipe, and terms that do not run are not told of") {
   TempFolder folder;
   overwrite(folder / "c.toml", "method = \"full_cot\"\n" + tiny_toml());
@@ -131,6 +145,7 @@ TEST_CASE("an evaluation on a terminal tells how far it is and leaves nothing of
       CHECK(line.size() < static_cast<std::size_t>(columns));
       CHECK(std::regex_match(line, whole));
     }
+    CHECK(has_line(text, "rows.txt: 0 of 4 questions"));
     CHECK(has_line(text, columns < 60 ? R"(rows.txt: 4 of 4 questions.*)" : R"(rows.txt: 4 of 4 questions  strict [\d.]+ %  ETA 0:00.*)"));
     CHECK_THAT(text, ContainsSubstring("\r\x1b[J"));
   }
