@@ -154,7 +154,7 @@ lane_docs() {
   for block in "$blocks"/*; do
     [ -e "$block" ] || continue
     echo "docs: $(basename "$block")"
-    PATH=$PWD/build/cpu/bin:$PATH bash -euo pipefail "$block"
+    bash -euo pipefail "$block"
     n=$((n + 1))
   done
   rm -rf "$blocks"

@@ -73,7 +73,8 @@ question=$(head -n 1 "$out/data/test.txt")
 gold=${question##*#### }
 printf '%s\n' "${question%%||*}"
 printf 'the written chain would be: %s\n' "${question#*||}"
-said=$($bin/kava_generate "$out/kava" "${question%%||*}" --latents)
+said=$($bin/kava_generate "$out/kava" "${question%%||*}" --latents && echo .)
+said=${said%$'\n.'}  # an answer may be empty
 [ "${said##*$'\n'}" = "$gold" ] && verdict=right || verdict="wrong: it is $gold"
 printf '%s\nanswer: %s (%s)\n' "${said%$'\n'*}" "${said##*$'\n'}" "$verdict"
 cat <<'END'
