@@ -56,7 +56,7 @@ double time_of(Ops& ops, F&& run) {
 
 // A whole step beside others.
 struct Compared {
-  std::string name;
+  std::string name, shape;
   double share, of_first;  // of the matrix rate; of the first one's share
 };
 
@@ -75,9 +75,18 @@ bool finds(const SplitPattern& filter, const std::string& name) {
 
 class Bench {
  public:
-  /// chosen: the filter is not empty; counts: by which ops are counted instead of being timed, null: not.
-  Bench(Ops& ops, const SplitPattern& filter, bool chosen, Recompute recompute, const Shapes& shapes, KernelCounts* counts)
-      : ops_(ops), arena_(ops), filter_(filter), chosen_(chosen), recompute_(recompute), shapes_(shapes), counts_(counts) {}
+  /// chosen: the filter is not empty; model_shapes: those of the steps that compare architectures; counts: by which ops are counted instead
+  /// of being timed, null: not.
+  Bench(Ops& ops, const SplitPattern& filter, bool chosen, Recompute recompute, const Shapes& shapes, const Shapes& model_shapes,
+        KernelCounts* counts)
+      : ops_(ops),
+        arena_(ops),
+        filter_(filter),
+        chosen_(chosen),
+        recompute_(recompute),
+        shapes_(shapes),
+        model_shapes_(model_shapes),
+        counts_(counts) {}
 
   bool wanted(const std::string& name) const { return finds(filter_, name); }
 
@@ -91,8 +100,8 @@ class Bench {
     if (counts_) return;
     if (wanted("step")) step();
     // Comparisons take minutes: only where they are asked for.
-    if (chosen_ && wanted("method")) methods();
-    if (chosen_ && wanted("model")) architectures();
+    if (asked("method", method_cases(shapes_))) methods();
+    if (asked("model", model_cases(model_shapes_))) architectures();
     if (wanted("comm")) comm();
   }
 
@@ -328,24 +337,28 @@ class Bench {
   double share_of(const MeasuredStep& step, double seconds) const { return step.flops / seconds / 1e9 / matrix_rate_; }
 
   // Whole steps in turn, each by its own fewest operations, beside the first of them.
-  std::vector<MeasuredStep> side_by_side(const char* kind, const std::vector<StepCase>& cases) {
+  std::vector<MeasuredStep> side_by_side(const char* kind, const Shapes& shapes, const std::vector<StepCase>& cases) {
     fmt::print("\n{}'s sizes, bf16, batch {}: each the fastest of its steps, as share of the matrix rate and of the first one's share\n",
-               shapes_.name, cases[0].samples.size());
-    std::vector<MeasuredStep> steps = measure_in_turn(ops_, cases, 3);
+               shapes.name, cases[0].samples.size());
+    std::vector<MeasuredStep> steps = measure_in_turn(ops_, cases, 2);
     measure_matrix_rate();
     for (std::size_t i = 0; i < cases.size(); ++i) {
       const double share = share_of(steps[i], steps[i].fastest()), of_first = share / share_of(steps[0], steps[0].fastest());
       const std::string name = fmt::format("{} {}", kind, cases[i].name);
       fmt::print("{:<40} {:>10.3f} ms {:>9.1f} GFLOP/s  {:>5.1f} % {:>6.3f} of {}\n", name, steps[i].fastest() * 1e3,
                  steps[i].flops / steps[i].fastest() / 1e9, 100 * share, of_first, cases[0].name);
-      compared_.push_back({name, share, of_first});
+      compared_.push_back({name, shapes.name, share, of_first});
     }
     return steps;
   }
 
+  bool asked(const char* kind, const std::vector<StepCase>& cases) const {
+    return chosen_ && std::ranges::any_of(cases, [&](const StepCase& c) { return wanted(fmt::format("{} {}", kind, c.name)); });
+  }
+
   void methods() {
     const std::vector<StepCase> cases = method_cases(shapes_);
-    const std::vector<MeasuredStep> steps = side_by_side("method", cases);
+    const std::vector<MeasuredStep> steps = side_by_side("method", shapes_, cases);
     // What the first step of coconut's last stage takes more than the others of it, with moments set to zero.
     constexpr double kStepsOfAnEpoch = 385620.0 / 128;
     const double more = std::max(0.0, steps[1].after_change - steps[1].median());
@@ -355,8 +368,8 @@ class Bench {
 
   // What norms of q and k cost is what their turn takes more than the bare turn of the other block.
   void architectures() {
-    const std::vector<StepCase> cases = model_cases(shapes_);
-    const std::vector<MeasuredStep> steps = side_by_side("model", cases);
+    const std::vector<StepCase> cases = model_cases(model_shapes_);
+    const std::vector<MeasuredStep> steps = side_by_side("model", model_shapes_, cases);
     auto turning = [](const MeasuredStep& s) {
       double sum = 0;
       for (const auto& [op, seconds] : s.ops)
@@ -380,7 +393,7 @@ class Bench {
   const SplitPattern& filter_;
   bool chosen_;
   Recompute recompute_;
-  const Shapes shapes_;
+  const Shapes shapes_, model_shapes_;
   KernelCounts* counts_;
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
                 V = shapes_.vocab;
@@ -421,6 +434,8 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
   const std::unique_ptr<Ops> ops = make_ops(command.device);
   const bool emulated = cuda_is_emulated() && ops->name() == cuda_name();
   const Shapes& shapes = shapes_named(emulated ? "tiny" : command.shape.value_or(ops->name() == "cuda" ? "llama1b" : "smollm2"));
+  Shapes model_shapes = command.shape || emulated ? shapes : shapes_named("qwen3_06b");
+  if (ops->name() == "cpu") model_shapes.batch = std::min<int64_t>(model_shapes.batch, 8);
   if (command.json) require_writable("--json", *command.json);
   if (emulated) fmt::print("emulated: this shows that everything runs; times and rates say nothing of a GPU\n");
   fmt::print("{}, {} threads\n{:<40} {:>13} {:>17} {:>8}\n", ops->name(), thread_count(command.device), "", "time", "rate", "of ceiling");
@@ -429,9 +444,9 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
     counts.emplace();
     const std::vector<std::string> counted =
         command.shape ? std::vector{*command.shape} : std::vector<std::string>{"llama1b", "qwen05b", "llama3b"};
-    for (const std::string& name : counted) Bench(*ops, filter, true, recompute, shapes_named(name), &*counts).run();
+    for (const std::string& name : counted) Bench(*ops, filter, true, recompute, shapes_named(name), shapes_named(name), &*counts).run();
   }
-  Bench bench(*ops, filter, !command.filter.empty(), recompute, shapes, nullptr);
+  Bench bench(*ops, filter, !command.filter.empty(), recompute, shapes, model_shapes, nullptr);
   bench.run();
   if (!command.json) return 0;
   require_printed();
@@ -457,7 +472,7 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
                    {"allocations", asked.allocations}});
   }
   for (const Compared& c : bench.compared())
-    out.push_back({{"name", c.name}, {"device", ops->name()}, {"shape", shapes.name}, {"share", c.share}, {"of_first", c.of_first}});
+    out.push_back({{"name", c.name}, {"device", ops->name()}, {"shape", c.shape}, {"share", c.share}, {"of_first", c.of_first}});
   if (counts)
     for (const Json& of : counts->results()) out.push_back(of);
   write_file(*command.json, out.dump(2) + "\n");
