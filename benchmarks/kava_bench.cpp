@@ -75,18 +75,10 @@ bool finds(const SplitPattern& filter, const std::string& name) {
 
 class Bench {
  public:
-  /// chosen: the filter is not empty; model_shapes: those of the steps that compare architectures; counts: by which ops are counted instead
-  /// of being timed, null: not.
-  Bench(Ops& ops, const SplitPattern& filter, bool chosen, Recompute recompute, const Shapes& shapes, const Shapes& model_shapes,
+  /// given: the filter is not empty; models: sizes of the steps that compare architectures; counts: by which ops are counted, null: timed.
+  Bench(Ops& ops, const SplitPattern& filter, bool given, Recompute recompute, const Shapes& shapes, const Shapes& models,
         KernelCounts* counts)
-      : ops_(ops),
-        arena_(ops),
-        filter_(filter),
-        chosen_(chosen),
-        recompute_(recompute),
-        shapes_(shapes),
-        model_shapes_(model_shapes),
-        counts_(counts) {}
+      : ops_(ops), arena_(ops), filter_(filter), given_(given), recompute_(recompute), shapes_(shapes), models_(models), counts_(counts) {}
 
   bool wanted(const std::string& name) const { return finds(filter_, name); }
 
@@ -101,7 +93,7 @@ class Bench {
     if (wanted("step")) step();
     // Comparisons take minutes: only where they are asked for.
     if (asked("method", method_cases(shapes_))) methods();
-    if (asked("model", model_cases(model_shapes_))) architectures();
+    if (asked("model", model_cases(models_))) architectures();
     if (wanted("comm")) comm();
   }
 
@@ -353,7 +345,7 @@ class Bench {
   }
 
   bool asked(const char* kind, const std::vector<StepCase>& cases) const {
-    return chosen_ && std::ranges::any_of(cases, [&](const StepCase& c) { return wanted(fmt::format("{} {}", kind, c.name)); });
+    return given_ && std::ranges::any_of(cases, [&](const StepCase& c) { return wanted(fmt::format("{} {}", kind, c.name)); });
   }
 
   void methods() {
@@ -368,8 +360,8 @@ class Bench {
 
   // What norms of q and k cost is what their turn takes more than the bare turn of the other block.
   void architectures() {
-    const std::vector<StepCase> cases = model_cases(model_shapes_);
-    const std::vector<MeasuredStep> steps = side_by_side("model", model_shapes_, cases);
+    const std::vector<StepCase> cases = model_cases(models_);
+    const std::vector<MeasuredStep> steps = side_by_side("model", models_, cases);
     auto turning = [](const MeasuredStep& s) {
       double sum = 0;
       for (const auto& [op, seconds] : s.ops)
@@ -391,9 +383,9 @@ class Bench {
   Ops& ops_;
   Arena arena_;
   const SplitPattern& filter_;
-  bool chosen_;
+  bool given_;
   Recompute recompute_;
-  const Shapes shapes_, model_shapes_;
+  const Shapes shapes_, models_;
   KernelCounts* counts_;
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
                 V = shapes_.vocab;
