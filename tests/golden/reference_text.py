@@ -70,9 +70,9 @@ WORDS = ("Tom has 12 apples", "How many?", "3,5 of them", "café", "東京", "na
 def draw_text(draw):
     """Rows as JSONL holds them: no outer white space, no empty part."""
     rows = []
-    for _ in range(draw.of(1, 5)):
+    for row in range(draw.of(1, 5)):
         steps = []
-        for _ in range(draw.of(0, 4)):
+        for _ in range(draw.of(0 if row else 2, 4)):  # text without any trace is refused where a loss needs one
             a, b = draw.of(1, 40), draw.of(1, 40)
             steps.append(draw.one(f"<<{a}+{b}={a + b}>>", f"<<{a}*{b}={a * b}>>", f"{a} and {b} are {a + b}."))
         question = " ".join(draw.one(*WORDS) for _ in range(draw.of(1, 4)))
