@@ -146,8 +146,11 @@ void load_adapter(Model& model, const std::string& folder) {
     load_file(model, path_in(folder, "adapter_model.safetensors"), is_lora_tensor);
   }
   const std::string extra = path_in(folder, "kava.safetensors");
-  if (recipe_of(model.config).markers) load_file(model, extra, is_kava_tensor);
-  else if (is_there(extra)) mismatch(extra, "is there, but method " + name_of(model.config.method) + " has no new tokens");
+  const bool wanted = recipe_of(model.config).markers;
+  if (wanted != is_there(extra))
+    mismatch(extra, fmt::format("is {}there, but method {} has {}new tokens", wanted ? "not " : "", name_of(model.config.method),
+                                wanted ? "" : "no "));
+  if (wanted) load_file(model, extra, is_kava_tensor);
   model.parameters.refresh();
 }
 

@@ -10,6 +10,7 @@
 #include "engine/files/files.h"
 #include "engine/rng.h"
 #include "engine/text/tokenizer.h"
+#include "models/recipe.h"
 
 namespace kava {
 
@@ -91,6 +92,10 @@ void set_random_weight(Ops& ops, const Tensor& to, const WeightSpec& spec, const
   const Stream stream(seed, spec.name);
   const double std = random_std(spec, shape);
   from_host(ops, to, [&](int64_t begin, std::span<double> out) { stream.normals(begin, out, std); });
+}
+
+void require_token_init(const RunConfig& config) {
+  if (recipe_of(config).markers && config.model.adapter.empty() && !config.latent.token_init.empty()) (void)start_token(config);
 }
 
 void set_starts(Model& model, const std::vector<TrainableSpec>& specs) {

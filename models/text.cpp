@@ -68,6 +68,20 @@ std::string length_limit(const RunConfig& config, const ModelConfig& shape) {
   return positions > 0 && positions < config.data.max_tokens ? fmt::format("{} or n_positions = {}", tokens, positions) : tokens;
 }
 
+void require_samples(const RunConfig& config, const ModelConfig& shape, const std::string& path, std::span<const Sample> samples,
+                     int64_t dropped) {
+  if (!samples.empty()) return;
+  const bool by_answer = config.data.answers == Answers::digit;
+  const int64_t positions = shape.position_limit();
+  // What is longer than data.max_tokens is then longer than the positions too.
+  const bool by_positions = positions > 0 && positions < config.data.max_tokens;
+  throw Error(Exit::data, escaped(path, 4096),
+              fmt::format("no row is left: all {} are longer than {}{}", dropped, length_limit(config, shape),
+                          by_answer ? ", or their answers do not begin with a digit" : ""),
+              fmt::format("{}{}", by_positions ? "give shorter rows or fewer latents" : "raise data.max_tokens",
+                          by_answer ? ", or set data.answers = \"all\"" : ""));
+}
+
 std::vector<RowFile> read_train_files(const RunConfig& config) {
   std::vector<RowFile> files;
   for (const DataFile& f : config.data.train) files.push_back(read_rows(f.path, f.format));

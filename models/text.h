@@ -1,6 +1,7 @@
 // What stands between text and a model: its shape, its tokenizer and its end of sequence.
 #pragma once
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,10 @@ std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config,
 
 /// What the lengths of samples are held against, in words: data.max_tokens, and the model's positions where these are fewer.
 std::string length_limit(const RunConfig& config, const ModelConfig& shape);
+
+/// Error(code data) naming the file and what left its rows out, where none is left.
+void require_samples(const RunConfig& config, const ModelConfig& shape, const std::string& path, std::span<const Sample> samples,
+                     int64_t dropped);
 
 /// The row files of data.train.
 std::vector<RowFile> read_train_files(const RunConfig& config);

@@ -14,10 +14,7 @@ Validator::Validator(const TextModel& text, const RunConfig& config) : text_(&te
   RunConfig whole = config;
   whole.data.fraction = 1;
   samples_ = read_samples(text, whole, {file_}, &dropped_);
-  if (samples_.empty())
-    throw Error(Exit::data, escaped(file_.path, 4096),
-                fmt::format("no row is left: all {} are longer than {}", dropped_, length_limit(config, text.shape)),
-                "raise data.max_tokens");
+  require_samples(config, text.shape, file_.path, samples_, dropped_);
 }
 
 std::optional<Validation> Validator::run(Model& model, Arena& arena, int64_t stage, const std::function<bool()>& stop,

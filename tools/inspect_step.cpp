@@ -102,8 +102,8 @@ int inspect_step(const StepCommand& command) {
   text.shape.require_for_training(config.model.dropout);
   if (!text.note.empty()) fmt::print(stderr, "{}\n", text.note);
   auto [samples, files, dropped] = read_train_samples(text, config);
-  if (dropped > 0) fmt::print(stderr, "{} rows are longer than {} and left out\n", dropped, length_limit(config, text.shape));
-  if (samples.empty()) throw Error(Exit::data, escaped(config.data.train[0].path, 4096), "no row is left", "raise data.max_tokens");
+  require_samples(config, text.shape, config.data.train[0].path, samples, dropped);
+  if (dropped > 0) fmt::print(stderr, "{} rows are left out: over {}, or by data.answers\n", dropped, length_limit(config, text.shape));
   if (const std::string note = require_traces(config, files, samples); !note.empty()) fmt::print(stderr, "{}\n", note);
   if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));
 

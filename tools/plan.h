@@ -14,7 +14,7 @@ namespace kava {
 std::string parameter_table(const RunConfig& config, const TextModel& text);
 
 /// Samples, steps and lengths.
-std::string run_summary(const RunConfig& config, std::span<const Sample> samples, int64_t dropped);
+std::string run_summary(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t dropped);
 
 struct PlanOptions {
   std::optional<std::string> json, memory, rate;

@@ -14,6 +14,7 @@
 #include "models/flops.h"
 #include "models/footprint.h"
 #include "models/run_folder.h"
+#include "models/starts.h"
 #include "models/text.h"
 #include "models/traces.h"
 #include "models/train_samples.h"
@@ -57,10 +58,7 @@ RunData read_data(const TextModel& text, const RunConfig& config, bool tell) {
   if (!data.samples.empty())
     if (const std::string note = require_traces(config, data.files, data.samples); !note.empty() && tell) fmt::print(stderr, "{}\n", note);
   for (const FileFacts& f : data.files) data.digests.push_back({"data.train", f.sha256, name_of(f.format)});
-  if (data.samples.empty())
-    throw Error(Exit::data, escaped(config.data.train[0].path, 4096),
-                fmt::format("no row is left: all {} are longer than {}", data.dropped, length_limit(config, text.shape)),
-                "raise data.max_tokens");
+  require_samples(config, text.shape, config.data.train[0].path, data.samples, data.dropped);
   if (!config.data.valid.empty()) {
     data.valid.emplace(text, config);
     data.digests.push_back(data.valid->digest());
@@ -134,9 +132,11 @@ class Run {
     data_ = read_data(text_, config_, comm_.leads());
     require_work_for_all();
     if (before) tell_resumption(*before);
-    say(parameter_table(config_, text_) + run_summary(config_, data_.samples, data_.dropped));
+    say(parameter_table(config_, text_) + run_summary(config_, text_.shape, data_.samples, data_.dropped));
     if (!comm_.alone()) say(fmt::format("ranks       {}", comm_.size()));
-    if (data_.valid) say(fmt::format("validation  {} rows, {} of them over data.max_tokens", data_.valid->rows(), data_.valid->dropped()));
+    if (data_.valid)
+      say(fmt::format("validation  {} rows, {} of them over {}", data_.valid->rows(), data_.valid->dropped(),
+                      length_limit(config_, text_.shape)));
     const MemoryPlanner planner(*ops_, config_, text_.shape, data_.samples, data_.valid ? &*data_.valid : nullptr, comm_.size());
     require_memory(planner, config_, text_.shape, free_memory(*ops_) / (ops_->name() == "cpu" ? ranks_here_ : 1));
     take_contents(state, before.has_value());
@@ -363,7 +363,8 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
   const TextModel text = open_text_model(config.model.path);
   text.shape.require_for_training(config.model.dropout);
   const RunData data = read_data(text, config, true);
-  say(parameter_table(config, text) + run_summary(config, data.samples, data.dropped));
+  require_token_init(config);
+  say(parameter_table(config, text) + run_summary(config, text.shape, data.samples, data.dropped));
   const MemoryPlanner planner(ops, config, text.shape, data.samples, data.valid ? &*data.valid : nullptr, ranks);
   print_plan(command.plan_options, planner, config, text.shape, available_memory() / ranks_here);
 }

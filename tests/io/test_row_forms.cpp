@@ -226,5 +226,5 @@ TEST_CASE("training data without a trace token is refused where a loss needs one
   const Ended longer = step(two_steps + "{\"question\": \"" + std::string(400, 'q') + "\", \"cot\": \"a\", \"answer\": \"7\"}\n", "kava",
                             "--set data.max_tokens=100");
   CHECK(longer.code == 0);
-  CHECK_THAT(longer.err, ContainsSubstring("1 rows are longer than data.max_tokens = 100"));
+  CHECK_THAT(longer.err, ContainsSubstring("1 rows are left out: over data.max_tokens = 100, or by data.answers"));
 }

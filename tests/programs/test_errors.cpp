@@ -1,6 +1,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -32,14 +33,21 @@ std::string with_folder(std::string line, const std::string& folder) {
   return line;
 }
 
+std::set<fs::path> files_in(const fs::path& folder) {
+  std::set<fs::path> files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) files.insert(entry.path());
+  return files;
+}
+
 }  // namespace
 
-TEST_CASE("every row of docs/errors.md is what a program prints") {
+TEST_CASE("every row of docs/errors.md is what a program prints, and writes nothing") {
   const TempFolder folder;
   const fs::path errors = folder.path() / "errors";
   fs::copy(source_dir() + "/tests/errors", errors, fs::copy_options::recursive | fs::copy_options::copy_symlinks);
   fs::create_directory_symlink(source_dir() + "/tests/golden", folder.path() / "golden");
   std::ifstream table(source_dir() + "/docs/errors.md");
+  const std::set<fs::path> files = files_in(errors);
   int rows = 0;
   for (std::string line; std::getline(table, line);) {
     if (!line.starts_with("| ") || line.starts_with("| bad input")) continue;
@@ -49,6 +57,7 @@ TEST_CASE("every row of docs/errors.md is what a program prints") {
     const Ended run = run_command(cell[1] + " </dev/null", errors);
     CHECK(std::to_string(run.code) == cell[2]);
     CHECK(run.err == with_folder(cell[3], fs::canonical(errors).string()) + "\n");
+    CHECK(files_in(errors) == files);
     ++rows;
   }
   CHECK(rows >= 60);

@@ -190,6 +190,16 @@ TEST_CASE("a plan (--plan) counts parameters without the weights") {
   CHECK(train({config, "--plan", "--set", "model.path=" + model, "--set", "data.train=[\"absent.txt\"]"}).code == 4);
 }
 
+TEST_CASE("a plan (--plan) names the positions that rows pass, and refuses a start of the new rows that training would") {
+  const std::string cases = kGolden + "cases/";
+  const Ended gpt2 = train({cases + "gpt2_positions_end.toml", "--plan"});
+  INFO(gpt2.err);
+  CHECK(gpt2.code == 0);
+  CHECK(gpt2.out.find("2 (1 left out: over data.max_tokens = 512 or n_positions = 40, or by data.answers)") != std::string::npos);
+  check_refusal(train({cases + "coconut_stage_1.toml", "--plan", "--set", "model.adapter="}), 2,
+                "latent.token_init: \"<<\" needs a tokenizer");
+}
+
 TEST_CASE("a plan (--plan --json) has every number of the contract, and says where the run does not fit") {
   TempFolder folder;
   const std::string config = folder / "c.toml", json = folder / "plan.json";
