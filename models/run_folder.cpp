@@ -188,6 +188,7 @@ void RunFolder::save(const Model& model, const TrainingState& state) {
 }
 
 void RunFolder::prune(const TrainingState& state) {
+  if (state.skipped_in_row > 0) return;  // what came before the steps that fail may be all that is sound
   std::vector<int64_t> protect;
   if (state.best) protect.push_back(state.best->step);
   prune_checkpoints(path_, state.step, static_cast<int>(config_.train.keep_checkpoints), protect);

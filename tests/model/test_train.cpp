@@ -219,6 +219,23 @@ TEST_CASE("ten skipped steps in a row are a numeric failure") {
   CHECK(lines[9]["loss"].is_null());
 }
 
+TEST_CASE("checkpoints of skipped steps push out none of a sound one") {
+  TempFolder folder;
+  TinyRun run({"train.max_steps=40", "train.checkpoint_every=1", "train.keep_checkpoints=1"});
+  Trainer trainer(*run.model, run.samples, {});
+  RunFolder out(folder.path() / "run");
+  out.open(run.config, {});
+  TrainingHooks hooks;
+  int64_t sound = 0;
+  hooks.on_step = [&](const StepReport& r, const Speed&) {
+    if (r.updated) sound = r.step;
+    if (r.step == 3) run.ops->fill(run.model->embedding, std::nan(""));
+  };
+  CHECK_THROWS_AS(trainer.run(&out, hooks), Error);
+  CHECK(sound >= 3);
+  CHECK(fs::exists(folder.path() / "run" / "checkpoints" / fmt::format("step_{}", sound)));
+}
+
 TEST_CASE("state and optimiser of a checkpoint read back to the same bytes") {
   TempFolder folder;
   for (const char* dtype : {"model.dtype=f64", "model.dtype=bf16"}) {
