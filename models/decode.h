@@ -51,10 +51,9 @@ struct LatentStates {
 };
 
 struct DecodeResult {
-  std::vector<int32_t> ids;    // generated, without EOS
-  int64_t tokens = 0;          // generated, EOS included
-  bool hit_limit = false;      // max_new_tokens, or the last position, came before EOS
-  bool hit_positions = false;  // it was the last position
+  std::vector<int32_t> ids;  // generated, without EOS
+  int64_t tokens = 0;        // generated, EOS included
+  bool hit_limit = false;    // max_new_tokens, or the last position, came before EOS
   // Forward passes, by the rule of docs/method.md section 7: with markers 1 + T + 1 (eot, a given prompt, the first token), else 1
   // (everything given), and one for each generated token after the first, EOS included. merged: pass T and eot count as one.
   int64_t passes = 0, passes_merged = 0;

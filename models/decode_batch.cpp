@@ -166,8 +166,8 @@ void DecodeBatch::take(const std::vector<int32_t>& ids) {
     if (!ended) r.ids.push_back(ids[i]);
     ++r.tokens;
     const int64_t positions = model_.shape.position_limit();
-    r.hit_positions = !ended && positions > 0 && a.position + 1 >= positions;
-    r.hit_limit = !ended && (r.hit_positions || static_cast<int64_t>(r.ids.size()) == options_.max_new_tokens);
+    const bool last_position = positions > 0 && a.position + 1 >= positions;
+    r.hit_limit = !ended && (last_position || static_cast<int64_t>(r.ids.size()) == options_.max_new_tokens);
     a.next = ended || r.hit_limit ? -1 : ids[i];
     ++a.position;
     if (options_.on_token && !ended) options_.on_token(a.result, ids[i]);

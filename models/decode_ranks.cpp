@@ -22,8 +22,7 @@ void put(Words& words, const std::vector<T>& values) {
 std::string packed(const std::vector<DecodeResult>& results) {
   Words words;
   for (const DecodeResult& r : results) {
-    for (int64_t n : {r.tokens, r.passes, r.passes_merged}) words.push_back(static_cast<int32_t>(n));
-    words.push_back((r.hit_limit ? 1 : 0) + (r.hit_positions ? 2 : 0));
+    for (int64_t n : {r.tokens, r.passes, r.passes_merged, int64_t{r.hit_limit}}) words.push_back(static_cast<int32_t>(n));
     put(words, r.ids), put(words, r.latents.values), put(words, r.latents.hidden), put(words, r.latents.top),
         put(words, r.latents.positions);
   }
@@ -39,8 +38,7 @@ class Unpacker {
   DecodeResult next() {
     DecodeResult r;
     r.tokens = word(), r.passes = word(), r.passes_merged = word();
-    const int32_t flags = word();
-    r.hit_limit = flags & 1, r.hit_positions = flags & 2;
+    r.hit_limit = word() != 0;
     take(r.ids), take(r.latents.values), take(r.latents.hidden), take(r.latents.top), take(r.latents.positions);
     return r;
   }

@@ -271,8 +271,6 @@ class Evaluation {
     return a;
   }
 
-  bool lost(const EvalAnswer& a, const DecodeResult& decoded) const { return decoded.hit_positions || (a.hit_limit && !recipe_.forced); }
-
   EvalAnswer judge_answer(const Row& row, const Sample& sample, const DecodeResult& decoded) const {
     return row.is_ids ? judge_ids(sample, decoded) : judge_text(row, decoded);
   }
@@ -280,7 +278,7 @@ class Evaluation {
   EvalAnswer judge_text(const Row& row, const DecodeResult& decoded) const {
     EvalAnswer a = counted(decoded);
     a.output = text_.tokenizer->decode(decoded.ids, true);
-    if (lost(a, decoded)) return a;
+    if (a.hit_limit) return a;
     const std::optional<std::string> answer = !recipe_.forced ? answer_of_chain(a.output, stripped(config_.data.answer_prompt)) : a.output;
     if (answer) a.vote = strict_form(*answer);
     for (std::size_t s = 0; s < result_.scorers.size(); ++s) a.correct[s] = holds(result_.scorers[s], a.output, answer, row.answer);
@@ -291,7 +289,7 @@ class Evaluation {
     EvalAnswer a = counted(decoded);
     const IdsAnswer ids = ids_answer(sample, decoded.ids, recipe_, text_.eos);
     a.output = joined(decoded.ids);
-    if (lost(a, decoded)) return a;
+    if (a.hit_limit) return a;
     if (ids.found) a.vote = joined(*ids.found);
     for (std::size_t s = 0; s < result_.scorers.size(); ++s) {
       if (result_.scorers[s] == Scorer::codi)

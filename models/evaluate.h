@@ -40,7 +40,7 @@ struct EvalAnswer {
   std::string output;         // of ids rows the ids, separated by spaces
   std::vector<bool> correct;  // by EvalResult::scorers
   int64_t passes = 0, passes_merged = 0, tokens = 0;
-  bool hit_limit = false;           // for full_cot this makes it wrong
+  bool hit_limit = false;           // this makes it wrong
   std::optional<std::string> vote;  // what a majority is counted by: the answer without commas and white space around it
 };
 

@@ -81,14 +81,15 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
   const bool chain = results[0].second.method == Method::full_cot, free = results[0].second.prompt == DecodePrompt::free;
   fmt::print(
       "Scorers in % of all questions. Forward passes per answer: {}; merged: {}. tokens: written, EOS included. limit: questions\n"
-      "that reached the largest number of new tokens{}. ms: for a question, decoded alone (the first few) and in batches.\n"
+      "that reached the largest number of new tokens, which counts as wrong. ms: for a question, decoded alone (the first few) and in\n"
+      "batches. "
       "gsm_hard compares the last numbers as doubles with relative 1e-6.\n",
       chain ? "1, and one for each token after the first, EOS included"
       : free
           ? "pass 0, one for each latent, one for eot and the first token (icot: 1 in all), and one for each token after it, those of the\n"
             "prompt that the model writes itself among them"
           : "pass 0, T, one for the prompt and the first token (no_cot: 1 in all), and one for each token after it",
-      "pass T and the one behind it as one", free ? ", which counts as wrong" : "");
+      "pass T and the one behind it as one");
   for (const auto& [name, r] : results)
     if (r.too_long() > 0)
       fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, r.too_long(), kLongestPrompt);

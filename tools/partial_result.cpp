@@ -14,19 +14,14 @@ namespace {
 constexpr std::size_t kLargest = std::size_t{1} << 30;
 
 Json json_of(const DecodeResult& r) {
-  return {{"ids", r.ids},
-          {"tokens", r.tokens},
-          {"passes", r.passes},
-          {"passes_merged", r.passes_merged},
-          {"hit_limit", r.hit_limit},
-          {"hit_positions", r.hit_positions}};
+  return {{"ids", r.ids}, {"tokens", r.tokens}, {"passes", r.passes}, {"passes_merged", r.passes_merged}, {"hit_limit", r.hit_limit}};
 }
 
 DecodeResult answer_of(const Json& json) {
   DecodeResult r;
   r.ids = json.at("ids").get<std::vector<int32_t>>();
   r.tokens = json.at("tokens"), r.passes = json.at("passes"), r.passes_merged = json.at("passes_merged");
-  r.hit_limit = json.at("hit_limit"), r.hit_positions = json.at("hit_positions");
+  r.hit_limit = json.at("hit_limit");
   return r;
 }
 

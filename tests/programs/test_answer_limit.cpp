@@ -1,4 +1,5 @@
 // How many tokens an answer may have, in evaluations of files and of calls.
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
@@ -54,4 +55,24 @@ TEST_CASE("each file of a call has its own limit, and the table says what cannot
   REQUIRE(given.code == 0);
   CHECK_THAT(given.output, ContainsSubstring("long.txt: 1 gold answers with EOS do not fit into 10 new tokens"));
   CHECK(given.output.find("gold answers with EOS") == given.output.rfind("gold answers with EOS"));  // not of short.txt
+}
+
+TEST_CASE("an answer that reaches the limit is wrong whatever its text, and counted") {
+  TextRun tiny;
+  Ready ready(tiny.dir);
+  RowFile file = read_rows(tiny.write("rows.txt", kQuestions));
+  EvalOptions options;
+  options.max_new_tokens = 3;
+  for (Method method : {Method::kava, Method::no_cot}) {
+    options.method = method;
+    const EvalResult first = ready.evaluate(file, options);
+    for (std::size_t i = 0; i < file.rows.size(); ++i) file.rows[i].answer = first.records[i].output;
+    const EvalResult again = ready.evaluate(file, options);
+    REQUIRE(again.limit_hits() == 4);
+    for (const EvalRecord& r : again.records) {
+      CHECK(r.output == r.gold);
+      CHECK(std::ranges::count(r.correct, true) == 0);
+      CHECK_FALSE(r.vote);
+    }
+  }
 }

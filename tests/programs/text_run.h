@@ -1,5 +1,9 @@
 // A tiny run to evaluate, made without training, and the programs run on it.
 #pragma once
+#include <algorithm>
+#include <map>
+#include <set>
+
 #include "engine/files/checkpoint.h"
 #include "models/adapter.h"
 #include "models/evaluate.h"
@@ -107,6 +111,14 @@ struct Ready {
   std::unique_ptr<Model> model;
   Arena arena;
 };
+
+// Makes the token that most of these answers hold the end of sequence, so that they end.
+inline void let_end(TextModel& text, const std::vector<std::vector<int32_t>>& answers) {
+  std::map<int32_t, int64_t> held;
+  for (const std::vector<int32_t>& ids : answers)
+    for (int32_t id : std::set<int32_t>(ids.begin(), ids.end())) ++held[id];
+  text.eos = std::ranges::max_element(held, {}, [](const auto& h) { return h.second; })->first;
+}
 
 inline const char* const kQuestions = "What is 2+2?||<<2+2=4>>#### 4\nTom has 3 hats.||#### 3\nA||#### 12\nHow many?||#### 7\n";
 
