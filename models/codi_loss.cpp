@@ -25,6 +25,7 @@ void Step::plan_codi(IndexBlock& block) {
   Recipe recipe;
   recipe.teacher = true;
   alone_.layout = make_layout(config_, recipe, samples_, options_.first_index + kSecondDraw);
+  check_pass(model_, alone_.layout.passes[0]);
   add_pass(block, alone_.pass, alone_.layout.passes[0]);
   block.add(alone_.rows, alone_.layout.codi_teacher_rows);
   std::vector<int32_t> live;

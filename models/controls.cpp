@@ -17,10 +17,15 @@ struct LatentMeans {
   int64_t questions = 0;
 };
 
-// [eot, prompt, A, EOS] of a question; nothing of a trace.
-Sample without_trace(const Sample& s) {
+// [eot, prompt, A, EOS] of a question; nothing of a trace. Of a gold answer that ends behind the model's last position only what decoding
+// is given stays.
+Sample without_trace(const Sample& s, const Recipe& recipe, int64_t positions) {
   Sample q = s;
   q.trace.clear(), q.steps.clear();
+  if (positions > 0 && std::ssize(q.question) + 2 + recipe.latents + std::ssize(q.answer) > positions) {
+    if (!recipe.forced) q.prompt = 0;
+    q.answer.resize(static_cast<std::size_t>(q.prompt)), q.blank = 0;
+  }
   return q;
 }
 
@@ -225,6 +230,7 @@ class ControlBatch {
   std::vector<double> gold_nll(const std::vector<int32_t>& rows, const std::vector<int32_t>& targets) {
     ArenaScope scope(arena_);
     std::vector<double> nll(rows.size());
+    if (rows.empty()) return nll;
     batch_.each_logits(batch_.gather_live(rows), [&](int64_t r, std::span<const double> logits) {
       const auto i = static_cast<std::size_t>(r);
       nll[i] = negative_log_likelihood(logits, targets[i]);
@@ -251,11 +257,14 @@ Recipe without_latents(Recipe recipe) {
 
 }  // namespace
 
-std::vector<ControlledQuestion> decode_controls(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options,
+std::vector<ControlledQuestion> decode_controls(Model& model, Arena& arena, std::span<const Sample> samples, const DecodeOptions& options,
                                                 const std::function<void(double done)>& progress) {
   const Decoding decoding = decoding_of(model.config, options);
   const Recipe& recipe = decoding.recipe;
   KAVA_CHECK(recipe.latents > 0 && options.sampling.greedy() && options.sampling.samples == 1, "controls of {} latents", recipe.latents);
+  std::vector<Sample> whole;
+  for (const Sample& s : samples) whole.push_back(without_trace(s, recipe, model.shape.position_limit()));
+  const std::span<const Sample> questions(whole);
   std::vector<ControlledQuestion> out(questions.size());
   LatentMeans means;
   const auto answer_rows = [&](std::span<const Sample> some) {
@@ -273,8 +282,7 @@ std::vector<ControlledQuestion> decode_controls(Model& model, Arena& arena, std:
       std::vector<Sample> given;
       std::vector<int64_t> numbers;
       for (std::size_t i = first; i < first + n; ++i)
-        given.push_back(first_time ? without_trace(questions[i]) : question_alone(questions[i])),
-            numbers.push_back(static_cast<int64_t>(i));
+        given.push_back(first_time ? questions[i] : question_alone(questions[i])), numbers.push_back(static_cast<int64_t>(i));
       if (first_time) given.push_back(question_alone(questions[(first + n) % questions.size()]));
       ControlBatch batch(model, arena, decoding, first_time ? recipe : without_latents(recipe), given, questions.subspan(first, n),
                          controls, options);

@@ -22,7 +22,7 @@ constexpr std::size_t kControls = 4;
 struct Controlled {
   DecodeResult answer;
   double gold_nll = 0;      // sum over the gold answer's tokens, EOS among them, prompt not
-  int64_t gold_tokens = 0;  // of those
+  int64_t gold_tokens = 0;  // of those; 0 where they end behind the model's last position, and are not run
 };
 struct ControlledQuestion {
   Controlled intact;
@@ -31,7 +31,7 @@ struct ControlledQuestion {
 
 /// Decodes all questions, whose answers are read, greedily, five times. The recipe has latents. `done` is told of the questions that are
 /// through with part of it, from 0 to 1 each. The same for any batch.
-std::vector<ControlledQuestion> decode_controls(Model& model, Arena& arena, std::span<const Sample> questions, const DecodeOptions& options,
+std::vector<ControlledQuestion> decode_controls(Model& model, Arena& arena, std::span<const Sample> samples, const DecodeOptions& options,
                                                 const std::function<void(double done)>& progress);
 
 }  // namespace kava

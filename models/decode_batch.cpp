@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "engine/device/host.h"
-#include "engine/device/indices.h"
 #include "engine/error.h"
 #include "models/latent.h"
 
@@ -13,6 +12,12 @@ namespace kava {
 namespace {
 
 constexpr int64_t kLogitsBytes = int64_t{32} << 20;  // at a time, on the device
+
+// Of logits, or of the hidden states that they are made of.
+void require_finite(std::span<const double> values) {
+  if (!std::ranges::all_of(values, [](double x) { return std::isfinite(x); }))
+    throw Error(Exit::numeric, "logits", "are not finite", "check the model's weights, or decode in another --dtype");
+}
 
 }  // namespace
 
@@ -44,6 +49,7 @@ void DecodeBatch::allocate(int64_t answers, const Extra& extra) {
 void DecodeBatch::run_layout() {
   for (const Pass& p : layout_.passes) {
     ArenaScope scope(arena_);
+    check_pass(model_, p);
     DevicePass d;
     FeedState feeds;
     IndexBlock block;
@@ -51,7 +57,6 @@ void DecodeBatch::run_layout() {
     add_feeds(block, feeds, layout_, p);
     block.send(ops_, arena_);
     feed_latents(model_, arena_, transformer_, d, feeds);
-    check_indices(p.ids, kLatentId, model_.shape.vocab);
     if (d.ids.cols > 0) ops_.embed_fwd(transformer_.inputs(d).row_range(d.fed, d.rows()), model_.embedding, model_.new_tokens, d.ids);
     transformer_.forward(d);
   }
@@ -59,6 +64,7 @@ void DecodeBatch::run_layout() {
 
 void DecodeBatch::run_pass(const Pass& p, Reads reads) {
   ArenaScope scope(arena_);
+  check_pass(model_, p);
   DevicePass d = upload_pass(ops_, arena_, p);
   d.reads = reads;
   ops_.embed_fwd(transformer_.inputs(d), model_.embedding, model_.new_tokens, d.ids);
@@ -98,6 +104,7 @@ void DecodeBatch::each_logits(const Tensor& hidden, const std::function<void(int
     ops_.fill(losses, 0);
     ops_.head_cross_entropy(arena_, losses, {}, {}, {}, logits, h, model_.head, targets, targets, {}, {0, 0});
     const std::vector<double> values = to_host(ops_, logits);
+    require_finite(values);
     ops_.on_host(h.rows,
                  [&](int64_t r) { f(first + r, std::span(values).subspan(static_cast<std::size_t>(r * V), static_cast<std::size_t>(V))); });
   }
@@ -106,9 +113,7 @@ void DecodeBatch::each_logits(const Tensor& hidden, const std::function<void(int
 // The next token of every active answer; row_of: whose hidden state it follows.
 std::vector<int32_t> DecodeBatch::choose(const Tensor& hidden, const std::vector<std::size_t>& row_of) {
   ArenaScope scope(arena_);
-  for (double x : to_host(ops_, hidden))
-    if (!std::isfinite(x))
-      throw Error(Exit::numeric, "logits", "are not finite", "check the model's weights, or decode in another --dtype");
+  require_finite(to_host(ops_, hidden));
   std::vector<int32_t> chosen(active_.size());
   if (options_.sampling.greedy()) {
     const Tensor best = arena_.alloc(DType::i32, 1, hidden.rows);

@@ -43,7 +43,7 @@ class DecodeBatch {
   /// Decodes options.sampling.samples answers from each start, all of those together. numbers: the questions' own, for the draws.
   std::vector<DecodeResult> run_tokens(const std::vector<Start>& starts, std::span<const int64_t> numbers);
 
-  /// Calls f(row, logits) for every row of hidden states, on the backend's threads.
+  /// Calls f(row, logits) for every row of hidden states, on the backend's threads. Error(code numeric) where a logit is not finite.
   void each_logits(const Tensor& hidden, const std::function<void(int64_t, std::span<const double>)>& f);
   Tensor gather_live(std::span<const int32_t> live);
 

@@ -166,7 +166,9 @@ Json to_json(const EvalResult& result) {
                {"too_long", result.too_long()},     {"golds_over_limit", result.golds_over()},
                {"records", std::move(records)}};
   if (result.samples > 1 || result.temperature > 0) json.update(sampling_json(result));
-  if (!result.controls.empty()) json["answer_ce"] = result.answer_ce, json["controls"] = controls_json(result);
+  if (!result.controls.empty())
+    json.update({{"answer_ce", result.answer_ce}, {"golds_beyond_positions", result.golds_beyond}}),
+        json["controls"] = controls_json(result);
   return json;
 }
 

@@ -204,6 +204,7 @@ class Evaluation {
       const std::size_t row = runnable[i];
       judge(row, samples[row], std::span(&all[i].intact.answer, 1));
       result_.answer_ce += all[i].intact.gold_nll, tokens += all[i].intact.gold_tokens;
+      if (all[i].intact.gold_tokens == 0) ++result_.golds_beyond;
       for (ControlResult& c : result_.controls) {
         const Controlled& answer = all[i].controls[static_cast<std::size_t>(c.control)];
         c.answers[row] = judge_answer(file_.rows[row], samples[row], answer.answer);

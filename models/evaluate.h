@@ -69,7 +69,8 @@ struct EvalResult {
   int64_t samples = 1;
   double temperature = 0;
   std::vector<ControlResult> controls;
-  double answer_ce = 0;  // the intact model's, beside controls
+  double answer_ce = 0;      // the intact model's, beside controls; and
+  int64_t golds_beyond = 0;  // the gold answers that are not in it, as they end behind the model's last position
   double seconds = 0;
   int64_t timed = 0;                 // questions that were answered in that time
   std::optional<double> ms_batch_1;  // of one question alone, where measured: mean over the first few

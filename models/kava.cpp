@@ -84,7 +84,7 @@ void Step::plan() {
   IndexBlock block;
   passes_.resize(layout_.passes.size()), feeds_.resize(layout_.passes.size());
   for (std::size_t i = 0; i < passes_.size(); ++i) {
-    check_indices(layout_.passes[i].ids, kLatentId, model_.shape.vocab);
+    check_pass(model_, layout_.passes[i]);
     add_pass(block, passes_[i], layout_.passes[i]);
     add_feeds(block, feeds_[i], layout_, layout_.passes[i]);
   }

@@ -38,6 +38,11 @@ enum Place : int64_t { kNormed1, kAttention, kNormed2, kAct, kPlaces };
 
 }  // namespace
 
+void check_pass(const Model& model, const Pass& p) {
+  check_indices(p.ids, kLatentId, model.shape.vocab);
+  check_indices(p.positions, 0, model.positions ? model.positions.rows : model.cosine.rows);
+}
+
 void add_pass(IndexBlock& block, DevicePass& d, const Pass& p) {
   d.begin = p.begin, d.end = p.end, d.live_begin = p.live_begin, d.live_end = p.live_end, d.fed = p.fed();
   block.add(d.ids, p.ids);

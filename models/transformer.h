@@ -32,6 +32,8 @@ struct DevicePass {
   int64_t live_rows() const { return live_end - live_begin; }
 };
 
+/// That the model's tables hold the ids and the positions of a pass.
+void check_pass(const Model& model, const Pass& pass);
 /// What the lists of a pass are once the block is sent. Their ranges are checked.
 void add_pass(IndexBlock& block, DevicePass& to, const Pass& pass);
 /// The same, sent.

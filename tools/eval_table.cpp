@@ -94,6 +94,9 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
     if (r.too_long() > 0)
       fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, r.too_long(), kLongestPrompt);
   for (const auto& [name, r] : results)
+    if (r.golds_beyond > 0)
+      fmt::print("{}: {} gold answers end behind the model's last position; they are not in the answer CE\n", name, r.golds_beyond);
+  for (const auto& [name, r] : results)
     if (r.golds_over() > 0)
       fmt::print("{}: {} gold answers with EOS do not fit into {} new tokens and cannot be reached; raise --max-new-tokens\n", name,
                  r.golds_over(), r.max_new_tokens);

@@ -3,6 +3,7 @@
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 
 #include "models/controls.h"
+#include "models/transformer.h"
 #include "tests/model/step_rig.h"
 
 using namespace kava;
@@ -89,5 +90,42 @@ TEST_CASE("controls are the same in any batch") {
         CHECK(some[i].controls[c].answer.ids == all[i].controls[c].answer.ids);
         CHECK(some[i].controls[c].gold_nll == all[i].controls[c].gold_nll);
       }
+  }
+}
+
+TEST_CASE("a gold answer that ends behind the model's last position is left out, and no position beyond it is read") {
+  StepRig rig({"model.path=../models/gpt2", "model.dropout=off", "lora.targets=[\"c_attn\"]"});
+  const int64_t positions = rig.model->shape.position_limit();
+  REQUIRE(positions > 0);
+  Sample fits = rig.samples[0];
+  fits.answer.resize(static_cast<std::size_t>(positions - 2 - recipe_of(rig.config).latents) - fits.question.size(), 33);
+  Sample beyond = fits;
+  beyond.answer.push_back(33);
+  const std::vector<ControlledQuestion> all = controlled(rig, {fits, beyond});
+  CHECK(all[0].intact.gold_tokens == std::ssize(fits.answer) - fits.prompt);
+  CHECK(all[1].intact.gold_tokens == 0);
+  CHECK(all[1].intact.answer.ids == all[0].intact.answer.ids);
+  for (std::size_t c = 0; c < kControls; ++c) {
+    CHECK(all[0].controls[c].gold_nll > 0);
+    CHECK(all[1].controls[c].gold_nll == 0);
+    CHECK(all[1].controls[c].answer.ids == all[0].controls[c].answer.ids);
+  }
+  CHECK(controlled(rig, {beyond})[0].intact.answer.ids == all[0].intact.answer.ids);
+  Pass pass;
+  pass.positions = {static_cast<int32_t>(positions - 1)};
+  CHECK_NOTHROW(check_pass(*rig.model, pass));
+  pass.positions = {static_cast<int32_t>(positions)};
+  CHECK_THROWS_AS(check_pass(*rig.model, pass), Error);
+}
+
+TEST_CASE("a cross-entropy of gold answers that is no number is refused") {
+  StepRig rig({"model.path=../models/qwen3_untied"});
+  REQUIRE_FALSE(rig.model->shape.tied);
+  rig.ops->fill(rig.model->head, NAN);
+  try {
+    controlled(rig, rig.samples);
+    FAIL("no error");
+  } catch (const Error& e) {
+    CHECK(e.code() == Exit::numeric);
   }
 }
