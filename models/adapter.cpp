@@ -154,7 +154,7 @@ void load_adapter(Model& model, const std::string& folder) {
   model.parameters.refresh();
 }
 
-void save_adapter(const Model& model, FolderWriter& folder, const std::string& prefix) {
+void save_adapter(const Model& model, FolderWriter& folder, const std::string& prefix, std::optional<int64_t> last_stage) {
   if (model.config.train.trainable == Trainable::all) {
     write_base_files(model.config.model.path, DType::f32, folder, prefix);
     save_file(model, folder, prefix + "model.safetensors", [](const std::string& name) { return !is_kava_tensor(name); });
@@ -163,7 +163,7 @@ void save_adapter(const Model& model, FolderWriter& folder, const std::string& p
     save_file(model, folder, prefix + "adapter_model.safetensors", is_lora_tensor);
   }
   if (!recipe_of(model.config).markers) return;
-  const Recipe decoding = decoding_recipe(model.config);
+  const Recipe decoding = last_stage ? decoding_recipe(model.config, *last_stage) : decoding_recipe(model.config);
   save_file(model, folder, prefix + "kava.safetensors", is_kava_tensor,
             {{"kava.format", "1"},
              {"kava.base", model.base_digest},

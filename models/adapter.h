@@ -1,6 +1,8 @@
 // Adapter folders: LoRA in PEFT's format with kava.safetensors beside it; with train.trainable = "all" a whole Hugging Face folder instead
 // (docs/formats.md).
 #pragma once
+#include <cstdint>
+#include <optional>
 #include <string>
 
 #include "engine/files/writers.h"
@@ -14,8 +16,9 @@ void load_adapter(Model& model, const std::string& folder);
 
 /// Writes the folder, in the place of an older one. Error(code write).
 void save_adapter(const Model& model, const std::string& folder);
-/// Writes its files into a folder under names that begin with `prefix`.
-void save_adapter(const Model& model, FolderWriter& folder, const std::string& prefix);
+/// Writes its files into a folder under names that begin with `prefix`. last_stage: that the run decodes with, if not the configuration's
+/// last.
+void save_adapter(const Model& model, FolderWriter& folder, const std::string& prefix, std::optional<int64_t> last_stage = std::nullopt);
 
 /// Writes the base's config.json, for weights of this type (f32 or bf16), and a copy of its tokenizer's and generation files.
 void write_base_files(const std::string& base, DType type, FolderWriter& folder, const std::string& prefix);

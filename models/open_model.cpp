@@ -65,11 +65,13 @@ void choose_weights(OpenedModel& m) {
   take_checkpoint(m, std::move(*newest), "newest");
 }
 
-// Of a run whose checkpoint tells what its base held; an adapter folder alone does not.
-void require_same_base(const OpenedModel& m) {
+// What a run's checkpoint tells, and an adapter folder alone does not: what its base held, and the stage that it ends in, which may come
+// before the last one of its configuration.
+void take_state(OpenedModel& m) {
   const fs::path checkpoint = m.step ? m.adapter.parent_path() : m.run_dir / "last";
   if (!is_there(checkpoint / "state.json")) return;
   const TrainingState state = load_training_state(checkpoint);
+  if (state.last_stage && m.config.stages.fixed < 0) m.config.stages.last = *state.last_stage;
   if (!state.model.empty())
     require_same_files("the base", m.config.model.path, state.model, model_digests(m.text, m.config.model.init), "name it with --base DIR");
 }
@@ -126,7 +128,7 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
   if (!fs::exists(m.config.model.path, failed))
     throw Error(Exit::data, shown(m.config.model.path), "the run's base is not there", "name it where it lies now with --base DIR");
   m.text = open_text_model(m.config.model.path);
-  if (!m.plain()) require_same_base(m);
+  if (!m.plain()) take_state(m);
   return m;
 }
 

@@ -12,7 +12,7 @@
 namespace kava {
 
 struct OpenedModel {
-  RunConfig config;  // of the run; for a plain folder full_cot without trainables
+  RunConfig config;  // of the run, stages.last that which it reaches; for a plain folder full_cot without trainables
   TextModel text;
   std::filesystem::path run_dir;         // empty for a plain folder
   std::filesystem::path adapter;         // whose weights are loaded on the base; empty for a plain folder

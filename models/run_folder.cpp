@@ -180,7 +180,7 @@ void RunFolder::save(const Model& model, const TrainingState& state) {
   // A checkpoint must not tell of a step whose line could be lost.
   metrics_->sync();
   write_checkpoint(path_, state.step, config_hash(config_), [&](FolderWriter& folder) {
-    save_adapter(model, folder, "adapter/");
+    save_adapter(model, folder, "adapter/", state.last_stage);
     save_training_state(folder, model, state);
   });
   set_links(state);

@@ -87,6 +87,7 @@ Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState st
   state_.device = model.ops.name();
   saved_ = begun && length() == before, extended_ = begun && !saved_;
   model_.parameters.set_updates(state_.moment_updates);
+  if (recipe_of(model.config).has_stages()) state_.last_stage = curriculum_.stage(state_.total_steps - 1);
   const int64_t forwards = ceil_div(options_.batch, state_.micro_batch);
   embedding_rms_ = embedding_rms();
   scalars_ = step_scalars(arena_, forwards);
@@ -354,8 +355,7 @@ bool Trainer::may_be_best() {
   const RunConfig& c = model_.config;
   const Recipe recipe = recipe_of(c);
   if (!recipe.has_stages() || c.stages.best == BestOf::any || c.stages.fixed >= 0) return true;
-  if (recipe.rest == Recipe::Rest::steps)
-    return curriculum_.stage(std::max<int64_t>(0, state_.step - 1)) == curriculum_.stage(state_.total_steps - 1);
+  if (recipe.rest == Recipe::Rest::steps) return curriculum_.stage(std::max<int64_t>(0, state_.step - 1)) == state_.last_stage;
   for (int64_t step = std::max<int64_t>(0, state_.validated_step); step < state_.step; ++step)
     if (left_in(step)) return false;
   return true;

@@ -78,6 +78,7 @@ void save_training_state(FolderWriter& folder, const Model& model, const Trainin
                {"base", state.base},
                {"model", state.model},
                {"adapter", state.adapter}};
+  if (state.last_stage) json["last_stage"] = *state.last_stage;
   if (state.best) json["best"] = {{"step", state.best->step}, {"score", state.best->score}, {"loss", state.best->loss}};
   for (const DataDigest& d : state.data) json["data"].push_back({{"key", d.key}, {"sha256", d.sha256}, {"format", d.format}});
   folder.write_file(kState, json.dump(1) + "\n");
@@ -102,6 +103,7 @@ TrainingState load_training_state(const std::filesystem::path& folder) {
   for (const auto& [name, member] : counts) s.*member = whole(root.at(name), 0);
   s.moment_updates = root.has("moment_updates") ? whole(root.at("moment_updates"), 0) : s.updates;
   s.validated_step = whole(root.at("validated_step"), -1);
+  if (root.has("last_stage")) s.last_stage = whole(root.at("last_stage"), 0);
   s.seconds = real(root.at("seconds"));
   s.base = root.at("base").string();
   if (root.has("best")) {

@@ -37,7 +37,8 @@ struct TrainingState {
   int64_t moment_updates = 0;  // of those, since the moments were last zero
   int64_t skipped_in_row = 0;  // steps just before this one whose loss or gradient was not finite
   int64_t validated_step = -1;
-  double seconds = 0;  // spent on steps
+  std::optional<int64_t> last_stage;  // of methods with stages: that of the run's last step, with which it is decoded
+  double seconds = 0;                 // spent on steps
   std::optional<Best> best;
   // The keys that --extend changes, as the run has them: the batches' partition is the same on any number of devices. -1: not recorded.
   int64_t max_steps = -1, epochs = -1, micro_batch = -1;

@@ -4,8 +4,10 @@
 #include <catch2/generators/catch_generators.hpp>
 
 #include "engine/files/json.h"
+#include "engine/files/safetensors.h"
 #include "engine/files/writers.h"
 #include "models/decode.h"
+#include "models/open_model.h"
 #include "models/validation.h"
 #include "tests/model/train_rig.h"
 
@@ -229,4 +231,31 @@ TEST_CASE("coconut's forward passes are one, one for each latent, one for eot, a
   CHECK(passes(0) == 1 + 1 + 3);
   TinyRun pause(sets_of("coconut", {"coconut.feedback=none"}));
   CHECK(decode(*pause.model, arena, std::span(run.samples).first(1), options)[0].passes == 1 + 1 + 3);
+}
+
+TEST_CASE("a run is decoded with the latents of the stage that it reaches") {
+  const auto trained = [](const Strings& more) {
+    Strings sets = sets_of("coconut", {"train.epochs=2", "stages.epochs=1"});
+    sets.insert(sets.end(), more.begin(), more.end());
+    TinyRun run(sets);
+    const TempFolder folder;
+    {
+      RunFolder out(folder.path() / "run");
+      out.open(run.config, {});
+      Trainer trainer(*run.model, run.samples, {});
+      CHECK(trainer.run(&out, {}));
+      out.publish_adapter(trainer.state().step);
+    }
+    const auto latents = [&] { return decoding_of(open_model((folder.path() / "run").string()).config, {}).recipe.latents; };
+    const int32_t of_checkpoint = latents();
+    const auto named = SafetensorsFile::open(folder / "run/adapter/kava.safetensors").metadata().at("kava.latents");
+    CHECK(named == std::to_string(of_checkpoint));
+    fs::remove(folder.path() / "run/best");
+    CHECK(latents() == of_checkpoint);
+    return of_checkpoint;
+  };
+  CHECK(trained({}) == 2);
+  CHECK(trained({"stages.first=1"}) == 4);
+  CHECK(trained({"stages.fixed=3"}) == 6);
+  CHECK(trained({"train.epochs=6"}) == 6);
 }
