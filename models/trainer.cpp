@@ -222,7 +222,9 @@ double Trainer::gather_sums(double flops, int64_t n) {
 std::map<std::string, double> Trainer::term_gradients(std::span<const Sample> batch, const Recipe& recipe,
                                                       std::span<const BatchTotals> forwards) {
   std::map<std::string, double> norms;
-  if (options_.log_grads_every == 0 || (state_.step + 1) % options_.log_grads_every != 0) return norms;
+  const int64_t every = options_.log_grads_every, step = state_.step + 1,
+                line_before = state_.step / options_.log_every * options_.log_every;
+  if (every == 0 || !is_logged(step) || step / every == line_before / every) return norms;
   const RunConfig& c = model_.config;
   const std::tuple<StepSum, const char*, bool> terms[] = {{kStudentCe, "grad_student_ce", recipe.student && c.loss.student > 0},
                                                           {kTeacherCe, "grad_teacher_ce", recipe.teacher && c.loss.teacher > 0},
@@ -411,12 +413,9 @@ void Trainer::log(RunFolder* folder, const TrainingHooks& hooks, const StepRepor
   logged_samples_ += report.batch_samples, logged_tokens_ += report.batch_tokens;
   const double each = 1 / std::max(logged_seconds_, 1e-9);
   const Speed speed{static_cast<double>(logged_samples_) * each, static_cast<double>(logged_tokens_) * each, logged_flops_ * each};
-  if (!report.term_grads.empty()) logged_grads_ = report.term_grads;
   if (is_logged(report.step)) {
-    StepReport line = report;
-    line.term_grads = std::exchange(logged_grads_, {});
     const double rate = hooks.matrix_rate ? hooks.matrix_rate(speed.flops_per_s) : 0;
-    if (folder) folder->append(metrics_line(line, speed, rate, state_.seconds).dump());
+    if (folder) folder->append(metrics_line(report, speed, rate, state_.seconds).dump());
     logged_seconds_ = logged_flops_ = 0, logged_samples_ = logged_tokens_ = 0;
   }
   if (hooks.on_step) hooks.on_step(report, speed);

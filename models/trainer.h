@@ -170,7 +170,6 @@ class Trainer {
   // Since the last logged line.
   double logged_seconds_ = 0, logged_flops_ = 0;
   int64_t logged_samples_ = 0, logged_tokens_ = 0;
-  std::map<std::string, double> logged_grads_;
 };
 
 }  // namespace kava

@@ -6,7 +6,9 @@
 #include "engine/device/host.h"
 #include "models/alarms.h"
 #include "models/recipe.h"
+#include "models/run_folder.h"
 #include "tests/model/train_rig.h"
+#include "tests/run_snapshot.h"
 
 using namespace kava;
 using Catch::Matchers::ContainsSubstring;
@@ -151,4 +153,36 @@ TEST_CASE("every spike is told, and a long rise is not one for ever") {
   CHECK_THAT(told(6).at(0), ContainsSubstring("a spike of the gradient's norm, 50"));
   CHECK_THAT(alarms.summary(),
              ContainsSubstring("spikes of the loss 50 times") && ContainsSubstring("spikes of the gradient's norm 1 time"));
+}
+
+TEST_CASE("the terms' gradients are in the first line after every so many steps, wherever the run was cut") {
+  const auto lines = [](int64_t stop_at) {
+    const std::vector<std::string> sets{"train.max_steps=7", "train.log_every=2", "train.log_grads_every=3", "train.checkpoint_every=100"};
+    const TempFolder folder;
+    TrainingState state;
+    for (const int64_t stop : {stop_at, int64_t{-1}}) {
+      TinyRun run(sets);
+      if (state.step > 0) load_optimizer(*run.model, folder.path() / "last");
+      RunFolder out(folder.path());
+      out.open(run.config, state);
+      Trainer trainer(*run.model, run.samples, state);
+      TrainingHooks hooks;
+      hooks.stop = [&] { return trainer.state().step == stop; };
+      if (trainer.run(&out, hooks)) break;
+      state = load_training_state(folder.path() / "last");
+      CHECK(state.step == stop);
+    }
+    return content_of(folder.path() / "metrics.jsonl");
+  };
+  const std::string whole = lines(-1);
+  std::istringstream read(whole);
+  for (std::string line; std::getline(read, line);) {
+    const Json json = Json::parse(line);
+    CAPTURE(line);
+    CHECK(json.contains("grad_kv") == (json["step"] == 4 || json["step"] == 6));
+  }
+  for (int64_t stop = 1; stop < 7; ++stop) {
+    CAPTURE(stop);
+    CHECK(lines(stop) == whole);
+  }
 }
