@@ -13,6 +13,7 @@
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/json.h"
+#include "engine/memory.h"
 #include "models/flops.h"
 
 namespace kava {
@@ -27,11 +28,12 @@ constexpr int64_t kLeastBucket = int64_t{4} << 20;  // bytes that are worth a ca
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-nlohmann::ordered_json metrics_line(const StepReport& r, const Speed& speed, double matrix_rate, double seconds) {
+nlohmann::ordered_json metrics_line(const StepReport& r, const Speed& speed, double matrix_rate, double seconds, int64_t memory) {
   nlohmann::ordered_json line = {{"step", r.step}, {"epoch", r.epoch}, {"samples", r.samples}};
   line.update(step_metrics(r, speed));
   line["mfu"] = matrix_rate > 0 ? speed.flops_per_s / matrix_rate : 0.0;
   line["seconds"] = seconds;
+  line["memory_bytes"] = memory;
   if (r.latent_norm_ratio) line["latent_norm_ratio"] = *r.latent_norm_ratio;
   for (const auto& [name, norm] : r.term_grads) line[name] = norm;
   if (r.stage) line["stage"] = *r.stage, line["latents"] = r.latents, line["left"] = r.left;
@@ -85,9 +87,9 @@ Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState st
   state_.max_steps = options_.max_steps, state_.epochs = options_.epochs;
   state_.micro_batch = options_.micro_batch > 0 ? options_.micro_batch : options_.batch;
   state_.device = model.ops.name();
+  if (recipe_of(model.config).has_stages()) state_.last_stage = curriculum_.stage(state_.total_steps - 1);
   saved_ = begun && length() == before, extended_ = begun && !saved_;
   model_.parameters.set_updates(state_.moment_updates);
-  if (recipe_of(model.config).has_stages()) state_.last_stage = curriculum_.stage(state_.total_steps - 1);
   const int64_t forwards = ceil_div(options_.batch, state_.micro_batch);
   embedding_rms_ = embedding_rms();
   scalars_ = step_scalars(arena_, forwards);
@@ -218,7 +220,8 @@ double Trainer::gather_sums(double flops, int64_t n) {
   return total;
 }
 
-// Each running term's gradient by itself. The step's own is made afterwards, from the same numbers as without this.
+// Each running term's gradient by itself, in logged steps alone, so that a checkpoint need not hold any for a later line. The step's own is
+// made afterwards, from the same numbers as without this.
 std::map<std::string, double> Trainer::term_gradients(std::span<const Sample> batch, const Recipe& recipe,
                                                       std::span<const BatchTotals> forwards) {
   std::map<std::string, double> norms;
@@ -414,8 +417,9 @@ void Trainer::log(RunFolder* folder, const TrainingHooks& hooks, const StepRepor
   const double each = 1 / std::max(logged_seconds_, 1e-9);
   const Speed speed{static_cast<double>(logged_samples_) * each, static_cast<double>(logged_tokens_) * each, logged_flops_ * each};
   if (is_logged(report.step)) {
+    const int64_t memory = model_.ops.name() == "cpu" ? peak_resident_memory() : model_.ops.held_bytes();
     const double rate = hooks.matrix_rate ? hooks.matrix_rate(speed.flops_per_s) : 0;
-    if (folder) folder->append(metrics_line(report, speed, rate, state_.seconds).dump());
+    if (folder) folder->append(metrics_line(report, speed, rate, state_.seconds, memory).dump());
     logged_seconds_ = logged_flops_ = 0, logged_samples_ = logged_tokens_ = 0;
   }
   if (hooks.on_step) hooks.on_step(report, speed);

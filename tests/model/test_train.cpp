@@ -5,6 +5,7 @@
 
 #include "engine/device/host.h"
 #include "engine/files/json.h"
+#include "engine/memory.h"
 #include "models/validation.h"
 #include "tests/model/train_rig.h"
 
@@ -292,6 +293,7 @@ TEST_CASE("metrics.jsonl has one object a logged step with exactly its keys, and
   TrainingHooks hooks;
   hooks.matrix_rate = [](double reached) { return std::max(1e9, reached); };
   hooks.on_step = [&](const StepReport& r, const Speed&) { reports.push_back(r); };
+  const int64_t memory = peak_resident_memory();
   CHECK(trainer.run(&out, hooks));
   const std::vector<Json> lines = lines_of(folder.path() / "metrics.jsonl");
   REQUIRE(lines.size() == 3);
@@ -301,13 +303,15 @@ TEST_CASE("metrics.jsonl has one object a logged step with exactly its keys, and
   for (const Json& line : lines) {
     std::vector<std::string> keys;
     for (const auto& [key, value] : line.items()) keys.push_back(key);
-    CHECK(keys == std::vector<std::string>{"codi", "epoch", "grad_norm", "kv", "latent_norm_ratio", "loss", "lr", "mfu", "samples",
-                                           "samples_per_s", "seconds", "step", "student_ce", "teacher_ce", "tokens_per_s"});
+    CHECK(keys == std::vector<std::string>{"codi", "epoch", "grad_norm", "kv", "latent_norm_ratio", "loss", "lr", "memory_bytes", "mfu",
+                                           "samples", "samples_per_s", "seconds", "step", "student_ce", "teacher_ce", "tokens_per_s"});
     const StepReport& r = reports[line["step"].get<std::size_t>() - 1];
     CHECK(line["loss"] == r.loss);
     CHECK(r.loss == Approx(r.losses.student_ce + r.losses.teacher_ce + r.losses.kv + 10 * r.losses.codi));
     CHECK(line["samples_per_s"].get<double>() > 0);
     CHECK(line["mfu"].get<double>() > 0);
+    CHECK(line["memory_bytes"].get<int64_t>() >= memory);
+    CHECK(line["memory_bytes"].get<int64_t>() <= peak_resident_memory());
   }
 }
 
