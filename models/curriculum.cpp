@@ -11,8 +11,8 @@ int64_t Curriculum::stage(int64_t step) const {
   const int64_t after = std::max<int64_t>(0, step - s.hold * steps_per_epoch_);
   if (config_.method == Method::icot) {
     // Halves round to even.
-    const double tokens = static_cast<double>(steps_per_epoch_) / config_.icot.remove_per_epoch;
-    return s.first + after / (s.steps > 0 ? s.steps : std::max<int64_t>(1, static_cast<int64_t>(std::nearbyint(tokens))));
+    const double steps = std::nearbyint(static_cast<double>(steps_per_epoch_) / config_.icot.remove_per_epoch);
+    return s.first + after / (s.steps > 0 ? s.steps : static_cast<int64_t>(std::clamp(steps, 1.0, 0x1p62)));
   }
   const int64_t begun = s.steps > 0 ? after / s.steps : after / steps_per_epoch_ / s.epochs;
   return std::min(std::max(s.first, last_stage(config_)), s.first + begun);

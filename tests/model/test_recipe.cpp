@@ -170,6 +170,12 @@ TEST_CASE("icot removes a token every so many steps, halves rounded to even") {
     CHECK(curriculum.stage(c.each) == 3);
     CHECK(curriculum.stage(10 * c.each) == 12);
   }
+  // Numbers of steps that no int64 holds, and no double.
+  for (double few : {1e-18, 1e-300, 5e-324}) {
+    config.icot.remove_per_epoch = few;
+    CHECK(Curriculum(config, 12).stage(1'000'000) == 2);
+  }
+  config.icot.remove_per_epoch = 8;
   config.stages.hold = 1;
   const Curriculum held(config, 12);
   CHECK((held.stage(13) == 2 && held.stage(14) == 3));
