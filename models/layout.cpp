@@ -54,6 +54,7 @@ class Builder {
     prefix_.resize(static_cast<std::size_t>(B_));
     drafts_.resize(static_cast<std::size_t>(B_));
     slot_.assign(static_cast<std::size_t>(T_ + 1), std::vector<int32_t>(static_cast<std::size_t>(B_ * M_), -1));
+    newest_ = slot_[0];
   }
 
   Layout build() {
@@ -76,11 +77,7 @@ class Builder {
 
   int32_t& slot(int32_t t, int32_t b, int32_t i) { return slot_[static_cast<std::size_t>(t)][static_cast<std::size_t>(b * M_ + i)]; }
 
-  // The newest row of latent i at or before pass t: where pruning reuses a final one it lies in an earlier pass.
-  int32_t newest(int32_t t, int32_t b, int32_t i) {
-    while (t > 0 && slot(t, b, i) < 0) --t;
-    return slot(t, b, i);
-  }
+  int32_t& newest(int32_t b, int32_t i) { return newest_[static_cast<std::size_t>(b * M_ + i)]; }
 
   void begin_pass() {
     pass_ = Pass{};
@@ -154,7 +151,7 @@ class Builder {
       const auto [lo, hi] = computed(0, b);
       const int32_t q = add_tokens(b, s.question, 0);
       add_token(b, kBotId, n_q);
-      for (int32_t i = lo; i <= hi; ++i) slot(0, b, i) = add_token(b, kLatentId, n_q + 1 + i);
+      for (int32_t i = lo; i <= hi; ++i) newest(b, i) = slot(0, b, i) = add_token(b, kLatentId, n_q + 1 + i);
       const int32_t latents = std::max(0, hi + 1);
       prefix_[static_cast<std::size_t>(b)] = range(q, n_q + 1);
       const bool sharing = config_.step.prefix_sharing && recipe_.teacher;
@@ -216,7 +213,7 @@ class Builder {
       std::vector<int32_t> tail = student_tail(s, cut(b));
       const int32_t latents = cut(b).latents, first = size(s.question) + 1 + latents, n = size(tail);
       std::vector<int32_t> before = prefix_[static_cast<std::size_t>(b)];
-      for (int32_t i = 0; i < latents; ++i) before.push_back(newest(t, b, i));
+      for (int32_t i = 0; i < latents; ++i) before.push_back(newest(b, i));
       const int32_t eot = add_token(b, kEotId, first);
       add_tokens(b, tail, first + 1);
       drafts(b).push_back({std::move(before), eot, 1 + n, 1 + n});
@@ -232,7 +229,7 @@ class Builder {
       if (t > cut(b).iterations || hi < lo) continue;
       const int32_t n_q = size(samples_[static_cast<std::size_t>(b)].question);
       std::vector<int32_t> before = prefix_[static_cast<std::size_t>(b)];
-      for (int32_t i = 0; i < lo; ++i) before.push_back(newest(t, b, i));
+      for (int32_t i = 0; i < lo; ++i) before.push_back(newest(b, i));
       const int32_t bot = before[static_cast<std::size_t>(n_q)], first = static_cast<int32_t>(out_.rows);
       for (int32_t i = lo; i <= hi; ++i) {
         Feed feed;
@@ -240,7 +237,7 @@ class Builder {
         else if (int32_t previous = t > 1 ? slot(t - 1, b, 0) : -1; previous >= 0) feed.copy_row = previous;
         else feed.hidden_row = bot;
         pass_.feeds.push_back(feed);
-        slot(t, b, i) = add_row(b, n_q + 1 + i);
+        newest(b, i) = slot(t, b, i) = add_row(b, n_q + 1 + i);
       }
       drafts(b).push_back({std::move(before), first, hi - lo + 1, t < cut(b).iterations || latents_live_ ? hi - lo + 1 : 0});
     }
@@ -261,7 +258,7 @@ class Builder {
 
   void collect_latents() {
     for (int32_t b = 0; b < B_; ++b)
-      for (int32_t i = 0; i < M_; ++i) out_.latent_rows.push_back(newest(T_, b, i));
+      for (int32_t i = 0; i < M_; ++i) out_.latent_rows.push_back(newest(b, i));
     for (int32_t t = 0; t <= out_.iterations; ++t)
       for (int32_t b = 0; b < B_; ++b)
         for (int32_t i = 0; i < M_; ++i) out_.latent_input_rows.push_back(t <= T_ ? slot(t, b, i) : -1);
@@ -280,6 +277,7 @@ class Builder {
   std::vector<std::vector<int32_t>> prefix_;  // rows of Q and bot
   std::vector<std::vector<Draft>> drafts_;
   std::vector<std::vector<int32_t>> slot_;  // [T+1][B*M]: row of latent i in pass t, -1 where it is not computed
+  std::vector<int32_t> newest_;             // [B*M]: its newest row: where pruning reuses a final one it lies in an earlier pass
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <ctime>
 #include <set>
 #include <tuple>
 
@@ -237,4 +238,21 @@ TEST_CASE("predictions, matched rows and queries are those of the method") {
   }
   CHECK(student == layout.student.targets.size());
   CHECK(teacher == layout.teacher.targets.size());
+}
+
+TEST_CASE("the time to lay out latents grows with the rows that they attend, not faster") {
+  // As many passes as latents: pass t has one row, which attends t others, so that four times the latents are 16 times the work.
+  const auto seconds = [](int64_t latents) {
+    RunConfig config;
+    config.latent.count = config.latent.iterations = latents;
+    const std::vector<Sample> samples(1, samples_of_lengths()[0]);
+    double least = 1e9;
+    for (int i = 0; i < 3; ++i) {
+      const std::clock_t start = std::clock();
+      CHECK(layout_of(config, samples, 0).latents == latents);
+      least = std::min(least, static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC);
+    }
+    return least;
+  };
+  CHECK(seconds(2048) < 40 * seconds(512));
 }
