@@ -167,7 +167,7 @@ class Evaluation {
       for (std::size_t i = 0; i < which.size(); ++i) {
         const auto answers = std::span(decoded).subspan(i * each, each);
         judge(which[i], samples[which[i]], answers);
-        if (options_.answered && end < open.size()) options_.answered(which[i], answers);
+        if (options_.answered && (end < open.size() || options_.keep_last)) options_.answered(which[i], answers);
       }
       for (const std::size_t i : which) correct += result_.records[i].correct[0] ? 1 : 0;
       tell(end);

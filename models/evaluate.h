@@ -34,6 +34,7 @@ struct EvalOptions : DecodeChoice {
   // Answers from before, by row, and told of new ones as they come; not with controls.
   std::map<std::size_t, std::vector<DecodeResult>> known;
   std::function<void(std::size_t row, std::span<const DecodeResult> answers)> answered;
+  bool keep_last = false;  // `answered` is told of the last batch too, as more comes before the result
 };
 
 struct EvalAnswer {

@@ -34,6 +34,9 @@ void print_intervals(const std::string& name, const EvalResult& r, const Json& j
              with_interval(json["pass_at"][n], json["bootstrap_pass_at"][n]));
 }
 
+// Nothing was measured where every answer was there already.
+std::string ms_text(const Json& ms) { return ms.is_null() ? "-" : fmt::format("{:.1f}", ms.get<double>()); }
+
 // One control or one point of a sweep.
 void print_paired(const std::string& name, const Json& j, const std::string& more) {
   fmt::print("  {:<24}{:>28}{:>30}{:>14}{}\n", name, with_interval(j["accuracy"], j["bootstrap"]),
@@ -57,8 +60,7 @@ void print_sweeps(const std::string& name, const Json& json) {
   for (const auto& [kind, points] : json["sweep"].items())
     for (const Json& j : points)
       print_paired(fmt::format("{} latents, {} passes", j["latents"].get<int64_t>(), j["iterations"].get<int64_t>()), j,
-                   fmt::format("{:>9.2f}{:>10.1f}{:>11.1f}", j["passes"].get<double>(),
-                               j["ms_batch_1"].is_null() ? 0 : j["ms_batch_1"].get<double>(), j["ms_per_question"].get<double>()));
+                   fmt::format("{:>9.2f}{:>10}{:>11}", j["passes"].get<double>(), ms_text(j["ms_batch_1"]), ms_text(j["ms_per_question"])));
 }
 
 }  // namespace
@@ -69,10 +71,10 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
   fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9}{:>9}{:>8}{:>8}{:>10}{:>11}\n", "data", width + 1, "questions", "strict", "raw",
              "codi", "gsm8k", "gsm_hard", "passes", "merged", "tokens", "limit", "ms alone", "ms batched");
   for (const auto& [name, r] : results)
-    fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9.2f}{:>9.2f}{:>8.2f}{:>8}{:>10.1f}{:>11.1f}\n", name, width + 1, r.count(),
+    fmt::print("{:<{}}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9.2f}{:>9.2f}{:>8.2f}{:>8}{:>10}{:>11}\n", name, width + 1, r.count(),
                percent(r, Scorer::strict), percent(r, Scorer::raw), percent(r, Scorer::codi), percent(r, Scorer::gsm8k),
-               percent(r, Scorer::gsm_hard), r.passes(), r.passes_merged(), r.tokens(), r.limit_hits(), r.ms_batch_1.value_or(0),
-               r.ms_per_question());
+               percent(r, Scorer::gsm_hard), r.passes(), r.passes_merged(), r.tokens(), r.limit_hits(),
+               ms_text(r.ms_batch_1 ? Json(*r.ms_batch_1) : Json()), ms_text(r.timed > 0 ? Json(r.ms_per_question()) : Json()));
   for (std::size_t i = 0; i < results.size(); ++i) {
     print_intervals(results[i].first, results[i].second, documents[i]);
     print_controls(results[i].first, documents[i]);

@@ -173,7 +173,7 @@ void require_latents(const EvalCommand& command, const Decoding& decoding) {
 
 // The result under every number of latents, then of passes, that was asked for.
 Json sweeps(const EvalCommand& command, const Decoding& decoding, const EvalOptions& options, const EvalResult& intact,
-            const std::function<EvalResult(const EvalOptions&)>& run) {
+            const std::function<EvalResult(const EvalOptions&, const std::string& point)>& run) {
   Json json = Json::object();
   const int64_t latents = decoding.config.latent.count, iterations = decoding.config.latent.iterations;
   const auto sweep = [&](const char* name, const char* option, const std::optional<std::string>& text, auto set) {
@@ -183,7 +183,8 @@ Json sweeps(const EvalCommand& command, const Decoding& decoding, const EvalOpti
       EvalOptions o = options;
       set(o, n);
       const RunConfig::Latent used = decoding_of(decoding.config, o).config.latent;
-      points.push_back({used.count, used.iterations, used.count == latents && used.iterations == iterations ? intact : run(o)});
+      const bool as_trained = used.count == latents && used.iterations == iterations;
+      points.push_back({used.count, used.iterations, as_trained ? intact : run(o, fmt::format(".{}-{}", used.count, used.iterations))});
     }
     if (text) json[name] = sweep_json(intact, points);
   };
@@ -253,16 +254,18 @@ std::string asked_of(const Prepared& p, const RowFile& file) {
   return head.dump();
 }
 
-// The options with what an interrupted evaluation of this file has answered, and with its answers kept from now on, by rank 0.
-EvalOptions keeping(const EvalCommand& command, const Prepared& p, std::size_t number, Comm& comm, std::deque<PartialResult>& partials) {
-  EvalOptions options = p.options;
+// The options with what an interrupted evaluation of this file has answered, and with its answers kept from now on, by rank 0. `point` of a
+// sweep, "" for what the run was trained with.
+EvalOptions keeping(const EvalCommand& command, const Prepared& p, std::size_t number, EvalOptions options, const std::string& point,
+                    Comm& comm, std::deque<PartialResult>& partials) {
   const RowFile& file = p.files[number];
   if (options.controls || (p.paths.empty() && !command.out)) return options;
   std::string lines;
   if (comm.leads()) {
     const fs::path result = p.paths.empty() ? fs::path(fmt::format("{}.{}", *command.out, number)) : p.paths[number];
-    lines = partials.emplace_back(result, asked_of(p, file)).lines();
+    lines = partials.emplace_back(result.string() + point, asked_of(p, file) + point).lines();
   }
+  options.keep_last = command.sweep_latents || command.sweep_passes;
   options.known = kept_answers(comm.broadcast(lines, "reading an interrupted evaluation"), options.sampling.samples);
   if (comm.leads())
     options.answered = [partial = &partials.back(), known = options.known](std::size_t row, std::span<const DecodeResult> answers) {
@@ -316,12 +319,15 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
       if (line) line->end();
       return r;
     };
-    EvalResult result = run(keeping(command, p, results.size(), comm, partials));
+    const auto kept_run = [&](const EvalOptions& o, const std::string& point) {
+      return run(keeping(command, p, results.size(), o, point, comm, partials));
+    };
+    EvalResult result = kept_run(p.options, "");
     Json json = to_json(result);
     json["data"] = json_text(file.path), json["sha256"] = file.sha256;
     json["seconds"] = result.seconds, json["ms_per_question"] = result.ms_per_question();
     json["ms_batch_1"] = result.ms_batch_1 ? Json(*result.ms_batch_1) : Json();
-    if (command.sweep_latents || command.sweep_passes) json["sweep"] = sweeps(command, p.decoding, p.options, result, run);
+    if (command.sweep_latents || command.sweep_passes) json["sweep"] = sweeps(command, p.decoding, p.options, result, kept_run);
     documents.push_back(std::move(json));
     results.emplace_back(escaped(fs::path(file.path).filename().string(), 60), std::move(result));
   }

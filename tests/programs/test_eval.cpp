@@ -393,6 +393,23 @@ TEST_CASE("an interrupted kava_eval goes on where it was, to the same result") {
   CHECK_THAT(again.output, ContainsSubstring("answers of an interrupted evaluation are taken over"));
   CHECK(read_json(result.string()).at("results").at(0).at("records") == whole);
   CHECK_FALSE(fs::exists(partial));
+  // A sweep, between two of its points.
+  const std::string sweep = command + " --batch 16 --sweep-passes 0..2 --limit 16";
+  REQUIRE(run(sweep).code == 0);
+  const fs::path swept = tiny.dir / "eval" / ("rows-" + sha256(rows).substr(0, 8) + ".step_3.limit16.sweep.json");
+  const auto points = [&] {
+    Json all = read_json(swept.string()).at("results").at(0).at("sweep").at("passes");
+    for (Json& point : all) point.erase("ms_per_question"), point.erase("ms_batch_1");
+    return all;
+  };
+  const Json complete = points();
+  fs::remove(swept);
+  CHECK(run_command(sweep, ".", "KAVA_FAIL=write:30:kill").code == 128 + 9);
+  const Finished swept_again = run(sweep);
+  INFO(swept_again.output);
+  CHECK_THAT(swept_again.output, ContainsSubstring("16 answers of an interrupted evaluation are taken over"));
+  CHECK(points() == complete);
+  CHECK(std::ranges::none_of(fs::directory_iterator(tiny.dir / "eval"), [](const auto& e) { return e.path().extension() == ".partial"; }));
   // A plain folder keeps what is done beside --out, also where that is a bare name.
   const std::string golden = source_dir() + "/tests/golden/";
   const std::string plain =
