@@ -1,6 +1,7 @@
 // kava_generate, kava_inspect tokens, and models that no memory holds.
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
+#include <cstring>
 #include <set>
 
 #include "models/weights.h"
@@ -98,6 +99,31 @@ TEST_CASE("kava_generate answers a question, a file and lines of standard input 
   CHECK(run("kava_generate " + dir + " --file " + tiny.write("broken.txt", "fine\n\xff\n")).code == 4);
   CHECK_THAT(run("kava_generate " + dir + " --file " + (tiny.folder / "broken.txt")).output, ContainsSubstring("broken.txt:2"));
   CHECK(run("kava_generate " + dir + " --file " + tiny.write("empty.txt", "\n \n")).code == 4);
+}
+
+TEST_CASE("an answer without a word is told of, with the chat that a plain model may want") {
+  TextRun tiny;
+  RunConfig config = tiny.config;
+  config.method = Method::full_cot, config.train.trainable = Trainable::all;
+  const fs::path base = tiny.folder.path() / "plain";
+  {
+    const auto ops = make_cpu_ops(1);
+    const Model model(*ops, config, ModelConfig::load(config.model.path));
+    save_adapter(model, base.string());
+  }
+  // Weights of zero take the first token, which here ends the answer.
+  std::string weights = read_file((base / "model.safetensors").string(), 1 << 24);
+  uint64_t header = 0;
+  std::memcpy(&header, weights.data(), sizeof header);
+  std::fill(weights.begin() + static_cast<int64_t>(sizeof header + header), weights.end(), '\0');
+  overwrite(base / "model.safetensors", weights);
+  overwrite(base / "tokenizer_config.json", R"({"eos_token": "!"})");
+  const std::string file = tiny.write("questions.txt", "What is 2+2?\nHow many?\n");
+  const Finished one = run("kava_generate " + base.string() + " 'What is 2+2?'"),
+                 all = run("kava_generate " + base.string() + " --file " + file);
+  CHECK_THAT(one.output, ContainsSubstring("the answer is empty: a model that was trained on chats is asked in their form by --chat auto"));
+  CHECK_THAT(all.output, ContainsSubstring("2 of 2 answers are empty: a model"));
+  CHECK((one.code == 0 && all.code == 0));
 }
 
 TEST_CASE("kava_inspect tokens encodes lines and decodes them back") {

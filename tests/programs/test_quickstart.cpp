@@ -57,7 +57,7 @@ TEST_CASE("the quickstart goes to any --out, and the commands that it ends with 
   for (const char* row : {"full chain of thought", "no chain, equal updates", "KaVa, 14 latents"})
     CHECK(std::regex_search(text, std::regex("\n" + std::string(row) + R"( +[\d.]+ % +[\d.]+ +[\d.]+ +[\d.]+\n)")));
   CHECK(text.find(" of 8 questions") == text.npos);
-  CHECK_THAT(text, ContainsSubstring("8 passes may cost as much as 27"));
+  CHECK_THAT(text, ContainsSubstring(" passes may cost as much as 27"));
   // Three updates teach no answer.
   CHECK(std::regex_search(text, std::regex(R"(\nanswer: .{0,20} ?\((right|wrong: it is \d)\)\n)")));
   CHECK_THAT(text, ContainsSubstring("The model knows this task alone"));
