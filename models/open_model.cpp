@@ -4,6 +4,7 @@
 #include "engine/files/checkpoint.h"
 #include "engine/files/files.h"
 #include "engine/files/hub.h"
+#include "engine/files/unreadable.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
 #include "models/contents.h"
@@ -47,6 +48,8 @@ void choose_weights(OpenedModel& m) {
       take_checkpoint(m, open_checkpoint(m.run_dir / "checkpoints" / fmt::format("step_{}", *best), kRead), "best");
       m.note.clear();
       return;
+    } catch (const Unreadable&) {
+      throw;
     } catch (const Error& e) {
       m.note = std::string("the best checkpoint was passed over: ") + e.what();
     }

@@ -13,6 +13,7 @@
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/json.h"
+#include "engine/files/unreadable.h"
 #include "models/adapter.h"
 
 namespace kava {
@@ -85,17 +86,27 @@ void copy(const fs::path& from, FolderWriter& folder, const std::string& name) {
   out.commit();
 }
 
+// Of what is in a folder; nothing where there is no such folder. Unreadable.
+std::vector<std::string> names_in(const fs::path& folder) {
+  std::vector<std::string> names;
+  std::error_code failed;
+  for (fs::directory_iterator entry(folder, failed); !failed && entry != fs::directory_iterator(); entry.increment(failed))
+    names.push_back(entry->path().filename().string());
+  if (failed && failed != std::errc::no_such_file_or_directory && failed != std::errc::not_a_directory)
+    fail_to_read(Exit::data, folder.string(), "list", failed.value());
+  return names;
+}
+
 }  // namespace
 
 FolderState state_of(const fs::path& path) {
   std::error_code failed;
   for (const char* name : {"last", "best", "adapter"})
     if (is_there(path / name)) return FolderState::saved;
-  for (fs::directory_iterator entry(path / "checkpoints", failed); !failed && entry != fs::directory_iterator(); entry.increment(failed))
-    if (entry->path().filename().string().starts_with("step_") && !is_part(entry->path().filename().string())) return FolderState::saved;
+  for (const std::string& name : names_in(path / "checkpoints"))
+    if (name.starts_with("step_") && !is_part(name)) return FolderState::saved;
   bool own = false, foreign = false;
-  for (fs::directory_iterator entry(path, failed); !failed && entry != fs::directory_iterator(); entry.increment(failed)) {
-    const std::string name = entry->path().filename().string();
+  for (const std::string& name : names_in(path)) {
     const auto& known = {"config.toml", "metrics.jsonl", "progress.json", "checkpoints", "log"};
     if (std::find(known.begin(), known.end(), name) != known.end()) own = true;
     else if (!is_part(name)) foreign = true;

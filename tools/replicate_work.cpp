@@ -7,6 +7,7 @@
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/json_at.h"
+#include "engine/files/unreadable.h"
 
 namespace kava {
 
@@ -150,6 +151,8 @@ std::optional<WorkState> state_at(const fs::path& out, const std::string& id) {
         if (!result.at(key).value().is_number()) result.at(key).refuse("is no number");
     }
     return state;
+  } catch (const Unreadable&) {
+    throw;
   } catch (const Error& e) {
     throw Error(Exit::data, shown(path), std::string(e.what()).substr(0, 400), "remove it, and this work is done again");
   }

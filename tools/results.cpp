@@ -3,6 +3,7 @@
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/parts.h"
+#include "engine/files/unreadable.h"
 #include "engine/text/unicode.h"
 
 namespace kava {
@@ -41,6 +42,8 @@ Json present(const fs::path& path) {
   if (!is_there(path)) return nullptr;
   try {
     return read_json(path.string());
+  } catch (const Unreadable&) {
+    throw;
   } catch (const Error&) {
     return "no result";
   }

@@ -8,6 +8,7 @@
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/json.h"
+#include "engine/files/unreadable.h"
 
 namespace kava {
 
@@ -67,15 +68,15 @@ std::vector<Found> list_checkpoints(const fs::path& run_dir) {
     if (const auto step = parse_step(name)) found.push_back({*step, entry->path(), false});
     if (const auto step = parse_part(name)) found.push_back({*step, entry->path(), true});
   }
-  if (error) fail_data(folder_of(run_dir), "could not list: " + error.message(), "check its permissions");
+  if (error) fail_to_read(Exit::data, folder_of(run_dir).string(), "list", error.value());
   std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
     return a.step != b.step ? a.step > b.step : std::pair(a.part, a.path) < std::pair(b.part, b.path);
   });
   return found;
 }
 
-// Names of all files in a checkpoint folder but the manifest, sorted. Anything else than files and the adapter folder is Error(`code`).
-std::vector<std::string> list_files(const fs::path& directory, Exit code) {
+// Names of all files in a checkpoint folder but the manifest, sorted. Anything else than files and the adapter folder is Error(code data).
+std::vector<std::string> list_files(const fs::path& directory) {
   std::vector<std::string> names;
   std::error_code error;
   fs::recursive_directory_iterator entry(directory, error);
@@ -84,11 +85,10 @@ std::vector<std::string> list_files(const fs::path& directory, Exit code) {
     const fs::file_status status = entry->symlink_status(error);
     if (error) break;
     if (fs::is_directory(status) && (name + "/" == kAdapter || name + "/" == kTemplates)) continue;
-    if (!fs::is_regular_file(status))
-      throw Error(code, escaped(entry->path().string(), 4096), "is neither a file nor the adapter folder", "remove it");
+    if (!fs::is_regular_file(status)) fail_data(entry->path(), "is neither a file nor the adapter folder", "remove it");
     if (name != kManifest) names.push_back(name);
   }
-  if (error) throw Error(code, escaped(directory.string(), 4096), "could not list: " + error.message(), "check its permissions");
+  if (error) fail_to_read(Exit::data, directory.string(), "list", error.value());
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -146,11 +146,13 @@ void remove_tree(const fs::path& path) {
   require(error, path, "remove");
 }
 
-// Nothing where it does not verify.
+// Nothing where it does not verify. Unreadable.
 std::optional<Manifest> verified(const fs::path& path, std::int64_t step) {
   try {
     Manifest manifest = verify_checkpoint(path);
     if (manifest.step == step) return manifest;
+  } catch (const Unreadable&) {
+    throw;
   } catch (const Error& e) {
     if (e.code() != Exit::data) throw;
   }
@@ -197,7 +199,7 @@ Manifest read_manifest(const fs::path& directory) { return parse_manifest(direct
 
 Manifest verify_checkpoint(const fs::path& directory, std::string_view read) {
   Manifest manifest = parse_manifest(directory / kManifest);
-  for (const std::string& name : list_files(directory, Exit::data))
+  for (const std::string& name : list_files(directory))
     if (!manifest.has(name)) fail_data(directory / name, "is not in the manifest", "remove it if you put it there");
   for (const ManifestFile& file : manifest.files) {
     const fs::path path = directory / file.name;
@@ -215,9 +217,10 @@ Checkpoint open_checkpoint(const fs::path& path, std::string_view read) {
     std::error_code failed;
     const fs::path named = path.has_filename() ? path : path.parent_path();
     // A link may move at any moment, so it is followed once.
-    const fs::path real = fs::is_symlink(named) ? fs::canonical(named, failed) : named;
+    const fs::path real = fs::is_symlink(fs::symlink_status(named, failed)) ? fs::canonical(named, failed) : named;
     if (failed && attempt < kAttempts) continue;
-    if (failed) fail_data(path, failed == std::errc::no_such_file_or_directory ? "no such checkpoint" : failed.message(), "check the path");
+    if (failed == std::errc::no_such_file_or_directory) fail_data(path, "no such checkpoint", "check the path");
+    if (failed) fail_to_read(Exit::data, path.string(), "open", failed.value());
     auto lock = std::make_shared<PathLock>(real, PathLock::Kind::shared, true);
     if (lock->error() == ENOENT && attempt < kAttempts) continue;  // pruned or replaced in between
     return {real, verify_checkpoint(real, read), std::move(lock)};
@@ -232,6 +235,8 @@ std::optional<Checkpoint> newest_valid_checkpoint(const fs::path& run_dir, std::
       if (checkpoint.manifest.step != found.step)
         fail_data(found.path / kManifest, fmt::format("is that of step {}", checkpoint.manifest.step));
       return checkpoint;
+    } catch (const Unreadable&) {
+      throw;
     } catch (const Error& e) {
       if (e.code() != Exit::data) throw;
       if (skipped) skipped->push_back(fmt::format("{}: {}", name_of_step(found.step), e.what()));

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/files/digest.h"
+#include "engine/files/unreadable.h"
 
 namespace kava {
 
@@ -32,13 +33,27 @@ auto retried(Call call) {
   throw Error(code, shown(path), what, remedy);
 }
 
+bool is_nothing(int error) {
+  return error == ENOENT || error == ENOTDIR || error == ELOOP || error == ENAMETOOLONG || error == EINVAL || error == ENXIO;
+}
+
 }  // namespace
+
+void fail_to_read(Exit code, const std::string& path, const char* action, int error) {
+  const std::string what = error == ENOENT ? "no such file" : fmt::format("could not {}: {}", action, std::strerror(error));
+  if (is_nothing(error)) fail_read(code, path, what);
+  const bool limit = error == EMFILE || error == ENFILE, forbidden = error == EACCES || error == EPERM;
+  throw Unreadable(code, shown(path), what,
+                   limit       ? "raise the limit of open files (ulimit -n)"
+                   : forbidden ? "check its permissions"
+                               : "check the disk");
+}
 
 FileReader::FileReader(const std::string& path, Exit code) : path_(path), code_(code) {
   if (path.find('\0') != std::string::npos) fail_read(code, path, "the path holds a NUL character");
   // O_NONBLOCK: a pipe without a writer must not hang the program before it is refused below.
   descriptor_ = retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
-  if (descriptor_ < 0) fail_read(code, path, errno == ENOENT ? "no such file" : fmt::format("could not open: {}", std::strerror(errno)));
+  if (descriptor_ < 0) fail_to_read(code, path, "open", errno);
   struct stat status;
   const bool known = ::fstat(descriptor_, &status) == 0;
   if (!known || !S_ISREG(status.st_mode)) {
@@ -69,7 +84,7 @@ std::size_t FileReader::read_some(std::uint64_t offset, void* out, std::size_t b
     const std::size_t most = std::min(bytes - done, std::size_t{1} << 30);
     const ssize_t n =
         retried([&] { return ::pread(descriptor_, static_cast<char*>(out) + done, most, static_cast<off_t>(offset + done)); });
-    if (n < 0) fail_read(code_, path_, fmt::format("could not read: {}", std::strerror(errno)), "check the disk");
+    if (n < 0) fail_to_read(code_, path_, "read", errno);
     if (n == 0) break;
     done += static_cast<std::size_t>(n);
   }

@@ -1,8 +1,10 @@
 // Code that runs where the system refuses some of its calls, as file systems and containers do.
 #pragma once
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +17,23 @@ namespace kava {
 struct DeniedCall {
   long number;
   int error;
+};
+
+/// While it lives the process can open so many files more.
+class FewDescriptors {
+ public:
+  explicit FewDescriptors(rlim_t left) {
+    ::getrlimit(RLIMIT_NOFILE, &before_);
+    const int next = ::open("/dev/null", O_RDONLY);
+    ::close(next);
+    const rlimit now = {static_cast<rlim_t>(next) + left, before_.rlim_max};
+    ::setrlimit(RLIMIT_NOFILE, &now);
+  }
+  FewDescriptors(const FewDescriptors&) = delete;
+  ~FewDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+
+ private:
+  rlimit before_ = {};
 };
 
 /// Runs `body` in a child in which these system calls fail; whether it returned.

@@ -10,6 +10,7 @@
 #include "engine/error.h"
 #include "engine/files/checkpoint.h"
 #include "engine/files/files.h"
+#include "engine/files/unreadable.h"
 #include "tests/folders.h"
 #include "tests/io/denied_calls.h"
 
@@ -96,6 +97,31 @@ TEST_CASE("the newest checkpoint is found by number, past broken ones, and the r
   CHECK(verify_checkpoint(all / "step_100", "adapter/").step == 100);
   overwrite(all / "step_100" / "optimizer.safetensors", "moments");
   CHECK_THROWS_AS(verify_checkpoint(all / "step_100", "adapter/"), Error);
+}
+
+TEST_CASE("a checkpoint that cannot be opened is not passed over, nor cleared away") {
+  TempFolder run;
+  for (std::int64_t step : {1, 2}) make_checkpoint(run.path(), step);
+  const fs::path all = run.path() / "checkpoints", part = all / ".step_3.abcdef.part";
+  fs::rename(make_checkpoint(run.path(), 3), part);
+  std::vector<std::string> skipped;
+  std::string said;
+  try {
+    const FewDescriptors lock_alone(1);
+    newest_valid_checkpoint(run.path(), &skipped);
+  } catch (const Unreadable& e) {
+    CHECK(e.code() == Exit::data);
+    said = e.what();
+  }
+  CHECK(said.ends_with(": Too many open files; raise the limit of open files (ulimit -n)"));
+  CHECK(skipped.empty());
+  {
+    const FewDescriptors folder_alone(1);
+    CHECK_THROWS_AS(recover_checkpoints(run.path()), Unreadable);
+  }
+  CHECK(fs::exists(part / "manifest.json"));
+  recover_checkpoints(run.path());
+  CHECK(newest_valid_checkpoint(run.path())->manifest.step == 3);
 }
 
 TEST_CASE("a checkpoint under another step's name does not count") {
