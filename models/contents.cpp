@@ -12,6 +12,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
+constexpr std::size_t kLargestText = std::size_t{256} << 20;  // of a model's files beside its weights
 constexpr const char* kChanged = "has changed since the run began";
 
 // The path that stands at the i-th place of the files that a run reads.
@@ -32,7 +33,7 @@ FileDigests model_digests(const TextModel& text, Init init) {
   FileDigests digests;
   for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                            "vocab.json", "merges.txt"})
-    if (is_there(folder / name)) digests[name] = sha256_file((folder / name).string());
+    if (is_there(folder / name)) digests[name] = sha256(read_file((folder / name).string(), kLargestText));
   if (init == Init::pretrained)
     for (const std::string& path : WeightFiles::open(text.folder, text.shape).paths())
       digests[fs::path(path).filename().string()] = sha256_file(path);

@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "engine/cli.h"
+#include "engine/data/row_forms.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "models/contents.h"
@@ -102,6 +103,7 @@ TrainSamples read_train_samples(const TextModel& text, const RunConfig& config) 
   for (const DataFile& file : config.data.train) {
     std::error_code failed;
     const std::uintmax_t size = fs::file_size(file.path, failed);
+    if (!failed && size > kLargestDataFile) (void)read_file(file.path, kLargestDataFile);  // refuses it unread
     bytes += failed ? 0 : size;
   }
   TrainSamples all;

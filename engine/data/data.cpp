@@ -14,7 +14,6 @@ namespace kava {
 
 namespace {
 
-constexpr std::size_t kMostBytes = std::size_t{4} << 30;
 constexpr std::string_view kSpace = " \t\n\v\f\r";
 
 // What people hand over in place of a data file.
@@ -80,7 +79,7 @@ constexpr std::size_t kRowsOfPart = 4096;
 // some.
 RowFile read_file_rows(const std::string& path, std::optional<DataFormat> format, MalformedRows* malformed,
                        const std::function<void(RowFile&)>& part = {}) {
-  const std::string bytes = read_file(path, kMostBytes);
+  const std::string bytes = read_file(path, kLargestDataFile);
   const std::string file = escaped(path, 4096);
   std::string_view text = bytes;
   if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);

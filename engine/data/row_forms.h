@@ -10,6 +10,8 @@
 
 namespace kava {
 
+constexpr std::size_t kLargestDataFile = std::size_t{4} << 30;  // bytes
+
 /// Where a row stands, and how a fault in it is reported.
 struct RowPlace {
   const std::string& file;  // escaped
