@@ -10,9 +10,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <new>
+#include <stdexcept>
 #include <system_error>
 #include <thread>
 
@@ -89,17 +91,23 @@ Error stdout_failed() {
 
 int report(Exit code, const std::string& line) {
   std::fflush(stdout);
-  std::fprintf(stderr, "error: %s\n", escaped(line, 16384).c_str());
+  print_note("error: " + escaped(line, 16384));
   return static_cast<int>(code);
 }
 
 int report_system_error(const std::system_error& e) {
   if (std::ferror(stdout)) return report(Exit::write, stdout_failed().what());
   const int number = e.code().value();
-  const std::string what = "system: " + e.code().message();
+  const auto* file = dynamic_cast<const std::filesystem::filesystem_error*>(&e);
+  const std::string where = file && !file->path1().empty() ? file->path1().string() : "system", what = where + ": " + e.code().message();
+  if (std::error_code gone; file && number == ENOENT && std::filesystem::current_path(gone).empty())
+    return report(Exit::usage, "the working folder: " + gone.message() + "; change to another folder");
   if (number == EAGAIN || number == ENOMEM) return report(Exit::preflight, what + "; use fewer threads or a larger machine");
+  if (number == EMFILE || number == ENFILE) return report(Exit::preflight, what + "; raise the limit of open files (ulimit -n)");
   if (number == ENOSPC || number == EDQUOT || number == EIO || number == EROFS)
     return report(Exit::write, what + "; free some space or check the disk");
+  // A path is a user's or a file's.
+  if (file) return report(Exit::data, what + "; check the path and its permissions");
   return report(Exit::internal, what + "; this is a defect of the program");
 }
 
@@ -114,6 +122,8 @@ int report_gpu_error(const GpuError& e) {
   }
   return report(Exit::comm, std::string("device: ") + e.what() + "; start again, training with --resume");
 }
+
+constexpr const char* kNoMemory = "memory: not enough for this; use a smaller batch, a smaller model or a larger machine";
 
 std::string cpu_model() {
   std::ifstream file("/proc/cpuinfo");
@@ -144,7 +154,9 @@ int run_program(const std::function<int()>& body) {
   } catch (const GpuError& e) {
     return report_gpu_error(e);
   } catch (const std::bad_alloc&) {
-    return report(Exit::preflight, "memory: not enough for this; use a smaller batch, a smaller model or a larger machine");
+    return report(Exit::preflight, kNoMemory);
+  } catch (const std::length_error&) {  // of a container that no memory could hold
+    return report(Exit::preflight, kNoMemory);
   } catch (const std::system_error& e) {
     return report_system_error(e);
   } catch (const std::exception& e) {

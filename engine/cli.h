@@ -1,5 +1,6 @@
 // What every program shares: the wrapper that turns exceptions into one line and an exit code, --version, signals.
 #pragma once
+#include <cstdio>
 #include <functional>
 #include <string>
 
@@ -13,6 +14,9 @@ int run_program(const std::function<int()>& body);
 /// Error(code write) where something printed so far could not be written to stdout. To be asked before a result is kept in a file (a failed
 /// command leaves none), and in a loop that prints for as long as there is input.
 void require_printed();
+
+/// A line on stderr beside the work: a stderr that cannot be written to is no reason to fail it.
+inline void print_note(const std::string& line) { std::fputs((line + "\n").c_str(), stderr); }
 
 /// The next line of standard input, without its end; false where there is none. Error(code data) where it cannot be read, or is longer than
 /// 64 MiB (input without an end of line must not fill the memory).

@@ -1,5 +1,8 @@
 #include "models/training_state.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "engine/cli.h"
 #include "engine/files/json.h"
 #include "engine/files/json_at.h"
@@ -28,6 +31,20 @@ int64_t whole(const JsonAt& at, int64_t least) {
   if (!v.is_number_integer() || v.get<double>() < static_cast<double>(least) || v.get<double>() > static_cast<double>(kMostSteps))
     at.refuse("is no count", "use another checkpoint");
   return v.get<int64_t>();
+}
+
+// Each of these counts a part of what another one counts.
+void require_consistent(const JsonAt& root, const TrainingState& s) {
+  const auto require = [&](bool holds, const char* key) {
+    if (!holds) root.at(key).refuse("contradicts the other counts", "use another checkpoint");
+  };
+  require(s.step <= s.total_steps, "step");
+  require(s.updates <= std::min<int64_t>(s.step, std::numeric_limits<int32_t>::max() - 1), "updates");
+  require(s.moment_updates <= s.updates, "moment_updates");
+  require(s.skipped_in_row <= s.step - s.updates, "skipped_in_row");
+  require(s.cursor <= s.samples, "cursor");
+  require(s.validated_step <= s.step, "validated_step");
+  require(!s.best || s.best->step <= s.step, "best");
 }
 
 double real(const JsonAt& at) {
@@ -111,6 +128,7 @@ TrainingState load_training_state(const std::filesystem::path& folder) {
     s.best = {whole(best.at("step"), 0), real(best.at("score"))};
     if (best.has("loss")) s.best->loss = real(best.at("loss"));
   }
+  require_consistent(root, s);
   const JsonAt data = root.at("data");
   for (std::size_t i = 0; i < data.array().size(); ++i) {
     const JsonAt at = data.at(i);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iostream>
 #include <sstream>
 #include <string>
@@ -155,6 +156,14 @@ void refuse_unknown(int argc, char** argv, CLI::App& app) {
   }
 }
 
+/// Nothing as an option's value is most often a variable of a shell that is not set, and no wish for the default.
+void refuse_empty(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options())
+    if (!option->get_lnames().empty() && std::ranges::any_of(option->results(), &std::string::empty))
+      throw Error(Exit::usage, option->get_name(), "is empty", "give a value");
+  for (const CLI::App* command : app.get_subcommands()) refuse_empty(*command);
+}
+
 std::string help_of(const CLI::App& app) {
   std::string text = app.help();
   for (std::size_t at; (at = text.find("\n\n\n")) != text.npos;) text.erase(at, 1);
@@ -180,10 +189,20 @@ int command_main(int argc, char** argv, CLI::App& app, const std::function<int()
       return 0;
     } catch (const CLI::ParseError& e) {
       refuse_unknown(argc, argv, app);
+      refuse_empty(app);
       throw Error(Exit::usage, app.get_name(), escaped(e.what(), 400), "see " + app.get_name() + " --help");
     }
+    refuse_empty(app);
     return body();
   });
+}
+
+CLI::Validator above_zero() {
+  const auto check = [](const std::string& text) {
+    double number = 0;
+    return CLI::detail::lexical_cast(text, number) && number > 0 && std::isfinite(number) ? "" : escaped(text) + " is no number above 0";
+  };
+  return {check, "POSITIVE"};
 }
 
 void add_set_option(CLI::App& app, std::vector<std::string>& sets) {

@@ -14,6 +14,9 @@ namespace kava {
 /// command line is `error: PROGRAM: what; remedy` and exit 2. A ~ that a shell leaves in quotes and in --name=~/x is the home folder.
 int command_main(int argc, char** argv, CLI::App& app, const std::function<int()>& body);
 
+/// A number above 0.
+CLI::Validator above_zero();
+
 /// The option --set of programs that read a configuration, and --keys, which prints all keys and ends.
 void add_set_option(CLI::App& app, std::vector<std::string>& sets);
 

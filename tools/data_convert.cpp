@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "engine/cli.h"
 #include "engine/data/malformed.h"
 #include "engine/data/row_forms.h"
 #include "engine/files/files.h"
@@ -44,9 +45,10 @@ std::string text_line(const RowFile& file, const Row& row) {
 }
 
 DataFormat target_format(const ConvertCommand& command) {
-  if (const auto to = choice_option<DataFormat>("--to", command.to)) {
-    if (*to != DataFormat::jsonl && *to != DataFormat::icot_text)
-      throw Error(Exit::usage, "--to", name_of(*to) + " is not written", "give jsonl or icot_text");
+  if (command.to) {
+    const auto to = choice_of<DataFormat>(*command.to);
+    if (to != DataFormat::jsonl && to != DataFormat::icot_text)
+      throw Error(Exit::usage, "--to", "\"" + escaped(*command.to) + "\" is not written", "give jsonl or icot_text");
     return *to;
   }
   return fs::path(command.out).extension() == ".txt" ? DataFormat::icot_text : DataFormat::jsonl;
@@ -62,15 +64,16 @@ int convert_data(const ConvertCommand& command) {
   require_writable("OUT", command.out);
   MalformedRows malformed;
   const RowFile file = command.skip_malformed ? read_wellformed_rows(command.in, format, malformed) : read_rows(command.in, format);
-  for (const Error& e : malformed.first) fmt::print(stderr, "left out: {}\n", e.what());
+  for (const Error& e : malformed.first) print_note(std::string("left out: ") + e.what());
   if (malformed.count > static_cast<int64_t>(malformed.first.size()))
-    fmt::print(stderr, "and {} more malformed rows\n", malformed.count - static_cast<int64_t>(malformed.first.size()));
+    print_note(fmt::format("and {} more malformed rows", malformed.count - static_cast<int64_t>(malformed.first.size())));
   if (file.rows.empty()) throw Error(Exit::data, escaped(file.path, 4096), "holds no row that can be read", "name its form by --format");
   std::string text;
   for (const Row& row : file.rows) text += (to == DataFormat::jsonl ? json_line(row) : text_line(file, row)) + "\n";
-  write_file(command.out, text);
   fmt::print("{}: {} rows of {} written as {}, {} malformed ones left out\n", escaped(command.out, 4096), file.rows.size(),
              name_of(file.format), file.format == DataFormat::ids ? "ids" : name_of(to), malformed.count);
+  require_printed();
+  write_file(command.out, text);
   return 0;
 }
 

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <thread>
 
+#include "engine/cli.h"
 #include "engine/device/cuda_module.h"
 #include "engine/error.h"
 #include "kernels/gpu_error.h"
@@ -53,7 +54,7 @@ std::unique_ptr<Ops> make_ops(const DeviceOptions& options, int number) {
   if (device != "auto") throw Error(Exit::usage, "--device", "\"" + escaped(device) + "\" is no device", "give cpu, cuda or auto");
   std::string why;
   if (auto ops = working_cuda_ops(number, why)) return ops;
-  if (options.device || (!cuda_name().empty() && !cuda_is_emulated())) fmt::print(stderr, "device cpu: {}\n", why);
+  if (options.device || (!cuda_name().empty() && !cuda_is_emulated())) print_note("device cpu: " + why);
   return make_cpu_ops(threads);
 }
 

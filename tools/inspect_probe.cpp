@@ -174,7 +174,12 @@ int probe(const ProbeCommand& command) {
   RunConfig config = opened.config;
   config.data.fraction = 1;
   std::vector<Sample> samples = read_samples(opened.text, config, {file}, &dropped);
-  if (dropped > 0) fmt::print(stderr, "{} of the rows are left out: over data.max_tokens, or by data.answers\n", dropped);
+  const Recipe recipe = decoding_recipe(config);
+  const int64_t longest = longest_prompt(opened.text.shape);
+  dropped += static_cast<int64_t>(std::erase_if(samples, [&](const Sample& s) { return prompt_length(recipe, s) > longest; }));
+  if (dropped > 0)
+    print_note(
+        fmt::format("{} of the rows are left out: over data.max_tokens or {} tokens of a question, or by data.answers", dropped, longest));
   if (samples.empty()) throw Error(Exit::data, escaped(command.data, 4096), "no row is left", "raise --limit");
 
   Json questions = Json::array();

@@ -100,11 +100,11 @@ int inspect_step(const StepCommand& command) {
   require_writable("--out", command.out);
   const TextModel text = open_text_model(config.model.path);
   text.shape.require_for_training(config.model.dropout);
-  if (!text.note.empty()) fmt::print(stderr, "{}\n", text.note);
+  if (!text.note.empty()) print_note(text.note);
   auto [samples, files, dropped] = read_train_samples(text, config);
   require_samples(config, text.shape, config.data.train[0].path, samples, dropped);
-  if (dropped > 0) fmt::print(stderr, "{} rows are left out: over {}, or by data.answers\n", dropped, length_limit(config, text.shape));
-  if (const std::string note = require_traces(config, files, samples); !note.empty()) fmt::print(stderr, "{}\n", note);
+  if (dropped > 0) print_note(fmt::format("{} rows are left out: over {}, or by data.answers", dropped, length_limit(config, text.shape)));
+  if (const std::string note = require_traces(config, files, samples); !note.empty()) print_note(note);
   if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));
 
   RunConfig one = config;

@@ -46,7 +46,6 @@ void make_folder(const fs::path& folder, const std::string& out, Undo& undo) {
 }
 
 int synth(const SynthOptions& options, const std::string& out) {
-  if (out.empty()) throw Error(Exit::usage, "--out", "is empty", "name a folder");
   const auto files = synthesize(options);
   const fs::path folder = fs::absolute(out).lexically_normal();
   std::set<std::string> present;

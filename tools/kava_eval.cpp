@@ -86,20 +86,26 @@ Json with_results(Json document, Json results) {
   return document;
 }
 
+// Told before anything is written: a command that could not print its results leaves none.
+void tell_results(const EvalCommand& command, const std::vector<std::pair<std::string, EvalResult>>& results, const Json& documents,
+                  const std::vector<fs::path>& paths) {
+  print_results(results, documents);
+  if (command.out) fmt::print("written {}\n", escaped(*command.out, 4096));
+  for (const fs::path& path : paths) fmt::print("written {}\n", escaped(path.string(), 4096));
+  require_printed();
+}
+
 void write_results(const EvalCommand& command, const OpenedModel& opened, const Json& head, const std::vector<fs::path>& paths,
                    const Json& documents) {
   if (command.out) {
     // The run's own results are not replaced unseen by this way either.
-    const bool own = !opened.plain() && fs::weakly_canonical(*command.out).parent_path() == opened.run_dir / "eval";
+    std::error_code failed;
+    const bool own = !opened.plain() && fs::weakly_canonical(*command.out, failed).parent_path() == opened.run_dir / "eval";
     const Json document = with_results(head, documents);
     if (own) write_result(*command.out, document, command.force);
     else write_file(*command.out, document.dump(1) + "\n");
-    fmt::print("written {}\n", escaped(*command.out, 4096));
   }
-  for (std::size_t i = 0; i < paths.size(); ++i) {
-    write_result(paths[i], with_results(head, Json::array({documents[i]})), command.force);
-    fmt::print("written {}\n", escaped(paths[i].string(), 4096));
-  }
+  for (std::size_t i = 0; i < paths.size(); ++i) write_result(paths[i], with_results(head, Json::array({documents[i]})), command.force);
 }
 
 // The results as another program's files.
@@ -120,9 +126,8 @@ void log_samples(const EvalCommand& command, const OpenedModel& opened, const Js
 void require_out_usable(const EvalCommand& command, const OpenedModel& opened) {
   if (const std::optional<std::string>& folder = command.log_samples) {
     require_outside_checkpoints("--log-samples", *folder);
-    if (folder->empty() || (is_there(*folder) && !fs::is_directory(*folder)))
-      throw Error(Exit::usage, "--log-samples", folder->empty() ? "is empty" : "\"" + escaped(*folder, 4096) + "\" is no folder",
-                  "name a folder");
+    if (std::error_code failed; is_there(*folder) && !fs::is_directory(*folder, failed))
+      throw Error(Exit::usage, "--log-samples", "\"" + escaped(*folder, 4096) + "\" is no folder", "name a folder");
   }
   if (!command.out) return;
   std::vector<std::string> inputs = command.data;
@@ -272,7 +277,7 @@ EvalOptions keeping(const EvalCommand& command, const Prepared& p, std::size_t n
       partial->add(row, answers, known);
     };
   if (!options.known.empty() && comm.leads())
-    fmt::print(stderr, "{}: {} answers of an interrupted evaluation are taken over\n", escaped(file.path, 4096), options.known.size());
+    print_note(fmt::format("{}: {} answers of an interrupted evaluation are taken over", escaped(file.path, 4096), options.known.size()));
   return options;
 }
 
@@ -332,7 +337,7 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
     results.emplace_back(escaped(fs::path(file.path).filename().string(), 60), std::move(result));
   }
   if (!comm.leads()) return 0;
-  print_results(results, documents);
+  tell_results(command, results, documents, p.paths);
   write_results(command, opened, p.head, p.paths, documents);
   log_samples(command, opened, p.head, results);
   for (PartialResult& partial : partials) partial.remove();

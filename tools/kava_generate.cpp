@@ -213,7 +213,8 @@ void answer_file(Generator& generator, const std::vector<Question>& questions, i
     }
     require_printed();
   }
-  if (empty > 0 && generator.leads()) fmt::print(stderr, "{} of {} answers are empty{}\n", empty, questions.size(), generator.chat_hint());
+  if (empty > 0 && generator.leads())
+    print_note(fmt::format("{} of {} answers are empty{}", empty, questions.size(), generator.chat_hint()));
 }
 
 // Prints an answer while it is written: what is sure to stay, without white space at its end and bytes of an unfinished character.
@@ -259,8 +260,8 @@ void answer_one(Generator& generator, const Question& question, bool tell, Stats
   generator.print_latents(r);
   const std::string text = generator.text(r.ids);
   stream.end(text);
-  if (tell && text.empty()) fmt::print(stderr, "the answer is empty{}\n", generator.chat_hint());
-  if (tell && r.hit_limit) fmt::print(stderr, "stopped at the largest number of new tokens; raise --max-new-tokens for more\n");
+  if (tell && text.empty()) print_note("the answer is empty" + generator.chat_hint());
+  if (tell && r.hit_limit) print_note("stopped at the largest number of new tokens; raise --max-new-tokens for more");
   require_printed();
 }
 
@@ -271,17 +272,17 @@ constexpr const char* kDialogueHelp =
     "/method M answer by method M\n"
     "/stats    forward passes, ms and tokens of the answers so far\n"
     "/help     this text\n"
-    "/quit     end\n";
+    "/quit     end";
 
 // A line that begins with a known command; false for any other.
 bool obey(const std::string& text, Generator& generator, const DecodeChoice& first, const Stats& stats) {
   const std::string word = text.substr(0, text.find(' ')), rest(stripped(std::string_view(text).substr(word.size())));
-  if (word == "/help") return fmt::print(stderr, "{}", kDialogueHelp), true;
-  if (word == "/stats") return fmt::print(stderr, "{}\n", stats.text()), true;
+  if (word == "/help") return print_note(kDialogueHelp), true;
+  if (word == "/stats") return print_note(stats.text()), true;
   if (word == "/latents") {
     if (generator.shows_latents()) generator.hide_latents();
     else generator.show_latents("/latents");
-    fmt::print(stderr, "latents are {}\n", generator.shows_latents() ? "shown" : "not shown");
+    print_note(generator.shows_latents() ? "latents are shown" : "latents are not shown");
     return true;
   }
   if (word != "/cot" && word != "/method") return false;
@@ -291,14 +292,14 @@ bool obey(const std::string& text, Generator& generator, const DecodeChoice& fir
   else if (chain) choice.method = Method::full_cot;
   if (choice.method != first.method) choice.stage.reset();
   generator.choose(choice);
-  fmt::print(stderr, "method {}\n", name_of(generator.method()));
+  print_note("method " + name_of(generator.method()));
   return true;
 }
 
 void dialogue(Generator& generator) {
   LineEditor lines;
   const bool terminal = lines.on_terminal();
-  if (terminal) fmt::print(stderr, "Ask a question; /help tells more, /quit or end of input ends.\n");
+  if (terminal) print_note("Ask a question; /help tells more, /quit or end of input ends.");
   const DecodeChoice first = generator.choice();
   Stats stats;
   std::string line;
@@ -313,10 +314,10 @@ void dialogue(Generator& generator) {
       answer_one(generator, {fmt::format("stdin:{}", n), text}, terminal, &stats);
     } catch (const Error& e) {
       if (!terminal || (e.code() != Exit::data && e.code() != Exit::usage)) throw;
-      fmt::print(stderr, "{}\n", e.what());
+      print_note(e.what());
     }
   }
-  if (terminal) fmt::print(stderr, "\n");
+  if (terminal) print_note("");
 }
 
 int generate(const GenerateCommand& command, bool has_question, Comm& comm, const World& world) {

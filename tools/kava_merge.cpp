@@ -1,11 +1,13 @@
 // kava_merge: base and LoRA as one Hugging Face folder.
 #include <fmt/core.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <optional>
 
 #include "engine/files/files.h"
 #include "engine/files/hub.h"
+#include "engine/files/parts.h"
 #include "engine/files/paths.h"
 #include "models/merge.h"
 #include "models/open_model.h"
@@ -55,21 +57,35 @@ Opened open_input(const MergeCommand& command) {
   return {all ? MergeInput{base, adapter, "", 1, false} : peft_merge_input(adapter, base), adapter, opened.lock};
 }
 
+/// The new folder, made and locked: of several that would write it at a time the first one does.
+struct NewFolder {
+  explicit NewFolder(const std::string& out) : made(out, failed) {
+    const std::string where = "--out " + escaped(out, 4096);
+    if (!failed) lock.emplace(out, PathLock::Kind::exclusive, false);
+    if (lock && lock->error() == EWOULDBLOCK) throw Error(Exit::preflight, where, "another process is writing it", "name a new folder");
+    if (lock && lock->error() != 0) failed = {lock->error(), std::generic_category()};
+    if (failed && !is_there(out))
+      throw Error(Exit::preflight, where, "could not make the folder: " + failed.message(), "name another folder");
+    if (failed || !fs::is_empty(out, failed) || failed) throw Error(Exit::usage, where, "is there already", "name a new folder");
+  }
+  std::error_code failed;
+  MadeFolder made;
+  std::optional<PathLock> lock;
+};
+
 int merge(const MergeCommand& command) {
   const auto dtype = choice_option<StorageType>("--dtype", command.dtype).value_or(StorageType::bf16);
   if (dtype == StorageType::f64) throw Error(Exit::usage, "--dtype", "f64 is no type of a model folder", "give bf16 or f32");
-  std::error_code failed;
-  if (command.out.empty()) throw Error(Exit::usage, "--out", "is empty", "name a new folder");
-  if (is_there(command.out) && !(fs::is_directory(command.out, failed) && fs::is_empty(command.out, failed)))
-    throw Error(Exit::usage, "--out", escaped(command.out, 4096) + " is there already", "name a new folder");
+  const NewFolder place(command.out);
   const Opened opened = open_input(command);
   require_no_input("--out", command.out, {opened.input.base, opened.adapter.string()});
   const std::unique_ptr<Ops> ops = make_cpu_ops(thread_count(command.device));
   FolderWriter out(command.out);
   write_merged(*ops, opened.input, storage_of(dtype), out);
-  out.commit();
   print_left_out(opened.adapter);
   fmt::print("written {}\n", escaped(command.out, 4096));
+  require_printed();
+  out.commit();
   return 0;
 }
 

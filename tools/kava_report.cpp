@@ -54,7 +54,7 @@ std::string only_figure(const std::string& body, const std::string& name) {
 }
 
 // A browser draws the page; there is no other renderer of SVG here.
-void draw(const std::string& html, const std::string& png) {
+std::string drawn(const std::string& html) {
   const fs::path folder = fs::temp_directory_path() / fmt::format("kava_report_{}", ::getpid());
   fs::create_directories(folder);
   struct Gone {
@@ -65,17 +65,17 @@ void draw(const std::string& html, const std::string& png) {
     }
   } gone{folder};
   write_file((folder / "page.html").string(), html);
-  const std::string drawn = (folder / "figure.png").string();
+  const std::string picture = (folder / "figure.png").string();
   const std::string command = fmt::format(
       "command -v chromium >/dev/null || exit 127; cd '{0}' && chromium --headless --no-sandbox --disable-gpu --hide-scrollbars "
       "--user-data-dir='{0}/profile' --window-size=1000,700 "
       "--screenshot='{1}' 'file://{0}/page.html' >/dev/null 2>&1",
-      folder.string(), drawn);
+      folder.string(), picture);
   const int status = std::system(command.c_str());
   if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
     throw Error(Exit::preflight, "--png", "there is no chromium to draw the figure", "install chromium");
-  if (!is_there(drawn)) throw Error(Exit::preflight, "--png", "chromium drew nothing", "draw the page with another browser");
-  write_file(png, read_file(drawn, std::size_t{64} << 20));
+  if (!is_there(picture)) throw Error(Exit::preflight, "--png", "chromium drew nothing", "draw the page with another browser");
+  return read_file(picture, std::size_t{64} << 20);
 }
 
 int make_report(const ReportCommand& command) {
@@ -90,18 +90,20 @@ int make_report(const ReportCommand& command) {
   if (command.probe) inputs.push_back(*command.probe);
   if (command.figure) {
     require_writable("--png", *command.png);
-    draw(report::page(title, only_figure(body, *command.figure)), *command.png);
+    const std::string picture = drawn(report::page(title, only_figure(body, *command.figure)));
     fmt::print("written {}\n", escaped(*command.png, 4096));
+    require_printed();
+    write_file(*command.png, picture);
     return 0;
   }
   const fs::path first = command.things[0];
   const std::string out = command.out.value_or(((first.filename() == "table.json" ? first.parent_path() : first) / "report.html").string());
   require_writable("--out", out);
-  if (command.probe && fs::exists(out) && fs::equivalent(out, *command.probe))
+  if (std::error_code failed; command.probe && fs::equivalent(out, *command.probe, failed))
     throw Error(Exit::usage, "--out", "is the probe", "name another file");
-  write_file(out, report::page(title, body));
   fmt::print("written {}\n", escaped(out, 4096));
   require_printed();
+  write_file(out, report::page(title, body));
   return 0;
 }
 

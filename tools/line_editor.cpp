@@ -1,7 +1,6 @@
 #include "tools/line_editor.h"
 
 #include <dlfcn.h>
-#include <fmt/core.h>
 #include <unistd.h>
 
 #include <clocale>
@@ -41,7 +40,7 @@ LineEditor::LineEditor() : terminal_(::isatty(STDIN_FILENO) == 1) {
 
 bool LineEditor::next(std::string& line) {
   if (!read_) {
-    if (terminal_) fmt::print(stderr, "{}", kPrompt);
+    if (terminal_) std::fputs(kPrompt, stderr);
     return next_line(line);
   }
   const std::unique_ptr<char, decltype(&std::free)> typed(read_(kPrompt), &std::free);

@@ -1,7 +1,6 @@
 #include "tools/model_options.h"
 
-#include <cstdio>
-
+#include "engine/cli.h"
 #include "engine/error.h"
 #include "tools/choice_option.h"
 
@@ -55,10 +54,10 @@ ChosenModel choose_model(const ModelOptions& options, int device) {
   if (text.tokenizer) text.chat = chat_form(options.chat, text.folder, *text.tokenizer);
   else if (options.chat != "none") throw Error(Exit::usage, "--chat", "rows of ids are asked as they are", "leave it out");
   if (options.chat == "auto" && text.chat.family == ChatFamily::none)
-    fmt::print(stderr, "{}: has no chat template, so questions are asked as they are; name a form by --chat llama3 or chatml\n",
-               escaped(text.folder, 4096));
+    print_note(escaped(text.folder, 4096) +
+               ": has no chat template, so questions are asked as they are; name a form by --chat llama3 or chatml");
   for (const std::string& note : {chosen.opened.note, chosen.opened.text.note})
-    if (!note.empty()) fmt::print(stderr, "{}\n", note);
+    if (!note.empty()) print_note(note);
   return chosen;
 }
 

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "engine/cli.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/json.h"
@@ -145,7 +146,7 @@ void print_plan(const PlanOptions& options, const MemoryPlanner& planner, const 
       {"fits", fits},
       {"largest_micro_batch", fitting}};
   print_lines(json, "");
-  std::fflush(stdout);
+  require_printed();
   if (options.json) write_file(*options.json, json.dump(2) + "\n");
   if (fits) return;
   throw memory_refusal(planner, plan, asked, fitting, room);

@@ -53,7 +53,7 @@ void add_rank_options(CLI::App& app, RankOptions& o) {
 
 int on_ranks(const RankOptions& options, bool on_cpu, const std::function<int(Comm& comm, const World& world)>& body) {
   const World world = find_world(options, [](const char* name) -> const char* { return std::getenv(name); });
-  if (!world.note.empty()) fmt::print(stderr, "{}\n", world.note);
+  if (!world.note.empty()) print_note(world.note);
   const std::unique_ptr<Comm> comm = join(world, on_cpu);
   if (!comm->leads()) silence();
   try {
@@ -63,7 +63,7 @@ int on_ranks(const RankOptions& options, bool on_cpu, const std::function<int(Co
     return code;
   } catch (const AgreedRefusal& refusal) {
     // Said before any rank ends: the launcher then ends the others, whatever they are about to say.
-    if (refusal.tell) fmt::print(stderr, "error: {}\n", escaped(refusal.error.what(), 16384));
+    if (refusal.tell) print_note("error: " + escaped(refusal.error.what(), 16384));
     comm->close();
     return static_cast<int>(refusal.error.code());
   }

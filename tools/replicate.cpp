@@ -59,6 +59,15 @@ void make_folders(const fs::path& out) {
     throw Error(Exit::preflight, "--out " + escaped(out.string(), 4096), "cannot be written", "choose another folder");
 }
 
+// What cannot be looked into may hold all that was done.
+void require_seen(const fs::path& out) {
+  std::error_code failed;
+  const fs::directory_iterator state(out / "state", failed);
+  if (failed && (failed != std::errc::no_such_file_or_directory || is_there(out / "state")))
+    throw Error(Exit::preflight, "--out " + escaped(out.string(), 4096), "could not look into it: " + failed.message(),
+                "choose another folder");
+}
+
 void tell_tables(const ReplicaTable& table, const fs::path& out, const ReplicateCommand& command) {
   write_tables(table, out, command.times);
   say(fmt::format("written {}", escaped((out / "table.md").string(), 4096)));
@@ -85,6 +94,7 @@ int replicate(ReplicateCommand& command) {
   const fs::path out = fs::absolute(command.out.empty() ? fs::path("runs") / table.name : fs::path(command.out)).lexically_normal();
   if (::chdir(table.folder.c_str()) != 0) throw Error(Exit::usage, escaped(table.folder.string(), 4096), "is no folder to work in");
   command.run.keep_all = command.keep == "all";
+  require_seen(out);
   const std::vector<Work> works = works_of(table, selection_of(command, table), out);
   if (command.status) return print_status(table, works, out);
   if (command.dry_run) return print_commands(works, out, command.run);
@@ -122,7 +132,7 @@ int main(int argc, char** argv) {
   app.add_option("--retries", c.run.retries, "How often a run that failed is tried again")
       ->check(CLI::Range(0, 100))
       ->capture_default_str();
-  app.add_option("--budget-hours", c.run.budget_hours, "Stop after so many hours, with checkpoints; exit 75")->check(CLI::PositiveNumber);
+  app.add_option("--budget-hours", c.run.budget_hours, "Stop after so many hours, with checkpoints; exit 75")->check(above_zero());
   app.add_option("--keep", c.keep, "Checkpoints of a run that is evaluated: best or all")
       ->check(CLI::IsMember({"best", "all"}))
       ->capture_default_str();
@@ -130,7 +140,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}))
       ->capture_default_str();
   app.add_flag("--plan", c.plan, "Print runs, hours, disk and end, and do nothing");
-  app.add_option("--rate", c.rate, "TFLOP/s that a run reaches, for --plan")->check(CLI::PositiveNumber);
+  app.add_option("--rate", c.rate, "TFLOP/s that a run reaches, for --plan")->check(above_zero());
   app.add_flag("--dry-run", c.dry_run, "Print the command of every run that is not done");
   app.add_flag("--status", c.status, "Print what is done, running and failed; from any shell");
   app.add_flag("--times", c.times, "Put milliseconds into the tables, which differ between equal runs");

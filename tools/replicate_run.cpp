@@ -120,6 +120,7 @@ class Runner {
     }
     tell_left();
     if (stopping_ && done_ < works_.size()) return static_cast<int>(Exit::stopped);
+    if (first_failure_ != 0) print_note("error: " + first_reason_);
     return first_failure_;
   }
 
@@ -222,7 +223,8 @@ class Runner {
     write_state(out_, work, item.state);
     const bool again = !final && item.tries <= options_.retries && !stopping_;
     item.stage = again ? Stage::open : Stage::failed;
-    if (!again && first_failure_ == 0) first_failure_ = code;
+    if (!again && first_failure_ == 0)
+      first_failure_ = code, first_reason_ = fmt::format("{}: {}; log: {}", work.id, reason, escaped(work.log.string(), 4096));
     say(fmt::format("[{}/{}] {} failed ({}): {}; log: {}{}", done_, works_.size(), work.id, code, reason, escaped(work.log.string(), 4096),
                     again ? "; tried again" : ""));
   }
@@ -244,6 +246,7 @@ class Runner {
   std::vector<Item> items_;
   std::size_t done_ = 0;
   int first_failure_ = 0;
+  std::string first_reason_;
   bool stopping_ = false;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };

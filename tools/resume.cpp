@@ -84,6 +84,10 @@ Continued go_on(const fs::path& out, const Checkpoint& checkpoint, const RunConf
     complete(c.state, c.before);
   }
   TrainingState& state = c.state;
+  if (state.step != checkpoint.manifest.step)
+    throw Error(Exit::data, shown(checkpoint.path),
+                fmt::format("is that of step {}, and its state.json says {}", checkpoint.manifest.step, state.step),
+                "use another checkpoint");
   if (state.max_steps != config.train.max_steps)
     c.length.push_back(fmt::format("train.max_steps: {} -> {}", state.max_steps, config.train.max_steps));
   if (state.epochs != config.train.epochs) c.length.push_back(fmt::format("train.epochs: {} -> {}", state.epochs, config.train.epochs));

@@ -13,6 +13,7 @@
 #include "models/alarms.h"
 #include "models/flops.h"
 #include "models/footprint.h"
+#include "models/peft_config.h"
 #include "models/run_folder.h"
 #include "models/starts.h"
 #include "models/text.h"
@@ -56,7 +57,7 @@ RunData read_data(const TextModel& text, const RunConfig& config, bool tell) {
   RunData data;
   static_cast<TrainSamples&>(data) = read_train_samples(text, config);
   if (!data.samples.empty())
-    if (const std::string note = require_traces(config, data.files, data.samples); !note.empty() && tell) fmt::print(stderr, "{}\n", note);
+    if (const std::string note = require_traces(config, data.files, data.samples); !note.empty() && tell) print_note(note);
   for (const FileFacts& f : data.files) data.digests.push_back({"data.train", f.sha256, name_of(f.format)});
   require_samples(config, text.shape, config.data.train[0].path, data.samples, data.dropped);
   if (!config.data.valid.empty()) {
@@ -128,7 +129,7 @@ class Run {
     if (before) require_contents_there(config_);
     text_ = open_text_model(config_.model.path);
     text_.shape.require_for_training(config_.model.dropout);
-    if (!text_.note.empty() && comm_.leads()) fmt::print(stderr, "{}\n", text_.note);
+    if (!text_.note.empty() && comm_.leads()) print_note(text_.note);
     data_ = read_data(text_, config_, comm_.leads());
     require_work_for_all();
     if (before) tell_resumption(*before);
@@ -184,6 +185,12 @@ class Run {
     if (steps < state.step)
       throw Error(Exit::usage, escaped(out_.string(), 4096), fmt::format("has done {} steps, and is to end after {}", state.step, steps),
                   "give more train.max_steps or train.epochs");
+    const auto rows = static_cast<int64_t>(data_.samples.size()), per_epoch = (rows + config_.train.batch - 1) / config_.train.batch;
+    if (state.epoch != state.step / per_epoch || state.cursor != state.step % per_epoch * config_.train.batch ||
+        state.samples != state.epoch * rows + state.cursor)
+      throw Error(Exit::data, escaped(out_.string(), 4096),
+                  fmt::format("its checkpoint of step {} has other counts of epochs and samples than {} rows give", state.step, rows),
+                  "use another checkpoint");
     say(fmt::format("resuming {} from step {} of {}", escaped(out_.string(), 4096), state.step, steps));
     if (steps != state.total_steps)
       say(fmt::format("extended: {} -> {} steps; from step {} on the learning rate is that of {} steps", state.total_steps, steps,
@@ -362,6 +369,10 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
   if (command.plan_options.json) require_writable("--json", *command.plan_options.json);
   const TextModel text = open_text_model(config.model.path);
   text.shape.require_for_training(config.model.dropout);
+  if (const std::string& adapter = config.model.adapter; !adapter.empty()) {
+    if (config.train.trainable == Trainable::all) (void)ModelConfig::load(adapter);
+    else check_peft_config(config, text.shape, (fs::path(adapter) / "adapter_config.json").string());
+  }
   const RunData data = read_data(text, config, true);
   require_token_init(config);
   say(parameter_table(config, text) + run_summary(config, text.shape, data.samples, data.dropped));
@@ -378,7 +389,7 @@ std::unique_ptr<Ops> make_planned_ops(const TrainCommand& command, int local_ran
     return make_ops(command.device, local_rank);
   } catch (const Error& e) {
     if (e.code() != Exit::preflight) throw;
-    fmt::print(stderr, "{}: planned with the temporaries of the cpu backend\n", e.what());
+    print_note(std::string(e.what()) + ": planned with the temporaries of the cpu backend");
   }
   DeviceOptions here = command.device;
   here.device = "cpu";
@@ -423,7 +434,6 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
 int train(const TrainCommand& given) {
   TrainCommand command = given;
   command.resume = command.resume || command.extend;
-  if (command.out && command.out->empty()) throw Error(Exit::usage, "--out", "is empty", "name a folder");
   return on_ranks(command.ranks, command.device.device != "cuda",
                   [&](Comm& comm, const World& world) { return train_on_rank(command, comm, world); });
 }

@@ -195,11 +195,14 @@ void require_writable(const std::string& option, const std::string& path) {
   require_outside_checkpoints(option, path);
   struct stat status;
   const bool there = ::stat(path.c_str(), &status) == 0, beside = !there || S_ISREG(status.st_mode);
+  // The probe's name may be shorter than the file's.
+  const bool possible = (there || errno == ENOENT) && path.find('\0') == std::string::npos;
   std::error_code ignored;
   const fs::path resolved = there ? fs::canonical(path, ignored) : fs::path(path);
   const std::string probe = beside ? part_beside(resolved).string() : path;
-  const int descriptor = ::open(probe.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | (beside ? O_CREAT | O_EXCL : 0), 0666);
-  if (descriptor < 0 || path.find('\0') != std::string::npos)
+  const int flags = O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | (beside ? O_CREAT | O_EXCL : 0);
+  const int descriptor = possible ? ::open(probe.c_str(), flags, 0666) : -1;
+  if (descriptor < 0)
     throw Error(Exit::preflight, option + " " + escaped(path, 4096), "cannot be written to",
                 "name a file in a folder that exists and can be written to");
   ::close(descriptor);

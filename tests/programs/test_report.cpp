@@ -66,6 +66,26 @@ TEST_CASE("a probe holds the latents' words in every pass, similarities and kept
   CHECK(run("kava_inspect probe " + tiny.dir.string() + " --data " + (tiny.folder / "none") + " --out " + out).code == 4);
 }
 
+TEST_CASE("a probe leaves out questions that are too long to decode, and counts them") {
+  const TempFolder folder;
+  const std::string golden = source_dir() + "/tests/golden/", out = folder / "run", probe = folder / "probe.safetensors";
+  REQUIRE(
+      run_command("kava_train '" + golden + "cases/full_cot.toml' --set train.max_steps=1 --set data.max_tokens=10000 --out '" + out + "'")
+          .code == 0);
+  std::string ids = "1";
+  for (int i = 0; i < 4200; ++i) ids += ", 2";
+  overwrite(folder / "rows.jsonl", R"({"question": [1, 2], "trace": [3, 4], "answer": [7, 8, 2], "prompt": 1})"
+                                   "\n{\"question\": [" +
+                                       ids +
+                                       R"(], "trace": [3, 4], "answer": [7, 8, 2], "prompt": 1})"
+                                       "\n");
+  const Ended made = run_command("kava_inspect probe '" + out + "' --data '" + folder / "rows.jsonl" + "' --out '" + probe + "'");
+  INFO(made.err);
+  CHECK(made.code == 0);
+  CHECK_THAT(made.err, ContainsSubstring("1 of the rows are left out"));
+  CHECK_THAT(made.out, ContainsSubstring("1 questions"));
+}
+
 TEST_CASE("a page of a run has its figures, needs nothing from elsewhere, and stays small") {
   const TextRun tiny;
   write_metrics(tiny.dir, 10'000);

@@ -200,6 +200,43 @@ TEST_CASE("a run of the version before goes on, and without its configuration is
   CHECK_FALSE(load_training_state(p.root / "run/last").older);
 }
 
+TEST_CASE("a checkpoint whose counts contradict each other is none to go on from") {
+  Project p;
+  REQUIRE(p.train("c.toml --out run").code == 0);
+  p.cut_back("run");
+  fs::rename(p.root / "run/checkpoints/step_4", p.root / "whole");
+  const Json state = read_json((p.root / "whole/state.json").string());
+  const auto resumed = [&](const char* key, const Json& value) {
+    Json other = state;
+    other[key] = value;
+    write_checkpoint(p.root / "run", 4, read_manifest(p.root / "whole").config_hash, [&](FolderWriter& out) {
+      for (const ManifestFile& file : read_manifest(p.root / "whole").files)
+        out.write_file(file.name, file.name == "state.json" ? other.dump() : p.bytes("whole/" + file.name));
+    });
+    fs::remove_all(p.root / "copy");
+    fs::copy(p.root / "run", p.root / "copy", fs::copy_options::recursive | fs::copy_options::copy_symlinks);
+    return p.train("c.toml --out copy --resume");
+  };
+  const std::pair<const char*, Json> wrong[] = {{"moment_updates", std::int64_t{1} << 31},
+                                                {"moment_updates", 5},
+                                                {"updates", 5},
+                                                {"skipped_in_row", 1},
+                                                {"cursor", std::int64_t{1} << 32},
+                                                {"cursor", 0},
+                                                {"epoch", 7},
+                                                {"samples", 1000},
+                                                {"step", 3},
+                                                {"step", 5},
+                                                {"step", 0},
+                                                {"total_steps", 0},
+                                                {"validated_step", 5}};
+  for (const auto& [key, value] : wrong) {
+    INFO(key << " = " << value.dump());
+    check(resumed(key, value), 4, "use another checkpoint");
+  }
+  check(resumed("step", 4), 0, "from step 4 of 6");
+}
+
 TEST_CASE("a leading ~ is the home folder wherever the shell leaves it") {
   Project p;
   const std::string home = "env HOME='" + p.root.string() + "' '" + bin_dir() + "'/kava_train ";

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "engine/cli.h"
 #include "engine/device/cuda/lt_plans.h"
 #include "engine/device/library_search.h"
 #include "engine/error.h"
@@ -140,7 +141,7 @@ struct MatmulLt::State {
     std::memcpy(plan.algorithm.data(), &algorithm, sizeof algorithm), plan.workspace = static_cast<int64_t>(result.workspaceSize);
     std::string note;
     plans->add(key, plan, note);
-    if (!note.empty()) fmt::print(stderr, "{}\n", note);
+    if (!note.empty()) print_note(note);
     return true;
   }
 };

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "engine/cli.h"
 namespace kava {
 
 CudaOps::CudaOps(int device, bool dry) : Ops(dry), device_(device) {
@@ -14,7 +15,7 @@ CudaOps::CudaOps(int device, bool dry) : Ops(dry), device_(device) {
     why = "cuBLASLt's products are not the own kernels': they make all products";
     lt_.reset();
   }
-  if (!lt_ && !gpu_is_emulated()) fmt::print(stderr, "{}: {}\n", name(), why);
+  if (!lt_ && !gpu_is_emulated()) print_note(name() + ": " + why);
 }
 CudaOps::~CudaOps() {
   if (factors_) runtime_->release(factors_);
