@@ -86,15 +86,6 @@ Json with_results(Json document, Json results) {
   return document;
 }
 
-// Told before anything is written: a command that could not print its results leaves none.
-void tell_results(const EvalCommand& command, const std::vector<std::pair<std::string, EvalResult>>& results, const Json& documents,
-                  const std::vector<fs::path>& paths) {
-  print_results(results, documents);
-  if (command.out) fmt::print("written {}\n", escaped(*command.out, 4096));
-  for (const fs::path& path : paths) fmt::print("written {}\n", escaped(path.string(), 4096));
-  require_printed();
-}
-
 void write_results(const EvalCommand& command, const OpenedModel& opened, const Json& head, const std::vector<fs::path>& paths,
                    const Json& documents) {
   if (command.out) {
@@ -104,8 +95,12 @@ void write_results(const EvalCommand& command, const OpenedModel& opened, const 
     const Json document = with_results(head, documents);
     if (own) write_result(*command.out, document, command.force);
     else write_file(*command.out, document.dump(1) + "\n");
+    fmt::print("written {}\n", escaped(*command.out, 4096));
   }
-  for (std::size_t i = 0; i < paths.size(); ++i) write_result(paths[i], with_results(head, Json::array({documents[i]})), command.force);
+  for (std::size_t i = 0; i < paths.size(); ++i) {
+    write_result(paths[i], with_results(head, Json::array({documents[i]})), command.force);
+    fmt::print("written {}\n", escaped(paths[i].string(), 4096));
+  }
 }
 
 // The results as another program's files.
@@ -337,7 +332,7 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
     results.emplace_back(escaped(fs::path(file.path).filename().string(), 60), std::move(result));
   }
   if (!comm.leads()) return 0;
-  tell_results(command, results, documents, p.paths);
+  print_results(results, documents);
   write_results(command, opened, p.head, p.paths, documents);
   log_samples(command, opened, p.head, results);
   for (PartialResult& partial : partials) partial.remove();

@@ -185,12 +185,6 @@ class Run {
     if (steps < state.step)
       throw Error(Exit::usage, escaped(out_.string(), 4096), fmt::format("has done {} steps, and is to end after {}", state.step, steps),
                   "give more train.max_steps or train.epochs");
-    const auto rows = static_cast<int64_t>(data_.samples.size()), per_epoch = (rows + config_.train.batch - 1) / config_.train.batch;
-    if (state.epoch != state.step / per_epoch || state.cursor != state.step % per_epoch * config_.train.batch ||
-        state.samples != state.epoch * rows + state.cursor)
-      throw Error(Exit::data, escaped(out_.string(), 4096),
-                  fmt::format("its checkpoint of step {} has other counts of epochs and samples than {} rows give", state.step, rows),
-                  "use another checkpoint");
     say(fmt::format("resuming {} from step {} of {}", escaped(out_.string(), 4096), state.step, steps));
     if (steps != state.total_steps)
       say(fmt::format("extended: {} -> {} steps; from step {} on the learning rate is that of {} steps", state.total_steps, steps,
@@ -202,11 +196,22 @@ class Run {
       say(fmt::format("device      {}, and {} before: the bytes are not those of a run on one of them", ops_->name(), state.device));
   }
 
+  // Epoch and samples follow from the step.
+  void require_same_counts(const TrainingState& state) const {
+    const auto rows = static_cast<int64_t>(data_.samples.size()), per_epoch = (rows + config_.train.batch - 1) / config_.train.batch;
+    if (state.epoch != state.step / per_epoch || state.cursor != state.step % per_epoch * config_.train.batch ||
+        state.samples != state.epoch * rows + state.cursor)
+      throw Error(Exit::data, escaped(out_.string(), 4096),
+                  fmt::format("its checkpoint of step {} has other counts of epochs and samples than {} rows give", state.step, rows),
+                  "use another checkpoint");
+  }
+
   // What the run reads is, wherever it lies now, what it was at its start.
   void take_contents(TrainingState& state, bool resumed) {
     const FileDigests model = model_digests(text_, config_.model.init), adapter = folder_digests(config_.model.adapter);
     if (resumed) {
       require_same_data(config_, state.data, data_.digests);
+      require_same_counts(state);
       if (!state.older) {
         require_same_files("model.path", config_.model.path, state.model, model, "name it with --set model.path=DIR");
         // Where the adapter is gone its values are in the checkpoint.

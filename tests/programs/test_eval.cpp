@@ -441,7 +441,7 @@ TEST_CASE("kava_eval refuses what it cannot do before the work") {
                                                  {" --data " + data + " --threads ''", 2},
                                                  {" --data " + data + " --method ''", 2},
                                                  {" --data " + data + " --out ''", 2},
-                                                 {" --data ''", 4},
+                                                 {" --data ''", 2},
                                                  {"", 2},
                                                  {" --data /nowhere.txt", 4}};
   for (const auto& [arguments, code] : refused) {
