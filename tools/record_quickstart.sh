@@ -72,7 +72,7 @@ env -u COLUMNS TERM=xterm script -qec "stty cols 100; $command" "$record"
     "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$load" "$commit" "$(date -u +%Y-%m-%d)"
   printf 'terminal of 100 columns shows at the end, where lines that moved stand as they were last. Made by `tools/record_quickstart.sh`.\n\n'
   printf '```\n'
-  render "$record"
+  render "$record" | sed "s|$PWD/||g"  # wherever the clone lies
   printf '```\n'
 } >docs/results/quickstart/README.md.part
 mv docs/results/quickstart/README.md.part docs/results/quickstart/README.md
