@@ -76,8 +76,7 @@ void dispatch_aligned(bool aligned, F&& f) {
 // ---- maps over all chunks of a matrix
 
 constexpr int kMapThreads = 256, kMapLoads = 4;
-constexpr int64_t kLongestRow = int64_t{1} << 30;  // columns are int; longer rows come in pieces
-constexpr int kMapBlocks = 2;                      // per SM at least; without a number ptxas spills for occupancy
+constexpr int kMapBlocks = 2;  // per SM at least; without a number ptxas spills for occupancy
 
 /// Chunks that a thread loads before it stores the first: kMapLoads, or Map::kLoads where a map's arithmetic needs more registers than that
 /// leaves.

@@ -13,6 +13,9 @@ struct CUstream_st;
 
 namespace kava {
 
+/// The most columns of a matrix that kernels take, which count them by int; longer rows come in pieces.
+constexpr int64_t kLongestRow = int64_t{1} << 30;
+
 using Stream = CUstream_st*;
 
 /// Row r of a matrix begins at data + r * stride. A null pointer stands for "not there".

@@ -21,6 +21,7 @@
 #include "engine/error.h"
 #include "tests/folders.h"
 #include "tests/ports.h"
+#include "tests/rank_rounds.h"
 #include "tests/run_snapshot.h"
 
 namespace {
@@ -32,10 +33,7 @@ using Clock = std::chrono::steady_clock;
 constexpr double kCommTimeout = 8;  // seconds: longer than a busy machine takes to end a job
 constexpr double kEnd = 30;         // seconds after a failure in which all must have ended
 
-struct Options {
-  int rounds = 10;
-  unsigned seed = 0;
-  fs::path bin = "build/cpu/bin";
+struct Options : RoundOptions {
   bool tcp = false;
 };
 
@@ -43,7 +41,6 @@ enum class Failure { kill_rank, stop_rank, full_disk, ask_to_stop, end_launcher,
 constexpr const char* kNames[] = {"a rank is killed",    "a rank is stopped",     "the disk is full",
                                   "a stop is asked for", "the launcher is ended", "the launcher is killed"};
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 void sleep_ms(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 
 // What can be read of it: a process may end meanwhile.
@@ -283,23 +280,6 @@ class Harness {
   int failures_ = 0, lost_ = 0, different_ = 0, wrong_ = 0;
 };
 
-Options parse(int argc, char** argv) {
-  Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    const bool more = i + 1 < argc;
-    if (name == "--rounds" && more) options.rounds = std::atoi(argv[++i]);
-    else if (name == "--seed" && more) options.seed = static_cast<unsigned>(std::atoi(argv[++i]));
-    else if (name == "--bin" && more) options.bin = argv[++i];
-    else if (name == "--transport" && more) options.tcp = std::string(argv[++i]) == "tcp";
-    else
-      throw Error(Exit::usage, "rank_failures", "unknown argument " + escaped(name),
-                  "rank_failures --rounds N [--bin DIR] [--transport mpi|tcp] [--seed S]");
-  }
-  options.bin = fs::absolute(options.bin);
-  return options;
-}
-
 std::string missing(const Options& options) {
   const char* module = options.tcp ? "libkava_cuda.so" : "libkava_mpi.so";
   for (const char* name : {"kava_train", module})
@@ -312,7 +292,13 @@ std::string missing(const Options& options) {
 
 int main(int argc, char** argv) {
   try {
-    const Options options = parse(argc, argv);
+    Options options;
+    static_cast<RoundOptions&>(options) =
+        round_options(argc, argv, "build/cpu/bin", "rank_failures --rounds N [--bin DIR] [--transport mpi|tcp] [--seed S]",
+                      [&](const std::string& name, const std::string& value) {
+                        options.tcp = value == "tcp";
+                        return name == "--transport";
+                      });
     if (const std::string what = missing(options); !what.empty()) {
       fmt::print("skipped: {}\n", what);
       return 4;

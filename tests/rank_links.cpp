@@ -30,6 +30,7 @@
 
 #include "engine/error.h"
 #include "tests/folders.h"
+#include "tests/rank_rounds.h"
 #include "tests/run_snapshot.h"
 
 namespace {
@@ -42,17 +43,9 @@ constexpr int kMostRanks = 3, kSteps = 6;
 constexpr double kCommTimeout = 15;  // seconds: longer than packets are ever late
 constexpr double kEnd = 30;          // seconds on top of it in which all must have ended
 
-struct Options {
-  int rounds = 10;
-  unsigned seed = 0;
-  fs::path bin = "build/emulated/bin";
-};
-
 struct Skip {
   std::string why;
 };
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 std::string text_of(const fs::path& path) { return fs::exists(path) ? read_file(path.string(), std::size_t{1} << 24) : ""; }
 
@@ -188,7 +181,7 @@ constexpr const char* kNames[] = {"a link is cut", "packets come late", "packets
 
 class Harness {
  public:
-  explicit Harness(const Options& options) : options_(options), random_(options.seed), config_(work_ / "c.toml") {
+  explicit Harness(const RoundOptions& options) : options_(options), random_(options.seed), config_(work_ / "c.toml") {
     overwrite(config_,
               fmt::format("[model]\npath = \"{0}/models/llama\"\ndtype = \"f32\"\n[data]\ntrain = [\"{0}/data/rows.jsonl\"]\n[train]\n"
                           "batch = 3\nmicro_batch = 1\nmax_steps = {1}\nlr = 0.01\ncheckpoint_every = 2\nkeep_checkpoints = 1\n"
@@ -324,7 +317,7 @@ class Harness {
     return true;
   }
 
-  const Options options_;
+  const RoundOptions options_;
   std::mt19937 random_;
   const TempFolder work_;
   const std::string config_;
@@ -332,20 +325,6 @@ class Harness {
   std::map<std::pair<int, bool>, std::map<std::string, std::string>> whole_;
   int wrong_ = 0;
 };
-
-Options parse(int argc, char** argv) {
-  Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    const bool more = i + 1 < argc;
-    if (name == "--rounds" && more) options.rounds = std::atoi(argv[++i]);
-    else if (name == "--seed" && more) options.seed = static_cast<unsigned>(std::atoi(argv[++i]));
-    else if (name == "--bin" && more) options.bin = argv[++i];
-    else throw Error(Exit::usage, "rank_links", "unknown argument " + escaped(name), "rank_links [--rounds N] [--bin DIR] [--seed S]");
-  }
-  options.bin = fs::absolute(options.bin);
-  return options;
-}
 
 // Root of a namespace of this process's own, where it is not root anyway.
 void become_root() {
@@ -361,7 +340,7 @@ void become_root() {
 
 int main(int argc, char** argv) {
   try {
-    const Options options = parse(argc, argv);
+    const RoundOptions options = round_options(argc, argv, "build/emulated/bin", "rank_links [--rounds N] [--bin DIR] [--seed S]");
     for (const char* name : {"kava_train", "libkava_cuda.so", "libkava_nccl.so"})
       if (!fs::exists(options.bin / name)) throw Skip{(options.bin / name).string() + " is not there"};
     become_root();

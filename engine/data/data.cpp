@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "engine/data/layout.h"
+#include "engine/data/json_rows.h"
 #include "engine/data/malformed.h"
 #include "engine/data/row_forms.h"
 #include "engine/files/files.h"
@@ -13,8 +13,6 @@
 namespace kava {
 
 namespace {
-
-constexpr std::string_view kSpace = " \t\n\v\f\r";
 
 // What people hand over in place of a data file.
 void refuse_other_files(std::string_view text, const std::string& file) {

@@ -11,8 +11,6 @@ namespace kava {
 
 namespace {
 
-constexpr std::string_view kSpace = " \t\n\v\f\r";
-
 using Names = std::span<const std::string_view>;
 
 // Keys as `plain` writes them; of several in a row the first of the list counts.

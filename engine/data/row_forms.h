@@ -11,6 +11,7 @@
 namespace kava {
 
 constexpr std::size_t kLargestDataFile = std::size_t{4} << 30;  // bytes
+constexpr std::string_view kSpace = " \t\n\v\f\r";
 
 /// Where a row stands, and how a fault in it is reported.
 struct RowPlace {

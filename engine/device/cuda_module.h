@@ -31,8 +31,8 @@ std::unique_ptr<Ops> make_dry_cuda_ops();
 int64_t free_memory(const Ops& ops);
 
 /// What sums tensors among the ranks' devices by NCCL, its log in this folder; nothing where tensors go through the host, with the reason
-/// in `why` where the backend has devices. Every rank calls it. Error(code usage) where their backends differ, (code
-/// comm) where NCCL does not work.
+/// in `why` where the backend has devices. Every rank calls it. Error(code usage) where their
+/// backends differ, (code comm) where NCCL does not work.
 std::unique_ptr<DeviceLink> link_devices(Comm& comm, Ops& ops, const std::string& log_folder, std::string& why);
 
 /// What the module exports, as kava_cuda_module.

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "engine/cli.h"
+
 namespace kava {
 
 CudaOps::CudaOps(int device, bool dry) : Ops(dry), device_(device) {

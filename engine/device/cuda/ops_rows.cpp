@@ -14,8 +14,7 @@ void on_two(const Tensor& y, const Tensor& x, F&& f) {
 /// f(begin, end) for pieces of a tensor's columns that the kernels take: buffers of a whole model are one long row.
 template <class F>
 void in_pieces(const Tensor& y, F&& f) {
-  constexpr int64_t kPiece = int64_t{1} << 30;
-  for (int64_t begin = 0; begin < y.cols; begin += kPiece) f(begin, std::min(y.cols, begin + kPiece));
+  for (int64_t begin = 0; begin < y.cols; begin += kLongestRow) f(begin, std::min(y.cols, begin + kLongestRow));
 }
 template <class T>
 void fill_pieces(Stream stream, const Tensor& y, T value) {

@@ -1,4 +1,4 @@
-#include "engine/data/layout.h"
+#include "engine/data/json_rows.h"
 
 #include <algorithm>
 #include <vector>
@@ -6,8 +6,6 @@
 namespace kava {
 
 namespace {
-
-constexpr std::string_view kSpace = " \t\n\v\f\r";
 
 // Goes over JSON text by its brackets and strings alone.
 class Cutter {
