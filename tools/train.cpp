@@ -401,6 +401,13 @@ std::unique_ptr<Ops> make_planned_ops(const TrainCommand& command, int local_ran
   return make_ops(here, local_rank);
 }
 
+// A single step may be looked at without a loss.
+void require_loss(const RunConfig& c) {
+  if (c.loss.student == 0 && c.loss.teacher == 0 && c.kv.weight == 0 && c.codi.weight == 0)
+    throw Error(Exit::usage, "loss.student, loss.teacher, kv.weight, codi.weight", "all are 0, so that nothing would be trained",
+                "give one of them a weight");
+}
+
 int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
   RunConfig config;
   fs::path out;
@@ -409,6 +416,7 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
     const std::optional<fs::path> run = run_named(command);
     config = run ? load_run_config(command.config, command.sets) : load_config(command.config, command.sets);
     require_for_training(config, command.config);
+    require_loss(config);
     out = run ? *run : command.out ? fs::path(*command.out) : fs::path("runs") / fs::path(command.config).stem();
     ops = make_planned_ops(command, world.local_rank);
     if (!command.plan) require_out_is_no_input(out, command.config, config, command.resume);

@@ -347,12 +347,6 @@ void check_together(const RunConfig& config, const Origins& given, const std::st
   if (config.train.trainable == Trainable::lora && config.lora.targets.empty())
     refuse(where("lora.targets"), "lora.targets is empty and train.trainable is \"lora\": nothing would be trained",
            fmt::format("name some of {}", fmt::join(lora_linears(), ", ")));
-  if (config.loss.student == 0 && config.loss.teacher == 0 && config.kv.weight == 0 && config.codi.weight == 0) {
-    const auto keys = {"loss.student", "loss.teacher", "kv.weight", "codi.weight"};
-    const auto* key = std::ranges::find_if(keys, [&](const char* k) { return given.contains(k); });
-    refuse(key == keys.end() ? path : where(*key), fmt::format("{} are all 0: nothing would be trained", fmt::join(keys, ", ")),
-           "give one of them a weight");
-  }
 }
 
 // The architecture of the model's folder; nullptr where that cannot be told, which is said when the folder is opened.
