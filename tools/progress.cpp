@@ -20,9 +20,6 @@ std::string bar_text(int64_t step, int64_t total) {
   return fmt::format("[{}]", bar);
 }
 
-// Three digits or more, never an exponent.
-std::string rate_text(double rate) { return rate < 100 ? fmt::format("{:.3g}", rate) : thousands(std::llround(rate)); }
-
 }  // namespace
 
 MatrixRate::MatrixRate(Ops& ops, DType storage, double run_flops)

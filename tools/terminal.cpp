@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdlib>
 #include <string_view>
 
@@ -34,6 +35,8 @@ std::string thousands(std::int64_t n) {
   for (std::size_t at = digits.size(), first = n < 0 ? 1 : 0; at > first + 3;) digits.insert(at -= 3, ",");
   return digits;
 }
+
+std::string rate_text(double rate) { return rate < 100 ? fmt::format("{:.3g}", rate) : thousands(std::llround(rate)); }
 
 std::string duration_text(double seconds) {
   const auto s = static_cast<std::int64_t>(std::clamp(seconds, 0.0, 1e12));
@@ -103,7 +106,7 @@ void WorkLine::at(std::int64_t done, std::int64_t total, const Fields& more) {
   fields.insert(fields.end(), more.begin(), more.end());
   if (done > 0) {
     fields.push_back("ETA " + duration_text(each * static_cast<double>(total - done)));
-    fields.push_back(fmt::format("{:.3g} {}/s", 1 / std::max(each, 1e-9), what_));
+    fields.push_back(rate_text(1 / std::max(each, 1e-9)) + " " + what_ + "/s");
   }
   if (lines_.moves()) return lines_.draw({fields}, done == total);
   printed_ = Clock::now();

@@ -10,6 +10,8 @@ namespace kava {
 
 /// 1,234,567
 std::string thousands(std::int64_t n);
+/// A rate with three digits or more, and no exponent from 1e-4 on.
+std::string rate_text(double rate);
 /// "1:02:03" or "2:03", from 0 on
 std::string duration_text(double seconds);
 

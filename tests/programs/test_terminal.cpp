@@ -63,6 +63,9 @@ TEST_CASE("a line drops whole fields from the right, and numbers have separators
   CHECK(thousands(1000) == "1,000");
   CHECK(thousands(-1234567) == "-1,234,567");
   CHECK(thousands(-123) == "-123");
+  CHECK(rate_text(1700.4) == "1,700");
+  CHECK(rate_text(99.94) == "99.9");
+  CHECK(rate_text(0.508) == "0.508");
   CHECK(duration_text(59.9) == "0:59");
   CHECK(duration_text(3600 * 13 + 45 * 60 + 12) == "13:45:12");
 }
