@@ -4,9 +4,9 @@
 
 namespace kava {
 
-/// On a terminal the lines are edited by libedit (Debian's libedit2, loaded where it is there): arrow keys, the lines before by up and down,
-/// searching them by Ctrl-R. Without that library, on a terminal that cannot move its cursor (TERM), and elsewhere lines are read as they
-/// come.
+/// On a terminal the lines are edited by libedit (Debian's libedit2, loaded where it is there): arrow keys, the lines before by up and
+/// down, searching them by Ctrl-R. Without that library, on a terminal that cannot move its cursor (TERM), and elsewhere lines are read as
+/// they come.
 class LineEditor {
  public:
   LineEditor();
