@@ -11,6 +11,10 @@ namespace kava {
 
 namespace {
 
+constexpr std::array kFirstControls{Control::zero, Control::shuffle, Control::boundaries};
+constexpr Control kLastControl = Control::mean;
+static_assert(1 + kFirstControls.size() == kFirstAnswers);
+
 // Keys (turned back) and values of all slots, summed over questions, by layer: [M, K*D].
 struct LatentMeans {
   std::vector<std::vector<double>> k, v;
@@ -78,13 +82,12 @@ class ControlBatch {
   }
 
   // Every question's answers: the intact one first if asked for, then one for each control.
-  std::vector<Controlled> run(const LatentMeans& means, bool intact, std::span<const int64_t> numbers) {
+  std::vector<DecodeResult> run(const LatentMeans& means, bool intact, std::span<const int64_t> numbers) {
     for (std::size_t c = 0; c < controls_.size(); ++c) replace(c, means);
     const Pass tails = add_tails();
     batch_.run_pass(tails);
     std::vector<DecodeBatch::Start> starts;
     std::vector<int32_t> gold_rows, targets;
-    std::vector<Controlled> out;
     int64_t row = tails.begin;
     for (std::size_t b = 0; b < questions_.size(); ++b) {
       const int64_t rows = 1 + count(questions_[b].answer);
@@ -101,11 +104,10 @@ class ControlBatch {
     std::size_t at = 0;
     for (std::size_t i = 0; i < answers.size(); ++i) {
       const Sample& s = questions_[static_cast<std::size_t>(starts[i].question)];
-      Controlled c{std::move(answers[i]), 0, count(s.answer) - s.prompt};
-      for (int64_t j = 0; j < c.gold_tokens; ++j) c.gold_nll += nll[at++];
-      out.push_back(std::move(c));
+      answers[i].gold_tokens = count(s.answer) - s.prompt;
+      for (int64_t j = 0; j < answers[i].gold_tokens; ++j) answers[i].gold_nll += nll[at++];
     }
-    return out;
+    return answers;
   }
 
  private:
@@ -255,50 +257,97 @@ Recipe without_latents(Recipe recipe) {
   return recipe;
 }
 
+// All questions under all controls.
+class ControlRun {
+ public:
+  ControlRun(Model& model, Arena& arena, std::span<const Sample> samples, const DecodeOptions& options, const ControlWork& work)
+      : model_(model),
+        arena_(arena),
+        options_(options),
+        work_(work),
+        decoding_(decoding_of(model.config, options)),
+        answers_(samples.size()) {
+    const Recipe& recipe = decoding_.recipe;
+    KAVA_CHECK(recipe.latents > 0 && options.sampling.greedy() && options.sampling.samples == 1, "controls of {} latents", recipe.latents);
+    std::size_t longest = 0;
+    for (const Sample& s : samples) {
+      questions_.push_back(without_trace(s, recipe, model.shape.position_limit()));
+      longest = std::max(longest, questions_.back().answer.size());
+    }
+    answer_rows_ = static_cast<int64_t>(kAllAnswers) * (static_cast<int64_t>(longest) + options.max_new_tokens) + 2 * recipe.latents;
+    for (const auto& [question, known] : work.known) answers_.at(question) = known;
+  }
+
+  // The first answers of every question and the means of all latents; then, with those, the last.
+  void part(bool first_part) {
+    const std::size_t due = first_part ? kFirstAnswers : kAllAnswers;
+    for (std::size_t first = 0; first < questions_.size();) {
+      ArenaScope scope(arena_);
+      std::size_t n = together(model_, decoding_.recipe, std::span(questions_).subspan(first), options_.batch, answer_rows_);
+      // What is known is run for its latents alone.
+      const bool known = answers_[first].size() >= due;
+      for (std::size_t i = 1; i < n; ++i)
+        if ((answers_[first + i].size() >= due) != known) n = i;
+      if (first_part || !known) run(first, n, first_part, known);
+      first += n;
+      const auto all = static_cast<double>(questions_.size()), through = static_cast<double>(first);
+      if (work_.progress) work_.progress(first_part ? 0.7 * through : 0.7 * all + 0.3 * through);
+    }
+  }
+
+  std::vector<ControlledQuestion> result() {
+    std::vector<ControlledQuestion> out(questions_.size());
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      out[i].intact = std::move(answers_[i][0]);
+      for (std::size_t c = 0; c < kFirstControls.size(); ++c)
+        out[i].controls[static_cast<std::size_t>(kFirstControls[c])] = std::move(answers_[i][1 + c]);
+      out[i].controls[static_cast<std::size_t>(kLastControl)] = std::move(answers_[i][kFirstAnswers]);
+    }
+    return out;
+  }
+
+ private:
+  void run(std::size_t first, std::size_t n, bool first_part, bool known) {
+    const bool latents_of_next = first_part && !known;
+    std::vector<Sample> given;
+    std::vector<int64_t> numbers;
+    for (std::size_t i = first; i < first + n; ++i)
+      given.push_back(latents_of_next ? questions_[i] : question_alone(questions_[i])), numbers.push_back(static_cast<int64_t>(i));
+    if (latents_of_next) given.push_back(question_alone(questions_[(first + n) % questions_.size()]));
+    std::vector<Control> controls;
+    if (!known && first_part) controls.assign(kFirstControls.begin(), kFirstControls.end());
+    if (!known && !first_part) controls = {kLastControl};
+    ControlBatch batch(model_, arena_, decoding_, first_part ? decoding_.recipe : without_latents(decoding_.recipe), given,
+                       std::span(questions_).subspan(first, n), std::move(controls), options_);
+    if (first_part) batch.add_to(means_);
+    if (known) return;
+    const std::vector<DecodeResult> found = batch.run(means_, first_part, numbers);
+    const std::size_t each = found.size() / n;
+    for (std::size_t i = 0; i < n; ++i) {
+      const auto of = std::span(found).subspan(i * each, each);
+      answers_[first + i].insert(answers_[first + i].end(), of.begin(), of.end());
+      if (work_.answered) work_.answered(first + i, of);
+    }
+  }
+
+  Model& model_;
+  Arena& arena_;
+  const DecodeOptions& options_;
+  const ControlWork& work_;
+  const Decoding decoding_;
+  std::vector<Sample> questions_;
+  int64_t answer_rows_ = 0;
+  std::vector<std::vector<DecodeResult>> answers_;  // in the order of ControlWork
+  LatentMeans means_;
+};
+
 }  // namespace
 
 std::vector<ControlledQuestion> decode_controls(Model& model, Arena& arena, std::span<const Sample> samples, const DecodeOptions& options,
-                                                const std::function<void(double done)>& progress) {
-  const Decoding decoding = decoding_of(model.config, options);
-  const Recipe& recipe = decoding.recipe;
-  KAVA_CHECK(recipe.latents > 0 && options.sampling.greedy() && options.sampling.samples == 1, "controls of {} latents", recipe.latents);
-  std::vector<Sample> whole;
-  for (const Sample& s : samples) whole.push_back(without_trace(s, recipe, model.shape.position_limit()));
-  const std::span<const Sample> questions(whole);
-  std::vector<ControlledQuestion> out(questions.size());
-  LatentMeans means;
-  const auto answer_rows = [&](std::span<const Sample> some) {
-    std::size_t longest = 0;
-    for (const Sample& s : some) longest = std::max(longest, s.answer.size());
-    return static_cast<int64_t>(kControls + 1) * (static_cast<int64_t>(longest) + options.max_new_tokens) + 2 * recipe.latents;
-  }(questions);
-  // Twice over the questions: a mean is known when all have been seen, and needs their latents no more.
-  for (const bool first_time : {true, false}) {
-    const std::vector<Control> controls =
-        first_time ? std::vector{Control::zero, Control::shuffle, Control::boundaries} : std::vector{Control::mean};
-    for (std::size_t first = 0; first < questions.size();) {
-      ArenaScope scope(arena);
-      const std::size_t n = together(model, recipe, questions.subspan(first), options.batch, answer_rows);
-      std::vector<Sample> given;
-      std::vector<int64_t> numbers;
-      for (std::size_t i = first; i < first + n; ++i)
-        given.push_back(first_time ? questions[i] : question_alone(questions[i])), numbers.push_back(static_cast<int64_t>(i));
-      if (first_time) given.push_back(question_alone(questions[(first + n) % questions.size()]));
-      ControlBatch batch(model, arena, decoding, first_time ? recipe : without_latents(recipe), given, questions.subspan(first, n),
-                         controls, options);
-      if (first_time) batch.add_to(means);
-      std::vector<Controlled> answers = batch.run(means, first_time, numbers);
-      std::size_t at = 0;
-      for (std::size_t i = first; i < first + n; ++i) {
-        if (first_time) out[i].intact = std::move(answers[at++]);
-        for (Control c : controls) out[i].controls[static_cast<std::size_t>(c)] = std::move(answers[at++]);
-      }
-      first += n;
-      if (progress)
-        progress((first_time ? 0.7 : 0.3) * static_cast<double>(first) + (first_time ? 0 : 0.7) * static_cast<double>(questions.size()));
-    }
-  }
-  return out;
+                                                const ControlWork& work) {
+  ControlRun run(model, arena, samples, options, work);
+  for (const bool first_part : {true, false}) run.part(first_part);
+  return run.result();
 }
 
 }  // namespace kava

@@ -7,6 +7,7 @@
 #pragma once
 #include <array>
 #include <functional>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -18,20 +19,26 @@ namespace kava {
 KAVA_CHOICE(Control, zero, mean, shuffle, boundaries)
 constexpr std::size_t kControls = 4;
 
-/// A question's answer, and the gold one under teacher forcing.
-struct Controlled {
-  DecodeResult answer;
-  double gold_nll = 0;      // sum over the gold answer's tokens, EOS among them, prompt not
-  int64_t gold_tokens = 0;  // of those; 0 where they end behind the model's last position, and are not run
-};
 struct ControlledQuestion {
-  Controlled intact;
-  std::array<Controlled, kControls> controls;  // by Control
+  DecodeResult intact;
+  std::array<DecodeResult, kControls> controls;  // by Control
 };
 
-/// Decodes all questions, whose answers are read, greedily, five times. The recipe has latents. `done` is told of the questions that are
-/// through with part of it, from 0 to 1 each. The same for any batch.
+/// Answers come in two parts: a mean is known when all questions have been seen.
+constexpr std::size_t kFirstAnswers = kControls, kAllAnswers = kControls + 1;
+
+struct ControlWork {
+  /// Told of the questions that are through with part of it, from 0 to 1 each.
+  std::function<void(double done)> progress;
+  /// By question: [intact, zero, shuffle, boundaries] or, behind them, mean too, from an interrupted call. They are not decoded again.
+  std::map<std::size_t, std::vector<DecodeResult>> known;
+  /// Told of what comes in that order: the first four of a question, later its last.
+  std::function<void(std::size_t question, std::span<const DecodeResult> answers)> answered;
+};
+
+/// Decodes all questions, whose answers are read, greedily, five times. The recipe has latents. The same for any batch, and for any part
+/// that is known.
 std::vector<ControlledQuestion> decode_controls(Model& model, Arena& arena, std::span<const Sample> samples, const DecodeOptions& options,
-                                                const std::function<void(double done)>& progress);
+                                                const ControlWork& work = {});
 
 }  // namespace kava

@@ -58,6 +58,9 @@ struct DecodeResult {
   // (everything given), and one for each generated token after the first, EOS included. merged: pass T and eot count as one.
   int64_t passes = 0, passes_merged = 0;
   LatentStates latents;  // if asked for, with latents
+  // Beside controls of the latents (models/controls.h): the gold answer under teacher forcing.
+  double gold_nll = 0;      // sum over the gold answer's tokens, EOS among them, prompt not
+  int64_t gold_tokens = 0;  // of those; 0 where they end behind the model's last position, and are not run
 };
 
 /// The longest question that is decoded, in tokens with bot, latents, eot and prompt: attention over it needs the square of that.

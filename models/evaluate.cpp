@@ -189,7 +189,12 @@ class Evaluation {
     wrong.correct.assign(result_.scorers.size(), false);
     for (std::size_t c = 0; c < kControls; ++c)
       result_.controls.push_back({static_cast<Control>(c), std::vector<EvalAnswer>(samples.size(), wrong), 0});
-    result_.timed = std::ssize(runnable);
+    ControlWork work;
+    for (std::size_t i = 0; i < runnable.size(); ++i)
+      if (const auto known = options_.known.find(runnable[i]); known != options_.known.end()) work.known[i] = known->second;
+    result_.timed = std::ssize(runnable) - std::ssize(work.known);
+    if (options_.answered)
+      work.answered = [&](std::size_t i, std::span<const DecodeResult> answers) { options_.answered(runnable[i], answers); };
     auto [questions, options] = decoding(samples, runnable);
     int64_t through = 0;
     const auto tell = [&] {
@@ -197,17 +202,17 @@ class Evaluation {
     };
     tell();
     options.on_token = now_and_then(tell);
-    const std::vector<ControlledQuestion> all =
-        decode_controls(model_, arena_, questions, options, [&](double done) { through = static_cast<int64_t>(done), tell(); });
+    work.progress = [&](double done) { through = static_cast<int64_t>(done), tell(); };
+    const std::vector<ControlledQuestion> all = decode_controls(model_, arena_, questions, options, work);
     int64_t tokens = 0;
     for (std::size_t i = 0; i < runnable.size(); ++i) {
       const std::size_t row = runnable[i];
-      judge(row, samples[row], std::span(&all[i].intact.answer, 1));
+      judge(row, samples[row], std::span(&all[i].intact, 1));
       result_.answer_ce += all[i].intact.gold_nll, tokens += all[i].intact.gold_tokens;
       if (all[i].intact.gold_tokens == 0) ++result_.golds_beyond;
       for (ControlResult& c : result_.controls) {
-        const Controlled& answer = all[i].controls[static_cast<std::size_t>(c.control)];
-        c.answers[row] = judge_answer(file_.rows[row], samples[row], answer.answer);
+        const DecodeResult& answer = all[i].controls[static_cast<std::size_t>(c.control)];
+        c.answers[row] = judge_answer(file_.rows[row], samples[row], answer);
         c.answer_ce += answer.gold_nll;
       }
     }

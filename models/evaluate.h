@@ -31,7 +31,7 @@ struct EvalOptions : DecodeChoice {
   /// Before the first batch, after each, and, where this process is alone, ten times a second within one; correct: by the first scorer, -1
   /// where it is not known yet.
   std::function<void(int64_t done, int64_t total, int64_t correct)> progress;
-  // Answers from before, by row, and told of new ones as they come; not with controls.
+  // Answers from before, by row, and told of new ones as they come. With controls: as ControlWork has them.
   std::map<std::size_t, std::vector<DecodeResult>> known;
   std::function<void(std::size_t row, std::span<const DecodeResult> answers)> answered;
   bool keep_last = false;  // `answered` is told of the last batch too, as more comes before the result

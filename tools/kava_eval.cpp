@@ -259,20 +259,23 @@ std::string asked_of(const Prepared& p, const RowFile& file) {
 EvalOptions keeping(const EvalCommand& command, const Prepared& p, std::size_t number, EvalOptions options, const std::string& point,
                     Comm& comm, std::deque<PartialResult>& partials) {
   const RowFile& file = p.files[number];
-  if (options.controls || (p.paths.empty() && !command.out)) return options;
+  if (p.paths.empty() && !command.out) return options;
   std::string lines;
   if (comm.leads()) {
     const fs::path result = p.paths.empty() ? fs::path(fmt::format("{}.{}", *command.out, number)) : p.paths[number];
     lines = partials.emplace_back(result.string() + point, asked_of(p, file) + point).lines();
   }
   options.keep_last = command.sweep_latents || command.sweep_passes;
-  options.known = kept_answers(comm.broadcast(lines, "reading an interrupted evaluation"), options.sampling.samples);
+  std::vector<std::size_t> counts{static_cast<std::size_t>(options.sampling.samples)};
+  if (options.controls) counts = {kFirstAnswers, kAllAnswers};
+  options.known = kept_answers(comm.broadcast(lines, "reading an interrupted evaluation"), counts);
   if (comm.leads())
     options.answered = [partial = &partials.back(), known = options.known](std::size_t row, std::span<const DecodeResult> answers) {
       partial->add(row, answers, known);
     };
   if (!options.known.empty() && comm.leads())
-    print_note(fmt::format("{}: {} answers of an interrupted evaluation are taken over", escaped(file.path, 4096), options.known.size()));
+    print_note(fmt::format("{}: {} answers of an interrupted evaluation are taken over", escaped(file.path, 4096),
+                           options.known.size()));
   return options;
 }
 

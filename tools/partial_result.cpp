@@ -14,7 +14,9 @@ namespace {
 constexpr std::size_t kLargest = std::size_t{1} << 30;
 
 Json json_of(const DecodeResult& r) {
-  return {{"ids", r.ids}, {"tokens", r.tokens}, {"passes", r.passes}, {"passes_merged", r.passes_merged}, {"hit_limit", r.hit_limit}};
+  Json json = {{"ids", r.ids}, {"tokens", r.tokens}, {"passes", r.passes}, {"passes_merged", r.passes_merged}, {"hit_limit", r.hit_limit}};
+  if (r.gold_tokens > 0) json["gold_nll"] = r.gold_nll, json["gold_tokens"] = r.gold_tokens;
+  return json;
 }
 
 DecodeResult answer_of(const Json& json) {
@@ -22,6 +24,7 @@ DecodeResult answer_of(const Json& json) {
   r.ids = json.at("ids").get<std::vector<int32_t>>();
   r.tokens = json.at("tokens"), r.passes = json.at("passes"), r.passes_merged = json.at("passes_merged");
   r.hit_limit = json.at("hit_limit");
+  if (json.contains("gold_tokens")) r.gold_nll = json.at("gold_nll"), r.gold_tokens = json.at("gold_tokens");
   return r;
 }
 
@@ -33,19 +36,20 @@ std::string line_of(std::size_t row, std::span<const DecodeResult> answers) {
 
 }  // namespace
 
-KeptAnswers kept_answers(const std::string& lines, int64_t samples) {
+KeptAnswers kept_answers(const std::string& lines, std::span<const std::size_t> counts) {
   KeptAnswers kept;
   std::size_t at = 0;
   for (std::size_t end; (end = lines.find('\n', at)) != std::string::npos; at = end + 1) {
     try {
       const Json line = Json::parse(lines.substr(at, end - at));
-      std::vector<DecodeResult> answers;
+      const auto row = line.at("row").get<std::size_t>();
+      std::vector<DecodeResult> answers = kept.contains(row) ? kept.at(row) : std::vector<DecodeResult>();
       for (const Json& a : line.at("answers")) answers.push_back(answer_of(a));
-      const bool whole = std::ssize(answers) == samples && std::ranges::all_of(answers, [](const DecodeResult& r) {
-                           return std::ranges::all_of(r.ids, [](int32_t id) { return id >= 0; });
-                         });
+      const bool whole = std::ranges::find(counts, answers.size()) != counts.end() &&
+                         std::ranges::all_of(
+                             answers, [](const DecodeResult& r) { return std::ranges::all_of(r.ids, [](int32_t id) { return id >= 0; }); });
       if (!whole) break;
-      kept[line.at("row").get<std::size_t>()] = std::move(answers);
+      kept[row] = std::move(answers);
     } catch (const Json::exception&) {
       break;
     }

@@ -15,10 +15,11 @@ namespace kava {
 
 /// By the row of the data file.
 using KeptAnswers = std::map<std::size_t, std::vector<DecodeResult>>;
-/// Those of the lines of a PartialResult, up to the first line that is not whole or has not so many answers.
-KeptAnswers kept_answers(const std::string& lines, int64_t samples);
+/// Those of the lines of a PartialResult, where a row may have several, up to the first line that is not whole or after which its row has
+/// another number of answers than one of `counts`.
+KeptAnswers kept_answers(const std::string& lines, std::span<const std::size_t> counts);
 
-/// RESULT.partial: a line of JSON that says what is evaluated and how, then a line for each question that is answered. It is written after
+/// RESULT.partial: a line of JSON that says what is evaluated and how, then a line for what was answered of a question. It is written after
 /// each batch but the last, and gone when the result is there. One of another evaluation is begun anew.
 class PartialResult {
  public:

@@ -19,10 +19,10 @@ DecodeOptions greedy() {
 }
 
 std::vector<ControlledQuestion> controlled(StepRig& rig, const std::vector<Sample>& samples, const DecodeOptions& options = greedy()) {
-  return decode_controls(*rig.model, *rig.arena, samples, options, {});
+  return decode_controls(*rig.model, *rig.arena, samples, options);
 }
 
-const Controlled& under(const ControlledQuestion& q, Control control) { return q.controls[static_cast<std::size_t>(control)]; }
+const DecodeResult& under(const ControlledQuestion& q, Control control) { return q.controls[static_cast<std::size_t>(control)]; }
 
 // The rig's weights in f64: sums of some hundred terms, and a turn there and back.
 constexpr double kRounding = 1e-9;
@@ -37,8 +37,8 @@ TEST_CASE("beside controls the intact model decodes as ever and gives the step's
   double nll = 0;
   int64_t tokens = 0;
   for (std::size_t i = 0; i < all.size(); ++i) {
-    CHECK(all[i].intact.answer.ids == plain[i].ids);
-    CHECK(all[i].intact.answer.passes == plain[i].passes);
+    CHECK(all[i].intact.ids == plain[i].ids);
+    CHECK(all[i].intact.passes == plain[i].passes);
     nll += all[i].intact.gold_nll, tokens += all[i].intact.gold_tokens;
   }
   StepOptions options;
@@ -55,7 +55,7 @@ TEST_CASE("latents replaced by equal ones change nothing, by others they do") {
   const ControlledQuestion alone = controlled(rig, {a})[0];
   for (Control same : {Control::mean, Control::shuffle}) {
     CHECK_THAT(under(alone, same).gold_nll, WithinAbs(alone.intact.gold_nll, kRounding));
-    CHECK(under(alone, same).answer.ids == alone.intact.answer.ids);
+    CHECK(under(alone, same).ids == alone.intact.ids);
   }
   const std::vector<ControlledQuestion> three = controlled(rig, {a, a, b});
   CHECK_THAT(under(three[0], Control::shuffle).gold_nll, WithinAbs(alone.intact.gold_nll, kRounding));
@@ -87,8 +87,39 @@ TEST_CASE("controls are the same in any batch") {
     const std::vector<ControlledQuestion> some = controlled(rig, rig.samples, options);
     for (std::size_t i = 0; i < all.size(); ++i)
       for (std::size_t c = 0; c < kControls; ++c) {
-        CHECK(some[i].controls[c].answer.ids == all[i].controls[c].answer.ids);
+        CHECK(some[i].controls[c].ids == all[i].controls[c].ids);
         CHECK(some[i].controls[c].gold_nll == all[i].controls[c].gold_nll);
+      }
+  }
+}
+
+TEST_CASE("controls go on from what is known of them, to the same bytes, and decode no part of it again") {
+  StepRig rig({});
+  std::vector<std::pair<std::size_t, std::vector<DecodeResult>>> told;
+  ControlWork work;
+  work.answered = [&](std::size_t question, std::span<const DecodeResult> answers) {
+    told.emplace_back(question, std::vector(answers.begin(), answers.end()));
+  };
+  const std::vector<ControlledQuestion> all = decode_controls(*rig.model, *rig.arena, rig.samples, greedy(), work);
+  const std::size_t n = rig.samples.size();
+  REQUIRE(told.size() == 2 * n);
+  const auto whole = std::move(told);
+  for (std::size_t parts = 0; parts <= 2 * n; ++parts) {
+    ControlWork rest;
+    for (std::size_t i = 0; i < parts; ++i) {
+      auto& known = rest.known[whole[i].first];
+      known.insert(known.end(), whole[i].second.begin(), whole[i].second.end());
+    }
+    std::size_t more = 0;
+    rest.answered = [&](std::size_t, std::span<const DecodeResult>) { ++more; };
+    const std::vector<ControlledQuestion> again = decode_controls(*rig.model, *rig.arena, rig.samples, greedy(), rest);
+    CAPTURE(parts);
+    CHECK(more == 2 * n - parts);
+    for (std::size_t i = 0; i < n; ++i)
+      for (std::size_t c = 0; c < kControls; ++c) {
+        CHECK(again[i].controls[c].ids == all[i].controls[c].ids);
+        CHECK(again[i].controls[c].gold_nll == all[i].controls[c].gold_nll);
+        CHECK(again[i].intact.gold_nll == all[i].intact.gold_nll);
       }
   }
 }
@@ -104,13 +135,13 @@ TEST_CASE("a gold answer that ends behind the model's last position is left out,
   const std::vector<ControlledQuestion> all = controlled(rig, {fits, beyond});
   CHECK(all[0].intact.gold_tokens == std::ssize(fits.answer) - fits.prompt);
   CHECK(all[1].intact.gold_tokens == 0);
-  CHECK(all[1].intact.answer.ids == all[0].intact.answer.ids);
+  CHECK(all[1].intact.ids == all[0].intact.ids);
   for (std::size_t c = 0; c < kControls; ++c) {
     CHECK(all[0].controls[c].gold_nll > 0);
     CHECK(all[1].controls[c].gold_nll == 0);
-    CHECK(all[1].controls[c].answer.ids == all[0].controls[c].answer.ids);
+    CHECK(all[1].controls[c].ids == all[0].controls[c].ids);
   }
-  CHECK(controlled(rig, {beyond})[0].intact.answer.ids == all[0].intact.answer.ids);
+  CHECK(controlled(rig, {beyond})[0].intact.ids == all[0].intact.ids);
   Pass pass;
   pass.positions = {static_cast<int32_t>(positions - 1)};
   CHECK_NOTHROW(check_pass(*rig.model, pass));

@@ -410,6 +410,24 @@ TEST_CASE("an interrupted kava_eval goes on where it was, to the same result") {
   CHECK_THAT(swept_again.output, ContainsSubstring("16 answers of an interrupted evaluation are taken over"));
   CHECK(points() == complete);
   CHECK(std::ranges::none_of(fs::directory_iterator(tiny.dir / "eval"), [](const auto& e) { return e.path().extension() == ".partial"; }));
+  // Controls, before the means are known and behind that.
+  const std::string control = command + " --batch 4 --controls --limit 16";
+  REQUIRE(run(control).code == 0);
+  const fs::path controlled = tiny.dir / "eval" / ("rows-" + sha256(rows).substr(0, 8) + ".step_3.limit16.controls.json");
+  const auto controls = [&] {
+    const Json all = read_json(controlled.string()).at("results").at(0);
+    return Json{{"controls", all.at("controls")}, {"records", all.at("records")}, {"answer_ce", all.at("answer_ce")}};
+  };
+  const Json all_controls = controls();
+  for (const auto& [at, taken] : {std::pair(9, 7), std::pair(25, 16)}) {
+    fs::remove(controlled);
+    CHECK(run_command(control, ".", fmt::format("KAVA_FAIL=write:{}:kill", at)).code == 128 + 9);
+    const Finished going_on = run(control);
+    INFO(going_on.output);
+    CHECK_THAT(going_on.output, ContainsSubstring(fmt::format(" {} answers of an interrupted evaluation are taken over", taken)));
+    CHECK(controls() == all_controls);
+  }
+  CHECK(std::ranges::none_of(fs::directory_iterator(tiny.dir / "eval"), [](const auto& e) { return e.path().extension() == ".partial"; }));
   // A plain folder keeps what is done beside --out, also where that is a bare name.
   const std::string golden = source_dir() + "/tests/golden/";
   const std::string plain =
