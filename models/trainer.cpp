@@ -90,6 +90,10 @@ Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState st
   if (recipe_of(model.config).has_stages()) state_.last_stage = curriculum_.stage(state_.total_steps - 1);
   saved_ = begun && length() == before, extended_ = begun && !saved_;
   model_.parameters.set_updates(state_.moment_updates);
+  // Once for all samples, so that no later step makes longer tables.
+  int64_t positions = 0;
+  for (const Sample& s : samples_) positions = std::max(positions, needed_positions(model.config, s));
+  model_.ensure_positions(positions);
   const int64_t forwards = ceil_div(options_.batch, state_.micro_batch);
   embedding_rms_ = embedding_rms();
   scalars_ = step_scalars(arena_, forwards);
