@@ -12,6 +12,7 @@ Exit codes: 0 done, 2 usage, 3 pyarrow is missing, 4 a file that is not Parquet 
 import csv
 import json
 import os
+import re
 import sys
 
 
@@ -56,11 +57,17 @@ def table_rows(path):
         with open(path, encoding="utf-8-sig", newline="") as source:
             rows = csv.reader(source, delimiter="\t" if path.lower().endswith(".tsv") else ",", strict=True)
             columns = next(rows, [])
+            if any(re.fullmatch(r"[-+$]?[\d.,]*\d", cell.strip()) for cell in columns):
+                fail(4, f"{path}:1: a cell of the first line is a number; put a line in front that names the columns, as question and answer")
+            empty = True
             for row in rows:
                 if row and len(row) != len(columns):
                     fail(4, f"{path}:{rows.line_num}: {len(row)} cells, and the first line names {len(columns)} columns; correct the row")
                 if row:
+                    empty = False
                     yield dict(zip(columns, row))
+            if empty:
+                fail(4, f"{path}: no row behind the first line, which names the columns; name a table with rows")
     except OSError as error:
         fail(4, f"{path}: {error.strerror or error}; name a table")
     except (UnicodeDecodeError, csv.Error) as error:

@@ -1,6 +1,7 @@
 #include "engine/data/data.h"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
@@ -24,13 +25,20 @@ void refuse_other_files(std::string_view text, const std::string& file) {
                 {std::string_view("PK\x03\x04"), "a zip archive", "unpack it by unzip"},
                 {"version https://git-lfs", "a pointer of Git LFS and not the file", "fetch the file by git lfs pull"},
                 {"<?xml", "XML", "turn it into JSON lines of question and answer"},
-                {"<!DOCTYPE html", "a web page", "download the file itself"}};
+                {"<!DOCTYPE html", "a web page", "download the file itself"},
+                {"<!doctype html", "a web page", "download the file itself"},
+                {"<html", "a web page", "download the file itself"},
+                {"<", "XML", "turn it into JSON lines of question and answer"}};
   const std::string_view first_line = text.substr(0, text.find('\n'));
   for (const std::string_view ending : {".csv", ".tsv"})
     if (file.ends_with(ending) && first_line.find("||") == std::string_view::npos && !first_line.starts_with('{'))
       throw Error(Exit::data, file, "is a table of text", "turn it into JSON lines by tools/parquet_to_jsonl.py");
+  // A question may begin with < too.
+  const bool tag = first_line.size() > 1 && first_line.find("||") == std::string_view::npos &&
+                   (first_line[1] == '!' || first_line[1] == '?' || std::isalpha(static_cast<unsigned char>(first_line[1])));
   for (const auto& other : others)
-    if (text.starts_with(other.start)) throw Error(Exit::data, file, fmt::format("is {}", other.what), std::string(other.remedy));
+    if (text.starts_with(other.start) && (tag || text[0] != '<'))
+      throw Error(Exit::data, file, fmt::format("is {}", other.what), std::string(other.remedy));
 }
 
 // Calls take(line, its number) for each line that is not blank, until it returns false.

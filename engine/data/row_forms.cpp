@@ -201,12 +201,22 @@ std::optional<std::string> number_text(const Json& value) {
 
 std::string number_of(const Member& m, const RowPlace& place) {
   if (auto number = number_text(*m.value)) return *number;
-  place.refuse(
-      fmt::format("{} must be a number, not {}", m.name(),
-                  m.value->is_string() ? "\"" + escaped(m.value->get_ref<const std::string&>(), 40) + "\"" : m.value->type_name()));
+  if (!m.value->is_string()) place.refuse(fmt::format("{} must be a number, not {}", m.name(), m.value->type_name()));
+  place.refuse(fmt::format("{} must be a number, not \"{}\"", m.name(), escaped(m.value->get_ref<const std::string&>(), 40)),
+               "correct the row, or name the form qa, whose answers may be text, by --format or {path = .., format = ..}");
 }
 
-// A number, alone in a list as well, or another short answer; a unit in brackets behind a blank is left away.
+// Without what stands in brackets behind a blank, where these are all the rest: in "20 (a); 10 (b)" no unit is behind the whole.
+std::string_view without_unit(std::string_view text) {
+  const std::size_t open = text.find(" (");
+  if (open == std::string_view::npos || !text.ends_with(')')) return text;
+  int64_t depth = 0;
+  for (const char c : text.substr(open + 1, text.size() - open - 2))
+    if ((depth += (c == '(') - (c == ')')) == 0) return text;
+  return text.substr(0, open);
+}
+
+// A number, alone in a list as well, or another short answer, without a unit behind it.
 std::string short_answer(const Member& m, const RowPlace& place) {
   const bool list = m.value->is_array() && m.value->size() == 1;
   const Json& value = list ? (*m.value)[0] : *m.value;
@@ -216,7 +226,7 @@ std::string short_answer(const Member& m, const RowPlace& place) {
   if (text.find("####") != std::string_view::npos)
     place.refuse(m.name() + " holds a chain and ####, that of the first row does not",
                  "keep rows of one form in a file, or name the form by --format or {path = .., format = ..}");
-  const std::string_view before = text.ends_with(')') ? text.substr(0, text.find(" (")) : text;
+  const std::string_view before = without_unit(text);
   return plain_number(before).value_or(std::string(before));
 }
 
@@ -434,7 +444,11 @@ bool names_question(std::string_view key) { return plain(key) == "body" || std::
 
 DataFormat recognised_format(const Json& row) {
   if (const auto question = row.find("question"); question != row.end() && question->is_array()) return DataFormat::ids;
-  if (row.contains("Body")) return DataFormat::svamp;
+  if (row.contains("Body")) {  // ASDiv's tags as well, whose answers have units
+    const Member answer = find(row, std::span(kAnswer).first(1));
+    const bool text = answer && answer.value->is_string() && !number_text(*answer.value);
+    return text || find(row, "formula") || find(row, "solutiontype") ? DataFormat::qa : DataFormat::svamp;
+  }
   const bool chain = static_cast<bool>(find(row, kChain));
   const auto filled = [&](std::string_view name) {
     const Member m = find(row, name);

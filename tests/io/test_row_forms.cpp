@@ -78,21 +78,23 @@ TEST_CASE("a chain is read under any key of its kind, as text or as a list") {
 }
 
 TEST_CASE("layout and fields are recognised apart") {
-  const std::string row =
-      GENERATE(as<std::string>{}, R"({"question": "q", "steps": ["a"], "answer": "7"})", R"({"question": "q", "cot": "a", "answer": "7"})",
-               R"({"question": "q", "answer": "a\n#### 7"})", R"({"input": "q", "code": "", "target": 7.0})",
-               R"({"instruction": "q", "response": "7.0"})", R"({"Body": "b", "Question": "q", "Answer": "7.0", "question_concat": "b q"})",
-               R"({"question": "q", "final_ans": "7"})", R"({"sQuestion": "q", "lEquations": ["X=3+4"], "lSolutions": [7.0]})",
-               R"j({"body": "b", "question": "q", "answer": "7 (apples)", "formula": "3+4=7"})j",
-               R"({"problem": "q", "solution": "a", "answer": "7"})", R"({"question": "q", "answer": 7})",
-               R"({"question": [1], "trace": [2], "answer": [7]})", R"({"instruction": "q", "input": "", "output": "a", "answer": "7.0"})",
-               R"({"problem": "q", "generated_solution": "a", "expected_answer": "7"})", R"({"original_text": "q", "ans": "7"})",
-               R"({"Problem": "q", "Solution": "a", "Answer": 7})", R"({"question": "q", "answer": null, "answer_number": 7})",
-               R"({"question": "q", "ground_truth": "7"})", R"({"instruction": "q", "input": "", "output": "a\n#### 7"})",
-               R"({"instruction": "q", "response": "a\n#### 7"})", R"({"input": "q", "output": "7.0"})",
-               R"({"prompt": "q", "completion": "a\n#### 7"})", R"({"original_question": "p", "new_question": "q", "answer": "7"})",
-               R"({"question": "q", "solution": "a\n#### 7", "answer": "7"})", R"({"question": "q", "answer": "$7.0"})",
-               R"({"row_idx": 0, "row": {"question": "q", "answer": "a\n#### 7"}, "truncated_cells": []})");
+  const std::string row = GENERATE(
+      as<std::string>{}, R"({"question": "q", "steps": ["a"], "answer": "7"})", R"({"question": "q", "cot": "a", "answer": "7"})",
+      R"({"question": "q", "answer": "a\n#### 7"})", R"({"input": "q", "code": "", "target": 7.0})",
+      R"({"instruction": "q", "response": "7.0"})", R"({"Body": "b", "Question": "q", "Answer": "7.0", "question_concat": "b q"})",
+      R"({"question": "q", "final_ans": "7"})", R"({"sQuestion": "q", "lEquations": ["X=3+4"], "lSolutions": [7.0]})",
+      R"j({"body": "b", "question": "q", "answer": "7 (apples)", "formula": "3+4=7"})j",
+      R"({"problem": "q", "solution": "a", "answer": "7"})", R"({"question": "q", "answer": 7})",
+      R"({"question": [1], "trace": [2], "answer": [7]})", R"({"instruction": "q", "input": "", "output": "a", "answer": "7.0"})",
+      R"({"problem": "q", "generated_solution": "a", "expected_answer": "7"})", R"({"original_text": "q", "ans": "7"})",
+      R"({"Problem": "q", "Solution": "a", "Answer": 7})", R"({"question": "q", "answer": null, "answer_number": 7})",
+      R"({"question": "q", "ground_truth": "7"})", R"({"instruction": "q", "input": "", "output": "a\n#### 7"})",
+      R"({"instruction": "q", "response": "a\n#### 7"})", R"({"input": "q", "output": "7.0"})",
+      R"({"prompt": "q", "completion": "a\n#### 7"})", R"({"original_question": "p", "new_question": "q", "answer": "7"})",
+      R"({"question": "q", "solution": "a\n#### 7", "answer": "7"})", R"({"question": "q", "answer": "$7.0"})",
+      R"j({"Body": "b", "Question": "q", "Answer": "7 (apples)", "Formula": "3+4=7", "Solution-Type": "Addition"})j",
+      R"j({"Body": "b", "Question": "q", "Answer": "7 (apples)"})j", R"({"Body": "b", "Question": "q", "Answer": 7, "Formula": ""})",
+      R"({"row_idx": 0, "row": {"question": "q", "answer": "a\n#### 7"}, "truncated_cells": []})");
   CAPTURE(row);
   const RowFile line = read(row + "\n" + row + "\n"), list = read("[" + row + ",\n " + row + "]\n");
   CHECK(line.format == list.format);
@@ -142,6 +144,11 @@ TEST_CASE("numbers in strings are read as numbers where a form has numbers") {
   CHECK(answer("9 (apples)") == "9");
   CHECK(answer("10:30") == "10:30");
   CHECK(answer("1/2 (of it)") == "1/2");
+  CHECK(answer("9 (apples (red))") == "9");
+  // More than a number and its unit is kept whole.
+  CHECK(answer("5 (red); 3 (blue)") == "5 (red); 3 (blue)");
+  CHECK(answer("5 (red) (blue)") == "5 (red) (blue)");
+  CHECK(read(R"j({"body": "b.", "question": "q?", "answer": "20 (a); 10 (b)"})j").rows[0].answer == "20 (a); 10 (b)");
   CHECK(answer("1e999") == "1e999");
   CHECK(answer("yes") == "yes");
   CHECK_THAT(refusal(R"({"question": "q", "final_ans": [1, 2]})"), ContainsSubstring("a number or text"));
@@ -177,6 +184,15 @@ TEST_CASE("a refusal names the keys that the rows have") {
   CHECK_THAT(refusal("{\n  \"question\": \"q\"\n}\n{}"), ContainsSubstring("rows:1: a JSON object over several lines"));
   CHECK_THAT(refusal("PAR1\x15\x04"), ContainsSubstring("tools/parquet_to_jsonl.py"));
   CHECK_THAT(refusal("\x1f\x8b\x08"), ContainsSubstring("gunzip"));
+  for (const char* xml : {"<?xml version=\"1.0\"?>\n<a/>\n", "<Machine-Reading-Corpus-File>\n<ProblemSet>\n", "<!-- c -->\n<a>q||r</a>\n"})
+    CHECK_THAT(refusal(xml), ContainsSubstring("is XML; turn it into JSON lines"));
+  for (const char* page : {"<html>\n", "<!doctype html>\n"}) CHECK_THAT(refusal(page), ContainsSubstring("is a web page"));
+  CHECK_THAT(refusal("< 3 apples\n"), ContainsSubstring("no || after the question"));
+  CHECK(read("<b>q</b>||a #### 7\n").rows[0].question == "<b>q</b>");
+  const std::string number = R"({"Body": "b", "Question": "q", "Answer": 7})", text = R"({"Body": "b", "Question": "q", "Answer": "two"})";
+  CHECK_THAT(refusal(number + "\n" + text),
+             ContainsSubstring("rows:2: \"Answer\" must be a number, not \"two\"") && ContainsSubstring("name the form qa"));
+  CHECK(read(number + "\n" + text, DataFormat::qa).rows[1].answer == "two");
   CHECK_THAT(refusal("version https://git-lfs.github.com/spec/v1\n"), ContainsSubstring("Git LFS"));
 }
 

@@ -97,3 +97,29 @@ TEST_CASE("convert writes rows of any form, and what reads back as the same rows
   CHECK(read_file(folder / "c.jsonl", 1 << 20) == "{\"answer\":\"1\",\"question\":\"q\",\"steps\":[\"a\"]}\n");
   CHECK(kava_data("convert c.txt ./c.txt", folder).code == 2);
 }
+
+TEST_CASE("a table of text becomes JSON lines where its first line names the columns") {
+  TempFolder folder;
+  const auto convert = [&](const std::string& table) {
+    overwrite(folder / "t.tsv", table);
+    return run_command(
+        fmt::format("kava_inspect --version > /dev/null; python3 '{}/tools/parquet_to_jsonl.py' t.tsv t.jsonl", source_dir()),
+        folder.path());
+  };
+  const Ended done = convert("question\tanswer\nQ one?\t18\nQ two?\t3\n");
+  if (done.code == 127) SKIP("there is no python3");
+  INFO(done.err);
+  REQUIRE(done.code == 0);
+  CHECK_THAT(kava_data("convert t.jsonl o.jsonl", folder).out, ContainsSubstring("2 rows"));
+  std::filesystem::remove(folder / "t.jsonl");
+  for (const auto& [table, about] : {std::pair("Q one?\t18\nQ two?\t3\n", "t.tsv:1: a cell of the first line is a number"),
+                                     std::pair("Q one?\t1,800.5\n", "t.tsv:1: a cell of the first line is a number"),
+                                     std::pair("question\tanswer\n\n", "t.tsv: no row behind the first line")}) {
+    const Ended e = convert(table);
+    CAPTURE(table, e.err);
+    CHECK(e.code == 4);
+    CHECK(e.err.starts_with(std::string("error: ") + about));
+    CHECK(std::count(e.err.begin(), e.err.end(), '\n') == 1);
+    CHECK_FALSE(std::filesystem::exists(folder / "t.jsonl"));
+  }
+}
