@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "models/recipe.h"
+
 namespace kava {
 
 namespace {
@@ -16,6 +18,14 @@ double median(std::vector<double>& values) {
   const auto middle = values.begin() + std::ssize(values) / 2;
   std::nth_element(values.begin(), middle, values.end());
   return *middle;
+}
+
+// What a row without a trace lacks; null where the method makes no use of a trace.
+const char* lost_without_trace(const RunConfig& config) {
+  if (config.kv.weight > 0) return "L_KV has no target";
+  const Recipe recipe = recipe_of(config);
+  if (recipe.has_stages() || !recipe.student) return "there is no chain to learn";
+  return recipe.teacher && (config.loss.teacher > 0 || config.codi.weight > 0) ? "the teacher sees no chain" : nullptr;
 }
 
 }  // namespace
@@ -30,12 +40,11 @@ void Alarms::raise(const std::string& kind, const std::string& line, std::vector
 std::vector<std::string> Alarms::samples(std::span<const Sample> train) {
   std::vector<std::string> lines;
   const int64_t empty = std::ranges::count_if(train, [](const Sample&s) { return s.trace.empty(); }), n = std::ssize(train);
-  if (config_.kv.weight > 0 && 2 * empty > n)
+  if (const char* lost = lost_without_trace(config_); lost && 2 * empty > n)
     raise("rows without a trace",
-          fmt::format(
-              "{} of {} rows have no trace token (n_c = 0), so L_KV has no target there; set data.drop_last_step = false, or train on "
-              "rows with longer chains",
-              empty, n),
+          fmt::format("{} of {} rows have no trace token (n_c = 0), so {} there; {}train on rows with {} chains", empty, n, lost,
+                      config_.data.drop_last_step ? "set data.drop_last_step = false, or " : "",
+                      config_.data.drop_last_step ? "longer" : "written"),
           lines);
   return lines;
 }

@@ -117,6 +117,31 @@ TEST_CASE("alarms are raised with a remedy, said once and counted") {
                                    ContainsSubstring("rows without a trace 1 time"));
 }
 
+TEST_CASE("rows without a trace are warned of under every method that makes use of one") {
+  const Sample empty;
+  const auto lines = [&](Method method, const std::vector<std::string>& sets = {}) {
+    TempFolder folder;
+    overwrite(folder / "c.toml", "method = \"" + name_of(method) + "\"\n[model]\npath = \"m\"\n[data]\ntrain = [\"rows\"]\n");
+    const RunConfig config = load_config(folder / "c.toml", sets);
+    return Alarms(config, 100).samples(std::vector{empty});
+  };
+  for (const auto& [method, lost] :
+       {std::pair(Method::kava, "L_KV has no target"), std::pair(Method::codi, "the teacher sees no chain"),
+        std::pair(Method::codi_exact, "the teacher sees no chain"), std::pair(Method::pccot, "the teacher sees no chain"),
+        std::pair(Method::icot, "there is no chain to learn"), std::pair(Method::coconut, "there is no chain to learn"),
+        std::pair(Method::full_cot, "there is no chain to learn")}) {
+    CAPTURE(name_of(method));
+    const std::vector<std::string> told = lines(method);
+    REQUIRE(told.size() == 1);
+    CHECK_THAT(told[0], ContainsSubstring("1 of 1 rows have no trace token (n_c = 0), so " + std::string(lost)));
+    // Where no step is dropped, keeping it is no remedy.
+    const bool dropped = method != Method::icot && method != Method::coconut && method != Method::full_cot;
+    CHECK((told[0].find("drop_last_step") != std::string::npos) == dropped);
+  }
+  CHECK(lines(Method::no_cot).empty());
+  CHECK(lines(Method::kava, {"kv.weight=0", "codi.weight=0", "loss.teacher=0"}).empty());
+}
+
 TEST_CASE("spikes stand apart from what was before, however that varies") {
   std::vector<double> steady;
   for (int i = 0; i < 40; ++i) steady.push_back(2 + 0.05 * ((i * 7) % 5));

@@ -368,3 +368,38 @@ TEST_CASE("two hundred KaVa steps run on a real small model and its loss falls")
   CHECK(last["loss"].get<double>() < 0.7 * lines[0]["loss"].get<double>());
   CHECK(valid["passes"].get<double>() >= 5);  // 1 + T + 1 and more for what is generated
 }
+
+TEST_CASE("a run prints an alarm with what to do about it, and counts it at the end") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml", rows = folder / "rows.jsonl";
+  overwrite(config, tiny_toml());
+  const std::string row = R"({"question": [1, 50, 25], "trace": [TRACE], "answer": [7, 8, 9, 36, 2], "prompt": 3})";
+  const auto with = [&](const std::string& ids) { return std::string(row).replace(row.find("TRACE"), 5, ids) + "\n"; };
+  const auto alarms = [&](const std::string& text, const std::string& set, const std::string& out) {
+    overwrite(rows, text);
+    const Ended run = train({config, "--set", "data.train=[\"" + rows + "\"]", "--set", "train.max_steps=3", "--set", "train.log_every=1",
+                             "--set", "train.warmup=0.0", "--set", set, "--out", folder / out});
+    INFO(run.err);
+    REQUIRE(run.code == 0);
+    std::string lines;
+    std::istringstream all(run.out + run.err);
+    for (std::string line; std::getline(all, line);)
+      if (line.starts_with("warning")) lines += line + "\n";
+    return lines;
+  };
+  const std::string some = with("13, 30, 37"), none = with("");
+  CHECK(alarms(some + none, "train.lr=0.01", "quiet").empty());
+  CHECK(
+      alarms(some + none + none, "train.lr=0.01", "rows") ==
+      "warning: 2 of 3 rows have no trace token (n_c = 0), so L_KV has no target there; set data.drop_last_step = false, or train on rows "
+      "with longer chains\nwarnings    rows without a trace 1 time\n");
+  // The first update makes the latents' projection large.
+  const std::string norm = alarms(some + none, "train.lr=10.0", "norm"), times = " times as large as the embeddings";
+  CAPTURE(norm);
+  const std::string start = "warning: step 2: the latents' inputs are ";
+  REQUIRE(norm.starts_with(start));
+  CHECK(std::stod(norm.substr(start.size())) > 10);
+  CHECK(norm.substr(norm.find(times)) ==
+        times + "; set latent.projection_init = \"embedding_rms\", or lower train.lr\nwarnings    latents' norm 2 times\n");
+  CHECK(timeless(folder / "norm").back()["latent_norm_ratio"].get<double>() > 10);
+}
