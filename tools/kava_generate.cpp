@@ -286,6 +286,8 @@ bool obey(const std::string& text, Generator& generator, const DecodeChoice& fir
     return true;
   }
   if (word != "/cot" && word != "/method") return false;
+  if (word == "/method" && rest.empty())
+    throw Error(Exit::usage, "/method", "its method is missing", remedy_for_word(rest, names_of(Method{})));
   DecodeChoice choice = first;
   const bool chain = word == "/cot" && generator.method() != Method::full_cot;
   if (word == "/method") choice.method = choice_option<Method>("/method", rest);
@@ -310,7 +312,9 @@ void dialogue(Generator& generator) {
     if (text.empty()) continue;
     try {
       if (text[0] == '/' && obey(text, generator, first, stats)) continue;
-      if (text[0] == '/' && terminal) throw Error(Exit::usage, escaped(text.substr(0, text.find(' ')), 40), "is no command", "see /help");
+      if (text[0] == '/')
+        throw Error(Exit::usage, escaped(text.substr(0, text.find(' ')), 40), "is no command",
+                    "see /help; a question that begins with / is asked by --file");
       answer_one(generator, {fmt::format("stdin:{}", n), text}, terminal, &stats);
     } catch (const Error& e) {
       if (!terminal || (e.code() != Exit::data && e.code() != Exit::usage)) throw;

@@ -27,6 +27,20 @@ TEST_CASE("a dialogue with kava_generate takes commands, and answers as single q
   CHECK(talk.out == alone("") + alone(" --method full_cot") + alone("") + alone(" --method no_cot") + alone(" --latents"));
   CHECK_THAT(talk.err, ContainsSubstring("1 answers; each on average: ") && ContainsSubstring("forward passes") &&
                            ContainsSubstring("method full_cot") && ContainsSubstring("latents are shown"));
+  // What is no command is no question, and nothing behind it is answered.
+  for (const auto& [line, about] : {std::pair("/latent", "error: /latent: is no command; see /help; a question that begins with /"),
+                                    std::pair("/quit now", "error: /quit: is no command"),
+                                    std::pair("/method", "error: /method: its method is missing; give one of full_cot, "),
+                                    std::pair("/method foo", "error: /method: \"foo\" is none of its values")}) {
+    tiny.write("lines", question + "\n" + line + "\n" + question + "\n");
+    const Ended e = run_command("kava_generate " + dir + " --max-new-tokens 8 < " + (tiny.folder / "lines"));
+    CAPTURE(line, e.err);
+    CHECK(e.code == 2);
+    CHECK(e.out == alone(""));
+    CHECK(e.err.starts_with(about));
+    CHECK(std::count(e.err.begin(), e.err.end(), '\n') == 1);
+  }
+  CHECK(run("kava_generate " + dir + " --file " + tiny.write("slash", "/latent\n")).code == 0);
   CHECK_THAT(alone(" --latents"), ContainsSubstring("of the distance that random values of the same size have"));
 }
 
