@@ -182,6 +182,7 @@ Json sweep_json(const EvalResult& intact, const std::vector<SweepPoint>& points)
                 {"passes", r.passes()},
                 {"passes_merged", r.passes_merged()},
                 {"tokens_written", r.tokens()},
+                {"too_long", r.too_long()},
                 {"ms_per_question", r.timed > 0 ? Json(r.ms_per_question()) : Json()},
                 {"ms_batch_1", r.ms_batch_1 ? Json(*r.ms_batch_1) : Json()}});
     json.push_back(std::move(one));

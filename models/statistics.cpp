@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "engine/rng.h"
 
@@ -34,8 +35,27 @@ std::vector<Interval> bootstrap_means(const std::vector<std::vector<double>>& co
   return intervals;
 }
 
+namespace {
+
+// Sum over k <= least of C(n, k), while 128 bits hold it.
+std::optional<double> binomial_sum(int64_t n, int64_t least) {
+  __extension__ using Wide = unsigned __int128;
+  Wide term = 1, sum = 1;
+  for (int64_t k = 1; k <= least; ++k) {
+    if (__builtin_mul_overflow(term, static_cast<Wide>(n - k + 1), &term)) return std::nullopt;
+    term /= static_cast<Wide>(k);
+    if (__builtin_add_overflow(sum, term, &sum)) return std::nullopt;
+  }
+  return static_cast<double>(sum);
+}
+
+}  // namespace
+
 double mcnemar_p(int64_t only_a, int64_t only_b) {
   const int64_t n = only_a + only_b, least = std::min(only_a, only_b);
+  if (n - 2 * least <= 1) return 1;  // half of all splits, or more
+  if (const std::optional<double> sum = binomial_sum(n, least))
+    return std::max(kLeastP, std::ldexp(*sum, static_cast<int>(1 - std::min<int64_t>(n, 1 << 20))));
   const auto log_term = [n](int64_t k) {
     return std::lgamma(double(n) + 1) - std::lgamma(double(k) + 1) - std::lgamma(double(n - k) + 1) + double(n) * std::log(0.5);
   };

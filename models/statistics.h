@@ -17,8 +17,8 @@ constexpr int64_t kResamples = 2000;
 /// the same questions, which are drawn from fixed numbers: the same columns give the same intervals. Columns of no question give [0, 0].
 std::vector<Interval> bootstrap_means(const std::vector<std::vector<double>>& columns);
 
-/// Exact two-sided McNemar test on discordant pairs: twice the binomial(n, 1/2) tail of the smaller count, at most 1. Where that is below
-/// kLeastP, kLeastP, as a bound.
+/// Exact two-sided McNemar test on discordant pairs: twice the binomial(n, 1/2) tail of the smaller count, at most 1; rounded once
+/// while 128 bits hold the tail's number of splits. Where it is below kLeastP, kLeastP, as a bound.
 constexpr double kLeastP = 1e-300;
 double mcnemar_p(int64_t only_a, int64_t only_b);
 

@@ -53,14 +53,22 @@ void print_controls(const std::string& name, const Json& json) {
     print_paired(control, j, fmt::format("{:>12.4f}", j["answer_ce"].get<double>()));
 }
 
+std::string point_name(const Json& j) {
+  return fmt::format("{} latents, {} passes", j["latents"].get<int64_t>(), j["iterations"].get<int64_t>());
+}
+
 void print_sweeps(const std::string& name, const Json& json) {
   if (!json.contains("sweep")) return;
   fmt::print("{}: other numbers of latents and passes\n  {:<24}{:>28}{:>30}{:>14}{:>9}{:>10}{:>11}\n", name, "", "strict % (95 %)",
              "against the run's, pp (95 %)", "McNemar p", "passes", "ms alone", "ms batched");
   for (const auto& [kind, points] : json["sweep"].items())
     for (const Json& j : points)
-      print_paired(fmt::format("{} latents, {} passes", j["latents"].get<int64_t>(), j["iterations"].get<int64_t>()), j,
+      print_paired(point_name(j), j,
                    fmt::format("{:>9.2f}{:>10}{:>11}", j["passes"].get<double>(), ms_text(j["ms_batch_1"]), ms_text(j["ms_per_question"])));
+}
+
+void tell_too_long(const std::string& name, int64_t count) {
+  if (count > 0) fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, count, kLongestPrompt);
 }
 
 }  // namespace
@@ -92,9 +100,12 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
             "prompt that the model writes itself among them"
           : "pass 0, T, one for the prompt and the first token (no_cot: 1 in all), and one for each token after it",
       "pass T and the one behind it as one");
-  for (const auto& [name, r] : results)
-    if (r.too_long() > 0)
-      fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, r.too_long(), kLongestPrompt);
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    tell_too_long(results[i].first, results[i].second.too_long());
+    if (!documents[i].contains("sweep")) continue;
+    for (const auto& [kind, points] : documents[i]["sweep"].items())
+      for (const Json& j : points) tell_too_long(results[i].first + ", " + point_name(j), j["too_long"].get<int64_t>());
+  }
   for (const auto& [name, r] : results)
     if (r.golds_beyond > 0)
       fmt::print("{}: {} gold answers end behind the model's last position; they are not in the answer CE\n", name, r.golds_beyond);

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <deque>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <optional>
 
@@ -36,7 +37,9 @@ struct EvalCommand {
   std::vector<std::string> data;
   int64_t limit = 0, batch = kDecodeBatch;
   Sampling sampling;
-  std::optional<double> temperature;  // absent: 1 for several samples, else 0
+  // As given; temperature absent: 1 for several samples, else 0.
+  std::optional<double> temperature, top_p;
+  std::optional<int64_t> seed;
   bool controls = false, force = false;
   std::optional<std::string> sweep_latents, sweep_passes;
 };
@@ -135,9 +138,20 @@ void require_out_usable(const EvalCommand& command, const OpenedModel& opened) {
 void settle_sampling(EvalCommand& command) {
   Sampling& s = command.sampling;
   s.temperature = command.temperature.value_or(s.samples > 1 ? 1 : 0);
+  s.top_p = command.top_p.value_or(s.top_p);
+  if (command.seed) s.seed = static_cast<uint64_t>(*command.seed);
   if (!(s.temperature >= 0 && s.temperature <= 1000))
     throw Error(Exit::usage, "--temperature", fmt::format("is {}", s.temperature), "give 0 for the best token, or at most 1000");
   if (!(s.top_p > 0 && s.top_p <= 1)) throw Error(Exit::usage, "--top-p", fmt::format("is {}", s.top_p), "give more than 0 and at most 1");
+}
+
+// Of what is drawn only, where nothing is.
+void tell_unused(const EvalCommand& command) {
+  if (!command.sampling.greedy() || (!command.top_p && !command.seed)) return;
+  print_note(fmt::format("note: {} without effect, as answers are greedy; give --temperature or --samples to draw them",
+                         command.top_p && command.seed ? "--top-p and --seed are"
+                         : command.top_p               ? "--top-p is"
+                                                       : "--seed is"));
 }
 
 // "A..B", or one number.
@@ -274,8 +288,7 @@ EvalOptions keeping(const EvalCommand& command, const Prepared& p, std::size_t n
       partial->add(row, answers, known);
     };
   if (!options.known.empty() && comm.leads())
-    print_note(fmt::format("{}: {} answers of an interrupted evaluation are taken over", escaped(file.path, 4096),
-                           options.known.size()));
+    print_note(fmt::format("{}: {} answers of an interrupted evaluation are taken over", escaped(file.path, 4096), options.known.size()));
   return options;
 }
 
@@ -300,6 +313,8 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
   fmt::print("model {}: {}, method {}, {}, {}\n", escaped(command.model.model, 4096), opened.weights, name_of(p.decoding.config.method),
              name_of(opened.config.model.dtype), asked_as(opened));
   std::fflush(stdout);
+
+  if (comm.leads()) tell_unused(command);
 
   p.options.comm = &comm;
   std::vector<std::pair<std::string, EvalResult>> results;
@@ -372,8 +387,9 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   app.add_option("--temperature", command.temperature, "0: the best token; else drawn (default: 0, or 1 for several samples)");
-  app.add_option("--top-p", command.sampling.top_p, "Draw from the fewest best tokens that have this share")->capture_default_str();
-  app.add_option("--seed", command.sampling.seed, "Seed of what is drawn")->capture_default_str();
+  app.add_option("--top-p", command.top_p, "Draw from the fewest best tokens that have this share (default: 1)");
+  app.add_option("--seed", command.seed, "Seed of what is drawn (default: 42)")
+      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max() - 1));  // numbers beyond are read as the largest
   app.add_flag("--controls", command.controls, "Also with the latents replaced: by zeros, means, another question's, or nothing");
   app.add_option("--sweep-latents", command.sweep_latents, "Also with A..B latents");
   app.add_option("--sweep-passes", command.sweep_passes, "Also with A..B iterations on the latents");

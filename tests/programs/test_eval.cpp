@@ -288,11 +288,14 @@ TEST_CASE("the token nearest to a token's own value row is that token") {
 TEST_CASE("the exact McNemar test gives the binomial tails") {
   CHECK(mcnemar_p(0, 0) == 1);
   CHECK(mcnemar_p(5, 5) == 1);
-  CHECK_THAT(mcnemar_p(1, 9), WithinAbs(22.0 / 1024, 1e-12));
-  CHECK_THAT(mcnemar_p(9, 1), WithinAbs(22.0 / 1024, 1e-12));
-  CHECK_THAT(mcnemar_p(0, 3), WithinAbs(0.25, 1e-12));
+  CHECK(mcnemar_p(4, 5) == 1);
+  CHECK(mcnemar_p(1, 9) == 22.0 / 1024);
+  CHECK(mcnemar_p(9, 1) == 22.0 / 1024);
+  CHECK(mcnemar_p(0, 3) == 0.25);
+  CHECK(mcnemar_p(8, 0) == 0.0078125);
+  CHECK(mcnemar_p(20, 40) == std::ldexp(7776048412324714.0, -59));  // the sum of C(60, k) up to 20
   // 2^-899, in the middle of what doubles hold, and 2^-1543, below it.
-  CHECK_THAT(std::log2(mcnemar_p(900, 0)), WithinAbs(-899, 1e-9));
+  CHECK(mcnemar_p(900, 0) == std::ldexp(1.0, -899));
   CHECK(mcnemar_p(1544, 0) == kLeastP);
   CHECK(p_text(mcnemar_p(1544, 0)) == "< 1e-300");
   CHECK_THAT(mcnemar_p(100000, 100000), WithinAbs(1, 1e-12));
@@ -358,6 +361,11 @@ TEST_CASE("kava_eval controls and sweeps the latents against the intact model") 
   const double base = sweep.at("passes").at(1).at("passes").get<double>();
   CHECK(result(".sweep").at("passes") == base);
   CHECK(sweep.at("passes").at(1).at("difference") == 0.0);
+  CHECK(sweep.at("latents").at(5).at("too_long") == 0);
+  const Finished many = run("kava_eval " + dir + " --data " + data + " --sweep-latents 4096 --force");
+  CHECK(many.code == 0);
+  CHECK_THAT(many.output, ContainsSubstring("\nrows.txt, 4096 latents, 2 passes: 4 questions are over 4096 tokens; they were not run"));
+  CHECK(result(".sweep").at("sweep").at("latents").at(0).at("too_long") == 4);
   for (const auto& [arguments, about] : std::map<std::string, std::string>{{" --controls --samples 2", "--controls"},
                                                                            {" --controls --sweep-passes 1", "--controls"},
                                                                            {" --controls --method no_cot", "--controls"},
@@ -438,6 +446,21 @@ TEST_CASE("an interrupted kava_eval goes on where it was, to the same result") {
   CHECK(fs::exists(tiny.folder.path() / "bare.json"));
 }
 
+TEST_CASE("kava_eval tells of a seed or share of what is drawn where nothing is") {
+  TextRun tiny;
+  const std::string command = "kava_eval " + tiny.dir.string() + " --data " + tiny.write("rows.txt", kQuestions) + " --force";
+  for (const auto& [options, note] : {std::pair("--seed 1", "note: --seed is without effect"),
+                                      std::pair("--top-p 0.5 --temperature 0", "note: --top-p is without effect"),
+                                      std::pair("--top-p 0.5 --seed 9223372036854775806", "note: --top-p and --seed are without effect"),
+                                      std::pair("--samples 2 --top-p 0.5 --seed 9223372036854775806", ""), std::pair("", "")}) {
+    const Ended e = run_command(command + " " + options);
+    CAPTURE(options, e.err);
+    CHECK(e.code == 0);
+    CHECK(e.err.starts_with(note));
+    CHECK((e.err.find("note:") != std::string::npos) == (*note != '\0'));
+  }
+}
+
 TEST_CASE("kava_eval refuses what it cannot do before the work") {
   TextRun tiny;
   const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string();
@@ -451,6 +474,11 @@ TEST_CASE("kava_eval refuses what it cannot do before the work") {
                                                  {" --data " + data + " --temperature -0.5", 2},
                                                  {" --data " + data + " --temperature nan", 2},
                                                  {" --data " + data + " --top-p 0", 2},
+                                                 {" --data " + data + " --samples 2 --seed -1", 2},
+                                                 {" --data " + data + " --samples 2 --seed 9223372036854775807", 2},
+                                                 {" --data " + data + " --samples 2 --seed 99999999999999999999", 2},
+                                                 {" --data " + data + " --samples 2 --seed -99999999999999999999", 2},
+                                                 {" --data " + data + " --samples 2 --seed 1.5", 2},
                                                  {" --data " + data + " --method nothing", 2},
                                                  {" --data " + data + " --method coconut", 2},
                                                  {" --data " + data + " --stage 1", 2},
