@@ -96,7 +96,8 @@ template <class Header, class Row>
 void for_each_row(const Json& table, const Header& header, const Row& row) {
   std::string block;
   for (const Json& r : table["rows"]) {
-    if (r["block"] != block) header(block = r["block"].get<std::string>());
+    if (r["block"] != block)
+      if (block = r["block"].get<std::string>(); !block.empty()) header(block);
     row(r);
   }
 }
