@@ -1,5 +1,6 @@
 // replicate: plans, runs, resumes and aggregates a table of results.
 #include <fmt/core.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -40,8 +41,16 @@ Selection selection_of(const ReplicateCommand& command, const ReplicaTable& tabl
   return {command.only, command.seeds};
 }
 
-std::unique_ptr<PathLock> lock_folder(const fs::path& out, PathLock::Kind kind) {
+// A task waits for another that writes the tables, or for the replicate that submits it.
+constexpr auto kTaskPatience = std::chrono::minutes(10);
+
+std::unique_ptr<PathLock> lock_folder(const fs::path& out, PathLock::Kind kind, std::chrono::seconds patience = {}) {
+  const auto start = std::chrono::steady_clock::now();
   auto lock = std::make_unique<PathLock>(out, kind, false);
+  while (lock->error() == EWOULDBLOCK && std::chrono::steady_clock::now() - start < patience && !stop_requested()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    lock = std::make_unique<PathLock>(out, kind, false);
+  }
   const std::string where = "--out " + escaped(out.string(), 4096);
   if (lock->error() == EWOULDBLOCK)
     throw Error(Exit::preflight, where, "another replicate works in this folder", "wait for it; --status shows it");
@@ -81,12 +90,24 @@ void tell_tables(const ReplicaTable& table, const fs::path& out, const Replicate
 int run_task(const ReplicateCommand& command, const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out) {
   int code = 0;
   {
-    const auto lock = lock_folder(out, PathLock::Kind::shared);
+    const auto lock = lock_folder(out, PathLock::Kind::shared, kTaskPatience);
     code = run_works(table, task_works(table, works, *command.task), out, command.run);
   }
   const PathLock alone(out, PathLock::Kind::exclusive, false);
   if (alone.error() == 0) tell_tables(table, out, command);
   return code;
+}
+
+// What each task of a Slurm job is to do as this command would.
+std::vector<std::string> task_options(const ReplicateCommand& command) {
+  const RunOptions& run = command.run;
+  std::vector<std::string> out = {
+      "--jobs", fmt::format("{}", run.jobs), "--retries", fmt::format("{}", run.retries), "--keep", command.keep, "--device", run.device};
+  if (run.budget_hours > 0) out.insert(out.end(), {"--budget-hours", fmt::format("{}", run.budget_hours)});
+  if (!command.only.empty()) out.insert(out.end(), {"--only", fmt::format("{}", fmt::join(command.only, ","))});
+  if (!command.seeds.empty()) out.insert(out.end(), {"--seeds", fmt::format("{}", fmt::join(command.seeds, ","))});
+  if (command.times) out.push_back("--times");
+  return out;
 }
 
 int replicate(ReplicateCommand& command) {
@@ -102,10 +123,10 @@ int replicate(ReplicateCommand& command) {
   require_files(table, works, out);
   if (command.plan) return print_plan(table, works, out, command.run, command.rate);
   make_folders(out);
-  if (command.slurm) return submit_to_slurm(table, works, out, command.only, command.seeds);
   catch_signals();
   if (command.task) return run_task(command, table, works, out);
   const auto lock = lock_folder(out, PathLock::Kind::exclusive);
+  if (command.slurm) return submit_to_slurm(table, works, out, task_options(command));
   const int code = run_works(table, works, out, command.run);
   tell_tables(table, out, command);
   return code;

@@ -41,6 +41,16 @@ std::string quoted(const std::string& word) {
   return out + "'";
 }
 
+// As sbatch takes it: in the folder's own name nothing is a pattern.
+std::string log_pattern(const fs::path& out) {
+  std::string text = "\"";
+  for (char c : out.string()) {
+    if (c == '"' || c == '\\') text += '\\';
+    text += c == '%' ? "%%" : std::string(1, c);
+  }
+  return text + "/slurm_%A_%a.log\"";
+}
+
 }  // namespace
 
 std::vector<Work> task_works(const ReplicaTable& table, const std::vector<Work>& works, int64_t task) {
@@ -58,8 +68,8 @@ std::vector<Work> task_works(const ReplicaTable& table, const std::vector<Work>&
   return out;
 }
 
-int submit_to_slurm(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out, const std::vector<std::string>& only,
-                    const std::vector<int64_t>& seeds) {
+int submit_to_slurm(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out,
+                    const std::vector<std::string>& options) {
   const std::vector<int64_t> tasks = tasks_of(table, works);
   const int64_t last = *std::ranges::max_element(tasks);
   // The data comes first, here: tasks would make it side by side.
@@ -67,18 +77,17 @@ int submit_to_slurm(const ReplicaTable& table, const std::vector<Work>& works, c
   std::ranges::copy_if(works, std::back_inserter(data), [](const Work& w) { return w.kind == WorkKind::data; });
   if (const int code = run_works(table, data, out, {}); code != 0) return code;
   std::string arguments;
-  if (!only.empty()) arguments += " --only " + quoted(fmt::format("{}", fmt::join(only, ",")));
-  if (!seeds.empty()) arguments += fmt::format(" --seeds {}", fmt::join(seeds, ","));
+  for (const std::string& option : options) arguments += " " + quoted(option);
   const std::string script = fmt::format(
       "#!/bin/sh\n#SBATCH --job-name={}\n#SBATCH --array=0-{}\n#SBATCH --requeue\n#SBATCH --open-mode=append\n#SBATCH --signal=B:TERM@120\n"
-      "#SBATCH --output={}/slurm_%A_%a.log\n"
+      "#SBATCH --output={}\n"
       "# A signal of the job is passed on, so that each run writes a checkpoint. 75: stopped, to be gone on with.\n"
       "{} {} --out {} --task \"$SLURM_ARRAY_TASK_ID\"{} &\n"
       "child=$!\ntrap 'kill -TERM $child' TERM INT USR1\n"
       "while :; do wait $child; code=$?; kill -0 $child 2>/dev/null || break; done\n"
       "[ $code -ne 75 ] || scontrol requeue \"$SLURM_ARRAY_JOB_ID\"_\"$SLURM_ARRAY_TASK_ID\"\nexit $code\n",
-      table.name, last, out.string(), quoted((program_folder() / "replicate").string()), quoted(table.file.string()), quoted(out.string()),
-      arguments);
+      table.name, last, log_pattern(out), quoted((program_folder() / "replicate").string()), quoted(table.file.string()),
+      quoted(out.string()), arguments);
   const std::string file = (out / "replicate.sbatch").string();
   write_file(file, script);
   std::fflush(stdout);

@@ -13,8 +13,9 @@ namespace kava {
 /// The works of a task, from 0. Error(code usage) beyond the last.
 std::vector<Work> task_works(const ReplicaTable& table, const std::vector<Work>& works, int64_t task);
 
-/// Makes the data, writes OUT/replicate.sbatch and gives it to sbatch. Returns 0; Error(code preflight) without sbatch or where it refuses.
+/// `options`: of replicate, for each task. Makes the data, writes OUT/replicate.sbatch and gives it to sbatch. Returns 0; Error(code
+/// preflight) without sbatch or where it refuses.
 int submit_to_slurm(const ReplicaTable& table, const std::vector<Work>& works, const std::filesystem::path& out,
-                    const std::vector<std::string>& only, const std::vector<int64_t>& seeds);
+                    const std::vector<std::string>& options);
 
 }  // namespace kava
