@@ -61,19 +61,48 @@ struct RunPlan {
   bool fits = true;
 };
 
-struct TempFile {
-  explicit TempFile(const std::string& name) : path(fs::temp_directory_path() / fmt::format("kava_replicate_{}_{}", ::getpid(), name)) {}
-  ~TempFile() {
-    std::error_code ignored;
-    fs::remove(path, ignored);
+struct TempFolder {
+  TempFolder() : name((fs::temp_directory_path() / "kava_replicate_XXXXXX").string()) {
+    if (::mkdtemp(name.data()) == nullptr) fail_write(name, errno);
   }
-  const fs::path path;
+  TempFolder(const TempFolder&) = delete;
+  TempFolder& operator=(const TempFolder&) = delete;
+  ~TempFolder() {
+    std::error_code ignored;
+    fs::remove_all(name, ignored);
+  }
+  std::string name;
 };
 
-RunPlan plan_of(const ReplicaTable& table, const Work& work, const fs::path& out, const RunOptions& options, std::optional<double> rate) {
-  const TempFile json("plan.json"), log("plan.log");
+int wait_for(ChildProcess& process) {
+  std::optional<int> code;
+  while (!(code = process.ended())) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  return *code;
+}
+
+Error child_failed(int code, const std::string& where, const std::string& what) {
+  return {static_cast<Exit>(code > 0 ? code : 1), where, what};
+}
+
+// Where {out} is for the plans: OUT, or `temp` with the data that OUT has not yet.
+fs::path planned_out(const std::vector<Work>& works, const fs::path& out, const fs::path& temp) {
+  for (const Work& work : works) {
+    if (work.kind != WorkKind::data) continue;
+    if (const auto state = read_state(out, work); state && state->done) continue;
+    std::vector<std::string> command = work.arguments;
+    *(std::ranges::find(command, "--out") + 1) = (temp / "data").string();
+    ChildProcess process(command, temp / "data.log", {});
+    if (const int code = wait_for(process); code != 0) throw child_failed(code, "data", "kava_data synth: " + process.last_words());
+    return temp;
+  }
+  return out;
+}
+
+RunPlan plan_of(const ReplicaTable& table, const Work& work, const fs::path& out, const fs::path& temp, const RunOptions& options,
+                std::optional<double> rate) {
+  const std::string file = (temp / (work.id + ".json")).string();
   const TableRow& row = table.rows[work.row];
-  std::vector<std::string> command = {"kava_train", work.arguments[1], "--plan", "--json", json.path.string(), "--device", options.device};
+  std::vector<std::string> command = {"kava_train", work.arguments[1], "--plan", "--json", file, "--device", options.device};
   if (rate) command.insert(command.end(), {"--rate", fmt::format("{}", *rate)});
   for (const std::string& set : settings_of(table, row, out, work.seed))
     if (row.start.empty() || !set.starts_with("model.")) command.insert(command.end(), {"--set", set});
@@ -84,12 +113,9 @@ RunPlan plan_of(const ReplicaTable& table, const Work& work, const fs::path& out
     const RunConfig config = load_config((table.folder / first->config).string(), settings_of(table, *first, out, work.seed));
     command.insert(command.end(), {"--set", "model.path=" + Json(config.model.path).dump()});
   }
-  ChildProcess process(command, log.path, {});
-  std::optional<int> code;
-  while (!(code = process.ended())) std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  if (*code != 0 && !(*code == static_cast<int>(Exit::preflight) && is_there(json.path)))
-    throw Error(static_cast<Exit>(*code > 0 ? *code : 1), "row " + row.name, "kava_train --plan: " + process.last_words());
-  const std::string file = json.path.string();
+  ChildProcess process(command, temp / (work.id + ".log"), {});
+  if (const int code = wait_for(process); code != 0 && !(code == static_cast<int>(Exit::preflight) && is_there(file)))
+    throw child_failed(code, "row " + row.name, "kava_train --plan: " + process.last_words());
   const Json value = read_json(file);
   const JsonAt root(value, file);
   RunPlan plan;
@@ -119,10 +145,7 @@ std::string progress_text(const fs::path& run) {
   }
 }
 
-bool is_running(const fs::path& run) {
-  std::error_code ignored;
-  return fs::exists(run, ignored) && PathLock(run, PathLock::Kind::shared, false).error() == EWOULDBLOCK;
-}
+bool is_running(const Work& work) { return PathLock(work.log, PathLock::Kind::exclusive, false).error() == EWOULDBLOCK; }
 
 }  // namespace
 
@@ -156,13 +179,15 @@ int print_plan(const ReplicaTable& table, const std::vector<Work>& works, const 
                std::optional<double> rate) {
   double seconds = 0, disk = 0;
   bool known = true;
+  const TempFolder temp;
+  const fs::path planned = planned_out(works, out, temp.name);
   say(fmt::format("{:<34}{:>6}{:>10}{:>12}{:>12}{:>7}", "row", "runs", "steps", "hours each", "GB each", "fits"));
   std::map<std::size_t, std::vector<const Work*>> open;  // trainings by row
   for (const Work& work : works)
     if (work.kind == WorkKind::train)
       if (const auto state = read_state(out, work); !state || !state->done) open[work.row].push_back(&work);
   for (const auto& [row, trainings] : open) {
-    const RunPlan plan = plan_of(table, *trainings[0], out, options, rate);
+    const RunPlan plan = plan_of(table, *trainings[0], planned, temp.name, options, rate);
     const auto runs = static_cast<double>(trainings.size());
     disk += plan.disk * runs, seconds += plan.seconds.value_or(0) * runs;
     known = known && plan.seconds.has_value();
@@ -194,10 +219,10 @@ int print_status(const ReplicaTable& table, const std::vector<Work>& works, cons
   std::size_t done = 0, failed = 0, running = 0;
   for (const Work& work : works) {
     const auto state = read_state(out, work);
-    const bool runs = work.kind == WorkKind::train && !(state && state->done) && is_running(work.run);
     if (state && state->done) ++done;
-    else if (runs) ++running, fmt::print("running  {}: {}\n", work.id, progress_text(work.run));
-    else if (state)
+    else if (is_running(work))
+      ++running, fmt::print("running  {}: {}\n", work.id, work.kind == WorkKind::train ? progress_text(work.run) : "begun");
+    else if (state && !state->stopped())
       ++failed, fmt::print("failed   {} ({}), {} times: {}; log: {}\n", work.id, state->code, state->attempts, state->reason,
                            escaped(work.log.string(), 4096));
   }

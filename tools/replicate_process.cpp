@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -55,6 +56,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const fs::
   const int descriptor = ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (descriptor < 0) fail_write(log.string(), errno);
   log_begin_ = fs::file_size(log, failed);
+  (void)::flock(descriptor, LOCK_SH | LOCK_NB);  // the child's output holds it until the child has ended
   const std::string program = (program_folder() / arguments[0]).string();
   std::vector<char*> argv;
   for (const std::string& a : arguments) argv.push_back(const_cast<char*>(a.c_str()));

@@ -21,8 +21,8 @@ std::filesystem::path program_folder();
 
 class ChildProcess {
  public:
-  /// arguments[0] names a program beside this one. The log is appended to. Error(code write) where it cannot be, (code comm) without a
-  /// process.
+  /// arguments[0] names a program beside this one. The log is appended to, and locked (flock, shared) while the program runs. Error(code
+  /// write) where it cannot be, (code comm) without a process.
   ChildProcess(const std::vector<std::string>& arguments, const std::filesystem::path& log, const Share& share);
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;

@@ -128,7 +128,8 @@ Json missing_of(States& states, const ReplicaTable& table) {
   auto look = [&](const std::string& id) {
     const std::optional<WorkState>& state = states.of(id);
     if (state && state->done) return;
-    out.push_back({{"work", id}, {"status", state ? "failed" : "open"}, {"reason", state ? state->reason : ""}});
+    const bool failed = state && !state->stopped();
+    out.push_back({{"work", id}, {"status", failed ? "failed" : "open"}, {"reason", failed ? state->reason : ""}});
   };
   for (const TableRow& row : table.rows)
     for (int64_t seed : table.seeds) {

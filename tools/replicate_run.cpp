@@ -110,6 +110,8 @@ class Runner {
   }
 
   int run() {
+    for (std::size_t i = 0; i < works_.size(); ++i)
+      if (items_[i].stage == Stage::done) tidy(works_[i]);  // a kill may have come between
     say(fmt::format("{}: {} of {} works done, {} at a time", table_.title, done_, works_.size(), jobs_.size()));
     for (;;) {
       const bool ran = reap();
@@ -193,6 +195,8 @@ class Runner {
     item.state.seconds += process.seconds();
     if (ended == static_cast<int>(Exit::stopped) || (stopping_ && ended < 0)) {
       item.stage = Stage::open, --item.tries;
+      item.state.code = static_cast<int>(Exit::stopped), item.state.reason = "stopped";
+      write_state(out_, work, item.state);  // its seconds and attempts count
       return;
     }
     if (ended != 0) return fail(i, exit_code_of(ended), reason_of(ended, process.last_words()), is_final(ended));
@@ -204,9 +208,14 @@ class Runner {
     item.state.done = true, item.state.code = 0, item.state.reason.clear();
     write_state(out_, work, item.state);
     item.stage = Stage::done, ++done_;
+    say(fmt::format("[{}/{}] {} done in {}", done_, works_.size(), work.id, duration_text(process.seconds())));
+    tidy(work);
+  }
+
+  // What only a run that is not finished needs.
+  void tidy(const Work& work) const {
     std::error_code ignored;
     if (work.kind == WorkKind::eval) fs::remove(work.result, ignored);
-    say(fmt::format("[{}/{}] {} done in {}", done_, works_.size(), work.id, duration_text(process.seconds())));
     if (!options_.keep_all && work.kind != WorkKind::data && is_run_finished(work)) prune_checkpoints(work.run);
   }
 

@@ -137,7 +137,7 @@ std::optional<WorkState> state_at(const fs::path& out, const std::string& id) {
     if (root.at("format").whole(1 << 20) != kFormat) root.refuse("is of another format");
     WorkState state;
     const std::string& status = root.at("status").string();
-    if (status != "done" && status != "failed") root.at("status").refuse("is neither done nor failed");
+    if (status != "done" && status != "failed" && status != "stopped") root.at("status").refuse("is neither done nor failed nor stopped");
     state.done = status == "done", state.attempts = root.at("attempts").whole(1 << 20);
     state.code = root.at("code").whole(255), state.reason = root.at("reason").string();
     state.fingerprint = root.at("fingerprint").string();
@@ -193,7 +193,9 @@ std::optional<WorkState> read_state(const fs::path& out, const Work& work) {
 void write_state(const fs::path& out, const Work& work, const WorkState& state) {
   Json json = {{"format", kFormat},
                {"work", work.id},
-               {"status", state.done ? "done" : "failed"},
+               {"status", state.done        ? "done"
+                          : state.stopped() ? "stopped"
+                                            : "failed"},
                {"attempts", state.attempts},
                {"code", state.code},
                {"reason", state.reason},

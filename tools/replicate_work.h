@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/error.h"
 #include "engine/files/json.h"
 #include "tools/replicate_table.h"
 
@@ -43,11 +44,12 @@ std::string eval_id(const ReplicaTable& table, const TableRow& row, int64_t seed
 struct WorkState {
   bool done = false;
   int attempts = 0;
-  int code = 0;        // of a failed one
+  int code = 0;        // of a failed or stopped one
   std::string reason;  // its last words
   double seconds = 0;  // over all attempts
   std::string fingerprint;
   Json result;  // of an evaluation; else null
+  bool stopped() const { return !done && code == static_cast<int>(Exit::stopped); }
 };
 
 std::filesystem::path state_path(const std::filesystem::path& out, const std::string& id);

@@ -6,6 +6,7 @@
 #include <regex>
 #include <set>
 #include <sstream>
+#include <thread>
 
 #include "engine/files/parts.h"
 #include "tests/programs/text_run.h"
@@ -77,6 +78,14 @@ void check_refused(const Ended& run, int code, const std::string& about) {
 
 std::string row(const std::string& name, const std::string& more = "") {
   return "[[row]]\nname = \"" + name + "\"\nconfig = \"no_cot.toml\"\n" + more;
+}
+
+// A row on the model and data that the table makes first.
+void model_of_synth(const TableRig& rig) {
+  rig.model.write(
+      "table.toml",
+      "seeds = [1, 2]\nsynth = { rows = 100, steps = 3, seed = 1 }\n[[column]]\nname = \"test\"\ndata = \"{out}/data/test.txt\"\n" +
+          row("first", "set = ['model.path={out}/data/model', 'data.train=[\"{out}/data/train.txt\"]', 'train.max_steps=7']\n"));
 }
 
 }  // namespace
@@ -179,6 +188,95 @@ TEST_CASE("two replicates do not work in one folder") {
   CHECK(rig.run("--status").code == 0);
 }
 
+TEST_CASE("replicate --plan of a table that makes its data says steps and disk before they are made") {
+  const TableRig rig;
+  model_of_synth(rig);
+  const Ended plan = rig.run("--plan --rate 1");
+  INFO(plan.out << plan.err);
+  CHECK(plan.code == 0);
+  CHECK_THAT(plan.out, ContainsSubstring("runs        2 trainings, 2 evaluations"));
+  CHECK_THAT(plan.out, ContainsSubstring("disk        "));
+  CHECK(std::regex_search(plan.out, std::regex("first +2 +7 +[0-9.]+ +[0-9.]+ +yes")));
+  CHECK(!fs::exists(rig.out()));
+}
+
+TEST_CASE("replicate --slurm keeps to one folder and gives its options to the tasks") {
+  const TableRig rig;
+  const std::string options = "--slurm --keep all --times --jobs 2 --retries 5 --budget-hours 1 --only first --seeds 2";
+  fs::create_directories(rig.out());
+  {
+    const PathLock other(rig.out(), PathLock::Kind::exclusive, false);
+    check_refused(rig.run(options), 3, "another replicate works in this folder");
+  }
+  rig.model.write("sbatch", "#!/bin/sh\ncat \"$1\"\n");
+  fs::permissions(rig.model.folder.path() / "sbatch", fs::perms::owner_all);
+  const std::string path = rig.model.folder.path().string() + ":" + std::getenv("PATH");
+  const WithVariable found("PATH", path);
+  const Ended run = run_command("replicate table.toml --out 'a b%a' --device cpu " + options, rig.model.folder.path());
+  INFO(run.out << run.err);
+  CHECK(run.code == 0);
+  for (const char* option : {"'--keep' 'all'", "'--jobs' '2'", "'--retries' '5'", "'--budget-hours' '1'", "'--times'", "'--device' 'cpu'",
+                             "'--only' 'first'", "'--seeds' '2'"})
+    CHECK_THAT(run.out, ContainsSubstring(option));
+  CHECK_THAT(run.out, ContainsSubstring("/a b%%a/slurm_%A_%a.log\"\n"));
+  CHECK_THAT(run.out, ContainsSubstring("--output=\"/"));
+}
+
+TEST_CASE("a task of a Slurm job waits while another writes the tables") {
+  const TableRig rig;
+  rig.save(row("first"), "seeds = [1]\n");
+  fs::create_directories(rig.out());
+  auto other = std::make_unique<PathLock>(rig.out(), PathLock::Kind::exclusive, false);
+  std::thread writer([&] {
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    other.reset();
+  });
+  const Ended task = rig.run("--task 0");
+  writer.join();
+  INFO(task.out << task.err);
+  CHECK(task.code == 0);
+  CHECK(fs::exists(rig.out() / "table.json"));
+}
+
+TEST_CASE("a run that is stopped keeps its seconds and attempts and is open") {
+  const TableRig rig;
+  rig.save(row("first", "set = [\"train.max_steps=1000000\"]\n"), "seeds = [1]\n");
+  const Ended stopped = rig.run("--budget-hours 0.0003");
+  INFO(stopped.out << stopped.err);
+  CHECK(stopped.code == 75);
+  const Json work = read_json(rig.out() / "times.json")["works"]["first.1.train"];
+  CHECK(work["attempts"] == 1);
+  CHECK(work["seconds"].get<double>() > 0.5);
+  CHECK_THAT(rig.run("--status").out, ContainsSubstring("0 of 2 works done, 0 running, 0 failed, 2 open"));
+  CHECK(rig.table()["missing"][0]["status"] == "open");
+  CHECK(rig.run("--budget-hours 0.0003").code == 75);
+  CHECK(read_json(rig.out() / "times.json")["works"]["first.1.train"]["attempts"] == 2);
+}
+
+TEST_CASE("--status shows an evaluation that runs") {
+  const TableRig rig;
+  rig.save(row("first"), "seeds = [1]\n");
+  REQUIRE(rig.run().code == 0);
+  fs::remove(rig.out() / "state/first.1.eval_test.json");
+  // What a running evaluation holds.
+  const PathLock evaluation(rig.out() / "runs/first/1/log/eval_test.log", PathLock::Kind::shared, false);
+  REQUIRE(evaluation.error() == 0);
+  CHECK_THAT(rig.run("--status").out, ContainsSubstring("1 of 2 works done, 1 running, 0 failed, 0 open"));
+}
+
+TEST_CASE("checkpoints that a kill left behind go with the next call") {
+  const TableRig rig;
+  rig.save(row("first", "set = [\"train.max_steps=3\", \"train.checkpoint_every=1\"]\n"), "seeds = [1]\n");
+  REQUIRE(rig.run("--keep all").code == 0);
+  auto checkpoints = [&] {
+    const fs::directory_iterator all(rig.out() / "runs/first/1/checkpoints");
+    return std::distance(begin(all), end(all));
+  };
+  REQUIRE(checkpoints() > 1);
+  CHECK(rig.run().code == 0);
+  CHECK(checkpoints() == 1);
+}
+
 TEST_CASE("the only rows asked for are run, with those that they start from") {
   const TableRig rig;
   rig.save(row("base", "shown = false\n") + row("first", "start = \"base\"\ngroups = [\"g\"]\n") + row("second"), "seeds = [1, 2]\n");
@@ -251,7 +349,7 @@ TEST_CASE("Markdown, LaTeX, CSV and JSON of a table hold the same numbers") {
            row("first",
                "title = \"One & two_%, \\\"x\\\"\"\nblock = \"B|1\"\npublished = [{ column = \"test\", value = 61.25, sd = 0.5, source = "
                "\"p, q\" }]\n") +
-           row("second", "block = \"B|1\"\n"));
+           row("second", "block = \"B|1\"\n") + row("third"));
   rig.put_result("first", 1, "1100", 7.25);
   rig.put_result("first", 2, "1110", 7.75);
   rig.put_result("second", 1, "0001", 3);
@@ -282,13 +380,14 @@ TEST_CASE("Markdown, LaTeX, CSV and JSON of a table hold the same numbers") {
   CHECK(numbers(rig.form("table.tex"), "") == expected);
   CHECK_THAT(rig.form("table.tex"), ContainsSubstring("One \\& two\\_\\%"));
   CHECK_THAT(rig.form("table.md"), ContainsSubstring("**B\\|1**"));
+  CHECK_THAT(rig.form("table.md"), !ContainsSubstring("****"));
   const std::string csv = rig.form("table.csv");
   for (const Json& r : json["rows"])
     for (const Json& cell : r["cells"]) {
       const std::string line =
-          fmt::format("measured,B|1,{},{},{},{},{},{},,\n", r["name"].get<std::string>(), cell["column"].get<std::string>(),
-                      cell["measure"].get<std::string>(), cell["mean"].is_null() ? "" : cell["mean"].dump(),
-                      cell["sd"].is_null() ? "" : cell["sd"].dump(), cell["n"].dump());
+          fmt::format("measured,{},{},{},{},{},{},{},,\n", r["block"].get<std::string>(), r["name"].get<std::string>(),
+                      cell["column"].get<std::string>(), cell["measure"].get<std::string>(),
+                      cell["mean"].is_null() ? "" : cell["mean"].dump(), cell["sd"].is_null() ? "" : cell["sd"].dump(), cell["n"].dump());
       CHECK_THAT(csv, ContainsSubstring(line));
     }
   CHECK_THAT(csv, ContainsSubstring("published,B|1,first,test,accuracy,61.25,0.5,,\"p, q\","));
