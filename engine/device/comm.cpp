@@ -12,7 +12,8 @@ namespace kava {
 
 namespace {
 constexpr int64_t kMostBytes = int64_t{1} << 30;  // of one call of a transport
-constexpr int64_t kMostText = int64_t{64} << 20;
+constexpr int64_t kPiece = int64_t{64} << 20;     // of the texts of all ranks, at once
+constexpr int64_t kMostText = int64_t{1} << 31;   // of a rank; more is no length
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -83,17 +84,21 @@ bool Comm::end_gather(bool wait) {
 }
 
 std::vector<std::string> Comm::gather(std::string_view mine, const char* what) {
+  if (alone()) return {std::string(mine)};
   std::vector<int64_t> lengths(static_cast<std::size_t>(size_));
   const int64_t length = std::ssize(mine);
   gather(lengths.data(), &length, sizeof length, what);
   const int64_t most = std::ranges::max(lengths);
   if (std::ranges::min(lengths) < 0 || most > kMostText) fail("a message has no valid length");
-  std::string padded(mine), all(static_cast<std::size_t>(most * size_), '\0');
-  padded.resize(static_cast<std::size_t>(most));
-  gather(all.data(), padded.data(), most, what);
-  std::vector<std::string> texts;
-  for (std::size_t r = 0; r < lengths.size(); ++r)
-    texts.push_back(all.substr(r * static_cast<std::size_t>(most), static_cast<std::size_t>(lengths[r])));
+  const int64_t piece = std::min(most, std::max<int64_t>(1, kPiece / size_));
+  std::string padded(static_cast<std::size_t>(piece), '\0'), all(static_cast<std::size_t>(piece * size_), '\0');
+  std::vector<std::string> texts(lengths.size());
+  for (int64_t at = 0; at < most; at += piece) {
+    if (at < length) mine.substr(static_cast<std::size_t>(at)).copy(padded.data(), padded.size());
+    gather(all.data(), padded.data(), piece, what);
+    for (std::size_t r = 0; r < texts.size(); ++r)
+      texts[r].append(all, r * padded.size(), static_cast<std::size_t>(std::clamp<int64_t>(lengths[r] - at, 0, piece)));
+  }
   return texts;
 }
 
@@ -104,6 +109,7 @@ void Comm::broadcast(void* data, int64_t bytes, const char* what) {
 }
 
 std::string Comm::broadcast(std::string_view text, const char* what) {
+  if (alone()) return std::string(text);
   int64_t length = std::ssize(text);
   broadcast(&length, sizeof length, what);
   if (length < 0 || length > kMostText) fail("a message has no valid length");

@@ -52,6 +52,22 @@ TEST_CASE("a collective gives every rank what all ranks brought") {
   }
 }
 
+TEST_CASE("texts of any length go between ranks, and nothing of them where a process is alone") {
+  const std::string text((std::size_t{70} << 20) + 13, 'x');
+  for (int n : {1, 2}) {
+    INFO(n);
+    std::vector<char> right(static_cast<std::size_t>(n));
+    for (const std::string& f : on_rank_threads(n, 60, [&](Comm& comm) {
+           const std::vector<std::string> all = comm.gather(comm.leads() ? text : "short", "gathering");
+           right[static_cast<std::size_t>(comm.rank())] =
+               comm.broadcast(comm.leads() ? text : "", "saying") == text && all[0] == text &&
+               std::ranges::all_of(all.begin() + 1, all.end(), [](const std::string& t) { return t == "short"; });
+         }))
+      CHECK(f == "");
+    CHECK(std::ranges::count(right, 1) == n);
+  }
+}
+
 TEST_CASE("parts are added in the order of the ranks, whatever their number and length") {
   // Sums that depend on their order: large, small and cancelling values.
   for (const int64_t length : {int64_t{1}, int64_t{1000}, (int64_t{5} << 19) + 17}) {
