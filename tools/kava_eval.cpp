@@ -320,7 +320,6 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
   std::vector<std::pair<std::string, EvalResult>> results;
   std::deque<PartialResult> partials;
   Json documents = Json::array();
-  catch_signals();
   for (const RowFile& file : p.files) {
     const auto run = [&](EvalOptions o) {
       // A launcher may put a pseudo-terminal between a rank and its own output.
@@ -362,6 +361,7 @@ int evaluate_files(EvalCommand& command) {
   range_of("--sweep-latents", command.sweep_latents), range_of("--sweep-passes", command.sweep_passes);
   if (command.model.model.empty()) throw Error(Exit::usage, "MODEL", "is missing", "see kava_eval --help");
   if (command.data.empty()) throw Error(Exit::usage, "--data", "is missing", "name at least one data file");
+  catch_signals();
   return on_ranks(command.ranks, command.model.device.device != "cuda",
                   [&](Comm& comm, const World& world) { return evaluate_files(command, comm, world); });
 }

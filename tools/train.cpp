@@ -429,7 +429,6 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
     });
     return 0;
   }
-  catch_signals();
   std::optional<Profile> profile;
   if (command.profile && comm.leads()) profile.emplace(*ops);
   const int code = Run(command, comm, out, config, std::move(ops)).run();
@@ -447,6 +446,8 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
 int train(const TrainCommand& given) {
   TrainCommand command = given;
   command.resume = command.resume || command.extend;
+  // Before the ranks meet, which may take long: a signal that comes meanwhile stops the run before its first step.
+  if (!command.plan) catch_signals();
   return on_ranks(command.ranks, command.device.device != "cuda",
                   [&](Comm& comm, const World& world) { return train_on_rank(command, comm, world); });
 }

@@ -18,12 +18,11 @@ void require_mpirun() {
 
 // mpirun with what it starts: "-n N", then what follows the program's name.
 Ended mpirun(const std::vector<std::pair<int, std::string>>& starts, const std::string& environment = "",
-             const std::string& program = "kava_train") {
+             const std::string& program = bin_dir() + "/kava_train") {
   const TempFolder streams;
   std::string line = environment + " OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --oversubscribe --bind-to none";
   for (std::size_t i = 0; i < starts.size(); ++i)
-    line += fmt::format("{} -n {} '{}/{}' {} --device cpu --threads 1", i > 0 ? " :" : "", starts[i].first, bin_dir(), program,
-                        starts[i].second);
+    line += fmt::format("{} -n {} '{}' {} --device cpu --threads 1", i > 0 ? " :" : "", starts[i].first, program, starts[i].second);
   line += fmt::format(" >'{}' 2>'{}'", streams / "out", streams / "err");
   const int status = std::system(line.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(streams / "out", 1 << 24), read_file(streams / "err", 1 << 24)};
@@ -92,6 +91,21 @@ TEST_CASE("a profile of ranks tells how long gradients were on their way while t
   CHECK(seconds("sums of gradients, exposed") > 0);
 }
 
+TEST_CASE("a stop signal that comes while a rank waits for the others stops all of them before the first step") {
+  require_mpirun();
+  const Project p;
+  const std::string late = p.folder / "late.sh", first = p.folder / "first";
+  overwrite(late,
+            fmt::format("#!/bin/sh\nif [ \"$OMPI_COMM_WORLD_RANK\" = 0 ]; then echo $$ >'{0}'; else sleep 1; kill -USR1 $(cat '{0}'); fi\n"
+                        "exec '{1}/kava_train' \"$@\"\n",
+                        first, bin_dir()));
+  fs::permissions(late, fs::perms::owner_all);
+  const Ended run = mpirun({{2, p.arguments("run")}}, "", late);
+  INFO(run.err);
+  CHECK(run.code == 75);
+  CHECK(on_ranks(2, p.arguments("run") + " --resume").code == 0);
+}
+
 TEST_CASE("ranks that are refused end together, with one line") {
   require_mpirun();
   const Project p;
@@ -136,8 +150,9 @@ TEST_CASE("any number of ranks evaluates to the bytes of one") {
   const std::string data = run.write("test.txt", rows);
   auto result = [&](int ranks, const std::string& more) {
     const std::string out = run.folder / fmt::format("{}.json", ranks);
-    const Ended ended = mpirun(
-        {{ranks, fmt::format("'{}' --data '{}' --batch 2 --out '{}' --force {}", run.dir.string(), data, out, more)}}, "", "kava_eval");
+    const Ended ended =
+        mpirun({{ranks, fmt::format("'{}' --data '{}' --batch 2 --out '{}' --force {}", run.dir.string(), data, out, more)}}, "",
+               bin_dir() + "/kava_eval");
     INFO(ended.err);
     REQUIRE(ended.code == 0);
     Json json = read_json(out, std::size_t{1} << 24);
@@ -164,15 +179,16 @@ TEST_CASE("any number of ranks answers a file of questions to the bytes of one")
     REQUIRE(one.code == 0);
     CHECK(std::count(one.out.begin(), one.out.end(), '\n') >= 7);
     for (int ranks : {2, 3}) {
-      const Ended several = mpirun({{ranks, arguments}}, "", "kava_generate");
+      const Ended several = mpirun({{ranks, arguments}}, "", bin_dir() + "/kava_generate");
       INFO(several.err);
       CHECK((several.code == 0 && several.out == one.out));
     }
   }
-  const Ended wrong = mpirun({{2, fmt::format("'{}' --file '{}'", run.dir.string(), run.write("bad.txt", "\xff\n"))}}, "", "kava_generate");
+  const Ended wrong =
+      mpirun({{2, fmt::format("'{}' --file '{}'", run.dir.string(), run.write("bad.txt", "\xff\n"))}}, "", bin_dir() + "/kava_generate");
   CHECK(wrong.code == 4);
   CHECK(errors_in(wrong.err) == 1);
-  CHECK(mpirun({{2, fmt::format("'{}'", run.dir.string())}}, "", "kava_generate").code == 2);
+  CHECK(mpirun({{2, fmt::format("'{}'", run.dir.string())}}, "", bin_dir() + "/kava_generate").code == 2);
 }
 
 TEST_CASE("ranks of the emulated cuda backend train over TCP to the bytes of one") {
