@@ -181,7 +181,9 @@ class Harness {
     const std::string fail = kind == Failure::full_disk ? fmt::format("write:{}:enospc", draw(1, 60)) : "";
     Ranks ranks(options_, n, arguments(false), fail, err());
     bool struck = kind == Failure::full_disk;
-    if (!struck && reaches(ranks, draw(0, steps_ - 1))) sleep_ms(draw(0, 5)), struck = strike(ranks, kind);
+    // Before a line is there a process may have no handler yet.
+    const int least = kind == Failure::ask_to_stop ? 1 : 0;
+    if (!struck && reaches(ranks, draw(least, steps_ - 1))) sleep_ms(draw(0, 5)), struck = strike(ranks, kind);
     ++failures_;
     const Clock::time_point start = Clock::now();
     while (!ranks.ended() && seconds_since(start) < (kind == Failure::full_disk ? 120 : kEnd)) sleep_ms(5);
@@ -296,8 +298,9 @@ int main(int argc, char** argv) {
     static_cast<RoundOptions&>(options) =
         round_options(argc, argv, "build/cpu/bin", "rank_failures --rounds N [--bin DIR] [--transport mpi|tcp] [--seed S]",
                       [&](const std::string& name, const std::string& value) {
+                        if (name != "--transport" || (value != "mpi" && value != "tcp")) return false;
                         options.tcp = value == "tcp";
-                        return name == "--transport";
+                        return true;
                       });
     if (const std::string what = missing(options); !what.empty()) {
       fmt::print("skipped: {}\n", what);
