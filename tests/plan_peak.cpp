@@ -2,8 +2,8 @@
 //
 // Each case is planned by the program and then run here, in a process of its own: steps, validation with decoding, checkpoints. The arena's
 // high-water mark must be the plan's to the byte, and the process may grow to 1.01 of the plan and 128 MiB. A case whose shared data are
-// not there is named as skipped; the largest one is run with --large alone. The last line is "N cases, M wrong, K skipped"; exit 0 or 1, or
-// 4: cannot run.
+// not there is named as skipped; --large runs the largest one too, and SmolLM2's for 30 steps. The last line is "N cases, M wrong, K
+// skipped"; exit 0 or 1, or 4: cannot run.
 #include <fmt/format.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -195,7 +195,9 @@ int main_of(int argc, char** argv) {
   const std::string rows = shared_data("data/gsm8k_aug/train.txt"), small = shared_data("data/tokenizers/smollm2-135m-instruct"),
                     half = shared_data("data/tokenizers/qwen2.5-0.5b-instruct");
   if (rows.empty() || small.empty()) skip("SmolLM2-135M shape", "the shared data are not there");
-  else add(shape_cases(data, "SmolLM2-135M shape", small, rows, "batch = 4\nmax_steps = 2"));
+  else
+    add(shape_cases(data, "SmolLM2-135M shape", small, rows,
+                    large ? "batch = 4\nmax_steps = 30\nvalid_every = 15" : "batch = 4\nmax_steps = 2"));
   if (rows.empty() || half.empty()) skip("Qwen2.5-0.5B shape", "the shared data are not there");
   else if (!large) skip("Qwen2.5-0.5B shape", "--large is not given");
   else add(shape_cases(data, "Qwen2.5-0.5B shape", half, rows, "batch = 2\nmax_steps = 1"));

@@ -2,7 +2,7 @@
 # Runs one lane of the checks and prints its seconds: whole, or in the short form that continuous integration runs (.ci/run).
 # The whole form leaves its output's end with commit and date in docs/results/checks/LANE.txt.
 # Usage: tools/check_all.sh [--short] LANE
-#   test      the README's test command; the CUDA kernels must compile
+#   test      the README's test command; the CUDA kernels must compile; whole: and every shape of plan_peak, 200 rounds of rank_failures
 #   emulated  the cuda backend on the kernels' emulator: its kernels and steps; whole: every test
 #   cuda      nvcc for every target: the backend's module; whole: every program, and docs/kernels_table.md current and within its budgets
 #   asan      AddressSanitizer and UBSan over all but the longest tests; whole: every test and kill -9
@@ -62,6 +62,10 @@ threaded+=',"any number of ranks trains*","what one rank is asked*","ranks that 
 lane_test() {
   tools/setup.sh chromium python3  # the page of a run is opened in it
   KAVA_REQUIRE_CUDA=1 tools/test.sh
+  if [ "$short" = no ]; then
+    build/cpu/tests/plan_peak --large --bin build/cpu/bin
+    build/cpu/tests/rank_failures --rounds 200 --bin build/cpu/bin
+  fi
 }
 
 lane_emulated() {
