@@ -253,7 +253,7 @@ TEST_CASE("a run that is stopped keeps its seconds and attempts and is open") {
   CHECK(read_json(rig.out() / "times.json")["works"]["first.1.train"]["attempts"] == 2);
 }
 
-TEST_CASE("--status shows an evaluation that runs") {
+TEST_CASE("what replicate --status shows names an evaluation that runs") {
   const TableRig rig;
   rig.save(row("first"), "seeds = [1]\n");
   REQUIRE(rig.run().code == 0);
