@@ -87,8 +87,10 @@ TEST_CASE("a profile of ranks tells how long gradients were on their way while t
     REQUIRE(at != run.out.npos);
     return std::stod(run.out.substr(at + 1 + line.size()));
   };
-  CHECK(seconds("sums of gradients, hidden") > 0);
-  CHECK(seconds("sums of gradients, exposed") > 0);
+  // Which of both it is depends on which rank is ahead.
+  const double hidden = seconds("sums of gradients, hidden"), exposed = seconds("sums of gradients, exposed");
+  CHECK((hidden >= 0 && exposed >= 0));
+  CHECK(hidden + exposed > 0);
 }
 
 TEST_CASE("a stop signal that comes while a rank waits for the others stops all of them before the first step") {
