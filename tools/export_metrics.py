@@ -40,18 +40,18 @@ def read_rows(path):
     """[(step, seconds, {name: number})], steps ascending; a line that is not whole yet is left for later."""
     rows = {}
     seconds, last = 0.0, 0
-    with open(path, encoding='utf-8') as f:
+    with open(path, 'rb') as f:
         for number, line in enumerate(f, 1):
-            if not line.endswith('\n'):
+            if not line.endswith(b'\n'):
                 break
             try:
-                whole = json.loads(line)
+                whole = json.loads(line.decode('utf-8'))
                 valid = whole.get('valid')
                 values = valid if valid is not None else whole
                 step = int(values['step'])
-            except (ValueError, KeyError, TypeError, AttributeError) as e:
-                raise Failure(4, f'{path}:{number}: is no object with a step; remove the line') from e
-            found = numbers('valid/' if valid is not None else '', {k: v for k, v in values.items() if k != 'step'})
+                found = numbers('valid/' if valid is not None else '', {k: v for k, v in values.items() if k != 'step'})
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
+                raise Failure(4, f'{path}:{number}: is no object with a step and numbers; remove the line') from e
             if valid is None:
                 if step <= last:  # the run went back: what it does again replaces what it did
                     rows = {s: row for s, row in rows.items() if s < step}
@@ -65,7 +65,7 @@ def read_rows(path):
 def read_config(run):
     """config.toml as flat text values."""
     out, section = {}, ''
-    with open(os.path.join(run, 'config.toml'), encoding='utf-8') as f:
+    with open(os.path.join(run, 'config.toml'), encoding='utf-8', errors='replace') as f:
         for line in f:
             line = line.strip()
             if line.startswith('['):

@@ -140,3 +140,21 @@ TEST_CASE("kava_report refuses what it cannot show in one line") {
   CHECK_THAT(unknown.output, ContainsSubstring("give one of loss, validation"));
   CHECK(!fs::exists(tiny.dir / "report.html"));
 }
+
+TEST_CASE("metrics that no tracker can take are refused by line") {
+  const TextRun tiny;
+  fs::create_directories(tiny.folder / "tensorboard");  // no package, but one of its name: the metrics are read before it is used
+  overwrite(tiny.folder / "tensorboard/__init__.py", "");
+  for (const std::string& line : {std::string("{\"step\": 2, \"x\": \"\xff\"}"), std::string("{\"step\": Infinity}"),
+                                  "{\"step\": 2, \"x\": 1" + std::string(400, '0') + "}", std::string("{\"x\": 1}"), std::string("[]")}) {
+    overwrite(tiny.dir / "metrics.jsonl", "{\"step\": 1, \"loss\": 2}\n" + line + "\n");
+    const Finished f =
+        run("kava_inspect --version > /dev/null; PYTHONPATH=" + tiny.folder.path().string() + " PYTHONDONTWRITEBYTECODE=1 python3 " +
+            source_dir() + "/tools/export_metrics.py --to tensorboard " + tiny.dir.string());
+    if (f.code == 127) SKIP("there is no python3");
+    CAPTURE(line, f.output);
+    CHECK(f.code == 4);
+    CHECK_THAT(f.output, ContainsSubstring("metrics.jsonl:2: is no object with a step and numbers; remove the line"));
+    CHECK(std::ranges::count(f.output, '\n') == 1);
+  }
+}
