@@ -10,6 +10,7 @@
 #include <optional>
 #include <thread>
 
+#include "engine/cli.h"
 #include "engine/device/socket.h"
 #include "engine/error.h"
 
@@ -71,6 +72,12 @@ class TcpComm final : public Comm {
   }
 
   // ---- the start
+  // A signal ends the meeting, which may last long; the others notice that this rank has gone.
+  void look_out() const {
+    require_launcher();
+    if (stop_requested()) throw Error(Exit::stopped, "ranks", "stopped before all had met", "start all of them again");
+  }
+
   void wait_for_all() {
     const Clock::time_point deadline = after(place_.timeout);
     Socket listener;
@@ -81,7 +88,7 @@ class TcpComm final : public Comm {
     std::string wrong;
     Clock::time_point until = deadline;
     for (int missing = size() - 1; missing > 0;) {
-      Socket next = accept_from(listener, until, [&] { require_launcher(); });
+      Socket next = accept_from(listener, until, [&] { look_out(); });
       if (!next) break;
       const bool sound = wrong.empty();
       missing -= take_in(next, wrong);
@@ -130,10 +137,10 @@ class TcpComm final : public Comm {
       if (Clock::now() >= deadline)
         fail(fmt::format("rank 0 did not answer at port {} of {} within {:g} s (--rendezvous-timeout)", ports(), escaped(place_.host),
                          place_.timeout));
-      require_launcher();
+      look_out();
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
-    const auto said = receive_text(peers_[0], deadline + std::chrono::seconds(5), [&] { require_launcher(); });
+    const auto said = receive_text(peers_[0], deadline + std::chrono::seconds(5), [&] { look_out(); });
     if (said) heed(said->first, said->second);
     if (!said || said->first != Frame::go) fail("rank 0 has gone");
   }

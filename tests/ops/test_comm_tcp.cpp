@@ -1,9 +1,14 @@
 // Ranks over TCP on this machine: what they get, and how each kind of failure ends them.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
+#include <csignal>
 #include <thread>
 
+#include "engine/cli.h"
 #include "engine/device/comm_tcp.h"
 #include "engine/device/socket.h"
 #include "engine/error.h"
@@ -83,6 +88,23 @@ TEST_CASE("a rank that never comes is named by all that did, with 6") {
                       ContainsSubstring("6 rank"));
   const std::string f = run({{1, 2, place, {60, 0}}}, [](Comm&) {})[0];
   CHECK_THAT(f, ContainsSubstring("6 rank 1 of 2: meeting the other ranks: rank 0 did not answer at port"));
+}
+
+TEST_CASE("a stop signal ends the waiting for a rank that does not come, with 75") {
+  for (int rank : {0, 1}) {
+    const TcpPlace place{"127.0.0.1", free_ports(1), "job", 60};
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::alarm(30);
+      catch_signals();
+      ::raise(SIGTERM);
+      const std::string failed = run({{rank, 2, place, {60, 0}}}, [](Comm&) {})[0];
+      ::_exit(failed.starts_with("75 ranks: stopped before all had met") ? 75 : 1);
+    }
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 75));
+  }
 }
 
 TEST_CASE("ranks that count each other differently are refused by name on every rank, with 2") {
