@@ -52,6 +52,8 @@ std::unique_ptr<PathLock> lock_folder(const fs::path& out, PathLock::Kind kind, 
     lock = std::make_unique<PathLock>(out, kind, false);
   }
   const std::string where = "--out " + escaped(out.string(), 4096);
+  if (lock->error() == EWOULDBLOCK && stop_requested())
+    throw Error(Exit::stopped, where, "stopped while another replicate works in this folder", "give the same command again to go on");
   if (lock->error() == EWOULDBLOCK)
     throw Error(Exit::preflight, where, "another replicate works in this folder", "wait for it; --status shows it");
   if (lock->error() != 0) throw Error(Exit::preflight, where, std::string("could not be locked: ") + std::strerror(lock->error()));

@@ -1,4 +1,5 @@
 // replicate: its table files, what it does with runs that fail and folders in use, and what it makes of results.
+#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -251,6 +252,31 @@ TEST_CASE("a run that is stopped keeps its seconds and attempts and is open") {
   CHECK(rig.table()["missing"][0]["status"] == "open");
   CHECK(rig.run("--budget-hours 0.0003").code == 75);
   CHECK(read_json(rig.out() / "times.json")["works"]["first.1.train"]["attempts"] == 2);
+}
+
+TEST_CASE("a task of a Slurm job that waits ends with 75 at a stop signal") {
+  const TableRig rig;
+  rig.save(row("first"), "seeds = [1]\n");
+  fs::create_directories(rig.out());
+  const PathLock other(rig.out(), PathLock::Kind::exclusive, false);
+  const Ended task = run_command("kava_inspect --version > /dev/null; exec timeout --preserve-status -s TERM 1 '" + bin_dir() +
+                                     "/replicate' table.toml --out out --device cpu --task 0",
+                                 rig.model.folder.path());
+  check_refused(task, 75, "stopped while another replicate works in this folder");
+}
+
+TEST_CASE("what replicate --status shows names a work while it runs") {
+  const TableRig rig;
+  rig.save(row("first", "set = [\"train.max_steps=1000000\"]\n"), "seeds = [1]\n");
+  std::atomic<bool> over = false;
+  int code = 0;
+  std::thread work([&] { code = rig.run("--budget-hours 0.001").code, over = true; });
+  bool seen = false;
+  while (!over && !seen) seen = rig.run("--status").out.find("running  first.1.train: ") != std::string::npos;
+  work.join();
+  CHECK(code == 75);
+  CHECK(seen);
+  CHECK_THAT(rig.run("--status").out, ContainsSubstring("0 running"));
 }
 
 TEST_CASE("what replicate --status shows names an evaluation that runs") {
