@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "models/recipe.h"
+#include "models/traces.h"
 
 namespace kava {
 
@@ -20,12 +20,10 @@ double median(std::vector<double>& values) {
   return *middle;
 }
 
-// What a row without a trace lacks; null where the method makes no use of a trace.
-const char* lost_without_trace(const RunConfig& config) {
-  if (config.kv.weight > 0) return "L_KV has no target";
-  const Recipe recipe = recipe_of(config);
-  if (recipe.has_stages() || !recipe.student) return "there is no chain to learn";
-  return recipe.teacher && (config.loss.teacher > 0 || config.codi.weight > 0) ? "the teacher sees no chain" : nullptr;
+// What a row without a trace lacks.
+const char* lost_without_trace(TraceUse use) {
+  if (use == TraceUse::target) return "L_KV has no target";
+  return use == TraceUse::learnt ? "there is no chain to learn" : "the teacher sees no chain";
 }
 
 }  // namespace
@@ -40,10 +38,10 @@ void Alarms::raise(const std::string& kind, const std::string& line, std::vector
 std::vector<std::string> Alarms::samples(std::span<const Sample> train) {
   std::vector<std::string> lines;
   const int64_t empty = std::ranges::count_if(train, [](const Sample&s) { return s.trace.empty(); }), n = std::ssize(train);
-  if (const char* lost = lost_without_trace(config_); lost && 2 * empty > n)
+  if (const TraceUse use = trace_use(config_); use != TraceUse::none && 2 * empty > n)
     raise("rows without a trace",
-          fmt::format("{} of {} rows have no trace token (n_c = 0), so {} there; {}train on rows with {} chains", empty, n, lost,
-                      config_.data.drop_last_step ? "set data.drop_last_step = false, or " : "",
+          fmt::format("{} of {} rows have no trace token (n_c = 0), so {} there; {}train on rows with {} chains", empty, n,
+                      lost_without_trace(use), config_.data.drop_last_step ? "set data.drop_last_step = false, or " : "",
                       config_.data.drop_last_step ? "longer" : "written"),
           lines);
   return lines;

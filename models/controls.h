@@ -24,8 +24,8 @@ struct ControlledQuestion {
   std::array<DecodeResult, kControls> controls;  // by Control
 };
 
-/// Answers come in two parts: a mean is known when all questions have been seen.
-constexpr std::size_t kFirstAnswers = kControls, kAllAnswers = kControls + 1;
+/// A question's answers, the intact model's and one by control. They come in two parts: a mean is known when all questions have been seen.
+constexpr std::size_t kAllAnswers = 1 + kControls, kFirstAnswers = kAllAnswers - 1;
 
 struct ControlWork {
   /// Told of the questions that are through with part of it, from 0 to 1 each.

@@ -15,10 +15,9 @@ struct Need {
 };
 
 Need need_of(const RunConfig& config) {
-  if (config.kv.weight > 0) return {"kv.weight > 0 needs one", "set kv.weight = 0"};
-  const Recipe recipe = recipe_of(config);
-  if (!recipe.student || recipe.has_stages())
-    return {fmt::format("method {} learns to write one", name_of(config.method)), "use method no_cot"};
+  const TraceUse use = trace_use(config);
+  if (use == TraceUse::target) return {"kv.weight > 0 needs one", "set kv.weight = 0"};
+  if (use == TraceUse::learnt) return {fmt::format("method {} learns to write one", name_of(config.method)), "use method no_cot"};
   return {};
 }
 
@@ -36,6 +35,13 @@ std::string files_without_chain(const RunConfig& config, const std::vector<FileF
 
 }  // namespace
 
+TraceUse trace_use(const RunConfig& config) {
+  if (config.kv.weight > 0) return TraceUse::target;
+  const Recipe recipe = recipe_of(config);
+  if (!recipe.student || recipe.has_stages()) return TraceUse::learnt;
+  return recipe.teacher && (config.loss.teacher > 0 || config.codi.weight > 0) ? TraceUse::seen : TraceUse::none;
+}
+
 std::string require_traces(const RunConfig& config, const std::vector<FileFacts>& files, const std::vector<Sample>& samples) {
   if (std::ranges::any_of(samples, [](const Sample& s) { return !s.trace.empty(); })) return files_without_chain(config, files);
   const bool steps = std::ranges::any_of(files, &FileFacts::chain);
@@ -48,7 +54,7 @@ std::string require_traces(const RunConfig& config, const std::vector<FileFacts>
         Exit::data, escaped(files[0].path, 4096), fmt::format("no trace token in data.train, and {}: {}", need.what, rows),
         fmt::format("{}, or {}", steps ? "set data.drop_last_step = false" : "put the chain under \"steps\" (a list) or \"cot\" (a text)",
                     need.without));
-  if (!recipe_of(config).teacher || (config.loss.teacher == 0 && config.codi.weight == 0)) return "";
+  if (trace_use(config) == TraceUse::none) return "";
   return fmt::format("{}: no trace token in data.train, so the teacher sees no chain: {}", escaped(files[0].path, 4096), rows);
 }
 

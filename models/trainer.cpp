@@ -12,7 +12,6 @@
 #include "engine/device/ordered_sum.h"
 #include "engine/error.h"
 #include "engine/files/digest.h"
-#include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "engine/memory.h"
 #include "models/flops.h"
@@ -39,6 +38,20 @@ nlohmann::ordered_json metrics_line(const StepReport& r, const Speed& speed, dou
   for (const auto& [name, norm] : r.term_grads) line[name] = norm;
   if (r.stage) line["stage"] = *r.stage, line["latents"] = r.latents, line["left"] = r.left;
   return line;
+}
+
+// Of a flat buffer, a piece at a time: a whole copy beside it would be in no plan.
+std::string digest_of(Ops& ops, const Tensor& flat) {
+  KAVA_CHECK(flat.rows == 1, "a flat buffer of {} rows", flat.rows);
+  std::vector<char> piece(std::size_t{1} << 20);
+  const int64_t each = std::ssize(piece) / size_of(flat.dtype);
+  Digest digest;
+  for (int64_t at = 0; at < flat.cols; at += each) {
+    const Tensor part = flat.col_range(at, std::min(flat.cols, at + each));
+    ops.download(piece.data(), part);
+    digest.add(piece.data(), static_cast<std::size_t>(part.cols * size_of(flat.dtype)));
+  }
+  return digest.hex();
 }
 
 }  // namespace
@@ -391,18 +404,7 @@ void Trainer::require_same_values() {
   if (comm_.alone()) return;
   const ParameterStore& p = model_.parameters;
   std::string digests;
-  std::vector<char> piece(std::size_t{1} << 20);
-  for (const Tensor& t : {p.value(), p.m(), p.v()}) {
-    KAVA_CHECK(t.rows == 1, "a flat buffer of {} rows", t.rows);
-    const int64_t each = std::ssize(piece) / size_of(t.dtype);
-    Digest digest;
-    for (int64_t at = 0; at < t.cols; at += each) {
-      const Tensor part = t.col_range(at, std::min(t.cols, at + each));
-      model_.ops.download(piece.data(), part);
-      digest.add(piece.data(), static_cast<std::size_t>(part.cols * size_of(t.dtype)));
-    }
-    digests += digest.hex();
-  }
+  for (const Tensor& flat : {p.value(), p.m(), p.v()}) digests += digest_of(model_.ops, flat);
   const std::vector<std::string> all = comm_.gather(digests, "comparing weights");
   for (std::size_t r = 1; r < all.size(); ++r)
     if (all[r] != all[0])

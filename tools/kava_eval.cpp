@@ -387,8 +387,9 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   app.add_option("--temperature", command.temperature, "0: the best token; else drawn (default: 0, or 1 for several samples)");
-  app.add_option("--top-p", command.top_p, "Draw from the fewest best tokens that have this share (default: 1)");
-  app.add_option("--seed", command.seed, "Seed of what is drawn (default: 42)")
+  app.add_option("--top-p", command.top_p,
+                 fmt::format("Draw from the fewest best tokens that have this share (default: {})", command.sampling.top_p));
+  app.add_option("--seed", command.seed, fmt::format("Seed of what is drawn (default: {})", command.sampling.seed))
       ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max() - 1));  // numbers beyond are read as the largest
   app.add_flag("--controls", command.controls, "Also with the latents replaced: by zeros, means, another question's, or nothing");
   app.add_option("--sweep-latents", command.sweep_latents, "Also with A..B latents");

@@ -23,22 +23,20 @@ void refuse_other_files(std::string_view text, const std::string& file) {
                 {"\x1f\x8b", "compressed by gzip", "unpack it by gunzip"},
                 {"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it by unzstd"},
                 {std::string_view("PK\x03\x04"), "a zip archive", "unpack it by unzip"},
-                {"version https://git-lfs", "a pointer of Git LFS and not the file", "fetch the file by git lfs pull"},
-                {"<?xml", "XML", "turn it into JSON lines of question and answer"},
-                {"<!DOCTYPE html", "a web page", "download the file itself"},
-                {"<!doctype html", "a web page", "download the file itself"},
-                {"<html", "a web page", "download the file itself"},
-                {"<", "XML", "turn it into JSON lines of question and answer"}};
+                {"version https://git-lfs", "a pointer of Git LFS and not the file", "fetch the file by git lfs pull"}};
   const std::string_view first_line = text.substr(0, text.find('\n'));
   for (const std::string_view ending : {".csv", ".tsv"})
     if (file.ends_with(ending) && first_line.find("||") == std::string_view::npos && !first_line.starts_with('{'))
       throw Error(Exit::data, file, "is a table of text", "turn it into JSON lines by tools/parquet_to_jsonl.py");
-  // A question may begin with < too.
-  const bool tag = first_line.size() > 1 && first_line.find("||") == std::string_view::npos &&
-                   (first_line[1] == '!' || first_line[1] == '?' || std::isalpha(static_cast<unsigned char>(first_line[1])));
   for (const auto& other : others)
-    if (text.starts_with(other.start) && (tag || text[0] != '<'))
-      throw Error(Exit::data, file, fmt::format("is {}", other.what), std::string(other.remedy));
+    if (text.starts_with(other.start)) throw Error(Exit::data, file, fmt::format("is {}", other.what), std::string(other.remedy));
+  // A question may begin with < too.
+  const bool tag = first_line.size() > 1 && first_line[0] == '<' && first_line.find("||") == std::string_view::npos &&
+                   (first_line[1] == '!' || first_line[1] == '?' || std::isalpha(static_cast<unsigned char>(first_line[1])));
+  if (!tag) return;
+  for (const std::string_view page : {"<!DOCTYPE html", "<!doctype html", "<html"})
+    if (text.starts_with(page)) throw Error(Exit::data, file, "is a web page", "download the file itself");
+  throw Error(Exit::data, file, "is XML", "turn it into JSON lines of question and answer");
 }
 
 // Calls take(line, its number) for each line that is not blank, until it returns false.
