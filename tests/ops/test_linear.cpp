@@ -141,31 +141,46 @@ TEST_CASE("linear_group is as exact as its storage and has the gradients of cent
   }
 }
 
-TEST_CASE("a row of linear_group has the same bytes whatever rows stand beside it") {
-  Random random(23);
-  const MapGroup g{600, 96, {80, 33}, {4, 0}, true, 0.2};
+namespace {
+
+void check_first_rows(const MapGroup& g, Random& random, std::initializer_list<std::pair<DType, Reads>> kinds,
+                      std::initializer_list<int64_t> counts) {
   const Matrices m = inputs_of(g, random);
-  for (const auto& [type, reads] : {std::pair{DType::f32, Reads::tiled},
-                                    {DType::bf16, Reads::tiled},
-                                    {DType::f64, Reads::tiled},
-                                    {DType::f32, Reads::streamed},
-                                    {DType::bf16, Reads::streamed},
-                                    {DType::f64, Reads::streamed}}) {
+  for (const auto& [type, reads] : kinds) {
     auto rows = [&, type = type, reads = reads](int64_t n) {
       Matrices some = m;
-      for (Matrix* x : {&some[0], &some[kMapParts], &some[2 * kMapParts]}) x->rows = n, x->at.resize(std::size_t(n * x->cols));
+      for (std::size_t x = 0; x < some.size(); x += kMapParts) some[x].rows = n, some[x].at.resize(std::size_t(n * some[x].cols));
       Rig rig(2, type, type, 0);
       Matrices out = read_all(rig, linear_fwd(g, reads)(rig, some));
       for (Matrix& y : out) y.at.resize(std::size_t(y.cols));
       return out;
     };
-    const Matrices all = rows(600);
-    for (int64_t n : {1, 2, 5, 6, 7, 31, 192, 193, 256, 257, 300}) {
+    const Matrices all = rows(g.rows);
+    for (int64_t n : counts) {
       INFO(name_of(type) << (reads == Reads::tiled ? ", tiled, " : ", streamed, ") << n << " rows");
       const Matrices some = rows(n);
       for (std::size_t j = 0; j < all.size(); ++j) REQUIRE(some[j].at == all[j].at);
     }
   }
+}
+
+}  // namespace
+
+TEST_CASE("a row of linear_group has the same bytes whatever rows stand beside it") {
+  Random random(23);
+  check_first_rows({600, 96, {80, 33}, {4, 0}, true, 0.2}, random,
+                   {{DType::f32, Reads::tiled},
+                    {DType::bf16, Reads::tiled},
+                    {DType::f64, Reads::tiled},
+                    {DType::f32, Reads::streamed},
+                    {DType::bf16, Reads::streamed},
+                    {DType::f64, Reads::streamed}},
+                   {1, 2, 5, 6, 7, 31, 192, 193, 256, 257, 300});
+  // Sizes of real models, at which a library may choose another product: SmolLM2's with ranks of 128, and more columns at once.
+  check_first_rows({448, 576, {576, 192, 192}, {128, 128, 128}, true, 0.1}, random,
+                   {{DType::f32, Reads::tiled}, {DType::bf16, Reads::tiled}}, {1, 31, 32, 33, 96, 160, 192, 224, 255, 256, 257, 288});
+  check_first_rows({448, 1536, {576}, {64}, false, 0}, random, {{DType::f32, Reads::tiled}, {DType::bf16, Reads::tiled}},
+                   {1, 31, 32, 192, 224, 256, 257});
 }
 
 TEST_CASE("a range of a group's parts gives the bytes of those parts, and of A's and B's gradients only its own") {

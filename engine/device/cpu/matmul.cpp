@@ -174,13 +174,13 @@ void plain_product(Threads& threads, const Tensor& c, const Operand& a, const Op
 
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// Rows begin..end of x, followed by zero rows up to `rows`.
-std::vector<char> padded_rows(const Tensor& x, int64_t begin, int64_t end, int64_t rows) {
-  const int64_t width = x.cols * size_of(x.dtype);
-  std::vector<char> out(static_cast<std::size_t>(rows * width));
+// Rows begin..end of x, `stride` elements apart, followed by zero rows up to `rows`.
+std::vector<char> padded_rows(const Tensor& x, int64_t begin, int64_t end, int64_t rows, int64_t stride) {
+  const int64_t size = size_of(x.dtype);
+  std::vector<char> out(static_cast<std::size_t>(rows * stride * size));
   for (int64_t r = begin; r < end; ++r)
-    std::memcpy(out.data() + (r - begin) * width, static_cast<const char*>(x.data) + r * x.stride * size_of(x.dtype),
-                static_cast<std::size_t>(width));
+    std::memcpy(out.data() + (r - begin) * stride * size, static_cast<const char*>(x.data) + r * x.stride * size,
+                static_cast<std::size_t>(x.cols * size));
   return out;
 }
 
@@ -211,7 +211,7 @@ std::vector<Area> areas_of(int64_t m, int64_t n, int64_t tile_rows = kTileRows) 
 class PieceRows {
  public:
   PieceRows(const Tensor& x, int64_t whole, int64_t rest_rows) : x_(x), whole_(whole) {
-    if (x.rows - whole != rest_rows) rest_ = padded_rows(x, whole, x.rows, rest_rows);
+    if (x.rows - whole != rest_rows) rest_ = padded_rows(x, whole, x.rows, rest_rows, x.cols);
   }
   const void* at(int64_t row, int64_t col) const {
     if (row >= whole_ && !rest_.empty()) return rest_.data() + col * size_of(x_.dtype);
@@ -241,24 +241,31 @@ void add_scaled(const Tensor& c, const Area& t, const S* product, S scale) {
   }
 }
 
-// The rows of an operand by tiles: the last one is filled with zero rows to a multiple of kRowUnit.
+// The rows of an operand by tiles: the last one is filled with zero rows to a multiple of kRowUnit. It keeps the stride, by which oneDNN
+// chooses among products that sum in different orders.
 class TileRows {
  public:
   explicit TileRows(const Tensor& a) : a_(a), tail_begin_(a.rows - a.rows % kTileRows), tail_rows_(round_up(a.rows % kTileRows, kRowUnit)) {
-    if (a.rows - tail_begin_ != tail_rows_) tail_ = padded_rows(a, tail_begin_, a.rows, tail_rows_);
+    if (a.rows - tail_begin_ != tail_rows_) tail_ = padded_rows(a, tail_begin_, a.rows, tail_rows_, a.stride);
   }
   bool padded(int64_t row) const { return !tail_.empty() && row >= tail_begin_; }
   int64_t rows(const Area& t) const { return padded(t.row) ? tail_rows_ : t.rows; }
   const void* at(int64_t row) const {
     return padded(row) ? tail_.data() : static_cast<const char*>(a_.data) + row * a_.stride * size_of(a_.dtype);
   }
-  int64_t stride(int64_t row) const { return padded(row) ? a_.cols : a_.stride; }
 
  private:
   const Tensor& a_;
   int64_t tail_begin_, tail_rows_;
   std::vector<char> tail_;
 };
+
+// Columns of an f32 product that are summed at once: beyond 768 oneDNN sums in an order that depends on the number of rows.
+int64_t depth_of(int64_t k) {
+  constexpr int64_t kMost = 768;
+  const int64_t parts = (k + kMost - 1) / kMost;
+  return std::min(k, round_up((k + parts - 1) / parts, 16));
+}
 
 // Each with the last tile of its rows filled up.
 void row_products(Threads& threads, std::span<const Matmul::Product> products) {
@@ -275,28 +282,30 @@ void row_products(Threads& threads, std::span<const Matmul::Product> products) {
     rows.emplace_back(a);
     if (c.rows == 0 || !rows[i].padded(c.rows - 1)) continue;
     const int64_t begin = c.rows - c.rows % kTileRows, padded = round_up(c.rows - begin, kRowUnit);
-    c_tails[i].resize(static_cast<std::size_t>(padded * c.cols * size_of(c.dtype)));
+    c_tails[i].resize(static_cast<std::size_t>(padded * c.stride * size_of(c.dtype)));
   }
   threads.run(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
     const auto& [i, t] = tasks[static_cast<std::size_t>(task)];
     const Matmul::Product& p = products[i];
     const DType type = p.a.dtype;
-    const int64_t n = p.c.cols, c_size = size_of(p.c.dtype);
+    const int64_t row_size = p.c.stride * size_of(p.c.dtype);
     const bool padded = rows[i].padded(t.row);
-    Tile tile{t.of(p.c),
-              p.c.stride,
-              p.c.dtype,
-              rows[i].at(t.row),
-              rows[i].stride(t.row),
-              Operand{p.b.data, p.b.stride, p.transpose_b}.at(type, 0, t.col),
-              p.b.stride,
-              type};
+    Tile tile{t.of(p.c),         p.c.stride, p.c.dtype,
+              rows[i].at(t.row), p.a.stride, Operand{p.b.data, p.b.stride, p.transpose_b}.at(type, 0, t.col),
+              p.b.stride,        type};
     if (p.bias) tile.bias = static_cast<const char*>(p.bias.data) + t.col * size_of(type);
-    if (padded) tile.c = c_tails[i].data() + t.col * c_size, tile.ldc = n;
-    tile_product(tile, false, p.transpose_b, rows[i].rows(t), t.cols, p.a.cols, false);
+    if (padded) tile.c = c_tails[i].data() + t.col * size_of(p.c.dtype);
+    const int64_t depth = p.a.dtype == DType::f32 ? depth_of(p.a.cols) : p.a.cols;
+    for (int64_t k = 0; k < p.a.cols; k += depth) {
+      Tile part = tile;
+      part.a = static_cast<const char*>(tile.a) + k * size_of(type);
+      part.b = Operand{p.b.data, p.b.stride, p.transpose_b}.at(type, k, t.col);
+      if (k > 0) part.bias = nullptr;
+      tile_product(part, false, p.transpose_b, rows[i].rows(t), t.cols, std::min(depth, p.a.cols - k), k > 0);
+    }
     for (int64_t r = 0; padded && r < t.rows; ++r)
-      std::memcpy(t.of(p.c) + r * p.c.stride * c_size, static_cast<char*>(tile.c) + r * n * c_size,
-                  static_cast<std::size_t>(t.cols * c_size));
+      std::memcpy(t.of(p.c) + r * row_size, static_cast<char*>(tile.c) + r * row_size,
+                  static_cast<std::size_t>(t.cols * size_of(p.c.dtype)));
   });
 }
 
@@ -409,7 +418,7 @@ void Matmul::sum_tiles(const Term& x, const Term& y, bool apart, const std::func
                         t.col, t.rows, t.cols, term.a.cols, add);
         });
       else
-        tile_product({c, kTileCols, sum, rows.at(t.row), rows.stride(t.row), b.at(type, 0, t.col), term.b.stride, type}, false, false,
+        tile_product({c, kTileCols, sum, rows.at(t.row), term.a.stride, b.at(type, 0, t.col), term.b.stride, type}, false, false,
                      rows.rows(t), t.cols, term.a.cols, add);
     };
     product(first, x, x_rows, false);
