@@ -79,7 +79,7 @@ TEST_CASE("any number of MPI's ranks leaves the run folder of one, also when the
 TEST_CASE("a profile of ranks tells how long gradients were on their way while the backward went on") {
   require_mpirun();
   const Project p;
-  const Ended run = on_ranks(2, p.arguments("run") + " --profile --set train.max_steps=3");
+  const Ended run = on_ranks(2, p.arguments("run") + " --profile --set train.max_steps=200");
   INFO(run.out << run.err);
   REQUIRE(run.code == 0);
   const auto seconds = [&](const std::string& line) {
@@ -87,10 +87,8 @@ TEST_CASE("a profile of ranks tells how long gradients were on their way while t
     REQUIRE(at != run.out.npos);
     return std::stod(run.out.substr(at + 1 + line.size()));
   };
-  // Which of both it is depends on which rank is ahead.
-  const double hidden = seconds("sums of gradients, hidden"), exposed = seconds("sums of gradients, exposed");
-  CHECK((hidden >= 0 && exposed >= 0));
-  CHECK(hidden + exposed > 0);
+  CHECK(seconds("sums of gradients, hidden") > 0);
+  CHECK(seconds("sums of gradients, exposed") > 0);
 }
 
 TEST_CASE("a stop signal that comes while a rank waits for the others stops all of them before the first step") {
