@@ -3,7 +3,7 @@
 
 Needs the tracker's own package and nothing else. The export lies in RUN/log/TRACKER (or --out) and is made anew by every call, so
 that no point is there twice; where a run went back to a checkpoint, the points that it did again count once, by their later values.
-With --follow it grows until the run has ended. Validation stands at its step as valid/NAME.
+With --follow it grows until no process trains the run any more. Validation stands at its step as valid/NAME.
 """
 import argparse
 import hashlib
@@ -203,13 +203,27 @@ class Export:
         self.sink = None
 
 
+def is_trained(run):
+    """Whether a process of this machine holds the run's folder locked, as kava_train does while it works there.
+
+    It looks on: a lock taken to try would refuse a kava_train that begins at that moment.
+    """
+    inode = f':{os.stat(run).st_ino} '  # without the device, which some file systems give otherwise than stat
+    with open('/proc/locks', encoding='ascii') as f:
+        return any(' FLOCK ' in line and inode in line for line in f)
+
+
 def follow(export):
     stopped = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.append(1))
     while not stopped:
-        ended = os.path.isdir(os.path.join(export.run, 'adapter'))
-        if os.path.exists(export.metrics) and export.update(ended) == 0 and ended:
+        ended = not is_trained(export.run)
+        if os.path.exists(export.metrics):
+            export.update(ended)
+        elif ended:
+            raise Failure(4, f'{export.metrics}: no such file; the run has logged nothing')
+        if ended:
             return
         time.sleep(PAUSE)
 
@@ -219,7 +233,7 @@ def main():
     parser.add_argument('RUN')
     parser.add_argument('--to', required=True, choices=sorted(TRACKERS))
     parser.add_argument('--out', help='default: RUN/log/TRACKER')
-    parser.add_argument('--follow', action='store_true', help='go on until the run has ended')
+    parser.add_argument('--follow', action='store_true', help='go on until no process trains the run')
     arguments = parser.parse_args()
     try:
         if importlib.util.find_spec(arguments.to) is None:

@@ -1,9 +1,14 @@
 // kava_inspect probe and kava_report: what they write, and that a page needs nothing from elsewhere.
+#include <sys/syscall.h>
+
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cmath>
+#include <thread>
 
+#include "engine/files/parts.h"
 #include "engine/files/safetensors.h"
+#include "tests/io/denied_calls.h"
 #include "tests/programs/text_run.h"
 
 using namespace kava;
@@ -157,4 +162,39 @@ TEST_CASE("metrics that no tracker can take are refused by line") {
     CHECK_THAT(f.output, ContainsSubstring("metrics.jsonl:2: is no object with a step and numbers; remove the line"));
     CHECK(std::ranges::count(f.output, '\n') == 1);
   }
+}
+
+namespace {
+
+// export_metrics.py --follow of a run, to a trackio that takes everything.
+Finished follow(const TextRun& tiny) {
+  overwrite(tiny.folder / "trackio.py", "def init(**_): pass\ndef log(*_, **__): pass\ndef finish(): pass\n");
+  return run("kava_inspect --version > /dev/null; PYTHONPATH=" + tiny.folder.path().string() +
+             " PYTHONDONTWRITEBYTECODE=1 timeout 60 python3 " + source_dir() + "/tools/export_metrics.py --to trackio --follow " +
+             tiny.dir.string());
+}
+
+}  // namespace
+
+TEST_CASE("an export that follows ends once no process holds the run") {
+  const TextRun tiny;
+  fs::remove_all(tiny.dir / "adapter");
+  overwrite(tiny.dir / "metrics.jsonl", "{\"step\": 1, \"loss\": 2}\n");
+  auto training = std::make_unique<PathLock>(tiny.dir, PathLock::Kind::exclusive, false);
+  REQUIRE(training->error() == 0);
+  std::thread trainer([&] {
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    overwrite(tiny.dir / "metrics.jsonl", "{\"step\": 1, \"loss\": 2}\n{\"step\": 2, \"loss\": 1}\n");
+    training.reset();
+  });
+  const Finished f = follow(tiny);
+  trainer.join();
+  if (f.code == 127) SKIP("there is no python3");
+  INFO(f.output);
+  CHECK(f.code == 0);
+  CHECK_THAT(f.output, ContainsSubstring(": 2 steps"));
+  // It takes no lock itself, not even for a moment: kava_train could begin then.
+  CHECK(ends_well_without({{SYS_flock, ENOLCK}}, [&] {
+    if (follow(tiny).code != 0) throw std::runtime_error("it took a lock");
+  }));
 }
