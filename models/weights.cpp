@@ -15,6 +15,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kHead = kHeadName;
+constexpr const char *kSingle = "model.safetensors", *kIndex = "model.safetensors.index.json";
 constexpr std::size_t kLargestIndex = std::size_t{64} << 20;
 
 [[noreturn]] void fail(const std::string& path, const std::string& what, const std::string& remedy) {
@@ -76,7 +77,7 @@ std::vector<SafetensorsFile> open_shards(const fs::path& folder, const std::stri
 
 std::vector<SafetensorsFile> open_files(const fs::path& folder, const Ignored& ignored) {
   std::vector<SafetensorsFile> files;
-  const fs::path single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
+  const fs::path single = folder / kSingle, index = folder / kIndex;
   if (is_there(single)) files.push_back(SafetensorsFile::open(single.string()));
   else if (is_there(index)) files = open_shards(folder, index.string(), ignored);
   else fail(folder.string(), "has neither model.safetensors nor model.safetensors.index.json", "give a folder with weights in that format");
@@ -106,6 +107,14 @@ bool same_bytes(const SafetensorsFile& a, const TensorInfo& s, const Safetensors
 }
 
 }  // namespace
+
+std::vector<std::string> weight_paths(const std::string& folder) {
+  const fs::path single = fs::path(folder) / kSingle, index = fs::path(folder) / kIndex;
+  if (is_there(single) || !is_there(index)) return {single.string()};
+  std::vector<std::string> paths = {index.string()};
+  for (const auto& [name, tensors] : read_index(index.string())) paths.push_back((fs::path(folder) / name).string());
+  return paths;
+}
 
 std::vector<WeightSpec> weight_specs(const ModelConfig& c) {
   using Role = WeightSpec::Role;

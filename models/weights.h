@@ -31,6 +31,10 @@ std::vector<WeightSpec> weight_specs(const ModelConfig& config);
 /// in that type, NaN or infinite.
 void read_tensor(Ops& ops, const Tensor& to, const SafetensorsFile& file, const TensorInfo& tensor, bool transposed = false);
 
+/// The files that the weights of a folder are read from, whether they are there or not: model.safetensors, else the index and the shards
+/// that it names; model.safetensors where there is neither. Error(code data) for an index that is none.
+std::vector<std::string> weight_paths(const std::string& folder);
+
 /// The weights of a folder: model.safetensors, else the shards that model.safetensors.index.json names. Reads may come from several
 /// threads.
 class WeightFiles {

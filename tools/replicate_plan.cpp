@@ -13,10 +13,12 @@
 #include <thread>
 
 #include "engine/cli.h"
+#include "engine/data/data.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/json_at.h"
 #include "engine/files/parts.h"
+#include "models/weights.h"
 #include "tools/say.h"
 #include "tools/terminal.h"
 
@@ -36,22 +38,74 @@ RunConfig config_of(const ReplicaTable& table, const Work& work, const fs::path&
   return load_config((table.folder / row.config).lexically_normal().string(), settings_of(table, row, out, work.seed));
 }
 
-// The files of works that are not done, but those that are made on the way.
-std::set<std::string> files_of(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out) {
-  std::set<std::string> files;
-  for (const Work& work : works) {
-    const auto state = read_state(out, work);
-    if (state && state->done) continue;
-    if (work.kind == WorkKind::eval) files.insert(table_path(table, table.columns[work.column].data, out, work.seed).string());
-    if (work.kind != WorkKind::train) continue;
-    const RunConfig config = config_of(table, work, out);
-    std::vector<std::string> needed = {config.model.path + "/config.json", config.model.adapter, config.data.valid};
-    for (const DataFile& file : config.data.train) needed.push_back(file.path);
-    for (const std::string& file : needed)
-      if (!file.empty()) files.insert(fs::path(file).lexically_normal().string());
+// What works read and do not make: files, and the folders of models and adapters.
+struct Needs {
+  std::set<std::string> files, folders;
+  bool cover(const std::string& file) const {
+    return files.contains(file) || std::ranges::any_of(folders, [&](const std::string& folder) { return lies_in(file, folder); });
   }
-  std::erase_if(files, [&](const std::string& file) { return lies_in(file, out); });
-  return files;
+};
+
+bool holds_text(const DataFile& file) {
+  if (file.format) return *file.format != DataFormat::ids;
+  try {
+    return read_rows(file.path).format != DataFormat::ids;
+  } catch (const Error&) {
+    return true;
+  }
+}
+
+// A model's folder, or that of an adapter; `names`: of files in it.
+void add_folder(Needs& needs, const std::string& folder, const std::vector<std::string>& names, bool weights) {
+  const fs::path normal = fs::path(folder).lexically_normal();
+  needs.folders.insert(normal.string());
+  for (const std::string& name : names) needs.files.insert((normal / name).string());
+  if (weights)
+    for (const std::string& file : weight_paths(normal.string())) needs.files.insert(file);
+}
+
+void add_training(Needs& needs, const RunConfig& config, const fs::path& out) {
+  if (!lies_in(config.model.path, out)) {
+    add_folder(needs, config.model.path, {"config.json"}, config.model.init == Init::pretrained);
+    const std::string tokenizer = (fs::path(config.model.path).lexically_normal() / "tokenizer.json").string();
+    // Whether rows are text is asked only where it matters: large files take seconds to read.
+    if (is_there(tokenizer) || std::ranges::any_of(config.data.train, holds_text)) needs.files.insert(tokenizer);
+  }
+  if (const std::string& adapter = config.model.adapter; !adapter.empty() && !lies_in(adapter, out)) {
+    const bool whole = config.train.trainable == Trainable::all;
+    if (whole) add_folder(needs, adapter, {"config.json"}, true);
+    else add_folder(needs, adapter, {"adapter_config.json", "adapter_model.safetensors"}, false);
+  }
+  for (const DataFile& file : config.data.train) needs.files.insert(fs::path(file.path).lexically_normal().string());
+  if (!config.data.valid.empty()) needs.files.insert(fs::path(config.data.valid).lexically_normal().string());
+}
+
+Needs needs_of(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out, bool of_done = false) {
+  Needs needs;
+  for (const Work& work : works) {
+    if (!of_done)
+      if (const auto state = read_state(out, work); state && state->done) continue;
+    if (work.kind == WorkKind::eval) needs.files.insert(table_path(table, table.columns[work.column].data, out, work.seed).string());
+    if (work.kind == WorkKind::train) add_training(needs, config_of(table, work, out), out);
+  }
+  std::erase_if(needs.files, [&](const std::string& file) { return lies_in(file, out); });
+  return needs;
+}
+
+// The table's digests by file. What only rows that are not asked for need is left out, and what is not made yet.
+std::map<std::string, std::string> digests_to_check(const ReplicaTable& table, const Needs& needs, const fs::path& out) {
+  std::map<std::string, std::string> digests;
+  std::optional<Needs> of_all;
+  for (const auto& [name, digest] : table.digests) {
+    const std::string file = table_path(table, name, out, 0).string();
+    if (lies_in(file, out) && !is_there(file)) continue;
+    if (!needs.cover(file)) {
+      if (!of_all) of_all = needs_of(table, works_of(table, {}, out), out, true);
+      if (of_all->cover(file)) continue;
+    }
+    digests[file] = digest;
+  }
+  return digests;
 }
 
 // What kava_train --plan says of one run.
@@ -150,19 +204,19 @@ bool is_running(const Work& work) { return PathLock(work.log, PathLock::Kind::ex
 }  // namespace
 
 void require_files(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out) {
+  Needs needs = needs_of(table, works, out);
+  const std::map<std::string, std::string> digests = digests_to_check(table, needs, out);
+  for (const auto& [file, digest] : digests) needs.files.insert(file);
   std::vector<std::string> missing;
-  const std::set<std::string> files = files_of(table, works, out);
-  for (const std::string& file : files)
-    if (std::error_code failed; !fs::exists(file, failed)) missing.push_back(escaped(file, 4096));
+  for (const std::string& file : needs.files)
+    if (std::error_code failed; !fs::is_regular_file(file, failed)) missing.push_back(escaped(file, 4096));
   if (!missing.empty())
     throw Error(Exit::data, escaped(table.file.string(), 4096), fmt::format("needs what is not there: {}", fmt::join(missing, ", ")),
                 "put it there, or change the table");
-  for (const auto& [name, digest] : table.digests) {
-    const std::string file = table_path(table, name, out, 0).string();
-    if (files.contains(file) && sha256_file(file) != digest)
+  for (const auto& [file, digest] : digests)
+    if (sha256_file(file) != digest)
       throw Error(Exit::data, escaped(file, 4096), "has another SHA-256 than the table says, " + escaped(digest),
                   "take the file from its origin again");
-  }
 }
 
 void print_counts(const std::vector<Work>& works, const fs::path& out) {

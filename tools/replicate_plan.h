@@ -8,8 +8,9 @@
 
 namespace kava {
 
-/// Error(code data) naming every model and data file at once that the works not done need and that is missing, or that has another SHA-256
-/// than the table says.
+/// Error(code data) naming at once every file that is missing of those that the works not done need (models with weights and tokenizer,
+/// adapters, data) and that the table has a SHA-256 of, or the first that has another SHA-256. A SHA-256 of what only other rows of the
+/// table need is passed over.
 void require_files(const ReplicaTable& table, const std::vector<Work>& works, const std::filesystem::path& out);
 
 /// How many trainings and evaluations are not done.

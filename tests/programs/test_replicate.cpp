@@ -180,6 +180,59 @@ TEST_CASE("replicate refuses what is wrong in one line and leaves what is finish
   CHECK(rig.form("state/first.1.eval_test.json") == done);
 }
 
+TEST_CASE("replicate names missing weights, tokenizers and adapters at once") {
+  const TableRig rig;
+  const fs::path folder = rig.model.folder.path();
+  for (const char* name : {"sharded", "bare"}) {
+    fs::create_directories(folder / name);
+    fs::copy(folder / "base/config.json", folder / name);
+  }
+  overwrite(folder / "sharded/one.safetensors", "");
+  overwrite(folder / "sharded/model.safetensors.index.json", R"({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})");
+  fs::create_symlink("nowhere", folder / "sharded/tokenizer.json");
+  rig.model.write("ids.jsonl", "{\"question\": [1, 2], \"trace\": [3], \"answer\": [4]}\n");
+  rig.model.write("whole.toml",
+                  "method = \"no_cot\"\n[model]\npath = \"base\"\ninit = \"random\"\nadapter = \"whole\"\n[data]\n"
+                  "train = [\"train.txt\"]\n[train]\nmax_steps = 2\ntrainable = \"all\"\n");
+  rig.save(row("single", "set = ['model.init=pretrained']\n") + row("shards", "set = ['model.init=pretrained', 'model.path=sharded']\n") +
+           row("ids", "set = ['model.path=bare', 'data.train=[\"ids.jsonl\"]']\n") + row("tuned", "set = ['model.adapter=tuned']\n") +
+           "[[row]]\nname = \"whole\"\nconfig = \"whole.toml\"\n");
+  const Ended missing = rig.run("--plan --rate 1");
+  INFO(missing.out << missing.err);
+  CHECK(missing.code == 4);
+  CHECK(std::ranges::count(missing.err, '\n') == 1);
+  for (const char* name : {"base/model.safetensors", "sharded/two.safetensors", "sharded/tokenizer.json", "tuned/adapter_config.json",
+                           "tuned/adapter_model.safetensors", "whole/config.json", "whole/model.safetensors"})
+    CHECK_THAT(missing.err, ContainsSubstring(std::string("/") + name));
+  for (const char* name : {"one.safetensors", "sharded/model.safetensors", "bare/", "base/tokenizer.json"})
+    CHECK_THAT(missing.err, !ContainsSubstring(name));
+}
+
+TEST_CASE("replicate checks every SHA-256 but those that only other rows need") {
+  const TableRig rig;
+  overwrite(rig.model.folder.path() / "base/model.safetensors", "weights");
+  const std::string rows = row("first", "set = ['model.init=pretrained']\n") +
+                           row("second", "set = ['model.init=pretrained', 'model.path=elsewhere']\ngroups = [\"other\"]\n");
+  const auto run = [&](const std::string& name, const std::string& digest) {
+    rig.save(rows, "seeds = [1]\nsha256 = { \"" + name + "\" = \"" + digest + "\" }\n");
+    return rig.run("--only first --plan --rate 1");
+  };
+  const std::string zeros(64, '0');
+  CHECK(run("base/model.safetensors", sha256("weights")).code == 0);
+  const Ended changed = run("base/model.safetensors", zeros);
+  CHECK(changed.code == 4);
+  CHECK_THAT(changed.err, ContainsSubstring("base/model.safetensors: has another SHA-256"));
+  for (const char* name : {"typo.txt", "base/typo.json", "base"}) {
+    const Ended absent = run(name, zeros);
+    CAPTURE(name, absent.err);
+    CHECK(absent.code == 4);
+    CHECK_THAT(absent.err, ContainsSubstring("needs what is not there: "));
+    CHECK_THAT(absent.err, ContainsSubstring(std::string("/") + name));
+  }
+  CHECK(run("elsewhere/model.safetensors", zeros).code == 0);
+  check_refused(rig.run(), 4, "elsewhere/model.safetensors");
+}
+
 TEST_CASE("two replicates do not work in one folder") {
   const TableRig rig;
   fs::create_directories(rig.out());
