@@ -56,7 +56,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const fs::
   const int descriptor = ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (descriptor < 0) fail_write(log.string(), errno);
   log_begin_ = fs::file_size(log, failed);
-  (void)::flock(descriptor, LOCK_SH | LOCK_NB);  // the child's output holds it until the child has ended
+  (void)::flock(descriptor, LOCK_SH);  // the child's output holds it until the child has ended; --status has it for a moment
   const std::string program = (program_folder() / arguments[0]).string();
   std::vector<char*> argv;
   for (const std::string& a : arguments) argv.push_back(const_cast<char*>(a.c_str()));

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "engine/cli.h"
+#include "engine/device/cuda_module.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/parts.h"
@@ -36,29 +37,11 @@ std::vector<int> usable_cores() {
   return cores;
 }
 
-std::vector<std::string> visible_gpus() {
-  std::vector<std::string> gpus;
-  const char* given = std::getenv("CUDA_VISIBLE_DEVICES");
-  std::istringstream words(given ? given : "");
-  for (std::string word; std::getline(words, word, ',');) gpus.push_back(word);
-  return gpus;
-}
-
-// Cores in equal parts, where there are enough; one GPU for each.
-std::vector<Share> shares(const RunOptions& options) {
-  const std::vector<int> cores = usable_cores();
-  const std::vector<std::string> gpus = visible_gpus();
-  const auto jobs = static_cast<std::size_t>(options.jobs), each = cores.size() / jobs;
-  std::vector<Share> out(jobs);
-  for (std::size_t i = 0; i < jobs && jobs > 1; ++i) {
-    if (each > 0)
-      out[i].cores.assign(cores.begin() + static_cast<std::ptrdiff_t>(i * each),
-                          cores.begin() + static_cast<std::ptrdiff_t>((i + 1) * each));
-    if (options.device == "cpu") continue;
-    if (gpus.empty()) out[i].gpu = fmt::format("{}", i);
-    else if (i < gpus.size()) out[i].gpu = gpus[i];
-  }
-  return out;
+// As CUDA_VISIBLE_DEVICES names them; none where no run takes one.
+std::vector<std::string> gpus_for(const RunOptions& options) {
+  std::string why;
+  if (options.device == "cpu" || options.jobs == 1 || cuda_is_emulated()) return {};
+  return gpu_names(std::getenv("CUDA_VISIBLE_DEVICES"), cuda_devices(why));
 }
 
 // A failure that the same command gives again.
@@ -100,7 +83,13 @@ void prune_checkpoints(const fs::path& run) {
 class Runner {
  public:
   Runner(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out, const RunOptions& options)
-      : table_(table), works_(works), out_(out), options_(options), shares_(shares(options)), jobs_(shares_.size()), items_(works.size()) {
+      : table_(table),
+        works_(works),
+        out_(out),
+        options_(options),
+        shares_(shares_of(options.jobs, usable_cores(), gpus_for(options))),
+        jobs_(shares_.size()),
+        items_(works.size()) {
     for (std::size_t i = 0; i < works.size(); ++i) {
       items_[i].state = read_state(out, works[i]).value_or(WorkState{});
       items_[i].stage = items_[i].state.done ? Stage::done : Stage::open;
@@ -169,6 +158,8 @@ class Runner {
     if (work.kind != WorkKind::data && !shares_[j].cores.empty())
       command.insert(command.end(), {"--threads", fmt::format("{}", shares_[j].cores.size())});
     if (work.kind == WorkKind::train) wait_for_orphans(work.run);
+    // What a kill before its state left of an evaluation, which kava_eval would take for a file of the run.
+    if (std::error_code ignored; work.kind == WorkKind::eval) fs::remove(work.result, ignored);
     jobs_[j].process = std::make_unique<ChildProcess>(command, work.log, shares_[j]);
     jobs_[j].work = i;
     items_[i].stage = Stage::running, ++items_[i].tries, ++items_[i].state.attempts;
@@ -261,6 +252,29 @@ class Runner {
 };
 
 }  // namespace
+
+std::vector<std::string> gpu_names(const char* visible, int count) {
+  std::vector<std::string> names;
+  std::istringstream words(visible ? visible : "");
+  for (std::string word; std::ssize(names) < count && std::getline(words, word, ',');) names.push_back(word);
+  for (int i = 0; !visible && i < count; ++i) names.push_back(fmt::format("{}", i));
+  return names;
+}
+
+std::vector<Share> shares_of(int jobs, const std::vector<int>& cores, const std::vector<std::string>& gpus) {
+  if (!gpus.empty() && jobs > std::ssize(gpus))
+    throw Error(Exit::usage, "--jobs", fmt::format("{} runs at a time, but {} GPUs", jobs, gpus.size()),
+                fmt::format("give at most {}, or --device cpu", gpus.size()));
+  std::vector<Share> out(static_cast<std::size_t>(jobs));
+  if (jobs == 1) return out;
+  const std::size_t each = cores.size() / out.size();
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const auto begin = cores.begin() + static_cast<std::ptrdiff_t>(i * each);
+    out[i].cores.assign(begin, begin + static_cast<std::ptrdiff_t>(each));
+    if (!gpus.empty()) out[i].gpu = gpus[i];
+  }
+  return out;
+}
 
 std::vector<std::string> command_of(const Work& work, const RunOptions& options) {
   std::vector<std::string> command = work.arguments;

@@ -21,6 +21,13 @@ struct RunOptions {
 /// or by the budget.
 int run_works(const ReplicaTable& table, const std::vector<Work>& works, const std::filesystem::path& out, const RunOptions& options);
 
+/// The first `count` devices as `visible`, the value of CUDA_VISIBLE_DEVICES, names them; their numbers where it is null, not set.
+std::vector<std::string> gpu_names(const char* visible, int count);
+
+/// What each of several runs at a time has to itself: an equal part of the cores, where there are enough, and one of the GPUs, where there
+/// are any. Error(code usage) where there are more runs than GPUs.
+std::vector<Share> shares_of(int jobs, const std::vector<int>& cores, const std::vector<std::string>& gpus);
+
 /// The command of a work at this moment: with --resume where its run has begun.
 std::vector<std::string> command_of(const Work& work, const RunOptions& options);
 
