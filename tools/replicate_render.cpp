@@ -1,6 +1,7 @@
 // The forms of table.json that people read: Markdown, LaTeX, CSV.
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "engine/error.h"
 #include "tools/replicate_results.h"
@@ -147,16 +148,57 @@ std::string markdown_table(const Json& table, const Json& measure, const Sources
   return out;
 }
 
-std::string markdown_comparisons(const Json& table) {
-  std::string out =
-      "\n## Paired comparisons\n\nDifference in points, row minus reference, over the questions that both answered, means over seeds; 95 % "
-      "of 2,000\nresamples of the questions.\n\n| row | reference | column | questions | seeds | difference | 95 % "
-      "|\n|---|---|---|---|---|---|---|\n";
+constexpr const char* kComparisons =
+    "Difference in points, row minus reference, over the questions that both answered, means over seeds; 95 % of 2,000 resamples of the "
+    "questions.";
+
+// The paired comparisons, the header first.
+std::vector<std::vector<std::string>> comparison_rows(const Json& table) {
+  std::vector<std::vector<std::string>> rows = {{"row", "reference", "column", "questions", "seeds", "difference", "95 %"}};
   for (const Json& c : table["comparisons"])
-    out += fmt::format("| {} | {} | {} | {} | {} | {:+.2f} | {:+.2f} to {:+.2f} |\n", c["row"].get<std::string>(),
-                       c["against"].get<std::string>(), c["column"].get<std::string>(), c["questions"].get<int64_t>(),
-                       c["seeds"].get<int64_t>(), c["difference"].get<double>(), c["low"].get<double>(), c["high"].get<double>());
+    rows.push_back({c["row"].get<std::string>(), c["against"].get<std::string>(), c["column"].get<std::string>(), c["questions"].dump(),
+                    c["seeds"].dump(), fmt::format("{:+.2f}", c["difference"].get<double>()),
+                    fmt::format("{:+.2f} to {:+.2f}", c["low"].get<double>(), c["high"].get<double>())});
+  return rows;
+}
+
+std::string markdown_comparisons(const Json& table) {
+  std::string out = fmt::format("\n## Paired comparisons\n\n{}\n\n", kComparisons), line = "|---|---|---|---|---|---|---|\n";
+  for (const auto& row : comparison_rows(table)) out += fmt::format("| {} |\n{}", fmt::join(row, " | "), std::exchange(line, ""));
   return out;
+}
+
+std::string latex_comparisons(const Json& table) {
+  std::string out = fmt::format("% {}\n\\begin{{tabular}}{{lllrrrr}}\n\\hline\n", for_latex(kComparisons)), line = "\\hline\n";
+  for (const auto& row : comparison_rows(table)) {
+    for (std::size_t i = 0; i < row.size(); ++i) out += (i == 0 ? "" : " & ") + for_latex(row[i]);
+    out += " \\\\\n" + std::exchange(line, "");
+  }
+  return out + "\\hline\n\\end{tabular}\n";
+}
+
+// What is not done: a line for each failure, then one for all that is open.
+std::vector<std::string> missing_lines(const Json& table) {
+  std::vector<std::string> lines;
+  std::string open;
+  for (const Json& m : table["missing"]) {
+    const std::string work = m["work"].get<std::string>();
+    if (m["status"] == "failed") lines.push_back(work + " failed: " + m["reason"].get<std::string>());
+    else open += (open.empty() ? "open: " : ", ") + work;
+  }
+  if (!open.empty()) lines.push_back(open);
+  return lines;
+}
+
+// One line of table.csv: values by the names of its columns.
+std::string csv_line(const std::map<std::string, std::string>& values) {
+  std::string out;
+  for (const char* name : {"kind", "block", "row", "column", "measure", "value", "sd", "n", "source", "flags", "against", "questions",
+                           "low", "high", "work", "reason"}) {
+    const auto found = values.find(name);
+    out += (out.empty() ? "" : ",") + (values.empty() ? name : found == values.end() ? "" : for_csv(found->second));
+  }
+  return out + "\n";
 }
 
 }  // namespace
@@ -184,9 +226,7 @@ std::string markdown_of(const Json& table) {
   }
   if (!table["missing"].empty()) {
     out += fmt::format("\n## Not done: {} works\n\n", table["missing"].size());
-    for (const Json& m : table["missing"])
-      if (m["status"] == "failed")
-        out += fmt::format("* {} failed: {}\n", m["work"].get<std::string>(), for_markdown(m["reason"].get<std::string>()));
+    for (const std::string& line : missing_lines(table)) out += "* " + for_markdown(line) + "\n";
   }
   return out;
 }
@@ -219,27 +259,43 @@ std::string latex_of(const Json& table) {
     });
     out += "\\hline\n\\end{tabular}\n";
   }
+  if (!table["comparisons"].empty()) out += latex_comparisons(table);
+  for (const std::string& flag : all_flags(table)) out += "% ! " + for_latex(flag) + "\n";
   for (std::size_t i = 0; i < sources.all().size(); ++i) out += fmt::format("% [{}] {}\n", i + 1, for_latex(sources.all()[i]));
+  for (const Json& note : table["notes"]) out += "% " + for_latex(note.get<std::string>()) + "\n";
+  for (const std::string& line : missing_lines(table)) out += "% not done: " + for_latex(line) + "\n";
   return out;
 }
 
 std::string csv_of(const Json& table) {
-  std::string out = "kind,block,row,column,measure,value,sd,n,source,flags\n";
-  auto line = [&](const Json& row, const Json& cell, const char* kind, const Json& value, const Json& sd, const std::string& n,
-                  const std::string& source, const std::string& flags) {
-    out += fmt::format("{},{},{},{},{},{},{},{},{},{}\n", kind, for_csv(row["block"].get<std::string>()), row["name"].get<std::string>(),
-                       cell["column"].get<std::string>(), cell["measure"].get<std::string>(), value.is_null() ? "" : value.dump(),
-                       sd.is_null() ? "" : sd.dump(), n, for_csv(source), flags);
-  };
+  std::string out = csv_line({});
+  auto text = [](const Json& value) { return value.is_null() ? "" : value.is_string() ? value.get<std::string>() : value.dump(); };
   for (const Json& row : table["rows"])
     for (const Json& cell : row["cells"]) {
-      line(row, cell, "measured", cell["mean"], cell["sd"], cell["n"].dump(), "", "");
+      std::map<std::string, std::string> line = {
+          {"block", text(row["block"])}, {"row", text(row["name"])}, {"column", text(cell["column"])}, {"measure", text(cell["measure"])}};
+      line["kind"] = "measured", line["value"] = text(cell["mean"]), line["sd"] = text(cell["sd"]), line["n"] = text(cell["n"]);
+      out += csv_line(line);
       for (const Json& p : cell["published"]) {
-        std::string flags;
-        for (const Json& flag : p["flags"]) flags += (flags.empty() ? "" : " ") + flag.get<std::string>();
-        line(row, cell, "published", p["value"], p["sd"], "", p["source"].get<std::string>(), flags);
+        line["kind"] = "published", line["value"] = text(p["value"]), line["sd"] = text(p["sd"]), line["n"].clear();
+        line["source"] = text(p["source"]), line["flags"].clear();
+        for (const Json& flag : p["flags"]) line["flags"] += (line["flags"].empty() ? "" : " ") + text(flag);
+        out += csv_line(line);
       }
     }
+  for (const Json& c : table["comparisons"])
+    out += csv_line({{"kind", "comparison"},
+                     {"row", text(c["row"])},
+                     {"column", text(c["column"])},
+                     {"measure", "accuracy"},
+                     {"value", text(c["difference"])},
+                     {"n", text(c["seeds"])},
+                     {"against", text(c["against"])},
+                     {"questions", text(c["questions"])},
+                     {"low", text(c["low"])},
+                     {"high", text(c["high"])}});
+  for (const Json& m : table["missing"])
+    out += csv_line({{"kind", text(m["status"])}, {"work", text(m["work"])}, {"reason", text(m["reason"])}});
   return out;
 }
 

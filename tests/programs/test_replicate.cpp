@@ -1,85 +1,18 @@
-// replicate: its table files, what it does with runs that fail and folders in use, and what it makes of results.
+// replicate: its table files, and what it does with runs that fail and folders in use.
 #include <atomic>
-#include <catch2/catch_test_macros.hpp>
-#include <catch2/matchers/catch_matchers_floating_point.hpp>
-#include <catch2/matchers/catch_matchers_string.hpp>
-#include <cmath>
 #include <regex>
 #include <set>
-#include <sstream>
 #include <thread>
 
 #include "engine/files/parts.h"
-#include "tests/programs/text_run.h"
+#include "tests/programs/table_rig.h"
 #include "tools/replicate_results.h"
+#include "tools/replicate_run.h"
 #include "tools/replicate_slurm.h"
-#include "tools/replicate_work.h"
 
 using namespace kava;
-namespace fs = std::filesystem;
-using Catch::Matchers::ContainsSubstring;
-using Catch::Matchers::WithinAbs;
 
 namespace {
-
-// A table of two rows on a tiny random model, with one column; each training takes a few steps.
-struct TableRig {
-  TableRig() {
-    model.write("train.txt", kQuestions);
-    model.write("test.txt", kQuestions);
-    model.write("no_cot.toml",
-                "method = \"no_cot\"\n[model]\npath = \"base\"\ninit = \"random\"\ndtype = \"f32\"\n[data]\ntrain = [\"train.txt\"]\n"
-                "[train]\nmax_steps = 2\nbatch = 2\n[lora]\nrank = 2\n");
-    save(kRows);
-  }
-
-  void save(const std::string& rows, const std::string& head = "seeds = [1, 2]\nreference = \"other\"\n") const {
-    model.write("table.toml", head + "[[column]]\nname = \"test\"\ndata = \"test.txt\"\n" + rows);
-  }
-
-  Ended run(const std::string& options = "") const {
-    return run_command("replicate table.toml --out out --device cpu " + options, model.folder.path());
-  }
-
-  ReplicaTable read() const { return read_table(model.folder / "table.toml"); }
-
-  /// A finished evaluation of a row, without its training: what each seed got right.
-  void put_result(const std::string& row, int64_t seed, const std::string& verdicts, double passes = 2) const {
-    fs::create_directories(out() / "state");
-    const auto works = works_of(read(), {}, out());
-    for (const Work& work : works) {
-      if (work.id == row + "." + std::to_string(seed) + ".train")
-        write_state(out(), work, {true, 1, 0, "", 1.5, work.fingerprint, nullptr});
-      if (work.id != row + "." + std::to_string(seed) + ".eval_test") continue;
-      const double share = static_cast<double>(std::ranges::count(verdicts, '1')) / static_cast<double>(verdicts.size());
-      const Json result = {{"data", "d"},       {"questions", verdicts.size()},      {"questions_sha256", "q"},
-                           {"weights", "best"}, {"accuracy", {{"strict", share}}},   {"passes", passes},
-                           {"ms", 1.25},        {"verdicts", {{"strict", verdicts}}}};
-      write_state(out(), work, {true, 1, 0, "", 1.5, work.fingerprint, result});
-    }
-  }
-
-  Json table() const { return read_json(out() / "table.json"); }
-  std::string form(const char* name) const { return read_file(out() / name, 1 << 24); }
-  fs::path out() const { return model.folder.path() / "out"; }
-
-  static inline const std::string kRows =
-      "[[row]]\nname = \"first\"\nconfig = \"no_cot.toml\"\n[[row]]\nname = \"second\"\nconfig = \"no_cot.toml\"\n"
-      "set = [\"train.max_steps=3\"]\ngroups = [\"other\"]\n";
-  TextRun model;
-};
-
-void check_refused(const Ended& run, int code, const std::string& about) {
-  INFO(run.out << run.err);
-  CHECK(run.code == code);
-  CHECK(run.err.starts_with("error: "));
-  CHECK(std::ranges::count(run.err, '\n') == 1);
-  CHECK_THAT(run.err, ContainsSubstring(about));
-}
-
-std::string row(const std::string& name, const std::string& more = "") {
-  return "[[row]]\nname = \"" + name + "\"\nconfig = \"no_cot.toml\"\n" + more;
-}
 
 // A row on the model and data that the table makes first.
 void model_of_synth(const TableRig& rig) {
@@ -180,6 +113,43 @@ TEST_CASE("replicate refuses what is wrong in one line and leaves what is finish
   CHECK(rig.form("state/first.1.eval_test.json") == done);
 }
 
+TEST_CASE("a row with the adapter of another model ends with 4 in one line, and the others go on") {
+  const TableRig rig;
+  const fs::path folder = rig.model.folder.path();
+  fs::copy(folder / "base", folder / "wide");
+  Json config = read_json(folder / "base/config.json");
+  config["hidden_size"] = 32;
+  overwrite(folder / "wide/config.json", config.dump());
+  rig.save(row("first", "set = ['model.path=wide', 'model.adapter=run/adapter']\n") + row("second"), "seeds = [1]\n");
+  check_refused(rig.run(), 4, "first.1.train: ");
+  CHECK_THAT(read_json(rig.out() / "state/first.1.train.json")["reason"].get<std::string>(), ContainsSubstring("adapter"));
+  CHECK(rig.table()["rows"][1]["cells"][0]["n"] == 1);
+}
+
+TEST_CASE("a full disk ends replicate with 7 in one line, and what is finished stays") {
+  const TableRig rig;
+  rig.save(row("first") + row("second"), "seeds = [1]\n");
+  auto call = [&](const std::string& out, const std::string& fail) {
+    return run_command("replicate table.toml --device cpu --out " + out, rig.model.folder.path(), "KAVA_FAIL=" + fail);
+  };
+  const Ended whole = call("whole", "count");
+  REQUIRE(whole.code == 0);
+  if (whole.err.find("failpoints: ") == whole.err.npos) SKIP("built without KAVA_FAILPOINTS");
+  std::map<std::string, std::string> done;
+  int calls = 0;
+  // The disk is full a write later with each call, which goes on where the last one was.
+  for (Ended ended; (ended = call("out", fmt::format("write:{}:enospc", ++calls))).code != 0;) {
+    REQUIRE(calls < 20);
+    check_refused(ended, 7, "No space left on device");
+    for (const auto& [file, bytes] : done) CHECK(read_file(file, 1 << 20) == bytes);
+    for (const auto& entry : fs::directory_iterator(rig.out() / "state")) done[entry.path()] = read_file(entry.path(), 1 << 20);
+  }
+  CHECK(calls > 4);
+  CHECK(done.size() >= 4);
+  for (const char* name : {"table.json", "table.md", "table.tex", "table.csv"})
+    CHECK(rig.form(name) == read_file(rig.model.folder / "whole" + ("/" + std::string(name)), 1 << 24));
+}
+
 TEST_CASE("replicate names missing weights, tokenizers and adapters at once") {
   const TableRig rig;
   const fs::path folder = rig.model.folder.path();
@@ -231,6 +201,21 @@ TEST_CASE("replicate checks every SHA-256 but those that only other rows need") 
   }
   CHECK(run("elsewhere/model.safetensors", zeros).code == 0);
   check_refused(rig.run(), 4, "elsewhere/model.safetensors");
+}
+
+TEST_CASE("runs at a time share cores equally and have a GPU each") {
+  const std::vector<int> cores = {0, 1, 2, 3, 6};
+  const auto two = shares_of(2, cores, {});
+  CHECK(two[0].cores == std::vector<int>{0, 1});
+  CHECK(two[1].cores == std::vector<int>{2, 3});
+  CHECK(two[1].gpu.empty());
+  CHECK(shares_of(1, cores, {"3"})[0].cores.empty());  // all of both
+  CHECK(shares_of(8, cores, {})[7].cores.empty());     // fewer cores than runs: each has all
+  CHECK(gpu_names(nullptr, 3) == std::vector<std::string>{"0", "1", "2"});
+  CHECK(gpu_names("7,GPU-5ab,9", 2) == std::vector<std::string>{"7", "GPU-5ab"});  // the driver counts to the first that is not there
+  CHECK(gpu_names("", 0).empty());
+  CHECK(shares_of(2, cores, gpu_names("7,GPU-5ab", 2))[1].gpu == "GPU-5ab");
+  CHECK_THROWS_WITH(shares_of(4, cores, gpu_names("0,1", 2)), ContainsSubstring("--jobs: 4 runs at a time, but 2 GPUs"));
 }
 
 TEST_CASE("two replicates do not work in one folder") {
@@ -373,101 +358,4 @@ TEST_CASE("the only rows asked for are run, with those that they start from") {
   CHECK(ids.size() == works.size());
   CHECK(std::set<std::string>(ids.begin(), ids.end()).size() == works.size());
   CHECK_THROWS(task_works(table, works, 4));
-}
-
-TEST_CASE("means, sample deviations, flags and comparisons of a table") {
-  const TableRig rig;
-  rig.save(
-      row("first",
-          "published = [{ column = \"test\", value = 53.4, source = \"a\" }, { column = \"test\", value = 60, sd = 20, source = \"b|c\" },"
-          " { column = \"test\", value = 55, sd = 2, source = \"b|c\" }]\n") +
-          row("second", "groups = [\"other\"]\n"),
-      "seeds = [1, 2, 3]\nreference = \"other\"\n");
-  rig.put_result("first", 1, "1100");
-  rig.put_result("first", 2, "1110");
-  rig.put_result("second", 1, "0000");
-  rig.put_result("second", 3, "1111");
-  const Json json = aggregate(rig.read(), rig.out(), false);
-  const Json& cell = json["rows"][0]["cells"][0];
-  CHECK(cell["n"] == 2);
-  CHECK(cell["values"] == Json{50.0, 75.0, nullptr});
-  CHECK(cell["mean"] == 62.5);
-  CHECK_THAT(cell["sd"].get<double>(), WithinAbs(12.5 * std::sqrt(2.0), 1e-12));
-  CHECK(cell["published"][0]["flags"] == Json{"points"});                // 9.1 is over 3, not over 2 of 17.7
-  CHECK(cell["published"][1]["flags"] == Json::array());                 // 2.5
-  CHECK(cell["published"][2]["flags"] == Json{"points", "deviations"});  // 7.5 against a published 2
-  // Only seed 1 is in both.
-  REQUIRE(json["comparisons"].size() == 1);
-  const Json& c = json["comparisons"][0];
-  CHECK(c["seeds"] == 1);
-  CHECK(c["difference"] == 50.0);
-  CHECK(c["low"].get<double>() >= 0);
-  CHECK(c["high"].get<double>() <= 100);
-  CHECK(json["missing"].size() == 4);
-  CHECK(json["measures"] == Json{"accuracy", "passes"});
-  CHECK(aggregate(rig.read(), rig.out(), true)["rows"][0]["cells"][2]["mean"] == 1.25);
-}
-
-TEST_CASE("a paired bootstrap gives the interval of the normal approximation where there are many questions") {
-  std::string a, b;
-  for (int i = 0; i < 4000; ++i) a += i % 5 < 3 ? '1' : '0', b += i % 2 == 0 ? '1' : '0';
-  const Paired p = paired_bootstrap({a, a}, {b, b});
-  // Differences are +1 for 3/10 and -1 for 2/10 of the questions: mean 0.1, variance 0.5 - 0.01.
-  CHECK_THAT(p.difference, WithinAbs(10, 1e-9));
-  const double half = 196 * std::sqrt(0.49 / 4000);
-  // The 2.5 % quantile of 2,000 draws has a standard error of 0.06 standard deviations; four of them are 0.12 of the half interval.
-  CHECK_THAT(p.high - p.difference, WithinAbs(half, 0.13 * half));
-  CHECK_THAT(p.difference - p.low, WithinAbs(half, 0.13 * half));
-  const Paired same = paired_bootstrap({a}, {a});
-  CHECK((same.low == 0 && same.high == 0));
-}
-
-TEST_CASE("Markdown, LaTeX, CSV and JSON of a table hold the same numbers") {
-  const TableRig rig;
-  rig.save("[[column]]\nname = \"codi\"\ndata = \"test.txt\"\nscorer = \"codi\"\n" +
-           row("first",
-               "title = \"One & two_%, \\\"x\\\"\"\nblock = \"B|1\"\npublished = [{ column = \"test\", value = 61.25, sd = 0.5, source = "
-               "\"p, q\" }]\n") +
-           row("second", "block = \"B|1\"\n") + row("third"));
-  rig.put_result("first", 1, "1100", 7.25);
-  rig.put_result("first", 2, "1110", 7.75);
-  rig.put_result("second", 1, "0001", 3);
-  write_tables(rig.read(), rig.out(), false);
-  const Json json = rig.table();
-  // What each form says, in reading order, is what the JSON rounds to.
-  std::vector<std::string> expected;
-  auto text = [](const Json& v) { return fmt::format("{:.2f}", v.get<double>()); };
-  for (const Json& measure : json["measures"])
-    for (const Json& r : json["rows"])
-      for (const Json& cell : r["cells"]) {
-        if (cell["measure"] != measure) continue;
-        for (const char* key : {"mean", "sd"})
-          if (!cell[key].is_null()) expected.push_back(text(cell[key]));
-        for (const Json& p : cell["published"]) expected.push_back(text(p["value"])), expected.push_back(text(p["sd"]));
-      }
-  auto numbers = [](const std::string& form, const std::string& row_start) {
-    std::vector<std::string> out;
-    std::istringstream lines(form);
-    const std::regex number("[0-9]+\\.[0-9][0-9]");
-    for (std::string line; std::getline(lines, line);)
-      if (line.starts_with(row_start + "One") || line.starts_with(row_start + "second"))
-        for (std::sregex_iterator i(line.begin(), line.end(), number), end; i != end; ++i) out.push_back(i->str());
-    return out;
-  };
-  REQUIRE(expected.size() == 11);
-  CHECK(numbers(rig.form("table.md"), "| ") == expected);
-  CHECK(numbers(rig.form("table.tex"), "") == expected);
-  CHECK_THAT(rig.form("table.tex"), ContainsSubstring("One \\& two\\_\\%"));
-  CHECK_THAT(rig.form("table.md"), ContainsSubstring("**B\\|1**"));
-  CHECK_THAT(rig.form("table.md"), !ContainsSubstring("****"));
-  const std::string csv = rig.form("table.csv");
-  for (const Json& r : json["rows"])
-    for (const Json& cell : r["cells"]) {
-      const std::string line =
-          fmt::format("measured,{},{},{},{},{},{},{},,\n", r["block"].get<std::string>(), r["name"].get<std::string>(),
-                      cell["column"].get<std::string>(), cell["measure"].get<std::string>(),
-                      cell["mean"].is_null() ? "" : cell["mean"].dump(), cell["sd"].is_null() ? "" : cell["sd"].dump(), cell["n"].dump());
-      CHECK_THAT(csv, ContainsSubstring(line));
-    }
-  CHECK_THAT(csv, ContainsSubstring("published,B|1,first,test,accuracy,61.25,0.5,,\"p, q\","));
 }
