@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""report_page.py [--bin DIR]: a page of kava_report in a real browser, without a network.
+"""report_page.py [--bin DIR]: pages of kava_report in a real browser, without a network.
 
-Opens the page of a run of 10,000 steps in headless chromium by its protocol over a pipe: no error on the console, every figure has a size,
-no request but the page itself, loaded within a second. The last line is a summary; exit 0, 1, or 4 where there is no chromium.
+Opens pages in headless chromium by its protocol over a pipe: of a table that replicate made; of one of its runs with 10,000 steps of every
+metric, controls, sweeps and a probe; and with a probe of the size that a model of 28 layers gives. No error on the console, every figure is
+there and has a size, no request but the page itself, loaded within a second, at most 3 MB. The last line is a summary; exit 0, 1, or 4
+where there is no chromium.
 """
 import argparse
 import json
 import math
 import os
+import random
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -66,29 +70,99 @@ class Browser:
             self.events.append(self.message())
 
 
-def make_run(bin_folder, folder):
-    """A run of a few updates on the embedded task, with the metrics of a long one."""
-    def run(*words):
-        subprocess.run([os.path.join(bin_folder, words[0]), *words[1:]], check=True, stdout=subprocess.DEVNULL)
+METRICS = ('loss', 'student_ce', 'teacher_ce', 'kv', 'codi', 'lr', 'grad_norm', 'grad_student_ce', 'grad_teacher_ce', 'grad_kv', 'grad_codi',
+           'samples_per_s', 'tokens_per_s', 'mfu', 'memory_bytes', 'latent_norm_ratio', 'stage')
+VALIDATIONS = ('strict', 'forced', 'loss', 'student_ce', 'teacher_ce')
+RUN = ('loss', 'validation', 'validation_loss', 'rate', 'gradient', 'throughput', 'use', 'memory', 'latents_norm', 'stage', 'results',
+       'controls', 'questions', 'e1_questions', 'e2_sweep', 'e2_questions')
+PROBE = ('latents', 'similarity_k', 'similarity_v', 'kept', 'kept1', 'kept2', 'kept3')
+TABLE = ('accuracy', 'passes', 'ms', 'comparisons', 'questions', 'numbers')
+TABLE_FILE = """
+seeds = [42]
+reference = "other"
+synth = { rows = 200, seed = 42 }
+[[column]]
+name = "test"
+data = "{out}/data/test.txt"
+limit = 20
+"""
+ROW = """
+[[row]]
+name = "NAME"
+config = "CONFIG"
+set = ["latent.iterations=PASSES", "model.path={out}/data/model", "model.init=random", 'data.train=["{out}/data/train.txt"]', "data.valid=",
+       "train.max_steps=2", "train.batch=4"]
+groups = ["NAME"]
+published = [{ column = "test", value = 50.0, source = "nowhere" }]
+"""
 
-    data, run_folder, probe, page = (os.path.join(folder, n) for n in ('data', 'run', 'probe.safetensors', 'page.html'))
-    run('kava_data', 'synth', '--out', data, '--rows', '200')
-    config = os.path.join(os.path.dirname(__file__), '..', 'configs', 'quickstart.toml')
-    run('kava_train', config, '--out', run_folder, '--set', f'model.path={data}/model', '--set', 'model.init=random', '--set',
-        f'data.train=["{data}/train.txt"]', '--set', 'data.valid=', '--set', 'train.max_steps=2', '--set', 'train.batch=4')
-    with open(os.path.join(run_folder, 'metrics.jsonl'), 'w') as f:
+
+def write_metrics(path):
+    with open(path, 'w') as f:
         for s in range(1, 10001):
-            f.write(json.dumps({'step': s, 'loss': 2 + math.sin(s), 'student_ce': 1.0, 'grad_norm': 1.0 + s % 5, 'lr': 1e-3 / s}) + '\n')
+            f.write(json.dumps({'step': s, **{name: 2 + i + math.sin(s) for i, name in enumerate(METRICS)}}) + '\n')
             if s % 500 == 0:
-                f.write(json.dumps({'valid': {'step': s, 'strict': s / 10000, 'forced': 0.5, 'loss': 1.0}}) + '\n')
-    run('kava_eval', run_folder, '--data', data + '/test.txt', '--limit', '50')
-    run('kava_inspect', 'probe', run_folder, '--data', data + '/test.txt', '--out', probe)
-    run('kava_report', run_folder, '--probe', probe, '--out', page)
-    return page
+                f.write(json.dumps({'valid': {'step': s, **{name: s / 10000 for name in VALIDATIONS}}}) + '\n')
 
 
-def look(page, folder):
-    browser = Browser(os.path.join(folder, 'profile'))
+def write_probe(path):
+    """A probe as of 28 layers with 8 key/value heads, 24 latents, and traces of 700 tokens; no two neighbours alike."""
+    layers, heads, latents, questions, trace = 28, 8, 24, 4, 700
+    draw = random.Random(1)
+    values = {
+        'latent.top': ('I32', [4, questions, latents], [draw.randrange(9) for _ in range(4 * questions * latents)]),
+        'latent.nearest': ('I32', [4, questions, latents], [draw.randrange(9) for _ in range(4 * questions * latents)]),
+        'rkv.kept': ('I32', [questions, layers, heads, latents],
+                     [k for _ in range(questions * layers * heads) for k in sorted(draw.sample(range(trace), latents))]),
+        'trace.ids': ('I32', [questions * trace], [draw.randrange(9) for _ in range(questions * trace)]),
+        'trace.offsets': ('I32', [questions + 1], [trace * i for i in range(questions + 1)])}
+    for which in 'kv':
+        values['similarity.' + which] = ('F32', [layers, heads, latents, latents],
+                                         [draw.uniform(-1, 1) for _ in range(layers * heads * latents * latents)])
+    about = {'method': 'kava', 'weights': 'best', 'data': '0' * 64, 'passes': [0, 1, 2, 3],
+             'questions': [{'question': f'Question {i}?', 'gold': '1', 'output': '2'} for i in range(questions)],
+             'tokens': {str(i): f'w{i}' for i in range(9)}}
+    header, data = {'__metadata__': {'kava.probe': json.dumps(about)}}, b''
+    for name, (dtype, shape, numbers) in values.items():
+        whole = struct.pack('<%d%s' % (len(numbers), 'i' if dtype == 'I32' else 'f'), *numbers)
+        header[name] = {'dtype': dtype, 'shape': shape, 'data_offsets': [len(data), len(data) + len(whole)]}
+        data += whole
+    text = json.dumps(header).encode()
+    with open(path, 'wb') as f:
+        f.write(struct.pack('<Q', len(text)) + text + data)
+
+
+def make_pages(bin_folder, folder):
+    """[(page, ids of its figures)]"""
+    def run(program, *arguments):
+        done = subprocess.run([os.path.join(bin_folder, program), *arguments], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f'{program} ended with {done.returncode}: {done.stderr}')
+
+    out, table = os.path.join(folder, 'out'), os.path.join(folder, 'table.toml')
+    kava, test = os.path.join(out, 'runs', 'kava', '42'), os.path.join(out, 'data', 'test.txt')
+    config = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', 'configs', 'quickstart.toml'))
+    with open(table, 'w') as f:
+        f.write(TABLE_FILE)
+        for name, passes in (('kava', '3'), ('other', '1')):
+            f.write(ROW.replace('NAME', name).replace('PASSES', passes).replace('CONFIG', config))
+    run('replicate', table, '--out', out, '--times', '--jobs', '2')
+    write_metrics(os.path.join(kava, 'metrics.jsonl'))
+    run('kava_eval', kava, '--data', test, '--limit', '20', '--controls')
+    run('kava_eval', kava, '--data', test, '--limit', '20', '--sweep-latents', '13..14')
+    pages = [(os.path.join(out, 'report.html'), TABLE)]
+    made, large = os.path.join(folder, 'made.safetensors'), os.path.join(folder, 'large.safetensors')
+    run('kava_inspect', 'probe', kava, '--data', test, '--out', made)
+    write_probe(large)
+    for probe in (made, large):
+        pages.append((probe + '.html', RUN + PROBE))
+        run('kava_report', kava, '--probe', probe, '--out', probe + '.html')
+    return pages
+
+
+def look(page, wanted, folder):
+    """What is wrong with the page, after a line about it."""
+    browser = Browser(os.path.join(folder, 'profile_' + os.path.basename(page)))
     try:
         target = browser.call('Target.createTarget', url='about:blank')['targetId']
         session = browser.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
@@ -115,9 +189,8 @@ def look(page, folder):
         browser.process.kill()
         browser.process.wait()
     faults = [f'{name} has no height' for name, height in figures if height < 40]
-    for name in ('loss', 'validation', 'rate', 'gradient', 'results', 'questions', 'latents', 'similarity_k', 'similarity_v', 'kept'):
-        if name not in [f[0] for f in figures]:
-            faults.append(f'no figure {name}')
+    if [f[0] for f in figures] != list(wanted):
+        faults.append(f'its figures are {[f[0] for f in figures]}, not {list(wanted)}')
     for e in events:
         method, p = e.get('method'), e.get('params', {})
         if method == 'Runtime.exceptionThrown' or (method == 'Runtime.consoleAPICalled' and p['type'] == 'error') or (
@@ -134,8 +207,8 @@ def look(page, folder):
         faults.append(f'has {size} bytes')
     for fault in faults:
         print(fault)
-    print(f'{len(figures)} figures, {size} bytes, loaded after {load:.0f} ms: {"bad" if faults else "good"}')
-    return 1 if faults else 0
+    print(f'{os.path.basename(page)}: {len(figures)} figures, {size} bytes, loaded after {load:.0f} ms')
+    return faults
 
 
 def main():
@@ -146,7 +219,10 @@ def main():
         print('skipped: no chromium here')
         return 4
     with tempfile.TemporaryDirectory() as folder:
-        return look(make_run(os.path.abspath(arguments.bin), folder), folder)
+        pages = make_pages(os.path.abspath(arguments.bin), folder)
+        bad = sum(bool(look(page, wanted, folder)) for page, wanted in pages)
+    print(f'{len(pages)} pages, {bad} bad')
+    return 1 if bad else 0
 
 
 sys.exit(main())

@@ -91,20 +91,21 @@ std::string legend(const std::vector<Series>& series) {
   return out + "</p>";
 }
 
-// The cells of one level as one path, neighbours in a row joined.
+// The cells of one level as the strokes of one path, neighbours in a row joined, from end to begin by relative moves: large maps are many.
 std::string level_path(const HeatMap& map, int level) {
   std::string d;
   auto level_of = [&](int r, int c) {
     const float v = map.values[static_cast<std::size_t>(r * map.columns + c)];
     return static_cast<int>(std::lround(std::clamp(v, -1.0F, 1.0F) * kLevels));
   };
+  int x = 0, y = 0;  // where the last stroke ended
   for (int r = 0; r < map.rows; ++r)
     for (int c = 0; c < map.columns; ++c) {
       if (level_of(r, c) != level) continue;
       int end = c + 1;
       while (end < map.columns && level_of(r, end) == level) ++end;
-      d += fmt::format("M{} {}h{}v1h-{}z", c, r, end - c, end - c);
-      c = end - 1;
+      d += fmt::format("m{} {}h{}", c - x, r - y, end - c);
+      x = c = end, y = r;
     }
   return d;
 }
@@ -163,7 +164,8 @@ std::string bar_plot(const std::string& id, const std::string& title, const std:
     if (b.measured) low = std::min({low, b.low, b.value}), high = std::max({high, b.high, b.value});
     for (double m : b.marks) high = std::max(high, m);
   }
-  widen(low, high);
+  if (centred || high > low) widen(low, high);
+  else high = low + 1;
   constexpr double kNames = 300, kRow = 24;
   const double height = kRow * static_cast<double>(bars.size()) + 30;
   const Axis x{low, high, kNames, kWidth - kNames - 60, false};
@@ -193,12 +195,13 @@ std::string heat_maps(const std::string& id, const std::string& title, const std
   if (maps.empty()) return "";
   std::string out = "<div class=\"maps\">";
   for (const HeatMap& map : maps) {
-    const char* shape = map.rows == 1 ? "class=\"map strip\" preserveAspectRatio=\"none\"" : "class=\"map\"";
-    out += fmt::format("<div><svg {} viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">", shape, map.columns, map.rows, html(map.name));
+    out += map.width > 0 ? fmt::format("<div style=\"width:{}px\">", map.width) : "<div style=\"width:100%\">";
+    out += fmt::format("<svg class=\"map\" viewBox=\"0 -0.5 {} {}\" role=\"img\" aria-label=\"{}\"", map.columns, map.rows, html(map.name));
+    out += map.height > 0 ? fmt::format(" preserveAspectRatio=\"none\" style=\"height:{}px\">", map.height) : ">";
     for (int level = -kLevels; level <= kLevels; ++level) {
       if (level == 0) continue;
       if (const std::string d = level_path(map, level); !d.empty())
-        out += fmt::format("<path class=\"{}\" fill-opacity=\"{:.1f}\" d=\"{}\"/>", level > 0 ? "hot" : "cold",
+        out += fmt::format("<path class=\"{}\" stroke-opacity=\"{:.1f}\" d=\"{}\"/>", level > 0 ? "hot" : "cold",
                            std::abs(level) / double{kLevels}, d);
     }
     out += "</svg><small>" + html(map.name) + "</small></div>";

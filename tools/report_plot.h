@@ -31,8 +31,9 @@ struct HeatMap {
   std::string name;
   int rows = 0, columns = 0;
   std::vector<float> values;  // [rows, columns], -1 .. 1
+  int width = 0, height = 0;  // in pixels; 0: the page's width; square cells
 };
-/// Small maps side by side in one figure. Empty without maps.
+/// Maps in one figure, side by side where there is room. Empty without maps.
 std::string heat_maps(const std::string& id, const std::string& title, const std::string& about, const std::vector<HeatMap>& maps);
 
 /// <figure> around anything.

@@ -20,7 +20,9 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::size_t kMostMetrics = std::size_t{1} << 30, kMostShown = 40, kMostProbed = 8;
-constexpr int64_t kMostCells = 30'000;  // of heat maps in one figure
+// Of one figure: cells of maps, 7 bytes each where no neighbours are alike; two such figures leave room on a page of 3 MB.
+constexpr int64_t kMostCells = 150'000;
+constexpr int32_t kMostTokens = 2'000;  // of a trace
 
 // metrics.jsonl: of a step that a resumed run did again, the later line.
 struct Metrics {
@@ -86,31 +88,30 @@ std::string text_at(const Json& object, const char* key) {
   return object.contains(key) && object[key].is_string() ? object[key].get<std::string>() : "";
 }
 
-// Controls and sweeps as they stand in a result: an accuracy for each name.
+// A share of right answers with its interval, in percent. Nothing where there is no number.
+void add_share(std::vector<Bar>& bars, const std::string& name, const Json& share, const Json& interval) {
+  if (!share.is_number()) return;
+  Bar bar{name, 100 * share.get<double>(), 0, 0, true, {}};
+  const bool both = interval.is_array() && interval.size() == 2 && interval[0].is_number() && interval[1].is_number();
+  bar.low = both ? 100 * interval[0].get<double>() : bar.value, bar.high = both ? 100 * interval[1].get<double>() : bar.value;
+  bars.push_back(std::move(bar));
+}
+
+// Controls and sweeps of a result, beside what the run itself got.
 std::string extras(const Json& result, const std::string& prefix, const std::string& title) {
-  std::string out;
-  for (const char* key : {"controls", "sweep"}) {
-    if (!result.contains(key)) continue;
-    std::vector<Bar> bars;
-    auto add = [&](const std::string& name, const Json& value) {
-      if (!value.is_object() || !value.contains("accuracy")) return;
-      const Json& a = value["accuracy"];
-      const double share = a.is_number()                                                      ? a.get<double>()
-                           : a.is_object() && a.contains("strict") && a["strict"].is_number() ? a["strict"].get<double>()
-                                                                                              : NAN;
-      if (std::isfinite(share)) bars.push_back({name, 100 * share, 100 * share, 100 * share, true, {}});
-    };
-    if (result[key].is_object())
-      for (const auto& [name, value] : result[key].items()) add(name, value);
-    if (result[key].is_array())
-      for (const Json& value : result[key])
-        if (value.is_object())
-          add(fmt::format("M = {}, T = {}", value.value("latents", Json()).dump(), value.value("passes", Json()).dump()), value);
-    out += bar_plot(prefix + key,
-                    title + (key[0] == 'c' ? ": latents replaced, accuracy in %" : ": other numbers of latents and passes, accuracy in %"),
-                    bars, false);
+  const auto of = [](const Json& object, const char* key) { return object.is_object() ? object.value(key, Json()) : Json(); };
+  std::vector<Bar> controls, sweep;
+  if (const Json values = of(result, "controls"); values.is_object()) {
+    add_share(controls, "its own latents", of(of(result, "accuracy"), "strict"), of(of(result, "bootstrap"), "strict"));
+    for (const auto& [name, value] : values.items()) add_share(controls, name, of(value, "accuracy"), of(value, "bootstrap"));
   }
-  return out;
+  for (const char* over : {"latents", "passes"})
+    if (const Json points = of(of(result, "sweep"), over); points.is_array())
+      for (const Json& point : points)
+        add_share(sweep, fmt::format("{} latents, {} passes", of(point, "latents").dump(), of(point, "iterations").dump()),
+                  of(point, "accuracy"), of(point, "bootstrap"));
+  return bar_plot(prefix + "controls", title + ": latents replaced, accuracy in %", controls, false) +
+         bar_plot(prefix + "sweep", title + ": other numbers of latents and passes, accuracy in %", sweep, false);
 }
 
 std::string questions_of(const Json& records) {
@@ -196,7 +197,7 @@ class ProbeFile {
   /// The tensor, of this many dimensions.
   const TensorInfo& info(const char* name, std::size_t dimensions) const {
     const TensorInfo* t = file_.find(name);
-    if (!t || t->shape.size() != dimensions)
+    if (!t || t->shape.size() != dimensions || (dimensions > 1 && t->count() == 0))
       throw Error(Exit::data, escaped(path_, 4096), fmt::format("holds no {} of {} dimensions", name, dimensions), "make it again");
     return *t;
   }
@@ -254,54 +255,55 @@ std::string latents_in_words(const ProbeFile& probe, const std::string& prefix) 
                 "The token whose first-layer value row is nearest to the latent's, and the head's top token on its hidden state.");
 }
 
-// [L, H, rows, columns] as maps, of each head; or where that would be too many cells the means over heads.
-std::vector<HeatMap> maps_of(const std::vector<float>& values, const std::vector<int64_t>& shape) {
-  const int64_t L = shape[0], H = shape[1], cells = shape[2] * shape[3];
-  const bool each = L * H * cells <= kMostCells;
+bool is_each_head_drawn(const TensorInfo& t) { return t.count() <= kMostCells; }
+
+// [L, H, rows, columns] as a map for each layer, its heads side by side with a column between; or their means, where the cells are too
+// many.
+std::vector<HeatMap> maps_of(const std::vector<float>& values, const TensorInfo& t) {
+  const int64_t L = t.shape[0], H = t.shape[1], R = t.shape[2], C = t.shape[3], drawn = is_each_head_drawn(t) ? H : 1;
+  const int64_t columns = drawn * (C + 1) - 1;
   std::vector<HeatMap> maps;
-  for (int64_t l = 0; l < L && maps.size() * static_cast<std::size_t>(cells) <= kMostCells; ++l)
-    for (int64_t h = 0; h < (each ? H : 1); ++h) {
-      HeatMap map{each ? fmt::format("layer {}, head {}", l, h) : fmt::format("layer {}", l),
-                  static_cast<int>(shape[2]),
-                  static_cast<int>(shape[3]),
-                  {}};
-      for (int64_t c = 0; c < cells; ++c) {
-        float sum = 0;
-        for (int64_t k = 0; k < (each ? 1 : H); ++k) sum += values[static_cast<std::size_t>(((l * H) + h + k) * cells + c)];
-        map.values.push_back(each ? sum : sum / static_cast<float>(H));
-      }
-      maps.push_back(std::move(map));
-    }
+  for (int64_t l = 0; l < L && (l + 1) * R * columns <= kMostCells; ++l) {
+    HeatMap map{fmt::format("layer {}", l), static_cast<int>(R), static_cast<int>(columns), {}, static_cast<int>(5 * columns), 0};
+    map.values.assign(static_cast<std::size_t>(R * columns), 0);
+    for (int64_t h = 0; h < H; ++h)
+      for (int64_t r = 0; r < R; ++r)
+        for (int64_t c = 0; c < C; ++c)
+          map.values[static_cast<std::size_t>(r * columns + (drawn == H ? h * (C + 1) : 0) + c)] +=
+              values[static_cast<std::size_t>(((l * H + h) * R + r) * C + c)] / static_cast<float>(H / drawn);
+    maps.push_back(std::move(map));
+  }
   return maps;
 }
 
-// Of one question: which tokens of the trace each head kept.
+// Of some questions: which tokens of the trace each head kept.
 std::string kept_tokens(const ProbeFile& probe, const std::string& prefix) {
   const TensorInfo& t = probe.info("rkv.kept", 4);
   const std::vector<int32_t> kept = probe.whole("rkv.kept", 4), ids = probe.whole("trace.ids", 1),
                              offsets = probe.whole("trace.offsets", 1);
-  const int64_t L = t.shape[1], H = t.shape[2], M = t.shape[3];
-  if (static_cast<int64_t>(offsets.size()) != t.shape[0] + 1)
-    throw Error(Exit::data, escaped(probe.path(), 4096), "trace.offsets is of another length", "make it again");
+  const int64_t rows = t.shape[1] * t.shape[2], M = t.shape[3];
+  if (static_cast<int64_t>(offsets.size()) != t.shape[0] + 1 || rows > kMostCells)
+    throw Error(Exit::data, escaped(probe.path(), 4096), "trace.offsets or rkv.kept is of another length", "make it again");
   std::string out;
   for (std::size_t b = 0; b < std::min<std::size_t>(static_cast<std::size_t>(t.shape[0]), 4); ++b) {
     const int32_t begin = offsets[b], end = offsets[b + 1];
     if (begin < 0 || end < begin || end > static_cast<int32_t>(ids.size()))
       throw Error(Exit::data, escaped(probe.path(), 4096), "trace.offsets leaves trace.ids", "make it again");
+    const int32_t shown = std::min(end - begin, kMostTokens);
     std::string trace;
-    for (int32_t i = begin; i < end; ++i) trace += (i == begin ? "" : " ") + probe.token(ids[static_cast<std::size_t>(i)]);
-    HeatMap map{trace, static_cast<int>(L * H), std::max(1, end - begin), {}};
+    for (int32_t i = 0; i < shown; ++i) trace += (i == 0 ? "" : " ") + probe.token(ids[static_cast<std::size_t>(begin + i)]);
+    if (shown < end - begin) trace += fmt::format(" ... (the first {} of {} tokens)", shown, end - begin);
+    HeatMap map{trace, static_cast<int>(rows), std::max(1, shown), {}, 0, static_cast<int>(std::clamp<int64_t>(6 * rows, 16, 900))};
     map.values.assign(static_cast<std::size_t>(map.rows * map.columns), 0);
-    for (int64_t row = 0; row < L * H; ++row)
+    for (int64_t row = 0; row < rows; ++row)
       for (int64_t m = 0; m < M; ++m)
-        if (const int32_t at = kept[static_cast<std::size_t>((static_cast<int64_t>(b) * L * H + row) * M + m)]; at >= 0 && at < map.columns)
+        if (const int32_t at = kept[static_cast<std::size_t>((static_cast<int64_t>(b) * rows + row) * M + m)]; at >= 0 && at < map.columns)
           map.values[static_cast<std::size_t>(row * map.columns + at)] = 1;
-    if (static_cast<int64_t>(map.values.size()) <= kMostCells)
-      out += heat_maps(fmt::format("{}kept{}", prefix, b == 0 ? "" : std::to_string(b)),
-                       b == 0 ? "Tokens of the trace that each head kept" : "",
-                       "Rows: layers and key/value heads in order; columns: tokens of the trace.", {map});
+    out +=
+        heat_maps(fmt::format("{}kept{}", prefix, b == 0 ? "" : std::to_string(b)), b == 0 ? "Tokens of the trace that each head kept" : "",
+                  "Rows: layers and key/value heads in order; columns: tokens of the trace.", {map});
   }
-  return "<div class=\"wide\">" + out + "</div>";
+  return out;
 }
 
 }  // namespace
@@ -318,10 +320,10 @@ std::string probe_section(const std::string& file, const std::string& prefix) {
   for (const char* which : {"k", "v"}) {
     const std::string name = std::string("similarity.") + which;
     const TensorInfo& t = probe.info(name.c_str(), 4);
-    const bool each = t.shape[0] * t.shape[1] * t.shape[2] * t.shape[3] <= kMostCells;
     out += heat_maps(prefix + "similarity_" + which, std::string("Cosine of student and teacher, ") + (which[0] == 'k' ? "keys" : "values"),
-                     std::string("Rows: latents of the last pass; columns: kept tokens of the trace.") + (each ? "" : " Means over heads."),
-                     maps_of(probe.real(name.c_str(), 4), t.shape));
+                     std::string("Rows: latents of the last pass; columns: kept tokens of the trace; blue above 0, orange below; ") +
+                         (is_each_head_drawn(t) ? "key/value heads side by side." : "means over heads."),
+                     maps_of(probe.real(name.c_str(), 4), t));
   }
   return out + kept_tokens(probe, prefix);
 }

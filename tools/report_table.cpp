@@ -101,16 +101,14 @@ std::string questions(const JsonAt& table, const fs::path& folder, const JsonAt&
   std::ranges::stable_sort(order, std::greater<>(), total);
   std::vector<HeatMap> rows_of_maps;
   for (std::size_t r = 0; r < shares.size(); ++r) {
-    HeatMap map{names[r], 1, static_cast<int>(count), {}};
+    HeatMap map{names[r], 1, static_cast<int>(count), {}, 0, 16};
     for (std::size_t i : order) map.values.push_back(static_cast<float>(shares[r][i]));
     rows_of_maps.push_back(std::move(map));
   }
-  return "<div class=\"wide\">" +
-         heat_maps(
-             id, "Questions right by row: " + column.at("title").string(),
-             fmt::format("The first {} questions, those that most rows get right at the left; full colour: right with every seed.", count),
-             rows_of_maps) +
-         "</div>";
+  return heat_maps(
+      id, "Questions right by row: " + column.at("title").string(),
+      fmt::format("The first {} questions, those that most rows get right at the left; full colour: right with every seed.", count),
+      rows_of_maps);
 }
 
 }  // namespace
