@@ -2,7 +2,7 @@
 """export_check.py [TRACKER...]: tools/export_metrics.py for real, offline, read back by each tracker's own reader.
 
 A run that went back to a checkpoint is exported twice, by every tracker whose package is installed: each point must be there once, with its
-later value. The last line is a summary; exit 0, 1, or 4 where no tracker is installed.
+later value. Trackers that are named must be installed. The last line is a summary; exit 0, 1, or 4 where no tracker is installed.
 """
 import importlib.util
 import json
@@ -88,7 +88,9 @@ def main():
     if not present:
         print('skipped: none of ' + ', '.join(READERS) + ' is installed')
         return 4
-    bad = 0
+    bad = len(set(sys.argv[1:]) - set(present))
+    if bad:
+        print('not installed: ' + ', '.join(set(sys.argv[1:]) - set(present)))
     for tracker in present:
         with tempfile.TemporaryDirectory() as folder:
             run, out = make_run(folder), os.path.join(folder, 'out')

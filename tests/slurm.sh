@@ -122,11 +122,16 @@ restarts=$(scontrol show job "$job" | grep -o 'Restarts=[0-9]*')
 echo "slurm: a job told to stop was queued again and ends with the same bytes"
 
 "$bin/replicate" configs/tables/tiny_smoke.toml --out "$work/here" --device cpu >"$work/here.log" 2>&1 || fault "replicate ended with $?"
-"$bin/replicate" configs/tables/tiny_smoke.toml --out "$work/array" --device cpu --slurm >"$work/array.log" 2>&1 || fault "replicate --slurm ended with $?"
+array="$work/an array, 50%a"  # what sbatch could take apart, or for a pattern
+"$bin/replicate" configs/tables/tiny_smoke.toml --out "$array" --device cpu --keep all --slurm >"$work/array.log" 2>&1 || fault "replicate --slurm ended with $?: $(tail -n 1 "$work/array.log")"
 idle
 for table in table.json table.md table.tex table.csv; do
-  cmp -s "$work/here/$table" "$work/array/$table" || fault "$table of the array job differs, or is not there: $(tail -n 2 "$work"/array/slurm_*.log 2>/dev/null | tr '\n' ' ')"
+  cmp -s "$work/here/$table" "$array/$table" || fault "$table of the array job differs, or is not there: $(tail -n 2 "$array"/slurm_*.log 2>/dev/null | tr '\n' ' ')"
 done
+for task in 0 1; do
+  [ -s "$(find "$array" -maxdepth 1 -name "slurm_*_$task.log")" ] || fault "task $task has no log in the folder"
+done
+[ "$(find "$array/runs/kava/42/checkpoints" -mindepth 1 -maxdepth 1 -name 'step_*' | wc -l)" -gt 1 ] || fault "the tasks were not told to keep all checkpoints"
 echo "slurm: an array job of replicate gives the same tables"
 
 echo "slurm: $(slurmctld -V), $failures faults"

@@ -10,6 +10,7 @@
 #   clang     a build by clang without a warning; whole: and its tests
 #   kill      runs killed at every failpoint and 3 random moments; whole: 1,000 moments and every error
 #   slurm     ranks, jobs and replicate below a Slurm of one host (tests/slurm.sh)
+#   trackers  export_metrics.py to every tracker, read back by its own reader, in a Python environment made for it from PyPI
 #   fuzz      the parsers of strangers' files under the lane asan's build for 60 s; whole: 20 minutes each
 #   lint      tools/lint.sh; whole: and clang-tidy
 #   docs      every `sh` block of the documents in the project's folder, but those of `sh norun REASON` and the README's first, which are
@@ -135,6 +136,14 @@ lane_slurm() {
   tools/setup.sh slurm-wlm
   build cpu kava_train kava_data kava_eval kava_report replicate
   tests/slurm.sh build/cpu/bin
+}
+
+lane_trackers() {
+  tools/setup.sh python3-venv
+  local python=build/checks/trackers/bin/python
+  [ -x "$python" ] || python3 -m venv build/checks/trackers
+  "$python" -m pip -q install tensorboard==2.21.0 wandb==0.31.0 trackio==0.43.0 mlflow==3.17.2
+  "$python" tests/export_check.py tensorboard wandb trackio mlflow
 }
 
 lane_fuzz() {
