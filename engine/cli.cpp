@@ -22,6 +22,7 @@
 #include "engine/device/cuda_module.h"
 #include "engine/error.h"
 #include "engine/files/disk.h"
+#include "engine/files/parts.h"
 #include "engine/libraries.h"
 #include "kernels/gpu_error.h"
 
@@ -35,6 +36,12 @@ std::atomic<std::int64_t> g_stop_time = 0;  // milliseconds
 static_assert(std::atomic<std::int64_t>::is_always_lock_free);
 constexpr std::int64_t kSameStop = 2000;  // milliseconds
 
+void end_by(int signal) {
+  remove_unfinished();
+  std::signal(signal, SIG_DFL);
+  std::raise(signal);
+}
+
 void on_stop(int signal) {
   timespec now = {};
   ::clock_gettime(CLOCK_MONOTONIC, &now);
@@ -43,8 +50,7 @@ void on_stop(int signal) {
     g_stop_time = time;
     g_stop = 1;
   } else if (time - g_stop_time >= kSameStop) {
-    std::signal(signal, SIG_DFL);
-    std::raise(signal);
+    end_by(signal);
   }
 }
 
@@ -140,6 +146,8 @@ int run_program(const std::function<int()>& body) {
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is then an error of write()
   try {
+    give_handlers_a_stack();
+    for (int signal : {SIGTERM, SIGINT, SIGHUP}) handle(signal, end_by);
 #ifdef KAVA_FAILPOINTS
     disk::check_failpoints();
 #endif

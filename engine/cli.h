@@ -8,7 +8,7 @@ namespace kava {
 
 /// Runs `body` and returns the exit code: its result, or that of the exception it throws, which is printed on stderr as one line
 /// `error: WHERE: what; remedy` (docs/design.md, errors). Output that could not be written to stdout is exit 7. SIGPIPE and SIGXFSZ are
-/// ignored.
+/// ignored. SIGTERM, SIGINT and SIGHUP end the process without leaving what is not finished (engine/files/parts.h).
 int run_program(const std::function<int()>& body);
 
 /// Error(code write) where something printed so far could not be written to stdout. To be asked before a result is kept in a file (a failed

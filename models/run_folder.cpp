@@ -121,7 +121,9 @@ void require_usable(const fs::path& path) {
   fs::path at = fs::absolute(path, failed).lexically_normal();
   while (!at.empty() && !fs::exists(at, failed) && at.has_relative_path()) at = at.parent_path();
   if (!fs::is_directory(at, failed)) unusable(path, shown(at) + " is no folder");
-  if (::access(at.c_str(), W_OK | X_OK) != 0) unusable(path, fmt::format("{} cannot be written: {}", shown(at), std::strerror(errno)));
+  if (::access(at.c_str(), W_OK | X_OK) == 0) return;
+  require_disk(path.string(), errno);
+  unusable(path, fmt::format("{} cannot be written: {}", shown(at), std::strerror(errno)));
 }
 
 RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {
@@ -137,6 +139,7 @@ void RunFolder::require_links() const {
   std::error_code failed, ignored;
   fs::create_symlink("checkpoints", probe, failed);
   fs::remove(probe, ignored);
+  require_disk(path_.string(), failed.value());
   if (failed) unusable(path_, "could not make a symbolic link in it: " + failed.message());
 }
 
@@ -148,6 +151,7 @@ void RunFolder::lock() {
     std::error_code failed;
     made_.reset();
     made_ = std::make_unique<MadeFolder>(path_, failed);
+    require_disk(path_.string(), failed.value());
     if (failed) unusable(path_, "could not make the folder: " + failed.message());
     std::error_code ignored;
     const fs::path real = fs::canonical(path_, ignored);
@@ -159,6 +163,7 @@ void RunFolder::lock() {
       --attempt;
       continue;
     }
+    require_disk(path_.string(), lock_->error());
     if (lock_->error() == EWOULDBLOCK) unusable(path_, "another process is training there");
     // Another process that made it and refused to train may just have removed it.
     if (lock_->error() != ENOENT || attempt == kAttempts)

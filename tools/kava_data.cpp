@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <filesystem>
 #include <limits>
@@ -12,6 +13,7 @@
 #include "engine/data/synth.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
+#include "engine/files/parts.h"
 #include "tools/choice_option.h"
 #include "tools/command.h"
 #include "tools/data_files.h"
@@ -28,10 +30,13 @@ constexpr int64_t kLargestSeed = std::numeric_limits<int64_t>::max() - 1;
 struct Undo {
   std::vector<fs::path> made;  // in the order of making
   bool done = false;
+  void add(const fs::path& path) { made.push_back(path), tell_unfinished(path); }
   ~Undo() {
     std::error_code ignored;
-    if (!done)
-      for (auto i = made.rbegin(); i != made.rend(); ++i) fs::remove(*i, ignored);  // a folder only when it is empty
+    for (auto i = made.rbegin(); i != made.rend(); ++i) {
+      if (!done) fs::remove(*i, ignored);  // a folder only when it is empty
+      forget_unfinished(*i);
+    }
   }
 };
 
@@ -40,9 +45,10 @@ void make_folder(const fs::path& folder, const std::string& out, Undo& undo) {
   if (fs::is_directory(folder, error)) return;
   if (folder.has_parent_path() && folder != folder.root_path()) make_folder(folder.parent_path(), out, undo);
   fs::create_directory(folder, error);
+  require_disk(out, error.value());
   if (error)
     throw Error(Exit::preflight, "--out " + escaped(out, 4096), "could not make the folder: " + error.message(), "name another folder");
-  undo.made.push_back(folder);
+  undo.add(folder);
 }
 
 int synth(const SynthOptions& options, const std::string& out) {
@@ -61,12 +67,14 @@ int synth(const SynthOptions& options, const std::string& out) {
   Undo undo;
   make_folder(folder, out, undo);
   make_folder(folder / "model", out, undo);
-  if (::access(folder.c_str(), W_OK | X_OK) != 0 || ::access((folder / "model").c_str(), W_OK | X_OK) != 0)
+  if (::access(folder.c_str(), W_OK | X_OK) != 0 || ::access((folder / "model").c_str(), W_OK | X_OK) != 0) {
+    require_disk(out, errno);
     throw Error(Exit::preflight, "--out " + escaped(out, 4096), "the folder cannot be written to", "name another folder");
+  }
   for (const auto& [name, bytes] : files) {
     if (present.contains(name)) continue;
+    undo.add(folder / name);
     write_file((folder / name).string(), bytes);
-    undo.made.push_back(folder / name);
   }
   for (const auto& [name, bytes] : files) {
     const auto rows = name.ends_with(".txt") ? fmt::format("{} rows", std::count(bytes.begin(), bytes.end(), '\n'))

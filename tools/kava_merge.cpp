@@ -64,9 +64,12 @@ struct NewFolder {
     if (!failed) lock.emplace(out, PathLock::Kind::exclusive, false);
     if (lock && lock->error() == EWOULDBLOCK) throw Error(Exit::preflight, where, "another process is writing it", "name a new folder");
     if (lock && lock->error() != 0) failed = {lock->error(), std::generic_category()};
+    require_disk(out, failed.value());
     if (failed && !is_there(out))
       throw Error(Exit::preflight, where, "could not make the folder: " + failed.message(), "name another folder");
-    if (failed || !fs::is_empty(out, failed) || failed) throw Error(Exit::usage, where, "is there already", "name a new folder");
+    const bool empty = !failed && fs::is_empty(out, failed);
+    require_disk(out, failed.value());
+    if (!empty || failed) throw Error(Exit::usage, where, "is there already", "name a new folder");
   }
   std::error_code failed;
   MadeFolder made;

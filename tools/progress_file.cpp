@@ -47,7 +47,9 @@ void ProgressFile::write(const StepReport& r, const Speed& speed) {
     out << json.dump(1) << "\n";
     if (!out.flush()) return (void)std::filesystem::remove(part, ignored);
   }
-  std::filesystem::rename(part, path_, ignored);
+  std::error_code failed;
+  std::filesystem::rename(part, path_, failed);
+  if (failed) std::filesystem::remove(part, ignored);
 }
 
 }  // namespace kava

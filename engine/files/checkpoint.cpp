@@ -137,12 +137,12 @@ Manifest parse_manifest(const fs::path& path) {
   return manifest;
 }
 
-void remove_tree(const fs::path& path) {
+void remove_checkpoint(const fs::path& path) {
   std::error_code error;
   // Of a link only the link goes, not what it leads to. Without its manifest a checkpoint is none, so a kill in the middle leaves no half
   // of one that looks whole.
   if (!fs::is_symlink(fs::symlink_status(path, error))) fs::remove(path / kManifest, error);
-  fs::remove_all(path, error);
+  remove_tree(path, error);
   require(error, path, "remove");
 }
 
@@ -191,7 +191,7 @@ void recover_checkpoints(const fs::path& run_dir) {
     const fs::path target = folder_of(run_dir) / name_of_step(found.step);
     if (!verified(target, found.step) && verified(found.path, found.step))
       if (const int error = put_in_place(found.path, target)) fail_write(target.string(), error);
-    remove_tree(found.path);
+    remove_checkpoint(found.path);
   }
 }
 
@@ -269,7 +269,7 @@ void prune_checkpoints(const fs::path& run_dir, std::int64_t last, int keep, con
   for (std::size_t i = static_cast<std::size_t>(keep); i < all.size(); ++i) {
     if (std::find(protect.begin(), protect.end(), all[i].step) != protect.end()) continue;
     const PathLock lock(all[i].path, PathLock::Kind::exclusive, false);
-    if (lock.error() != EWOULDBLOCK) remove_tree(all[i].path);
+    if (lock.error() != EWOULDBLOCK) remove_checkpoint(all[i].path);
   }
 }
 

@@ -25,7 +25,7 @@ enum Kind : std::size_t { kOpen, kWrite, kSync, kRename, kKinds };
 
 constexpr std::array<const char*, kKinds> kNames = {"open", "write", "fsync", "rename"};
 
-enum class Action { count, kill, error, shorten };
+enum class Action { count, kill, signal, error, shorten };
 
 struct Failpoint {
   Action action = Action::count;
@@ -39,9 +39,9 @@ struct NamedAction {
   Action action;
   int error;
 };
-constexpr NamedAction kActions[] = {{"kill", Action::kill, 0},       {"eio", Action::error, EIO},       {"enospc", Action::error, ENOSPC},
-                                    {"erofs", Action::error, EROFS}, {"emfile", Action::error, EMFILE}, {"eintr", Action::error, EINTR},
-                                    {"short", Action::shorten, 0}};
+constexpr NamedAction kActions[] = {{"kill", Action::kill, 0},         {"term", Action::signal, 0},     {"eio", Action::error, EIO},
+                                    {"enospc", Action::error, ENOSPC}, {"erofs", Action::error, EROFS}, {"emfile", Action::error, EMFILE},
+                                    {"eintr", Action::error, EINTR},   {"short", Action::shorten, 0}};
 
 std::optional<Failpoint> parse(const std::string& text) {
   if (text == "count") return Failpoint{};
@@ -82,6 +82,10 @@ bool fails(Kind kind, int descriptor = -1, const void* bytes = nullptr, std::siz
   if (point->action == Action::kill) {
     if (most) (void)!::write(descriptor, bytes, *most / 2);
     end_at_once();
+  }
+  if (point->action == Action::signal) {
+    ::raise(SIGTERM);
+    return false;
   }
   if (point->action == Action::shorten) {
     if (most) *most = (*most + 1) / 2;
@@ -137,7 +141,7 @@ int exchange(const std::string& a, const std::string& b) {
 void check_failpoints() {
   if (const char* text = std::getenv("KAVA_FAIL"); text && !chosen())
     throw Error(Exit::usage, "KAVA_FAIL", fmt::format("\"{}\" is no failpoint", escaped(text)),
-                "give KIND:K:ACTION of open, write, fsync, rename and kill, eio, enospc, erofs, emfile, eintr, short; or count");
+                "give KIND:K:ACTION of open, write, fsync, rename and kill, term, eio, enospc, erofs, emfile, eintr, short; or count");
 }
 
 void report_failpoints() {

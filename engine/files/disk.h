@@ -1,8 +1,8 @@
 // The calls by which this project changes what a disk holds: open, write, fsync, rename. Everything that is written goes through them, so
 // that tests can let each of them fail. In a build with KAVA_FAILPOINTS the environment variable KAVA_FAIL=KIND:K:ACTION does that to the
 // K-th call (from 1) of a kind (open, write, fsync, rename): `kill` ends the process there as kill -9 does, in a write after half of its
-// bytes; `eio`, `enospc`, `erofs`, `emfile` and `eintr` are its errno; `short` lets a write take half. KAVA_FAIL=count prints each kind's
-// range at the end.
+// bytes; `term` sends it SIGTERM before the call; `eio`, `enospc`, `erofs`, `emfile` and `eintr` are its errno; `short` lets a write take
+// half. KAVA_FAIL=count prints each kind's range at the end.
 #pragma once
 #include <sys/types.h>
 

@@ -6,7 +6,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <cerrno>
+#include <climits>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -48,10 +51,20 @@ fs::path folder_of(const fs::path& path) { return path.has_parent_path() ? path.
 // Of the system call, the file system, a container's filter of system calls (EPERM), or layers of file systems (EXDEV).
 bool lacks_exchange(int error) { return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EPERM || error == EXDEV; }
 
+// A place of what a signal that ends the process removes. Static, as a handler can neither allocate nor wait.
+struct Unfinished {
+  enum State { free, changing, told };
+  std::atomic<int> state = free;
+  std::array<char, PATH_MAX> path;
+};
+static_assert(std::atomic<int>::is_always_lock_free);
+std::array<Unfinished, 64> g_unfinished;
+
 // For file systems without an exchange. A folder cannot be renamed over another, so the older one steps aside for a moment; of a file the
 // older one gets a second name.
 int put_without_exchange(const fs::path& part, const fs::path& target) {
   const fs::path aside = new_part(target);
+  forget_unfinished(part);  // for a moment it is all there is
   std::error_code ignored;
   const bool folder = fs::is_directory(fs::symlink_status(target, ignored));
   const int kept = folder ? disk::rename(target, aside) : ::link(target.c_str(), aside.c_str());
@@ -71,9 +84,57 @@ int put_without_exchange(const fs::path& part, const fs::path& target) {
 }  // namespace
 
 void fail_write(const std::string& path, int error) {
-  const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
+  const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG, limit = error == EMFILE || error == ENFILE;
   throw Error(Exit::write, path.empty() ? "\"\"" : escaped(path, 4096), fmt::format("could not write: {}", std::strerror(error)),
-              full ? "free some space and run again" : "check the path, its permissions and the disk");
+              full    ? "free some space and run again"
+              : limit ? "raise the limit of open files (ulimit -n)"
+                      : "check the path, its permissions and the disk");
+}
+
+void require_disk(const std::string& path, int error) {
+  for (const int disk : {ENOSPC, EDQUOT, EIO, EROFS, EMFILE, ENFILE})
+    if (error == disk) fail_write(path, error);
+}
+
+void tell_unfinished(const fs::path& path) {
+  const std::string& name = path.native();
+  if (name.size() >= PATH_MAX) return;
+  for (Unfinished& place : g_unfinished) {
+    int expected = Unfinished::free;
+    if (!place.state.compare_exchange_strong(expected, Unfinished::changing)) continue;
+    std::memcpy(place.path.data(), name.c_str(), name.size() + 1);
+    place.state = Unfinished::told;
+    return;
+  }
+}
+
+void forget_unfinished(const fs::path& path) {
+  const std::string& name = path.native();
+  for (Unfinished& place : g_unfinished) {
+    int expected = Unfinished::told;
+    if (!place.state.compare_exchange_strong(expected, Unfinished::changing)) continue;
+    const std::string_view told = place.path.data();
+    const bool same = told.starts_with(name) && (told.size() == name.size() || told[name.size()] == '/');
+    place.state = same ? Unfinished::free : Unfinished::told;
+  }
+}
+
+void remove_unfinished() {
+  constexpr int kDeepest = 4;  // folders in each other
+  for (int depth = 0; depth < kDeepest; ++depth)
+    for (Unfinished& place : g_unfinished)
+      if (place.state == Unfinished::told && ::unlink(place.path.data()) != 0) ::rmdir(place.path.data());
+}
+
+void remove_tree(const fs::path& path, std::error_code& failed) {
+  if (fs::is_directory(fs::symlink_status(path, failed))) {
+    std::vector<fs::path> inside;
+    for (fs::directory_iterator entry(path, failed); !failed && entry != fs::directory_iterator(); entry.increment(failed))
+      inside.push_back(entry->path());
+    for (auto at = inside.begin(); !failed && at != inside.end(); ++at) remove_tree(*at, failed);
+    if (failed) return;
+  }
+  fs::remove(path, failed);
 }
 
 MadeFolder::MadeFolder(const fs::path& path, std::error_code& failed) { make(path, failed); }
@@ -91,7 +152,7 @@ void MadeFolder::make(const fs::path& path, std::error_code& failed) {
   for (fs::path at = path.has_filename() ? path : path.parent_path(); !at.empty() && !fs::exists(at, ignored); at = at.parent_path())
     missing.push_back(at);
   for (auto at = missing.rbegin(); at != missing.rend(); ++at) {
-    if (fs::create_directory(*at, failed)) made_.push_back(*at);
+    if (fs::create_directory(*at, failed)) made_.push_back(*at), tell_unfinished(*at);
     if (failed) return remove();
   }
   if (!fs::is_directory(path, failed)) {
@@ -101,7 +162,10 @@ void MadeFolder::make(const fs::path& path, std::error_code& failed) {
 }
 
 void MadeFolder::remove() {
-  for (auto at = made_.rbegin(); at != made_.rend(); ++at) ::rmdir(at->c_str());
+  for (auto at = made_.rbegin(); at != made_.rend(); ++at) {
+    ::rmdir(at->c_str());
+    forget_unfinished(*at);
+  }
   made_.clear();
 }
 
@@ -140,7 +204,7 @@ void remove_stale_parts(const fs::path& target) {
   for (const fs::path& path : stale) {
     if (!fs::is_symlink(path, error)) {
       const PathLock lock(path, PathLock::Kind::exclusive, false);
-      if (lock.error() == 0) fs::remove_all(path, error);
+      if (lock.error() == 0) remove_tree(path, error);
     } else {
       fs::remove(path, error);
     }
@@ -165,7 +229,9 @@ int sync_folder(const fs::path& folder) {
 
 int put_in_place(const fs::path& part, const fs::path& target) {
   bool exchanged = false;
-  if (is_there(target)) {
+  std::error_code failed;
+  const bool empty = fs::is_directory(fs::symlink_status(target, failed)) && fs::is_empty(target, failed);  // a rename replaces it
+  if (is_there(target) && !empty) {
     exchanged = disk::exchange(part, target) == 0;
     if (!exchanged && !lacks_exchange(errno)) return errno;
     if (!exchanged) return put_without_exchange(part, target);
@@ -174,6 +240,7 @@ int put_in_place(const fs::path& part, const fs::path& target) {
   }
   const int error = sync_folder(folder_of(target));
   if (error != 0) exchanged ? disk::exchange(part, target) : disk::rename(target, part);
+  if (error != 0 && empty) fs::create_directory(target, failed);
   return error;
 }
 

@@ -10,6 +10,18 @@ namespace kava {
 
 /// Error(code write) for a failure of the system.
 [[noreturn]] void fail_write(const std::string& path, int error);
+/// The same where the failure is of a disk or of a limit (no space, input and output, read-only, open files), whatever the path. Returns
+/// for others.
+void require_disk(const std::string& path, int error);
+
+/// What a signal that ends the process removes, while it is not forgotten: a file, or a folder with what is told of it. Those in a folder
+/// are forgotten with it.
+void tell_unfinished(const std::filesystem::path& path);
+void forget_unfinished(const std::filesystem::path& path);
+/// Removes what is told. For a signal handler.
+void remove_unfinished();
+/// Removes a file, a link, or a folder and all in it, by one open file at a time. What there is not is no failure.
+void remove_tree(const std::filesystem::path& path, std::error_code& failed);
 
 /// Makes a folder and its missing parents. Those of them that are still empty go away with the object.
 class MadeFolder {

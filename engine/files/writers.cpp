@@ -51,10 +51,11 @@ FileWriter::FileWriter(const std::string& path) : target_(path), final_(path) {
     if (auto resolved = fs::canonical(path, ignored); !ignored) final_ = resolved.string();
   }
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    if (descriptor_ >= 0) ::close(descriptor_);
+    if (descriptor_ >= 0) ::close(descriptor_), forget_unfinished(temporary_);
     temporary_ = part_beside(final_).string();
     descriptor_ = disk::open(temporary_, O_WRONLY | O_CREAT | O_EXCL);
     if (descriptor_ < 0) fail_write(path, errno);
+    tell_unfinished(temporary_);
     if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0 && ::fstat(descriptor_, &status) == 0 && status.st_nlink > 0) return;
     if (errno != EWOULDBLOCK && status.st_nlink > 0) return;  // a file system without locks, where nothing cleans up either
   }
@@ -68,6 +69,7 @@ FileWriter::FileWriter(FolderWriter& folder, const std::string& name)
       digest_(std::make_unique<Digest>()) {
   descriptor_ = disk::open(temporary_, O_WRONLY | O_CREAT | O_EXCL);
   if (descriptor_ < 0) fail_write(target_, errno);
+  tell_unfinished(temporary_);
 }
 
 FileWriter::~FileWriter() { abandon(); }
@@ -75,7 +77,9 @@ FileWriter::~FileWriter() { abandon(); }
 void FileWriter::abandon() {
   if (descriptor_ < 0) return;
   ::close(std::exchange(descriptor_, -1));
-  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+  if (temporary_.empty()) return;
+  ::unlink(temporary_.c_str());
+  forget_unfinished(temporary_);
 }
 
 void FileWriter::write(const void* bytes, std::size_t count) {
@@ -108,8 +112,10 @@ void FileWriter::commit() {
     fail_write(target_, error);
   }
   ::close(std::exchange(descriptor_, -1));  // only now: the lock on the part ends with it
-  if (folder_) folder_->files_.push_back({name_, size_, digest_->hex()});
-  else if (!temporary_.empty()) ::unlink(temporary_.c_str());  // what was there before
+  if (folder_) return folder_->files_.push_back({name_, size_, digest_->hex()});
+  if (temporary_.empty()) return;
+  ::unlink(temporary_.c_str());  // what was there before
+  forget_unfinished(temporary_);
 }
 
 FolderWriter::FolderWriter(const fs::path& target)
@@ -119,16 +125,23 @@ FolderWriter::FolderWriter(const fs::path& target)
     std::error_code failed;
     fs::create_directory(part_, failed);
     if (failed) fail_write(target_.string(), failed.value());
+    tell_unfinished(part_);
     lock_ = std::make_unique<PathLock>(part_, PathLock::Kind::exclusive, false);
     if (lock_->error() != EWOULDBLOCK && lock_->error() != ENOENT) return;
+    forget_unfinished(part_);
   }
 }
 
 FolderWriter::~FolderWriter() { abandon(); }
 
 void FolderWriter::abandon() {
+  if (part_.empty()) return;
+  // Without a list of what it holds, for which no file may be left to open.
+  for (const WrittenFile& file : files_) ::unlink((part_ / file.name).c_str());
+  for (auto folder = folders_.rbegin(); folder != folders_.rend(); ++folder) ::rmdir(folder->c_str());
   std::error_code ignored;
-  if (!part_.empty()) fs::remove_all(part_, ignored);
+  if (::rmdir(part_.c_str()) != 0) remove_tree(part_, ignored);
+  forget_unfinished(part_);
 }
 
 FileWriter FolderWriter::file(const std::string& name) {
@@ -137,7 +150,7 @@ FileWriter FolderWriter::file(const std::string& name) {
   for (const fs::path& part : fs::path(name).parent_path()) {
     folder /= part;
     std::error_code failed;
-    if (fs::create_directory(folder, failed)) folders_.push_back(folder);
+    if (fs::create_directory(folder, failed)) folders_.push_back(folder), tell_unfinished(folder);
     if (failed) fail_write((target_ / name).string(), failed.value());
   }
   return FileWriter(*this, name);
@@ -154,8 +167,13 @@ void FolderWriter::commit() {
   for (const fs::path& folder : folders_)
     if (error == 0) error = sync_folder(folder);
   if (error == 0) error = sync_folder(part_);
+  std::error_code ignored;
+  // The older one gets the part's name, and what a link leads to is no part.
+  if (fs::is_symlink(target_, ignored)) forget_unfinished(part_);
   if (error == 0) error = put_in_place(part_, target_);
-  abandon();  // the older one, or after an error the new one
+  if (error == 0) remove_tree(part_, ignored);
+  else abandon();
+  forget_unfinished(part_);
   part_.clear();
   lock_.reset();
   if (error != 0) fail_write(target_.string(), error);
@@ -202,6 +220,7 @@ void require_writable(const std::string& option, const std::string& path) {
   const std::string probe = beside ? part_beside(resolved).string() : path;
   const int flags = O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | (beside ? O_CREAT | O_EXCL : 0);
   const int descriptor = possible ? ::open(probe.c_str(), flags, 0666) : -1;
+  if (descriptor < 0 && possible) require_disk(path, errno);
   if (descriptor < 0)
     throw Error(Exit::preflight, option + " " + escaped(path, 4096), "cannot be written to",
                 "name a file in a folder that exists and can be written to");

@@ -21,7 +21,7 @@ namespace fs = std::filesystem;
 class Running {
  public:
   struct Limits {
-    rlim_t file_bytes = RLIM_INFINITY, address_space = RLIM_INFINITY;
+    rlim_t file_bytes = RLIM_INFINITY, address_space = RLIM_INFINITY, open_files = 0;  // 0: as they are
     const char* out_to = nullptr;
     std::string working_folder;
     std::vector<int> ignored;  // signals
@@ -42,6 +42,8 @@ class Running {
     const rlimit file = {limits.file_bytes, limits.file_bytes}, space = {limits.address_space, limits.address_space};
     ::setrlimit(RLIMIT_FSIZE, &file);
     ::setrlimit(RLIMIT_AS, &space);
+    const rlimit files = {limits.open_files, limits.open_files};
+    if (limits.open_files > 0) ::setrlimit(RLIMIT_NOFILE, &files);
     for (int signal : limits.ignored) ::signal(signal, SIG_IGN);
     if (!limits.working_folder.empty() && ::chdir(limits.working_folder.c_str()) != 0) ::_exit(126);
     ::execv(argv[0], argv.data());

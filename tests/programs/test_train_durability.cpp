@@ -139,6 +139,36 @@ TEST_CASE("a full disk is exit 7 and leaves the last checkpoint whole") {
   CHECK(!fs::exists(small + "/checkpoints"));
 }
 
+TEST_CASE("too few open files end a run in one line and leave nothing of what was being written") {
+  TempFolder folder;
+  const std::string config = folder / "c.toml";
+  overwrite(config, tiny_toml());
+  int refused = 0, not_written = 0, done = 0;
+  for (rlim_t files = 4; done == 0; ++files) {
+    REQUIRE(files < 100);
+    INFO(files);
+    const std::string out = folder / fmt::format("run{}", files);
+    Running::Limits limits;
+    limits.open_files = files;
+    const Ended run = Running({config, "--threads", "1", "--set", "train.max_steps=4", "--set", "train.checkpoint_every=2", "--set",
+                               "train.keep_checkpoints=1", "--out", out},
+                              limits)
+                          .wait();
+    if (run.code == 127) continue;  // not even the program's libraries
+    if (run.code == 0) ++done;
+    else check_refusal(run, run.code, "Too many open files; raise the limit of open files (ulimit -n)");
+    not_written += run.code == 7, refused += run.code == 4;
+    if (!fs::exists(out)) continue;
+    CHECK(!fs::is_empty(out));
+    for (const auto& entry : fs::recursive_directory_iterator(out)) {
+      INFO(entry.path());
+      CHECK((!entry.path().string().ends_with(".part") && !(entry.is_directory() && fs::is_empty(entry.path()))));
+    }
+  }
+  CHECK(refused > 0);
+  CHECK(not_written > 0);
+}
+
 TEST_CASE("standard output that goes away does not end a run") {
   TempFolder folder;
   const std::string config = folder / "c.toml", out = folder / "run";
