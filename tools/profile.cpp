@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 
+#include "engine/device/arena.h"
 #include "engine/files/files.h"
+#include "tools/progress.h"
 
 namespace kava {
 
@@ -20,9 +23,38 @@ double bytes_of(const OpCall& call) {
   return bytes;
 }
 
+// Bytes per second, read and written, of the best of some copies.
+double measured_copy(Ops& ops) {
+  constexpr int64_t kRows = 16384, kCols = 1024;
+  Arena arena(ops);
+  const Tensor from = arena.alloc(DType::f32, kRows, kCols), to = arena.alloc(DType::f32, kRows, kCols);
+  ops.fill(from, 1);
+  ops.fill(to, 1);
+  double best = 0;
+  for (int i = 0; i < 3; ++i) {
+    ops.finish();
+    const auto begin = std::chrono::steady_clock::now();
+    ops.copy(to, from);
+    ops.finish();
+    best = std::max(best, 8.0 * kRows * kCols / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
+
 }  // namespace
 
-Profile::Profile(Ops& ops) : ops_(ops), first_(Clock::now()) { ops.add_observer(*this); }
+Profile::Profile(Ops& ops, DType storage)
+    : ops_(ops),
+      storage_(storage),
+      matrix_rate_(MatrixRate(ops, storage, std::numeric_limits<double>::infinity()).measured()),
+      copy_rate_(measured_copy(ops)),
+      first_(Clock::now()) {
+  ops.add_observer(*this);
+}
+
+double Profile::of_ceiling(double flops, double bytes, double seconds) const {
+  return seconds > 0 ? std::max(flops / matrix_rate_, bytes / copy_rate_) / seconds : 0;
+}
 
 void Profile::before(const OpCall&) {
   ops_.finish();
@@ -43,11 +75,15 @@ std::string Profile::table() const {
   std::ranges::stable_sort(rows, [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
   double all = 0;
   for (const auto& [name, t] : rows) all += t.seconds;
-  std::string text = fmt::format("{:<26}{:>10}{:>12}{:>9}{:>12}{:>10}\n", "op", "calls", "seconds", "share %", "GFLOP/s", "GB/s");
+  std::string text = fmt::format("ceilings    {:.1f} GFLOP/s of a product in {}, {:.1f} GB/s of a copy that no cache holds\n",
+                                 matrix_rate_ * 1e-9, name_of(storage_), copy_rate_ * 1e-9);
+  text += fmt::format("{:<26}{:>10}{:>12}{:>9}{:>12}{:>10}{:>10}{:>9}{:>11}\n", "op", "calls", "seconds", "share %", "GFLOP", "GB",
+                      "GFLOP/s", "GB/s", "ceiling %");
   auto rate = [](double work, double seconds) { return seconds > 0 ? work / seconds * 1e-9 : 0.0; };
   for (const auto& [name, t] : rows)
-    text += fmt::format("{:<26}{:>10}{:>12.4f}{:>9.1f}{:>12.1f}{:>10.1f}\n", name, t.calls, t.seconds,
-                        all > 0 ? 100 * t.seconds / all : 0.0, rate(t.flops, t.seconds), rate(t.bytes, t.seconds));
+    text += fmt::format("{:<26}{:>10}{:>12.4f}{:>9.1f}{:>12.3f}{:>10.3f}{:>10.1f}{:>9.1f}{:>11.1f}\n", name, t.calls, t.seconds,
+                        all > 0 ? 100 * t.seconds / all : 0.0, t.flops * 1e-9, t.bytes * 1e-9, rate(t.flops, t.seconds),
+                        rate(t.bytes, t.seconds), 100 * of_ceiling(t.flops, t.bytes, t.seconds));
   return text + fmt::format("{:<26}{:>10}{:>12.4f}\n", "all ops", "", all);
 }
 
@@ -66,9 +102,10 @@ void Profile::write_trace(const std::filesystem::path& file) const {
   std::string text = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n";
   for (const Event& e : events_)
     text += fmt::format(
-        "{}{{\"name\":\"{}\",\"ph\":\"X\",\"pid\":0,\"tid\":0,\"ts\":{:.3f},\"dur\":{:.3f},\"args\":{{\"flops\":{:.0f},\"bytes\":{:.0f}}}}"
-        "}",
-        &e == events_.data() ? "" : ",\n", e.name, 1e6 * e.begin, 1e6 * e.seconds, e.flops, e.bytes);
+        "{}{{\"name\":\"{}\",\"ph\":\"X\",\"pid\":0,\"tid\":0,\"ts\":{:.3f},\"dur\":{:.3f},\"args\":{{\"flops\":{:.0f},\"bytes\":{:.0f},"
+        "\"of_ceiling\":{:.4f}}}}}",
+        &e == events_.data() ? "" : ",\n", e.name, 1e6 * e.begin, 1e6 * e.seconds, e.flops, e.bytes,
+        of_ceiling(e.flops, e.bytes, e.seconds));
   write_file(file.string(), text + "\n]}\n");
 }
 

@@ -15,12 +15,13 @@ namespace kava {
 /// Every op is waited for, so that its time is its own; no byte of the run changes.
 class Profile final : public OpObserver {
  public:
-  /// Watches `ops` from now on, and must outlive what is called of it.
-  explicit Profile(Ops& ops);
+  /// Measures the machine's ceilings, then watches `ops`, and must outlive what is called of it. storage: of the run's products.
+  Profile(Ops& ops, DType storage);
   void before(const OpCall&) override;
   void after(const OpCall& call) override;
 
-  /// The ops by their time: calls, seconds, share, GFLOP/s and GB/s. Bytes are those of the tensors that an op names, each once.
+  /// The ops by their time: calls, seconds, their share, FLOPs, bytes, and the share that is reached of the ceiling that is nearer: the
+  /// rate of a large product, or that of a copy that no cache holds. Bytes are those of the tensors that an op names, each once.
   std::string table() const;
   /// What the ranks have exchanged, by operation, and how long sums of gradients were hidden behind other work, and exposed.
   static std::string table(const Comm& comm);
@@ -40,7 +41,11 @@ class Profile final : public OpObserver {
     double begin, seconds, flops, bytes;
   };
 
+  double of_ceiling(double flops, double bytes, double seconds) const;
+
   Ops& ops_;
+  DType storage_;
+  double matrix_rate_, copy_rate_;  // per second
   Clock::time_point first_, begin_;
   std::map<std::string, Total> totals_;
   std::vector<Event> events_;

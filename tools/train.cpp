@@ -430,7 +430,7 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
     return 0;
   }
   std::optional<Profile> profile;
-  if (command.profile && comm.leads()) profile.emplace(*ops);
+  if (command.profile && comm.leads()) profile.emplace(*ops, storage_of(config.model.dtype));
   const int code = Run(command, comm, out, config, std::move(ops)).run();
   if (profile) {
     say(profile->table());

@@ -20,6 +20,8 @@ TEST_CASE("a profile (--profile) tells the time and work of each op, and changes
     CHECK(run.out.find(std::string("\n") + op) != std::string::npos);
     CHECK(plain.out.find(std::string("\n") + op) == std::string::npos);
   }
+  CHECK(run.out.find("ceilings ") != std::string::npos);
+  CHECK(run.out.find("ceiling %\n") != std::string::npos);
   CHECK(sha256_file(folder / "plain/adapter/adapter_model.safetensors") ==
         sha256_file(folder / "profiled/adapter/adapter_model.safetensors"));
 
@@ -32,6 +34,7 @@ TEST_CASE("a profile (--profile) tells the time and work of each op, and changes
     end = event["ts"].get<double>() + event["dur"].get<double>();
     flops += event["args"]["flops"].get<double>();
     REQUIRE(event["args"]["bytes"].get<double>() >= 0);
+    REQUIRE(event["args"]["of_ceiling"].get<double>() >= 0);
   }
   CHECK(flops > 0);
 }
