@@ -12,7 +12,7 @@ namespace kava {
 
 namespace {
 
-constexpr int kRounds = 5;
+constexpr int kSteps = 5;
 constexpr int64_t kForwards = 2;  // at least
 
 // A model on random weights and its training.
@@ -56,7 +56,7 @@ RankSteps bench_rank_steps(Comm& comm, int threads, const Shapes& shapes) {
   result.samples = std::ssize(batch);
   result.ranks = result.alone = result.exposed_share = std::numeric_limits<double>::infinity();
   // The first round meets memory that nobody has touched.
-  for (int round = 0; round <= kRounds; ++round) {
+  for (int round = 0; round <= kSteps; ++round) {
     comm.barrier("beginning together");
     const OverlapTime before = comm.overlap();
     double loss = 0, same = 0;

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <optional>
 
+#include "engine/clock.h"
 #include "engine/device/host.h"
 #include "models/flops.h"
 #include "models/kava.h"
@@ -17,8 +18,6 @@ namespace kava {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 /// A model on random weights and one batch of it.
 class StepRun {
  public:
@@ -44,7 +43,7 @@ class StepRun {
     add_step(model_, arena_, what_.samples, totals, options, sums_);
     model_.parameters.update(arena_, {1e-4, 0.9, 0.999, 1e-8, 0.1, 2}, grad_square_, sums_);
     const std::vector<double> scalars = to_host(ops_, scalars_);
-    const double seconds = since(begin);
+    const double seconds = seconds_since(begin);
     return {seconds, losses_of(scalars, totals).total(what_.config), std::sqrt(scalars.back()), counter.counts()};
   }
 
@@ -91,7 +90,7 @@ MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* 
   const auto batch = static_cast<double>(what.samples.size());
   if (lines)
     fmt::print(lines, "\nstep: {}, bf16, batch {}, method {}, {:.1f} GFLOP a sample at least; ready after {:.1f} s\n", what.name,
-               what.samples.size(), name_of(what.config.method), result.flops / batch / 1e9, since(start));
+               what.samples.size(), name_of(what.config.method), result.flops / batch / 1e9, seconds_since(start));
   if (what.stage_before >= 0) run.step(what.stage_before, false), run.step(what.stage_before, false);
   for (int i = 0; i <= steps + (apart ? 1 : 0); ++i) {
     const bool timed_by_op = apart && i > steps;

@@ -4,15 +4,12 @@
 
 #include <chrono>
 
+#include "engine/clock.h"
 #include "engine/text/tokenizer.h"
 
 namespace kava {
 
-namespace {
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-}  // namespace
+namespace {}  // namespace
 
 void bench_tokenizer(std::FILE* out, const std::string& folder, const std::vector<std::string>& texts) {
   auto start = std::chrono::steady_clock::now();

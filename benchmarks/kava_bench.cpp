@@ -17,6 +17,7 @@
 #include "benchmarks/bench_step.h"
 #include "benchmarks/bench_tokenizer.h"
 #include "benchmarks/kernel_counts.h"
+#include "engine/clock.h"
 #include "engine/device/cuda_module.h"
 #include "engine/device/host.h"
 #include "engine/files/files.h"
@@ -34,8 +35,6 @@ namespace kava {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 /// Seconds a call: the median of five rounds, each of at least 50 ms. What a device was asked for is waited for once a round.
 template <class F>
 double time_of(Ops& ops, F&& run) {
@@ -44,7 +43,7 @@ double time_of(Ops& ops, F&& run) {
     const auto start = Clock::now();
     for (int64_t i = 0; i < calls; ++i) run();
     ops.finish();
-    return since(start) / static_cast<double>(calls);
+    return seconds_since(start) / static_cast<double>(calls);
   };
   seconds_of(1);
   const int64_t calls = std::clamp<int64_t>(std::lround(0.05 / seconds_of(1) + 0.5), 1, 10000);
@@ -140,7 +139,7 @@ class Bench {
     const LinearGroup linear = LinearGroup::plain(w);
     const auto product = [&] { ops_.linear_group_fwd(arena_, y, x, linear); };
     if (ops_.name() == "cuda")
-      for (const auto start = Clock::now(); since(start) < 5; ops_.finish())
+      for (const auto start = Clock::now(); seconds_since(start) < 5; ops_.finish())
         for (int i = 0; i < 20; ++i) product();
     for (int i = 0; i < 3; ++i) matrix_rate_ = std::max(matrix_rate_, 2.0 * static_cast<double>(m * n * n) / time_of(ops_, product) / 1e9);
   }
@@ -418,7 +417,7 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
     std::vector<std::string> lines;
     std::istringstream text(read_file(command.text, std::size_t{1} << 30));
     for (std::string line; std::getline(text, line);) lines.push_back(line);
-    if (lines.empty()) throw Error(Exit::data, escaped(command.text, 4096), "holds no line", "name a file with text");
+    if (lines.empty()) throw Error(Exit::data, shown_path(command.text), "holds no line", "name a file with text");
     bench_tokenizer(stdout, command.tokenizer, lines);
     return 0;
   }

@@ -6,6 +6,7 @@
 
 #include "engine/files/files.h"
 #include "engine/files/json.h"
+#include "engine/files/paths.h"
 #include "engine/files/safetensors.h"
 #include "models/peft_config.h"
 #include "models/recipe.h"
@@ -16,16 +17,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kLoraPrefix = "base_model.model.";
-
 bool is_kava_tensor(const std::string& name) {
   return name.starts_with("new_tokens.") || name.starts_with("latent_projection.") || name.starts_with("kv_projection.");
 }
 bool is_lora_tensor(const std::string& name) { return name.starts_with(kLoraPrefix); }
-
-[[noreturn]] void mismatch(const std::string& file, const std::string& what) {
-  throw Error(Exit::data, file, what, "use the configuration that the adapter was trained with");
-}
 
 // Reads those parameters that `belongs` says are in this file; the file must hold exactly them.
 template <class Belongs>
@@ -99,8 +94,6 @@ void save_file(const Model& model, FolderWriter& folder, const std::string& name
   FileWriter file = folder.file(name);
   write_safetensors(file, std::move(tensors), metadata);
 }
-
-std::string path_in(const std::string& folder, const char* name) { return (fs::path(folder) / name).string(); }
 
 // What a written model folder takes from the base as it is, by names in it.
 std::vector<std::string> copied_files(const fs::path& base) {

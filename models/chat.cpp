@@ -53,7 +53,7 @@ void require_tokens(const Tokenizer& tokenizer, ChatFamily family, const std::st
                                                    : Names{"<|im_start|>", "<|im_end|>"};
   for (const char* name : names)
     if (tokenizer.encode_with_special(name).size() != 1)
-      throw Error(Exit::data, escaped(folder, 4096), fmt::format("has no token {}, which a chat of form {} needs", name, name_of(family)),
+      throw Error(Exit::data, shown_path(folder), fmt::format("has no token {}, which a chat of form {} needs", name, name_of(family)),
                   "give the form that the model was trained with, or --chat none");
 }
 
@@ -96,7 +96,7 @@ std::string chat_source(const std::string& folder) {
     for (const Json& one : *found)
       if (one.is_object() && one.value("name", Json()) == "default" && one.contains("template") && one["template"].is_string())
         return one["template"].get<std::string>();
-  throw Error(Exit::data, escaped(config.string(), 4096), "chat_template is neither a text nor a list with one named default",
+  throw Error(Exit::data, shown_path(config), "chat_template is neither a text nor a list with one named default",
               "correct the file, or ask without by --chat none");
 }
 
@@ -119,7 +119,7 @@ ChatForm chat_form(const std::string& word, const std::string& folder, const Tok
     throw Error(Exit::usage, "--chat", "\"" + escaped(word) + "\" is none of its values", "give none, llama3, chatml or auto");
   if (named == ChatFamily::none) return {};
   const std::string source = chat_source(folder);
-  const ChatText text = chat_text(named ? *named : recognised_chat(source, escaped(folder, 4096)), source, chat_bos(folder));
+  const ChatText text = chat_text(named ? *named : recognised_chat(source, shown_path(folder)), source, chat_bos(folder));
   if (text.family == ChatFamily::none) return {};
   require_tokens(tokenizer, text.family, folder);
   return {text.family, tokenizer.encode_with_special(text.before), tokenizer.encode_with_special(text.after)};

@@ -267,7 +267,7 @@ void read_special_ids(const JsonKeys& keys, ModelConfig& c) {
 ModelConfig ModelConfig::load(const std::string& folder) {
   ModelConfig c;
   const std::string path = (std::filesystem::path(folder) / "config.json").string();
-  c.source = escaped(path, 4096);
+  c.source = shown_path(path);
   const Json json = read_json(path, kLargestFile);
   if (!json.is_object()) throw Error(Exit::data, c.source, "is not a JSON object", "get the whole config.json again");
   const JsonKeys keys(json, c.source);

@@ -54,7 +54,7 @@ void require_same_data(const RunConfig& config, const std::vector<DataDigest>& b
       throw Error(Exit::data, key, fmt::format("names {} files, and the run began with {}", there, old),
                   "restore it, or train into another --out");
   for (std::size_t i = 0; i < now.size(); ++i) {
-    const std::string where = escaped(data_path(config, i), 4096);
+    const std::string where = shown_path(data_path(config, i));
     if (before[i].sha256 != now[i].sha256)
       throw Error(Exit::data, where, kChanged,
                   fmt::format("restore the file, name it where it lies now with --set {}=..., or train into another --out", now[i].key));
@@ -67,7 +67,7 @@ void require_same_data(const RunConfig& config, const std::vector<DataDigest>& b
 void require_same_files(const std::string& key, const std::string& folder, const FileDigests& before, const FileDigests& now,
                         const std::string& remedy) {
   auto refuse = [&](const std::string& name, const std::string& what) {
-    throw Error(Exit::data, escaped((fs::path(folder) / name).string(), 4096), what, "restore " + key + "'s folder, or " + remedy);
+    throw Error(Exit::data, shown_path(fs::path(folder) / name), what, "restore " + key + "'s folder, or " + remedy);
   };
   for (const auto& [name, sha256] : before) {
     const auto found = now.find(name);

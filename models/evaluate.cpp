@@ -6,6 +6,7 @@
 #include <chrono>
 #include <span>
 
+#include "engine/clock.h"
 #include "models/decode_ranks.h"
 #include "models/score.h"
 
@@ -23,10 +24,6 @@ std::vector<Scorer> scorers_for(Method method, DataFormat format, bool tokenizer
   if (method == Method::full_cot) s.push_back(Scorer::gsm8k);
   if (format == DataFormat::gsm_hard) s.push_back(Scorer::gsm_hard);
   return s;
-}
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 std::string joined(std::span<const int32_t> ids) { return fmt::format("{}", fmt::join(ids, " ")); }

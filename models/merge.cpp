@@ -9,6 +9,7 @@
 
 #include "engine/device/rounding.h"
 #include "engine/files/json.h"
+#include "engine/files/paths.h"
 #include "engine/files/safetensors.h"
 #include "models/adapter.h"
 #include "models/peft_config.h"
@@ -20,13 +21,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kLoraPrefix = "base_model.model.", kA = ".lora_A.weight", kB = ".lora_B.weight";
+constexpr std::string_view kA = ".lora_A.weight", kB = ".lora_B.weight";
 
-[[noreturn]] void mismatch(const std::string& file, const std::string& what) {
-  throw Error(Exit::data, escaped(file, 4096), what, "merge an adapter into the base that it was trained on");
+[[noreturn]] void other_base(const std::string& file, const std::string& what) {
+  throw Error(Exit::data, shown_path(file), what, "merge an adapter into the base that it was trained on");
 }
-
-std::string path_in(const std::string& folder, const char* name) { return (fs::path(folder) / name).string(); }
 
 struct Lora {
   const TensorInfo *a = nullptr, *b = nullptr;
@@ -37,14 +36,14 @@ std::map<std::string, Lora> lora_of(const SafetensorsFile& file) {
   std::map<std::string, Lora> modules;
   for (const TensorInfo& t : file.tensors()) {
     const bool a = t.name.ends_with(kA), b = t.name.ends_with(kB);
-    if (!t.name.starts_with(kLoraPrefix) || (!a && !b)) mismatch(file.path(), "tensor " + escaped(t.name) + " is no part of LoRA");
-    if (t.shape.size() != 2 || !SafetensorsFile::is_floating(t)) mismatch(file.path(), "tensor " + escaped(t.name) + " is no matrix");
+    if (!t.name.starts_with(kLoraPrefix) || (!a && !b)) other_base(file.path(), "tensor " + escaped(t.name) + " is no part of LoRA");
+    if (t.shape.size() != 2 || !SafetensorsFile::is_floating(t)) other_base(file.path(), "tensor " + escaped(t.name) + " is no matrix");
     Lora& m = modules[t.name.substr(kLoraPrefix.size(), t.name.size() - kLoraPrefix.size() - kA.size())];
     (a ? m.a : m.b) = &t;
   }
   for (const auto& [name, m] : modules)
     if (!m.a || !m.b || m.a->shape[0] != m.b->shape[1])
-      mismatch(file.path(), "lora_A and lora_B of " + escaped(name) + " do not belong together");
+      other_base(file.path(), "lora_A and lora_B of " + escaped(name) + " do not belong together");
   return modules;
 }
 
@@ -133,7 +132,7 @@ std::string peft_base(const std::string& adapter) {
   const Json json = read_json(path, std::size_t{1} << 20);
   const Json base = json.is_object() ? json.value("base_model_name_or_path", Json()) : Json();
   if (!base.is_string() || base.get_ref<const std::string&>().empty())
-    throw Error(Exit::data, escaped(path, 4096), "names no base_model_name_or_path", "name the base with --base DIR");
+    throw Error(Exit::data, shown_path(path), "names no base_model_name_or_path", "name the base with --base DIR");
   return base.get<std::string>();
 }
 
@@ -143,7 +142,7 @@ MergeInput peft_merge_input(const std::string& adapter, const std::string& base)
   auto number = [&](const char* key) {
     const Json value = json.is_object() ? json.value(key, Json()) : Json();
     if (!value.is_number() || !(value.get<double>() > 0) || value.get<double>() > 1e9)
-      mismatch(path, fmt::format("{} is missing or no positive number", key));
+      other_base(path, fmt::format("{} is missing or no positive number", key));
     return value.get<double>();
   };
   const ModelConfig shape = ModelConfig::load(base);
@@ -153,7 +152,7 @@ MergeInput peft_merge_input(const std::string& adapter, const std::string& base)
   std::set<std::string> targets;
   const SafetensorsFile file = SafetensorsFile::open(path_in(adapter, "adapter_model.safetensors"));
   for (const auto& [module, pair] : lora_of(file)) {
-    if (pair.a->shape[0] != config.lora.rank) mismatch(file.path(), fmt::format("the rank of {} is not r", escaped(module)));
+    if (pair.a->shape[0] != config.lora.rank) other_base(file.path(), fmt::format("the rank of {} is not r", escaped(module)));
     for (const auto& group : shape.architecture().maps)
       for (const LinearSpec& map : group)
         if (names_map(map.path, module)) targets.insert(map.path);
@@ -183,14 +182,14 @@ void write_merged(Ops& ops, const MergeInput& input, DType type, FolderWriter& o
       if (lora) {
         std::vector<int64_t> shape = {lora->b->shape[0], lora->a->shape[1]};
         if (input.transposed) std::swap(shape[0], shape[1]);
-        if (t.shape != shape) mismatch(adapter->path(), "LoRA of " + escaped(t.name) + " has another shape than the base");
+        if (t.shape != shape) other_base(adapter->path(), "LoRA of " + escaped(t.name) + " has another shape than the base");
         ++merged;
       }
       const Source source{&file, &t, adapter.get(), lora};
       tensors.push_back({checked.name_with_prefix(t.name), type == DType::bf16 ? "BF16" : "F32", t.shape, nullptr,
                          [&ops, &input, source, type](void* to) { fill_merged(ops, source, input, type, to); }});
     }
-  if (merged != modules.size()) mismatch(adapter->path(), "holds LoRA of a module that the base does not have");
+  if (merged != modules.size()) other_base(adapter->path(), "holds LoRA of a module that the base does not have");
   write_base_files(input.base, type, out, "");
   FileWriter file = out.file("model.safetensors");
   write_safetensors(file, std::move(tensors));

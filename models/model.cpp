@@ -13,8 +13,6 @@ namespace kava {
 
 namespace {
 
-const std::string kLoraPrefix = "base_model.model.";
-
 // What the products read of a tensor, empty where the model has none of this name; its gradient where it is trained.
 Tensor named_tensor(const ParameterStore& trained, const std::vector<std::pair<std::string, Tensor>>& frozen, const std::string& name,
                     Tensor& grad) {

@@ -16,6 +16,9 @@ namespace kava {
 DType storage_of(StorageType t);
 
 /// Linear maps of one input with the gradients of their trainable parts.
+// What PEFT puts before the names of an adapter's tensors.
+inline const std::string kLoraPrefix = "base_model.model.";
+
 struct TrainedGroup {
   LinearGroup map;
   LinearGroupGrad grad;

@@ -23,8 +23,6 @@ namespace fs = std::filesystem;
 // What is read of a checkpoint: hashing the moments too would take longer than that.
 constexpr std::string_view kRead = "adapter/";
 
-std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
-
 RunConfig plain_config(const std::string& folder) {
   RunConfig c;
   c.method = Method::full_cot;
@@ -64,7 +62,7 @@ void choose_weights(OpenedModel& m) {
     return;
   }
   std::optional<Checkpoint> newest = newest_valid_checkpoint(m.run_dir);
-  if (!newest) throw Error(Exit::data, shown(m.run_dir), "the run has no valid checkpoint and no adapter", "train it first");
+  if (!newest) throw Error(Exit::data, shown_path(m.run_dir), "the run has no valid checkpoint and no adapter", "train it first");
   take_checkpoint(m, std::move(*newest), "newest");
 }
 
@@ -95,7 +93,7 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
   std::error_code failed;
   const fs::path path = fs::canonical(model_folder(given), failed);
   if (failed)
-    throw Error(Exit::data, given.empty() ? "MODEL" : escaped(given, 4096),
+    throw Error(Exit::data, given.empty() ? "MODEL" : shown_path(given),
                 given.empty()                                    ? "is empty"
                 : failed == std::errc::no_such_file_or_directory ? "no such file"
                                                                  : failed.message(),
@@ -110,26 +108,26 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
     m.lock = std::move(checkpoint.lock);
     m.run_dir = path.parent_path().parent_path();
     if (!is_there(m.run_dir / "config.toml"))
-      throw Error(Exit::data, shown(path), "the checkpoint does not lie in its run, whose config.toml names the base",
+      throw Error(Exit::data, shown_path(path), "the checkpoint does not lie in its run, whose config.toml names the base",
                   "give a checkpoint in a run directory");
     m.adapter = path / "adapter";
     m.weights = "checkpoints/" + path.filename().string();
   } else if (is_there(path / "config.json")) {
     m.weights = "the folder's own";
   } else if (is_there(path / "adapter_config.json")) {
-    throw Error(Exit::data, shown(path), "is an adapter without its base",
+    throw Error(Exit::data, shown_path(path), "is an adapter without its base",
                 "give the run that it belongs to, or what kava_merge makes of it");
   } else {
-    throw Error(Exit::data, shown(path), "is no model: it has neither config.json nor config.toml nor manifest.json",
+    throw Error(Exit::data, shown_path(path), "is no model: it has neither config.json nor config.toml nor manifest.json",
                 "give a Hugging Face folder, a run directory or a checkpoint in one");
   }
   if (m.plain() && base)
-    throw Error(Exit::usage, "--base", "is given for " + shown(path) + ", which is a base itself", "leave it out, or name a run");
+    throw Error(Exit::usage, "--base", "is given for " + shown_path(path) + ", which is a base itself", "leave it out, or name a run");
   m.config = m.plain() ? plain_config(path.string()) : load_run_config(m.run_dir.string());
   if (base) m.config.model.path = fs::absolute(model_folder(*base)).string();
   if (dtype) m.config.model.dtype = *dtype;
   if (!fs::exists(m.config.model.path, failed))
-    throw Error(Exit::data, shown(m.config.model.path), "the run's base is not there", "name it where it lies now with --base DIR");
+    throw Error(Exit::data, shown_path(m.config.model.path), "the run's base is not there", "name it where it lies now with --base DIR");
   m.text = open_text_model(m.config.model.path);
   if (!m.plain()) take_state(m);
   return m;

@@ -14,10 +14,6 @@ namespace kava {
 
 namespace {
 
-[[noreturn]] void mismatch(const std::string& file, const std::string& what) {
-  throw Error(Exit::data, file, what, "use the configuration that the adapter was trained with");
-}
-
 bool off(const Json& v) { return v.is_null() || v == false || v == "" || v == "none" || ((v.is_array() || v.is_object()) && v.empty()); }
 
 void check_number(const Json& json, const std::string& path, const char* key, double wanted, const char* config_key) {
@@ -110,6 +106,10 @@ void check_pattern(const Json& json, const std::string& path, const char* key, d
 }
 
 }  // namespace
+
+void mismatch(const std::string& file, const std::string& what) {
+  throw Error(Exit::data, file, what, "use the configuration that the adapter was trained with");
+}
 
 void check_peft_config(const RunConfig& config, const ModelConfig& shape, const std::string& path) {
   const Json json = read_json(path, std::size_t{1} << 20);

@@ -14,4 +14,7 @@ namespace kava {
 /// Where the architecture stores its linears transposed, fan_in_fan_out may be either: PEFT finds out by itself.
 void check_peft_config(const RunConfig& config, const ModelConfig& shape, const std::string& path);
 
+/// Error(code data): the adapter's file is not of the run's configuration.
+[[noreturn]] void mismatch(const std::string& file, const std::string& what);
+
 }  // namespace kava

@@ -25,10 +25,8 @@ namespace {
 constexpr std::string_view kAdapter = "adapter/";
 constexpr std::size_t kMostMetrics = std::size_t{4} << 30;
 
-std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
-
 [[noreturn]] void unusable(const fs::path& path, const std::string& what) {
-  throw Error(Exit::preflight, "--out " + shown(path), what, "choose another folder");
+  throw Error(Exit::preflight, "--out " + shown_path(path), what, "choose another folder");
 }
 
 // The step of a line of metrics.jsonl, and whether it is a validation's; nothing for a broken line.
@@ -54,7 +52,7 @@ std::string known_lines(const fs::path& path, const TrainingState& state) {
     const auto found = step_of(line);
     ++number;
     if (!found) {
-      if (broken.empty()) broken = fmt::format("{}:{}", shown(path), number);
+      if (broken.empty()) broken = fmt::format("{}:{}", shown_path(path), number);
       continue;
     }
     const auto [step, valid] = *found;
@@ -120,10 +118,10 @@ void require_usable(const fs::path& path) {
   std::error_code failed;
   fs::path at = fs::absolute(path, failed).lexically_normal();
   while (!at.empty() && !fs::exists(at, failed) && at.has_relative_path()) at = at.parent_path();
-  if (!fs::is_directory(at, failed)) unusable(path, shown(at) + " is no folder");
+  if (!fs::is_directory(at, failed)) unusable(path, shown_path(at) + " is no folder");
   if (::access(at.c_str(), W_OK | X_OK) == 0) return;
   require_disk(path.string(), errno);
-  unusable(path, fmt::format("{} cannot be written: {}", shown(at), std::strerror(errno)));
+  unusable(path, fmt::format("{} cannot be written: {}", shown_path(at), std::strerror(errno)));
 }
 
 RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {
@@ -234,7 +232,7 @@ void RunFolder::publish_adapter(int64_t step) {
   for (const ManifestFile& file : files) {
     copy(checkpoint / file.name, folder, file.name.substr(kAdapter.size()));
     if (folder.files().back().sha256 != file.sha256)
-      throw Error(Exit::data, shown(checkpoint / file.name), "has another SHA-256 than the manifest says",
+      throw Error(Exit::data, shown_path(checkpoint / file.name), "has another SHA-256 than the manifest says",
                   "resume from another checkpoint");
   }
   folder.commit();

@@ -75,7 +75,7 @@ void require_samples(const RunConfig& config, const ModelConfig& shape, const st
   const int64_t positions = shape.position_limit();
   // What is longer than data.max_tokens is then longer than the positions too.
   const bool by_positions = positions > 0 && positions < config.data.max_tokens;
-  throw Error(Exit::data, escaped(path, 4096),
+  throw Error(Exit::data, shown_path(path),
               fmt::format("no row is left: all {} are longer than {}{}", dropped, length_limit(config, shape),
                           by_answer ? ", or their answers do not begin with a digit" : ""),
               fmt::format("{}{}", by_positions ? "give shorter rows or fewer latents" : "raise data.max_tokens",

@@ -29,7 +29,7 @@ std::string files_without_chain(const RunConfig& config, const std::vector<FileF
   std::string lines;
   for (const FileFacts& file : files)
     if ((recipe.teacher || recipe.has_stages()) && !file.chain)
-      lines += fmt::format("{}{}: {}", lines.empty() ? "" : "\n", escaped(file.path, 4096), without_chain(file));
+      lines += fmt::format("{}{}: {}", lines.empty() ? "" : "\n", shown_path(file.path), without_chain(file));
   return lines;
 }
 
@@ -51,11 +51,11 @@ std::string require_traces(const RunConfig& config, const std::vector<FileFacts>
   const Need need = as_given ? Need{} : need_of(config);
   if (!need.what.empty())
     throw Error(
-        Exit::data, escaped(files[0].path, 4096), fmt::format("no trace token in data.train, and {}: {}", need.what, rows),
+        Exit::data, shown_path(files[0].path), fmt::format("no trace token in data.train, and {}: {}", need.what, rows),
         fmt::format("{}, or {}", steps ? "set data.drop_last_step = false" : "put the chain under \"steps\" (a list) or \"cot\" (a text)",
                     need.without));
   if (trace_use(config) == TraceUse::none) return "";
-  return fmt::format("{}: no trace token in data.train, so the teacher sees no chain: {}", escaped(files[0].path, 4096), rows);
+  return fmt::format("{}: no trace token in data.train, so the teacher sees no chain: {}", shown_path(files[0].path), rows);
 }
 
 }  // namespace kava

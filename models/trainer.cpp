@@ -8,6 +8,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "engine/clock.h"
 #include "engine/device/host.h"
 #include "engine/device/ordered_sum.h"
 #include "engine/error.h"
@@ -19,10 +20,6 @@
 namespace kava {
 
 namespace {
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 constexpr int64_t kLeastBucket = int64_t{4} << 20;  // bytes that are worth a call of the ranks' devices, where there are four of them
 

@@ -19,7 +19,7 @@ constexpr const char *kSingle = "model.safetensors", *kIndex = "model.safetensor
 constexpr std::size_t kLargestIndex = std::size_t{64} << 20;
 
 [[noreturn]] void fail(const std::string& path, const std::string& what, const std::string& remedy) {
-  throw Error(Exit::data, escaped(path, 4096), what, remedy);
+  throw Error(Exit::data, shown_path(path), what, remedy);
 }
 
 std::string named(const std::string& tensor) { return "tensor \"" + escaped(tensor, 200) + "\""; }

@@ -31,7 +31,7 @@ void check_same_questions(const JsonAt& a, const JsonAt& b, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i)
     for (const char* key : {"question", "gold"})
       if (a.at(i).at(key).string() != b.at(i).at(key).string())
-        b.at(i).at(key).refuse("differs from that of " + escaped(a.file(), 4096), "compare results on the same data file");
+        b.at(i).at(key).refuse("differs from that of " + shown_path(a.file()), "compare results on the same data file");
 }
 
 // 95 % bootstrap interval of B - A, in points.
@@ -59,7 +59,7 @@ void compare_data(const JsonAt& a, const JsonAt& b) {
   if (count == 0) records_a.refuse("holds no question");
   check_same_questions(records_a, records_b, count);
   const std::size_t rest = std::max(records_a.array().size(), records_b.array().size()) - count;
-  fmt::print("{}: {} questions{}\n", escaped(a.at("data").string(), 4096), count,
+  fmt::print("{}: {} questions{}\n", shown_path(a.at("data").string()), count,
              rest > 0 ? fmt::format(" ({} more in one of the results are not compared)", rest) : "");
   fmt::print("{:<10}{:>8}{:>8}{:>9}{:>18}{:>8}{:>8}{:>8}{:>9}{:>12}\n", "scorer", "A %", "B %", "B - A pp", "95 % pp", "both", "only A",
              "only B", "neither", "p");
@@ -79,9 +79,9 @@ int compare_results(const std::string& path_a, const std::string& path_b) {
   const JsonAt results_a = a.at("results"), results_b = b.at("results");
   if (results_a.array().empty()) results_a.refuse("holds no result");
   if (results_a.array().size() != results_b.array().size())
-    results_b.refuse("is of another number of data files than " + escaped(path_a, 4096));
-  fmt::print("A = {} ({})\nB = {} ({})\n", escaped(path_a, 4096), escaped(a.at("model").string(), 4096), escaped(path_b, 4096),
-             escaped(b.at("model").string(), 4096));
+    results_b.refuse("is of another number of data files than " + shown_path(path_a));
+  fmt::print("A = {} ({})\nB = {} ({})\n", shown_path(path_a), shown_path(a.at("model").string()), shown_path(path_b),
+             shown_path(b.at("model").string()));
   for (std::size_t i = 0; i < results_a.array().size(); ++i) compare_data(results_a.at(i), results_b.at(i));
   fmt::print(
       "A %, B %: share of right answers. B - A and its 95 % interval (bootstrap over the questions, paired, {} resamples) in percentage "

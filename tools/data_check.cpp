@@ -86,7 +86,7 @@ Checked checked(const std::string& path, std::optional<DataFormat> format, std::
     const auto [at, fresh] = lines.emplace(question_key(row), row.line);
     if (!fresh) repeated.add(fmt::format("{}, as in line {}", file.where(row), at->second));
   }
-  fmt::print("{}: {}, {} rows, {} {}, {} rows without a trace, {} repeated questions\n", escaped(file.path, 4096), name_of(file.format),
+  fmt::print("{}: {}, {} rows, {} {}, {} rows without a trace, {} repeated questions\n", shown_path(file.path), name_of(file.format),
              file.rows.size(), steps, file.format == DataFormat::ids ? "trace ids" : "steps", without, repeated.count);
   repeated.print("repeated");
   if (out.malformed.count > 0) {

@@ -36,7 +36,7 @@ std::string text_line(const RowFile& file, const Row& row) {
   for (const std::string& step : row.steps) line += step + " ";
   line += "#### " + row.answer;
   if (line.find_first_of("\n\r") != std::string::npos) refuse("a row with a line end in its text cannot be written as icot_text");
-  const std::string where = escaped(file.path, 4096);
+  const std::string where = shown_path(file.path);
   if (!same(parse_text_row(line, {where, row.line}), row))
     refuse(
         "written as icot_text, the row would read differently: its text holds || or ####, or its steps are not those that text splits "
@@ -67,10 +67,10 @@ int convert_data(const ConvertCommand& command) {
   for (const Error& e : malformed.first) print_note(std::string("left out: ") + e.what());
   if (malformed.count > static_cast<int64_t>(malformed.first.size()))
     print_note(fmt::format("and {} more malformed rows", malformed.count - static_cast<int64_t>(malformed.first.size())));
-  if (file.rows.empty()) throw Error(Exit::data, escaped(file.path, 4096), "holds no row that can be read", "name its form by --format");
+  if (file.rows.empty()) throw Error(Exit::data, shown_path(file.path), "holds no row that can be read", "name its form by --format");
   std::string text;
   for (const Row& row : file.rows) text += (to == DataFormat::jsonl ? json_line(row) : text_line(file, row)) + "\n";
-  fmt::print("{}: {} rows of {} written as {}, {} malformed ones left out\n", escaped(command.out, 4096), file.rows.size(),
+  fmt::print("{}: {} rows of {} written as {}, {} malformed ones left out\n", shown_path(command.out), file.rows.size(),
              name_of(file.format), file.format == DataFormat::ids ? "ids" : name_of(to), malformed.count);
   require_printed();
   write_file(command.out, text);

@@ -113,8 +113,8 @@ int describe_data(const StatsCommand& command) {
   if (command.tokenizer) tokenizer.emplace(Tokenizer::load(model_folder(*command.tokenizer)));
   for (const RowFile& file : files) {
     const bool ids = file.format == DataFormat::ids;
-    fmt::print("{}: {}, {} rows\n  {:<26}{:>10}{:>8}{:>8}{:>8}{:>8}\n", escaped(file.path, 4096), name_of(file.format), file.rows.size(),
-               "", "mean", "median", "95 %", "99 %", "most");
+    fmt::print("{}: {}, {} rows\n  {:<26}{:>10}{:>8}{:>8}{:>8}{:>8}\n", shown_path(file.path), name_of(file.format), file.rows.size(), "",
+               "mean", "median", "95 %", "99 %", "most");
     if (!ids) print_text_lengths(file);
     if (tokenizer || ids) print_tokens(file, tokenizer ? &*tokenizer : nullptr, command);
     if (!ids) print_steps(file);

@@ -24,7 +24,7 @@ namespace fs = std::filesystem;
 namespace {
 
 [[noreturn]] void fail(const fs::path& path, const std::string& what, const std::string& remedy = "make or get the file again") {
-  throw Error(Exit::data, escaped(path.string(), 4096), what, remedy);
+  throw Error(Exit::data, shown_path(path), what, remedy);
 }
 
 struct NotFinite {
@@ -60,7 +60,7 @@ SafetensorsFile list_safetensors(const fs::path& path) {
   NotFinite all;
   std::int64_t elements = 0;
   std::uint64_t bytes = 0;
-  fmt::print("{}\n", escaped(path.string(), 4096));
+  fmt::print("{}\n", shown_path(path));
   for (const auto& [key, value] : file.metadata()) fmt::print("  metadata {} = {}\n", escaped(key), escaped(value));
   for (const TensorInfo& t : file.tensors()) {
     const NotFinite found = scan(file, t);
@@ -148,7 +148,7 @@ void check_kava_tensors(const SafetensorsFile& file) {
 void list_adapter(const fs::path& folder) {
   const AdapterConfig config = read_adapter_config(folder / "adapter_config.json");
   check_lora(list_safetensors(folder / "adapter_model.safetensors"), config);
-  fmt::print("{}: LoRA adapter of rank {} on {}\n", escaped(folder.string(), 4096), config.rank,
+  fmt::print("{}: LoRA adapter of rank {} on {}\n", shown_path(folder), config.rank,
              escaped(fmt::format("{}", Json(config.targets).dump()), 400));
 }
 
@@ -156,7 +156,7 @@ void list_model(const fs::path& folder) {
   const ModelConfig config = ModelConfig::load(folder.string());
   const WeightFiles weights = WeightFiles::open(folder.string(), config);
   for (const std::string& path : weights.paths()) list_safetensors(path);
-  fmt::print("{}: {} model of {} layers, hidden size {}, {}/{} heads of {}, vocabulary {}\n", escaped(folder.string(), 4096), config.family,
+  fmt::print("{}: {} model of {} layers, hidden size {}, {}/{} heads of {}, vocabulary {}\n", shown_path(folder), config.family,
              config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim, config.vocab);
 }
 
@@ -175,7 +175,7 @@ void list_checkpoint(const Checkpoint& checkpoint) {
     if (!manifest.has(name)) fail(folder, std::string("is a checkpoint without ") + name, "use another checkpoint");
   list_safetensors(folder / "optimizer.safetensors");
   list_weights_folder(folder / "adapter");
-  fmt::print("{}: checkpoint of step {}, configuration {}, {} files verified\n", escaped(folder.string(), 4096), manifest.step,
+  fmt::print("{}: checkpoint of step {}, configuration {}, {} files verified\n", shown_path(folder), manifest.step,
              escaped(manifest.config_hash), manifest.files.size());
 }
 

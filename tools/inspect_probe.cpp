@@ -167,7 +167,7 @@ int probe(const ProbeCommand& command) {
   OpenedModel opened = open_model(command.model);
   require_no_input("--out", command.out, {opened.run_dir.string(), command.data, opened.config.model.path, opened.config.model.adapter});
   require_writable("--out", command.out);
-  if (!opened.text.eos) throw Error(Exit::data, escaped(opened.text.folder, 4096), "names no end of sequence", "add eos_token_id");
+  if (!opened.text.eos) throw Error(Exit::data, shown_path(opened.text.folder), "names no end of sequence", "add eos_token_id");
   RowFile file = read_rows(command.data);
   if (static_cast<int64_t>(file.rows.size()) > command.limit) file.rows.resize(static_cast<std::size_t>(command.limit));
   int64_t dropped = 0;
@@ -180,7 +180,7 @@ int probe(const ProbeCommand& command) {
   if (dropped > 0)
     print_note(
         fmt::format("{} of the rows are left out: over data.max_tokens or {} tokens of a question, or by data.answers", dropped, longest));
-  if (samples.empty()) throw Error(Exit::data, escaped(command.data, 4096), "no row is left", "raise --limit");
+  if (samples.empty()) throw Error(Exit::data, shown_path(command.data), "no row is left", "raise --limit");
 
   Json questions = Json::array();
   std::vector<int32_t> trace, offsets = {0};
@@ -222,7 +222,7 @@ int probe(const ProbeCommand& command) {
                       {"passes", words.passes},
                       {"questions", std::move(questions)},
                       {"tokens", token_texts(opened, {&words.top, &words.nearest, &trace})}};
-  fmt::print("{}: {} questions, {} latents, {} passes{}\n", escaped(command.out, 4096), B, M, T,
+  fmt::print("{}: {} questions, {} latents, {} passes{}\n", shown_path(command.out), B, M, T,
              dump.empty() ? ", no teacher to hold them against" : "");
   require_printed();
   write_safetensors(command.out, tensors, {{"kava.probe", about.dump(-1, ' ', true, Json::error_handler_t::replace)}});

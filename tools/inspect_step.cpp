@@ -134,7 +134,7 @@ int inspect_step(const StepCommand& command) {
   add_losses(dump, losses, config);
   add_gradients(dump, model);
   fmt::print("{}: {} samples ({} over-long left out), loss {:.9g}: student_ce {:.9g}, teacher_ce {:.9g}, kv {:.9g}, codi {:.9g}\n",
-             escaped(command.out, 4096), samples.size(), dropped, losses.total(config), losses.student_ce, losses.teacher_ce, losses.kv,
+             shown_path(command.out), samples.size(), dropped, losses.total(config), losses.student_ce, losses.teacher_ce, losses.kv,
              losses.codi);
   require_printed();
   write_dump(command.out, dump, config.model.dtype == StorageType::f64);

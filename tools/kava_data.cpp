@@ -47,7 +47,7 @@ void make_folder(const fs::path& folder, const std::string& out, Undo& undo) {
   fs::create_directory(folder, error);
   require_disk(out, error.value());
   if (error)
-    throw Error(Exit::preflight, "--out " + escaped(out, 4096), "could not make the folder: " + error.message(), "name another folder");
+    throw Error(Exit::preflight, "--out " + shown_path(out), "could not make the folder: " + error.message(), "name another folder");
   undo.add(folder);
 }
 
@@ -60,7 +60,7 @@ int synth(const SynthOptions& options, const std::string& out) {
     std::error_code error;
     if (!fs::exists(fs::symlink_status(path, error))) continue;
     if (!fs::is_regular_file(path, error) || read_file(path, std::size_t{4} << 30) != bytes)
-      throw Error(Exit::usage, "--out " + escaped(out, 4096), fmt::format("{} is there and is another file", name),
+      throw Error(Exit::usage, "--out " + shown_path(out), fmt::format("{} is there and is another file", name),
                   "name a new folder, or remove it");
     present.insert(name);
   }
@@ -69,7 +69,7 @@ int synth(const SynthOptions& options, const std::string& out) {
   make_folder(folder / "model", out, undo);
   if (::access(folder.c_str(), W_OK | X_OK) != 0 || ::access((folder / "model").c_str(), W_OK | X_OK) != 0) {
     require_disk(out, errno);
-    throw Error(Exit::preflight, "--out " + escaped(out, 4096), "the folder cannot be written to", "name another folder");
+    throw Error(Exit::preflight, "--out " + shown_path(out), "the folder cannot be written to", "name another folder");
   }
   for (const auto& [name, bytes] : files) {
     if (present.contains(name)) continue;
@@ -79,7 +79,7 @@ int synth(const SynthOptions& options, const std::string& out) {
   for (const auto& [name, bytes] : files) {
     const auto rows = name.ends_with(".txt") ? fmt::format("{} rows", std::count(bytes.begin(), bytes.end(), '\n'))
                                              : fmt::format("{} bytes", bytes.size());
-    fmt::print("{}: {}{}\n", escaped((fs::path(out) / name).string(), 4096), rows, present.contains(name) ? ", was there" : "");
+    fmt::print("{}: {}{}\n", shown_path(fs::path(out) / name), rows, present.contains(name) ? ", was there" : "");
   }
   require_printed();
   undo.done = true;

@@ -49,7 +49,7 @@ struct Range {
 };
 
 // JSON holds no bytes that are not UTF-8.
-std::string json_text(const std::string& path) { return is_utf8(path) ? path : escaped(path, 4096); }
+std::string json_text(const std::string& path) { return is_utf8(path) ? path : shown_path(path); }
 
 std::string result_kind(const EvalCommand& command) {
   return command.controls ? "controls" : command.sweep_latents || command.sweep_passes ? "sweep" : "";
@@ -98,11 +98,11 @@ void write_results(const EvalCommand& command, const OpenedModel& opened, const 
     const Json document = with_results(head, documents);
     if (own) write_result(*command.out, document, command.force);
     else write_file(*command.out, document.dump(1) + "\n");
-    fmt::print("written {}\n", escaped(*command.out, 4096));
+    fmt::print("written {}\n", shown_path(*command.out));
   }
   for (std::size_t i = 0; i < paths.size(); ++i) {
     write_result(paths[i], with_results(head, Json::array({documents[i]})), command.force);
-    fmt::print("written {}\n", escaped(paths[i].string(), 4096));
+    fmt::print("written {}\n", shown_path(paths[i]));
   }
 }
 
@@ -118,14 +118,14 @@ void log_samples(const EvalCommand& command, const OpenedModel& opened, const Js
     header.chat_after = tokenizer->decode(opened.text.chat.after, false);
     header.eos = tokenizer->token(*opened.text.eos);
   }
-  for (const std::string& path : write_sample_files(*command.log_samples, header, results)) fmt::print("written {}\n", escaped(path, 4096));
+  for (const std::string& path : write_sample_files(*command.log_samples, header, results)) fmt::print("written {}\n", shown_path(path));
 }
 
 void require_out_usable(const EvalCommand& command, const OpenedModel& opened) {
   if (const std::optional<std::string>& folder = command.log_samples) {
     require_outside_checkpoints("--log-samples", *folder);
     if (std::error_code failed; is_there(*folder) && !fs::is_directory(*folder, failed))
-      throw Error(Exit::usage, "--log-samples", "\"" + escaped(*folder, 4096) + "\" is no folder", "name a folder");
+      throw Error(Exit::usage, "--log-samples", "\"" + shown_path(*folder) + "\" is no folder", "name a folder");
   }
   if (!command.out) return;
   std::vector<std::string> inputs = command.data;
@@ -288,7 +288,7 @@ EvalOptions keeping(const EvalCommand& command, const Prepared& p, std::size_t n
       partial->add(row, answers, known);
     };
   if (!options.known.empty() && comm.leads())
-    print_note(fmt::format("{}: {} answers of an interrupted evaluation are taken over", escaped(file.path, 4096), options.known.size()));
+    print_note(fmt::format("{}: {} answers of an interrupted evaluation are taken over", shown_path(file.path), options.known.size()));
   return options;
 }
 
@@ -310,7 +310,7 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
   require_same(comm, "the options and the model", p.head.dump(), Exit::usage);
   require_same(comm, "the data", p.digests(), Exit::data);
   Arena arena(*p.chosen.ops);
-  fmt::print("model {}: {}, method {}, {}, {}\n", escaped(command.model.model, 4096), opened.weights, name_of(p.decoding.config.method),
+  fmt::print("model {}: {}, method {}, {}, {}\n", shown_path(command.model.model), opened.weights, name_of(p.decoding.config.method),
              name_of(opened.config.model.dtype), asked_as(opened));
   std::fflush(stdout);
 

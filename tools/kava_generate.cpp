@@ -191,10 +191,10 @@ std::vector<Question> read_questions(const std::string& path) {
     const std::size_t end = std::min(text.find('\n', at), text.size());
     ++line;
     if (std::string q(stripped(std::string_view(text).substr(at, end - at))); !q.empty())
-      questions.push_back({fmt::format("{}:{}", escaped(path, 4096), line), std::move(q)});
+      questions.push_back({fmt::format("{}:{}", shown_path(path), line), std::move(q)});
     at = end + 1;
   }
-  if (questions.empty()) throw Error(Exit::data, escaped(path, 4096), "holds no question", "write one question a line");
+  if (questions.empty()) throw Error(Exit::data, shown_path(path), "holds no question", "write one question a line");
   return questions;
 }
 

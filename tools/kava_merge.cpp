@@ -44,13 +44,13 @@ Opened open_input(const MergeCommand& command) {
   const std::string given = model_folder(command.adapter);
   if (is_there(fs::path(given) / "adapter_config.json")) {
     const std::string base = model_folder(command.base ? *command.base : peft_base(given));
-    if (!is_there(base)) throw Error(Exit::data, escaped(base, 4096), "the adapter's base is not there", "name it with --base DIR");
+    if (!is_there(base)) throw Error(Exit::data, shown_path(base), "the adapter's base is not there", "name it with --base DIR");
     return {peft_merge_input(given, base), given, nullptr};
   }
   OpenedModel opened = open_model(given, std::nullopt, command.base);
   const std::string adapter = opened.adapter.string(), base = opened.config.model.path;
   if (opened.plain())
-    throw Error(Exit::data, escaped(given, 4096), "is a plain model folder: there is nothing to merge",
+    throw Error(Exit::data, shown_path(given), "is a plain model folder: there is nothing to merge",
                 "give a run, a checkpoint or an adapter");
   fmt::print("{}\n", opened.weights);
   const bool all = opened.config.train.trainable == Trainable::all;
@@ -60,7 +60,7 @@ Opened open_input(const MergeCommand& command) {
 /// The new folder, made and locked: of several that would write it at a time the first one does.
 struct NewFolder {
   explicit NewFolder(const std::string& out) : made(out, failed) {
-    const std::string where = "--out " + escaped(out, 4096);
+    const std::string where = "--out " + shown_path(out);
     if (!failed) lock.emplace(out, PathLock::Kind::exclusive, false);
     if (lock && lock->error() == EWOULDBLOCK) throw Error(Exit::preflight, where, "another process is writing it", "name a new folder");
     if (lock && lock->error() != 0) failed = {lock->error(), std::generic_category()};
@@ -86,7 +86,7 @@ int merge(const MergeCommand& command) {
   FolderWriter out(command.out);
   write_merged(*ops, opened.input, storage_of(dtype), out);
   print_left_out(opened.adapter);
-  fmt::print("written {}\n", escaped(command.out, 4096));
+  fmt::print("written {}\n", shown_path(command.out));
   require_printed();
   out.commit();
   return 0;

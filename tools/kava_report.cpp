@@ -30,7 +30,7 @@ std::string section_of(const std::string& thing, const std::string& prefix) {
   if (folder.filename() == "table.json") folder = folder.has_parent_path() ? folder.parent_path() : ".";
   if (fs::exists(folder / "table.json", ignored)) return report::table_section(folder.string(), prefix);
   if (fs::exists(folder / "config.toml", ignored)) return report::run_section(folder.string(), prefix);
-  throw Error(Exit::data, escaped(thing, 4096), "is neither a run nor a table: it holds no config.toml and no table.json",
+  throw Error(Exit::data, shown_path(thing), "is neither a run nor a table: it holds no config.toml and no table.json",
               "name a folder of kava_train or replicate");
 }
 
@@ -91,7 +91,7 @@ int make_report(const ReportCommand& command) {
   if (command.figure) {
     require_writable("--png", *command.png);
     const std::string picture = drawn(report::page(title, only_figure(body, *command.figure)));
-    fmt::print("written {}\n", escaped(*command.png, 4096));
+    fmt::print("written {}\n", shown_path(*command.png));
     require_printed();
     write_file(*command.png, picture);
     return 0;
@@ -101,7 +101,7 @@ int make_report(const ReportCommand& command) {
   require_writable("--out", out);
   if (std::error_code failed; command.probe && fs::equivalent(out, *command.probe, failed))
     throw Error(Exit::usage, "--out", "is the probe", "name another file");
-  fmt::print("written {}\n", escaped(out, 4096));
+  fmt::print("written {}\n", shown_path(out));
   require_printed();
   write_file(out, report::page(title, body));
   return 0;

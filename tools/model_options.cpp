@@ -54,7 +54,7 @@ ChosenModel choose_model(const ModelOptions& options, int device) {
   if (text.tokenizer) text.chat = chat_form(options.chat, text.folder, *text.tokenizer);
   else if (options.chat != "none") throw Error(Exit::usage, "--chat", "rows of ids are asked as they are", "leave it out");
   if (options.chat == "auto" && text.chat.family == ChatFamily::none)
-    print_note(escaped(text.folder, 4096) +
+    print_note(shown_path(text.folder) +
                ": has no chat template, so questions are asked as they are; name a form by --chat llama3 or chatml");
   for (const std::string& note : {chosen.opened.note, chosen.opened.text.note})
     if (!note.empty()) print_note(note);

@@ -167,9 +167,9 @@ std::string parameter_table(const RunConfig& config, const TextModel& text) {
   for (const TrainableSpec& t : trainable_specs(config, m))
     if (t.start != TrainableSpec::Start::base)
       count(t.name, t.rows * t.cols, true, t.name != "new_tokens.weight" || config.latent.tokens == NewTokens::trained);
-  std::string out = fmt::format("model       {}: {}, {} layers, hidden {}, {}/{} heads of {}, mlp {}, vocabulary {}, {} head\n",
-                                escaped(text.folder, 4096), m.family, m.layers, m.hidden, m.heads, m.kv_heads, m.head_dim, m.mlp, m.vocab,
-                                m.tied ? "tied" : "untied");
+  std::string out =
+      fmt::format("model       {}: {}, {} layers, hidden {}, {}/{} heads of {}, mlp {}, vocabulary {}, {} head\n", shown_path(text.folder),
+                  m.family, m.layers, m.hidden, m.heads, m.kv_heads, m.head_dim, m.mlp, m.vocab, m.tied ? "tied" : "untied");
   if (text.tokenizer) out += fmt::format("tokenizer   {} tokens\n", text.tokenizer->size());
   if (const int64_t positions = m.position_limit(); positions > 0 && positions < config.data.max_tokens)
     out += fmt::format("positions   {}, fewer than data.max_tokens = {}: longer samples are left out\n", positions, config.data.max_tokens);

@@ -51,7 +51,7 @@ std::unique_ptr<PathLock> lock_folder(const fs::path& out, PathLock::Kind kind, 
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     lock = std::make_unique<PathLock>(out, kind, false);
   }
-  const std::string where = "--out " + escaped(out.string(), 4096);
+  const std::string where = "--out " + shown_path(out);
   if (lock->error() == EWOULDBLOCK && stop_requested())
     throw Error(Exit::stopped, where, "stopped while another replicate works in this folder", "give the same command again to go on");
   if (lock->error() == EWOULDBLOCK)
@@ -64,10 +64,10 @@ void make_folders(const fs::path& out) {
   for (const char* name : {"state", "runs"}) {
     std::error_code failed;
     fs::create_directories(out / name, failed);
-    if (failed) throw Error(Exit::preflight, "--out " + escaped(out.string(), 4096), "could not make the folder: " + failed.message());
+    if (failed) throw Error(Exit::preflight, "--out " + shown_path(out), "could not make the folder: " + failed.message());
   }
   if (::access(out.c_str(), W_OK | X_OK) != 0)
-    throw Error(Exit::preflight, "--out " + escaped(out.string(), 4096), "cannot be written", "choose another folder");
+    throw Error(Exit::preflight, "--out " + shown_path(out), "cannot be written", "choose another folder");
 }
 
 // What cannot be looked into may hold all that was done.
@@ -75,13 +75,12 @@ void require_seen(const fs::path& out) {
   std::error_code failed;
   const fs::directory_iterator state(out / "state", failed);
   if (failed && (failed != std::errc::no_such_file_or_directory || is_there(out / "state")))
-    throw Error(Exit::preflight, "--out " + escaped(out.string(), 4096), "could not look into it: " + failed.message(),
-                "choose another folder");
+    throw Error(Exit::preflight, "--out " + shown_path(out), "could not look into it: " + failed.message(), "choose another folder");
 }
 
 void tell_tables(const ReplicaTable& table, const fs::path& out, const ReplicateCommand& command) {
   write_tables(table, out, command.times);
-  say(fmt::format("written {}", escaped((out / "table.md").string(), 4096)));
+  say(fmt::format("written {}", shown_path(out / "table.md")));
   ChildProcess report({"kava_report", out.string(), "--out", (out / "report.html").string()}, out / "runs" / "report.log", {});
   std::optional<int> code;
   while (!(code = report.ended())) std::this_thread::sleep_for(std::chrono::milliseconds(5));
@@ -115,7 +114,7 @@ std::vector<std::string> task_options(const ReplicateCommand& command) {
 int replicate(ReplicateCommand& command) {
   const ReplicaTable table = read_table(command.table);
   const fs::path out = fs::absolute(command.out.empty() ? fs::path("runs") / table.name : fs::path(command.out)).lexically_normal();
-  if (::chdir(table.folder.c_str()) != 0) throw Error(Exit::usage, escaped(table.folder.string(), 4096), "is no folder to work in");
+  if (::chdir(table.folder.c_str()) != 0) throw Error(Exit::usage, shown_path(table.folder), "is no folder to work in");
   command.run.keep_all = command.keep == "all";
   require_seen(out);
   const std::vector<Work> works = works_of(table, selection_of(command, table), out);

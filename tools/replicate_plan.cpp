@@ -209,13 +209,13 @@ void require_files(const ReplicaTable& table, const std::vector<Work>& works, co
   for (const auto& [file, digest] : digests) needs.files.insert(file);
   std::vector<std::string> missing;
   for (const std::string& file : needs.files)
-    if (std::error_code failed; !fs::is_regular_file(file, failed)) missing.push_back(escaped(file, 4096));
+    if (std::error_code failed; !fs::is_regular_file(file, failed)) missing.push_back(shown_path(file));
   if (!missing.empty())
-    throw Error(Exit::data, escaped(table.file.string(), 4096), fmt::format("needs what is not there: {}", fmt::join(missing, ", ")),
+    throw Error(Exit::data, shown_path(table.file), fmt::format("needs what is not there: {}", fmt::join(missing, ", ")),
                 "put it there, or change the table");
   for (const auto& [file, digest] : digests)
     if (sha256_file(file) != digest)
-      throw Error(Exit::data, escaped(file, 4096), "has another SHA-256 than the table says, " + escaped(digest),
+      throw Error(Exit::data, shown_path(file), "has another SHA-256 than the table says, " + escaped(digest),
                   "take the file from its origin again");
 }
 
@@ -278,7 +278,7 @@ int print_status(const ReplicaTable& table, const std::vector<Work>& works, cons
       ++running, fmt::print("running  {}: {}\n", work.id, work.kind == WorkKind::train ? progress_text(work.run) : "begun");
     else if (state && !state->stopped())
       ++failed, fmt::print("failed   {} ({}), {} times: {}; log: {}\n", work.id, state->code, state->attempts, state->reason,
-                           escaped(work.log.string(), 4096));
+                           shown_path(work.log));
   }
   fmt::print("{}: {} of {} works done, {} running, {} failed, {} open\n", table.title, done, works.size(), running, failed,
              works.size() - done - running - failed);

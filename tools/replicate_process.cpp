@@ -70,7 +70,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const fs::
   }
   const int error = errno;
   ::close(descriptor);
-  if (pid_ < 0) throw Error(Exit::comm, escaped(program, 4096), fmt::format("could not be started: {}", std::strerror(error)));
+  if (pid_ < 0) throw Error(Exit::comm, shown_path(program), fmt::format("could not be started: {}", std::strerror(error)));
 }
 
 ChildProcess::~ChildProcess() {

@@ -224,8 +224,8 @@ class Runner {
     const bool again = !final && item.tries <= options_.retries && !stopping_;
     item.stage = again ? Stage::open : Stage::failed;
     if (!again && first_failure_ == 0)
-      first_failure_ = code, first_reason_ = fmt::format("{}: {}; log: {}", work.id, reason, escaped(work.log.string(), 4096));
-    say(fmt::format("[{}/{}] {} failed ({}): {}; log: {}{}", done_, works_.size(), work.id, code, reason, escaped(work.log.string(), 4096),
+      first_failure_ = code, first_reason_ = fmt::format("{}: {}; log: {}", work.id, reason, shown_path(work.log));
+    say(fmt::format("[{}/{}] {} failed ({}): {}; log: {}{}", done_, works_.size(), work.id, code, reason, shown_path(work.log),
                     again ? "; tried again" : ""));
   }
 

@@ -95,7 +95,7 @@ int submit_to_slurm(const ReplicaTable& table, const std::vector<Work>& works, c
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
     throw Error(Exit::preflight, "--slurm",
                 WIFEXITED(status) && WEXITSTATUS(status) == 127 ? "there is no sbatch" : "sbatch refused the job",
-                "submit " + escaped(file, 4096) + " where Slurm is");
+                "submit " + shown_path(file) + " where Slurm is");
   return 0;
 }
 

@@ -188,8 +188,6 @@ void require_unique_and_started(const Section& root, const ReplicaTable& table) 
       root.refuse(fmt::format("column[{}].name", i), fmt::format("is taken by another column, {}", table.columns[i].name));
 }
 
-std::string quoted(const std::string& path) { return Json(path).dump(); }
-
 // The file with what it includes below it.
 TomlFile read_with_included(const std::string& path) {
   TomlFile file = read_toml(path);
@@ -262,8 +260,8 @@ std::vector<std::string> settings_of(const ReplicaTable& table, const TableRow& 
     const RunConfig config = load_config((table.folder / start->config).string(), before);
     const std::string adapter = (out / "runs" / start->name / fmt::format("{}", seed) / "adapter").string();
     const bool whole = config.train.trainable == Trainable::all;
-    sets.push_back("model.path=" + quoted(whole ? adapter : config.model.path));
-    if (!whole) sets.push_back("model.adapter=" + quoted(adapter));
+    sets.push_back("model.path=" + Json(whole ? adapter : config.model.path).dump());
+    if (!whole) sets.push_back("model.adapter=" + Json(adapter).dump());
   }
   for (const std::string& set : row.sets) sets.push_back(filled_in(set, out, seed));
   sets.push_back(fmt::format("seed={}", seed));

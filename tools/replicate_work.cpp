@@ -125,8 +125,6 @@ class Planner {
   std::map<std::string, std::size_t> index_;
 };
 
-std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
-
 std::optional<WorkState> state_at(const fs::path& out, const std::string& id) {
   const fs::path path = state_path(out, id);
   if (!is_there(path)) return std::nullopt;
@@ -154,7 +152,7 @@ std::optional<WorkState> state_at(const fs::path& out, const std::string& id) {
   } catch (const Unreadable&) {
     throw;
   } catch (const Error& e) {
-    throw Error(Exit::data, shown(path), std::string(e.what()).substr(0, 400), "remove it, and this work is done again");
+    throw Error(Exit::data, shown_path(path), std::string(e.what()).substr(0, 400), "remove it, and this work is done again");
   }
 }
 
@@ -183,7 +181,7 @@ std::optional<WorkState> read_state(const fs::path& out, const Work& work) {
   auto state = state_at(out, work.id);
   if (state && state->fingerprint != work.fingerprint) {
     if (state->done)
-      throw Error(Exit::usage, shown(state_path(out, work.id)), "is the result of another configuration than the table's",
+      throw Error(Exit::usage, shown_path(state_path(out, work.id)), "is the result of another configuration than the table's",
                   "choose another --out, or remove it and the run");
     return std::nullopt;
   }

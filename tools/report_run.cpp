@@ -41,7 +41,7 @@ Metrics read_metrics(const fs::path& path) {
     const bool valid = json.is_object() && json.contains("valid");
     const Json& object = valid ? json["valid"] : json;
     if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer())
-      throw Error(Exit::data, fmt::format("{}:{}", escaped(path.string(), 4096), number), "is no object with a step", "remove the line");
+      throw Error(Exit::data, fmt::format("{}:{}", shown_path(path), number), "is no object with a step", "remove the line");
     (valid ? out.validations : out.steps)[object["step"].get<int64_t>()] = object;
   }
   return out;
@@ -187,7 +187,7 @@ class ProbeFile {
  public:
   explicit ProbeFile(const std::string& path) : file_(SafetensorsFile::open(path)), path_(path) {
     const auto found = file_.metadata().find("kava.probe");
-    if (found == file_.metadata().end()) throw Error(Exit::data, escaped(path, 4096), "is no probe", "make one with kava_inspect probe");
+    if (found == file_.metadata().end()) throw Error(Exit::data, shown_path(path), "is no probe", "make one with kava_inspect probe");
     about_ = parse_json(found->second, path);
   }
   const Json& about() const { return about_; }
@@ -198,12 +198,12 @@ class ProbeFile {
   const TensorInfo& info(const char* name, std::size_t dimensions) const {
     const TensorInfo* t = file_.find(name);
     if (!t || t->shape.size() != dimensions || (dimensions > 1 && t->count() == 0))
-      throw Error(Exit::data, escaped(path_, 4096), fmt::format("holds no {} of {} dimensions", name, dimensions), "make it again");
+      throw Error(Exit::data, shown_path(path_), fmt::format("holds no {} of {} dimensions", name, dimensions), "make it again");
     return *t;
   }
   std::vector<int32_t> whole(const char* name, std::size_t dimensions) const {
     const TensorInfo& t = info(name, dimensions);
-    if (t.dtype != "I32") throw Error(Exit::data, escaped(path_, 4096), std::string(name) + " is not of I32", "make it again");
+    if (t.dtype != "I32") throw Error(Exit::data, shown_path(path_), std::string(name) + " is not of I32", "make it again");
     std::vector<int32_t> out(static_cast<std::size_t>(t.count()));
     file_.read(t, out.data());
     return out;
@@ -231,7 +231,7 @@ std::string latents_in_words(const ProbeFile& probe, const std::string& prefix) 
              M = static_cast<std::size_t>(t.shape[2]);
   const std::vector<int32_t> top = probe.whole("latent.top", 3), nearest = probe.whole("latent.nearest", 3);
   if (nearest.size() != top.size())
-    throw Error(Exit::data, escaped(probe.path(), 4096), "latent.top and latent.nearest differ in shape", "make it again");
+    throw Error(Exit::data, shown_path(probe.path()), "latent.top and latent.nearest differ in shape", "make it again");
   const JsonAt about(probe.about(), probe.path()), questions = about.at("questions"), names = about.at("passes");
   if (questions.array().size() != B || names.array().size() != passes)
     questions.refuse("is of another number than the tensors", "make it again");
@@ -283,12 +283,12 @@ std::string kept_tokens(const ProbeFile& probe, const std::string& prefix) {
                              offsets = probe.whole("trace.offsets", 1);
   const int64_t rows = t.shape[1] * t.shape[2], M = t.shape[3];
   if (static_cast<int64_t>(offsets.size()) != t.shape[0] + 1 || rows > kMostCells)
-    throw Error(Exit::data, escaped(probe.path(), 4096), "trace.offsets or rkv.kept is of another length", "make it again");
+    throw Error(Exit::data, shown_path(probe.path()), "trace.offsets or rkv.kept is of another length", "make it again");
   std::string out;
   for (std::size_t b = 0; b < std::min<std::size_t>(static_cast<std::size_t>(t.shape[0]), 4); ++b) {
     const int32_t begin = offsets[b], end = offsets[b + 1];
     if (begin < 0 || end < begin || end > static_cast<int32_t>(ids.size()))
-      throw Error(Exit::data, escaped(probe.path(), 4096), "trace.offsets leaves trace.ids", "make it again");
+      throw Error(Exit::data, shown_path(probe.path()), "trace.offsets leaves trace.ids", "make it again");
     const int32_t shown = std::min(end - begin, kMostTokens);
     std::string trace;
     for (int32_t i = 0; i < shown; ++i) trace += (i == 0 ? "" : " ") + probe.token(ids[static_cast<std::size_t>(begin + i)]);

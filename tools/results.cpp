@@ -12,8 +12,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
-
 // Without times, at any depth.
 void drop_times(Json& json) {
   if (json.is_object()) {
@@ -50,7 +48,7 @@ Json present(const fs::path& path) {
 }
 
 [[noreturn]] void refuse(const fs::path& path, const std::string& what) {
-  throw Error(Exit::usage, shown(path), what, "add --force to replace it");
+  throw Error(Exit::usage, shown_path(path), what, "add --force to replace it");
 }
 
 }  // namespace

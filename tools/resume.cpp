@@ -18,14 +18,12 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::string shown(const fs::path& path) { return escaped(path.string(), 4096); }
-
 [[noreturn]] void nothing_to_resume(const fs::path& out, const std::string& what, const std::string& remedy = "choose another --out") {
-  throw Error(Exit::data, shown(out), "holds no valid checkpoint to resume" + what, remedy);
+  throw Error(Exit::data, shown_path(out), "holds no valid checkpoint to resume" + what, remedy);
 }
 
 [[noreturn]] void refuse_changes(const fs::path& where, const std::vector<std::string>& changes, const std::string& remedy) {
-  throw Error(Exit::usage, shown(where), fmt::format("the configuration has changed: {}", fmt::join(changes, ", ")), remedy);
+  throw Error(Exit::usage, shown_path(where), fmt::format("the configuration has changed: {}", fmt::join(changes, ", ")), remedy);
 }
 
 // What an older version did not record in its checkpoints.
@@ -57,17 +55,18 @@ std::optional<Checkpoint> checkpoint_to_begin_from(const fs::path& out, bool res
   if (found == FolderState::saved) {
     std::vector<std::string> skipped;
     std::optional<Checkpoint> checkpoint = newest_valid_checkpoint(out, &skipped);
-    if (checkpoint && !resume) throw Error(Exit::usage, "--out " + shown(out), "holds a run", "add --resume, or choose another folder");
+    if (checkpoint && !resume)
+      throw Error(Exit::usage, "--out " + shown_path(out), "holds a run", "add --resume, or choose another folder");
     for (const std::string& line : skipped) say("skipped " + line);
     if (!checkpoint) nothing_to_resume(out, "");
     return checkpoint;
   }
   if (found == FolderState::foreign && !resume)
-    throw Error(Exit::usage, "--out " + shown(out), "holds a run without a checkpoint, and files that are not its own",
+    throw Error(Exit::usage, "--out " + shown_path(out), "holds a run without a checkpoint, and files that are not its own",
                 "remove them or the run, or choose another folder");
   if (resume && found != FolderState::never_saved) nothing_to_resume(out, ", and files that are not those of a run");
   if (found == FolderState::never_saved && (resume || !fs::is_empty(out, ignored)))
-    say(shown(out) + " never had a checkpoint: beginning at step 0");
+    say(shown_path(out) + " never had a checkpoint: beginning at step 0");
   return std::nullopt;
 }
 
@@ -80,12 +79,13 @@ Continued go_on(const fs::path& out, const Checkpoint& checkpoint, const RunConf
   if (is_told) c.before = load_run_config(out.string());
   if (c.state.older) {
     if (!is_told)
-      throw Error(Exit::data, shown(out), "was trained by an older version, and its config.toml is not there", "train into another --out");
+      throw Error(Exit::data, shown_path(out), "was trained by an older version, and its config.toml is not there",
+                  "train into another --out");
     complete(c.state, c.before);
   }
   TrainingState& state = c.state;
   if (state.step != checkpoint.manifest.step)
-    throw Error(Exit::data, shown(checkpoint.path),
+    throw Error(Exit::data, shown_path(checkpoint.path),
                 fmt::format("is that of step {}, and its state.json says {}", checkpoint.manifest.step, state.step),
                 "use another checkpoint");
   if (state.max_steps != config.train.max_steps)
@@ -104,7 +104,8 @@ Continued go_on(const fs::path& out, const Checkpoint& checkpoint, const RunConf
     refuse_changes(where, changes, "restore it, or train into another --out");
   }
   if (!state.older && checkpoint.manifest.config_hash != config_hash(config))
-    throw Error(Exit::usage, shown(checkpoint.path), "was written with another configuration", "restore it, or train into another --out");
+    throw Error(Exit::usage, shown_path(checkpoint.path), "was written with another configuration",
+                "restore it, or train into another --out");
   const bool only_longer = parts.empty() && config.train.schedule == Schedule::constant && becomes_longer(state, config.train);
   if (!extensions.empty() && !extend && !only_longer)
     refuse_changes(where, extensions, "add --extend to go on with it, restore it, or train into another --out");
@@ -119,7 +120,7 @@ Continued go_on(const fs::path& out, const Checkpoint& checkpoint, const RunConf
 void require_contents_there(const RunConfig& config) {
   auto require = [](const char* key, const std::string& path) {
     if (std::error_code ignored; !path.empty() && !fs::exists(path, ignored))
-      throw Error(Exit::data, shown(path), "is not there", fmt::format("name it where it lies now with --set {}=...", key));
+      throw Error(Exit::data, shown_path(path), "is not there", fmt::format("name it where it lies now with --set {}=...", key));
   };
   require("model.path", config.model.path);
   for (const DataFile& file : config.data.train) require("data.train", file.path);
@@ -130,7 +131,8 @@ void require_out_is_no_input(const fs::path& out, const std::string& file, const
   const std::string told = (out / "config.toml").string();
   std::error_code failed;
   auto refuse = [&](const std::string& path) {
-    throw Error(Exit::usage, "--out " + shown(out), "would write over " + shown(path) + ", which is read", "choose another folder");
+    throw Error(Exit::usage, "--out " + shown_path(out), "would write over " + shown_path(path) + ", which is read",
+                "choose another folder");
   };
   // The run's own file may be given as its configuration.
   if (fs::equivalent(file, told, failed) && !resume && read_file(told, std::size_t{1} << 20) != to_toml(load_run_config(out.string()), out))

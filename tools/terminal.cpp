@@ -10,13 +10,13 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "engine/clock.h"
+
 namespace kava {
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
 
 std::string_view variable(const char* name) {
   const char* value = std::getenv(name);

@@ -46,7 +46,7 @@ struct RunData : TrainSamples {
   std::string where(const Sample& sample) const {
     int64_t row = sample.row;
     for (const FileFacts& file : files) {
-      if (row < file.rows) return fmt::format("{}:{}", escaped(file.path, 4096), sample.line);
+      if (row < file.rows) return fmt::format("{}:{}", shown_path(file.path), sample.line);
       row -= file.rows;
     }
     return fmt::format("row {}", sample.row + 1);
@@ -159,7 +159,7 @@ class Run {
     model.emplace(*ops_, config_, text_.shape, from || !config_.model.adapter.empty() ? Values::loaded : Values::start);
     if (from) {
       if (state.base != model->base_digest)
-        throw Error(Exit::data, escaped(config_.model.path, 4096), "has changed since the run began", "restore the model's folder");
+        throw Error(Exit::data, shown_path(config_.model.path), "has changed since the run began", "restore the model's folder");
       load_optimizer(*model, from->path);
       from->lock.reset();  // this run may prune it now
     } else if (!config_.model.adapter.empty()) {
@@ -183,9 +183,9 @@ class Run {
     const TrainingState& state = before.state;
     const int64_t steps = total_steps(config_.train, static_cast<int64_t>(data_.samples.size()));
     if (steps < state.step)
-      throw Error(Exit::usage, escaped(out_.string(), 4096), fmt::format("has done {} steps, and is to end after {}", state.step, steps),
+      throw Error(Exit::usage, shown_path(out_), fmt::format("has done {} steps, and is to end after {}", state.step, steps),
                   "give more train.max_steps or train.epochs");
-    say(fmt::format("resuming {} from step {} of {}", escaped(out_.string(), 4096), state.step, steps));
+    say(fmt::format("resuming {} from step {} of {}", shown_path(out_), state.step, steps));
     if (steps != state.total_steps)
       say(fmt::format("extended: {} -> {} steps; from step {} on the learning rate is that of {} steps", state.total_steps, steps,
                       state.step, steps));
@@ -201,7 +201,7 @@ class Run {
     const auto rows = static_cast<int64_t>(data_.samples.size()), per_epoch = (rows + config_.train.batch - 1) / config_.train.batch;
     if (state.epoch != state.step / per_epoch || state.cursor != state.step % per_epoch * config_.train.batch ||
         state.samples != state.epoch * rows + state.cursor)
-      throw Error(Exit::data, escaped(out_.string(), 4096),
+      throw Error(Exit::data, shown_path(out_),
                   fmt::format("its checkpoint of step {} has other counts of epochs and samples than {} rows give", state.step, rows),
                   "use another checkpoint");
   }
@@ -310,8 +310,8 @@ class Run {
 
   // What came out, what it cost, and what to type next.
   void tell_end(const TrainingState& state) const {
-    std::string text = fmt::format("finished at step {} in {}: {}", thousands(state.step), duration_text(state.seconds),
-                                   escaped((out_ / "adapter").string(), 4096));
+    std::string text =
+        fmt::format("finished at step {} in {}: {}", thousands(state.step), duration_text(state.seconds), shown_path(out_ / "adapter"));
     if (state.best) text += fmt::format("; best {:.2f} % strict at step {}", 100 * state.best->score, thousands(state.best->step));
     say(text + fmt::format("; peak memory {:.2f} GB", static_cast<double>(peak_resident_memory()) * 1e-9));
     const std::string data = config_.data.valid.empty() ? "FILE" : shell_word(fs::proximate(config_.data.valid).string());
@@ -330,7 +330,7 @@ class Run {
     config.data.train = before.before.data.train, config.data.valid = before.before.data.valid;
     folder.open(config, before.state);
     folder.publish_adapter(before.state.step);
-    say(fmt::format("{} is finished: {} steps of {}", escaped(out_.string(), 4096), before.state.step, before.state.total_steps));
+    say(fmt::format("{} is finished: {} steps of {}", shown_path(out_), before.state.step, before.state.total_steps));
     return 0;
   }
 
@@ -355,17 +355,17 @@ std::optional<fs::path> run_named(const TrainCommand& command) {
   const fs::path path = command.config;
   if (!fs::is_directory(path, ignored)) {
     if (command.resume && path.extension() != ".toml" && !fs::exists(path, ignored))
-      throw Error(Exit::data, escaped(command.config, 4096), "holds no valid checkpoint to resume: there is no such folder",
+      throw Error(Exit::data, shown_path(command.config), "holds no valid checkpoint to resume: there is no such folder",
                   "name a run or a configuration");
     return std::nullopt;
   }
-  const std::string where = escaped(command.config, 4096);
+  const std::string where = shown_path(command.config);
   if (!is_there(path / "config.toml"))
     throw Error(command.resume ? Exit::data : Exit::usage, where, "is a folder without config.toml",
                 "name the configuration, and this folder with --out");
   if (!command.resume && !command.plan) throw Error(Exit::usage, where, "is a run", "add --resume to go on with it");
   if (command.out && !fs::equivalent(*command.out, path, ignored))
-    throw Error(Exit::usage, "--out " + escaped(*command.out, 4096), "is not the run " + where, "leave it out");
+    throw Error(Exit::usage, "--out " + shown_path(*command.out), "is not the run " + where, "leave it out");
   return path;
 }
 
@@ -436,7 +436,7 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
     say(profile->table());
     fs::create_directories(out / "log");
     profile->write_trace(out / "log" / "profile.trace.json");
-    say(fmt::format("written {}", escaped((out / "log" / "profile.trace.json").string(), 4096)));
+    say(fmt::format("written {}", shown_path(out / "log" / "profile.trace.json")));
   }
   return code;
 }

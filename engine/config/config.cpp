@@ -223,7 +223,7 @@ using Origins = std::map<std::string, std::string>;  // key -> where it was give
 std::string included_file(toml::table& root, const std::string& path) {
   const toml::node* node = root.get("include");
   if (!node) return "";
-  const std::string where = at(escaped(path, 4096), node->source());
+  const std::string where = at(shown_path(path), node->source());
   if (!node->is_string()) refuse(where, fmt::format("include must be a string, not {}", type_name(*node)), "name one file");
   const std::string name = node->as_string()->get();
   root.erase("include");
@@ -400,12 +400,12 @@ RunConfig load_config(const std::string& path, const std::vector<std::string>& s
   const std::string include = included_file(root, path);
   const toml::table below = include.empty() ? toml::table{} : parse_toml_file(include);
   if (const toml::node* second = below.get("include"))
-    refuse(at(escaped(include, 4096), second->source()), "an included file includes another", "write its keys into this one");
+    refuse(at(shown_path(include), second->source()), "an included file includes another", "write its keys into this one");
   RunConfig config;
   const Assigner from_include(config, fs::path(include).parent_path()), from_file(config, fs::absolute(path).parent_path()),
       from_arguments(config, fs::current_path());
-  std::vector<Setting> settings = settings_of(below, escaped(include, 4096), from_include);
-  for (Setting& s : settings_of(root, escaped(path, 4096), from_file)) settings.push_back(std::move(s));
+  std::vector<Setting> settings = settings_of(below, shown_path(include), from_include);
+  for (Setting& s : settings_of(root, shown_path(path), from_file)) settings.push_back(std::move(s));
   std::deque<toml::table> values;
   for (const std::string& argument : sets) settings.push_back(setting_of(argument, values, from_arguments));
 
@@ -420,14 +420,14 @@ RunConfig load_config(const std::string& path, const std::vector<std::string>& s
   }
   apply_fixed(config, from_file, given);
   apply_architecture(config, given);
-  check_together(config, given, escaped(path, 4096));
+  check_together(config, given, shown_path(path));
   return config;
 }
 
 void require_for_training(const RunConfig& config, const std::string& path) {
-  if (config.model.path.empty()) refuse(escaped(path, 4096), "model.path is missing", "name the model's folder, as [model] path = \"...\"");
+  if (config.model.path.empty()) refuse(shown_path(path), "model.path is missing", "name the model's folder, as [model] path = \"...\"");
   if (config.data.train.empty())
-    refuse(escaped(path, 4096), "data.train is missing", "name the data files, as [data] train = [\"train.txt\"]");
+    refuse(shown_path(path), "data.train is missing", "name the data files, as [data] train = [\"train.txt\"]");
 }
 
 std::string config_reference() {

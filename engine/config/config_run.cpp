@@ -46,7 +46,7 @@ std::string to_toml(const RunConfig& config, const std::string& folder) {
   for (const Key& key : keys_of(copy)) {
     for_each_path(key, [&](std::string& path) {
       if (!folder.empty()) path = relative_path(folder, path);
-      if (!is_utf8(path)) throw Error(Exit::usage, key.name, "the path " + escaped(path, 4096) + " is not UTF-8", "rename the folder");
+      if (!is_utf8(path)) throw Error(Exit::usage, key.name, "the path " + shown_path(path) + " is not UTF-8", "rename the folder");
     });
     if (key.section() != section) out += fmt::format("\n[{}]\n", section = key.section());
     out += fmt::format("{} = {}\n", key.leaf(), value_text(key));

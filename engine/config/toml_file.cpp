@@ -13,7 +13,7 @@ namespace {
 
 class Reader {
  public:
-  explicit Reader(TomlFile& out) : out_(out), shown_(escaped(out.path, 4096)) {}
+  explicit Reader(TomlFile& out) : out_(out), shown_(shown_path(out.path)) {}
 
   Json read(const toml::node& node, const std::string& key) {
     if (const toml::table* table = node.as_table()) return read_table(*table, key);
@@ -53,7 +53,7 @@ std::string TomlFile::where(std::string key) const {
   for (;;) {
     if (const auto place = places.find(key); place != places.end()) return place->second;
     const auto end = key.find_last_of(".[");
-    if (end == std::string::npos) return escaped(path, 4096);
+    if (end == std::string::npos) return shown_path(path);
     key.resize(end);
   }
 }

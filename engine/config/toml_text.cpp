@@ -53,7 +53,7 @@ bool is_safe_toml(std::string_view text) {
 }
 
 toml::table parse_toml_file(const std::string& file) {
-  const std::string text = read_file(file, kMostBytes, Exit::usage), path = escaped(file, 4096);
+  const std::string text = read_file(file, kMostBytes, Exit::usage), path = shown_path(file);
   if (text.find('\0') != std::string::npos) refuse(path, "holds a NUL character", "name a TOML file");
   const Code code = scan(text);
   if (code.dots > kMostDots) refuse(path, fmt::format("holds more than {} dots in keys and values", kMostDots), "make it shorter");

@@ -73,7 +73,7 @@ std::string answer_text(double number) {
   return sign + digits.insert(static_cast<std::size_t>(exponent + 1), 1, '.');
 }
 
-std::string RowFile::where(const Row& row) const { return fmt::format("{}:{}", escaped(path, 4096), row.line); }
+std::string RowFile::where(const Row& row) const { return fmt::format("{}:{}", shown_path(path), row.line); }
 
 namespace {
 
@@ -84,7 +84,7 @@ constexpr std::size_t kRowsOfPart = 4096;
 RowFile read_file_rows(const std::string& path, std::optional<DataFormat> format, MalformedRows* malformed,
                        const std::function<void(RowFile&)>& part = {}) {
   const std::string bytes = read_file(path, kLargestDataFile);
-  const std::string file = escaped(path, 4096);
+  const std::string file = shown_path(path);
   std::string_view text = bytes;
   if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
   refuse_other_files(text, file);

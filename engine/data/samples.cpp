@@ -105,7 +105,7 @@ std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokeni
     for (; next != chosen.end() && *next < end; ++next) {
       const Row& row = file.rows[static_cast<std::size_t>(*next - first)];
       if (!row.is_ids && !tokenizer)
-        throw Error(Exit::data, escaped(file.path, 4096), "rows of text need a tokenizer, and the model's folder has none",
+        throw Error(Exit::data, shown_path(file.path), "rows of text need a tokenizer, and the model's folder has none",
                     "add tokenizer.json to it, or give rows of token ids");
       if (!is_taken(row, options)) {
         ++*dropped;

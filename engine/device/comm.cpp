@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "engine/clock.h"
 #include "engine/error.h"
 
 namespace kava {
@@ -15,9 +16,6 @@ constexpr int64_t kMostBytes = int64_t{1} << 30;  // of one call of a transport
 constexpr int64_t kPiece = int64_t{64} << 20;     // of the texts of all ranks, at once
 constexpr int64_t kMostText = int64_t{1} << 31;   // of a rank; more is no length
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 }  // namespace
 
 Comm::Comm(int rank, int size, double timeout) : rank_(rank), size_(size), timeout_(timeout) {

@@ -18,9 +18,9 @@ namespace kava {
 
 namespace {
 
-constexpr double kAnswer = 2;         // seconds in which a connection has to say who it is
-constexpr double kGrace = 0.5;        // that rank 0 is given to say why it gave up
-constexpr uint64_t kMostText = 4096;  // of a frame that holds text
+constexpr double kAnswer = 2;            // seconds in which a connection has to say who it is
+constexpr double kGrace = 0.5;           // that rank 0 is given to say why it gave up
+constexpr uint64_t kMostRefusal = 4096;  // of a frame that holds text
 
 std::string numbers(const std::vector<int>& ranks) {
   return fmt::format("{}{}", ranks.size() > 1 ? "ranks " : "rank ", fmt::join(ranks, ", "));
@@ -42,7 +42,7 @@ Transfer send_frame(const Socket& to, const FrameHead& head, const void* data, C
 std::optional<std::pair<Frame, std::string>> receive_text(const Socket& from, Clock::time_point deadline,
                                                           const std::function<void()>& idle = {}) {
   FrameHead head;
-  if (from.receive(&head, sizeof head, deadline, idle) != Transfer::done || head.magic != FrameHead::kMagic || head.bytes > kMostText)
+  if (from.receive(&head, sizeof head, deadline, idle) != Transfer::done || head.magic != FrameHead::kMagic || head.bytes > kMostRefusal)
     return std::nullopt;
   std::string text(head.bytes, '\0');
   if (from.receive(text.data(), text.size(), deadline, idle) != Transfer::done || check_of(text.data(), text.size()) != head.check)
@@ -51,7 +51,7 @@ std::optional<std::pair<Frame, std::string>> receive_text(const Socket& from, Cl
 }
 
 void send_text(const Socket& to, Frame kind, const std::string& text) {
-  const std::string cut = text.substr(0, kMostText);
+  const std::string cut = text.substr(0, kMostRefusal);
   send_frame(to, head_of(kind, 0, cut.data(), cut.size()), cut.data(), after(kAnswer));
 }
 
@@ -147,8 +147,8 @@ class TcpComm final : public Comm {
 
   // What rank 0 says before it leaves.
   void heed(Frame kind, const std::string& text) const {
-    if (kind == Frame::refusal) refuse(escaped(text, kMostText));
-    if (kind == Frame::failure) fail(escaped(text, kMostText));
+    if (kind == Frame::refusal) refuse(escaped(text, kMostRefusal));
+    if (kind == Frame::failure) fail(escaped(text, kMostRefusal));
   }
   void tell_all(Frame kind, const std::string& text) const {
     for (std::size_t r = 1; r < peers_.size(); ++r)
@@ -207,7 +207,7 @@ class TcpComm final : public Comm {
     if (!leads()) deadline += std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(kGrace));
     FrameHead head;
     if (const Transfer got = from.receive(&head, sizeof head, deadline, idle); got != Transfer::done) lost(got, rank);
-    if (head.magic == FrameHead::kMagic && head.kind == Frame::failure && head.bytes <= kMostText) {
+    if (head.magic == FrameHead::kMagic && head.kind == Frame::failure && head.bytes <= kMostRefusal) {
       std::string text(head.bytes, '\0');
       if (from.receive(text.data(), text.size(), after(kAnswer)) == Transfer::done) heed(head.kind, text);
     }

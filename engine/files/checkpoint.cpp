@@ -23,13 +23,13 @@ constexpr const char* kTemplates = "adapter/additional_chat_templates/";  // of 
 constexpr std::size_t kLargestManifest = std::size_t{16} << 20;
 
 [[noreturn]] void fail_data(const fs::path& path, const std::string& what, const std::string& remedy = "use another checkpoint") {
-  throw Error(Exit::data, escaped(path.string(), 4096), what, remedy);
+  throw Error(Exit::data, shown_path(path), what, remedy);
 }
 
 // Throws where a file operation that `error` came from failed.
 void require(const std::error_code& error, const fs::path& path, const char* action) {
   if (error)
-    throw Error(Exit::write, escaped(path.string(), 4096), fmt::format("could not {}: {}", action, error.message()),
+    throw Error(Exit::write, shown_path(path), fmt::format("could not {}: {}", action, error.message()),
                 "check the path, its permissions and the space on the disk");
 }
 

@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::size_t kChunk = std::size_t{1} << 20;
 
-std::string shown(const std::string& path) { return path.empty() ? "\"\"" : escaped(path, 4096); }
+std::string shown(const std::string& path) { return path.empty() ? "\"\"" : shown_path(path); }
 
 template <class Call>
 auto retried(Call call) {
@@ -30,7 +30,7 @@ auto retried(Call call) {
 }
 
 [[noreturn]] void fail_read(Exit code, const std::string& path, const std::string& what, const std::string& remedy = "check the path") {
-  throw Error(code, shown(path), what, remedy);
+  throw Error(code, shown_path(path), what, remedy);
 }
 
 bool is_nothing(int error) {
@@ -43,7 +43,7 @@ void fail_to_read(Exit code, const std::string& path, const char* action, int er
   const std::string what = error == ENOENT ? "no such file" : fmt::format("could not {}: {}", action, std::strerror(error));
   if (is_nothing(error)) fail_read(code, path, what);
   const bool limit = error == EMFILE || error == ENFILE, forbidden = error == EACCES || error == EPERM;
-  throw Unreadable(code, shown(path), what,
+  throw Unreadable(code, shown_path(path), what,
                    limit       ? "raise the limit of open files (ulimit -n)"
                    : forbidden ? "check its permissions"
                                : "check the disk");

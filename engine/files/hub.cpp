@@ -46,7 +46,7 @@ std::string snapshot_of(const std::string& name) {
   const fs::path folder = cache / ("models--" + stored);
   std::error_code failed;
   if (!fs::is_directory(folder, failed)) return "";
-  const std::string where = escaped(folder.string(), 4096), remedy = "download the model again, or give a folder";
+  const std::string where = shown_path(folder), remedy = "download the model again, or give a folder";
   if (!is_there(folder / "refs" / "main")) throw Error(Exit::data, where, "the hub's cache holds no branch main of the model", remedy);
   std::string commit = read_file((folder / "refs" / "main").string(), 4096);
   while (!commit.empty() && (commit.back() == '\n' || commit.back() == '\r' || commit.back() == ' ')) commit.pop_back();

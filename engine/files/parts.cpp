@@ -46,7 +46,7 @@ fs::path new_part(const fs::path& target) {
   return target.parent_path() / fmt::format(".{}.{}{}", known_name(target), random_letters(), kEnding);
 }
 
-fs::path folder_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
+fs::path holder_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
 
 // Of the system call, the file system, a container's filter of system calls (EPERM), or layers of file systems (EXDEV).
 bool lacks_exchange(int error) { return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EPERM || error == EXDEV; }
@@ -71,7 +71,7 @@ int put_without_exchange(const fs::path& part, const fs::path& target) {
   if (folder && kept != 0) return errno;
   int error = disk::rename(part, target) == 0 ? 0 : errno;
   const bool placed = error == 0;
-  if (placed) error = sync_folder(folder_of(target));
+  if (placed) error = sync_folder(holder_of(target));
   if (error == 0) {
     if (kept == 0) disk::rename(aside, part);
   } else if (kept == 0) {
@@ -85,7 +85,7 @@ int put_without_exchange(const fs::path& part, const fs::path& target) {
 
 void fail_write(const std::string& path, int error) {
   const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG, limit = error == EMFILE || error == ENFILE;
-  throw Error(Exit::write, path.empty() ? "\"\"" : escaped(path, 4096), fmt::format("could not write: {}", std::strerror(error)),
+  throw Error(Exit::write, path.empty() ? "\"\"" : shown_path(path), fmt::format("could not write: {}", std::strerror(error)),
               full    ? "free some space and run again"
               : limit ? "raise the limit of open files (ulimit -n)"
                       : "check the path, its permissions and the disk");
@@ -199,7 +199,7 @@ fs::path part_beside(const fs::path& target) {
 void remove_stale_parts(const fs::path& target) {
   std::error_code error;
   std::vector<fs::path> stale;
-  for (fs::directory_iterator entry(folder_of(target), error); !error && entry != fs::directory_iterator(); entry.increment(error))
+  for (fs::directory_iterator entry(holder_of(target), error); !error && entry != fs::directory_iterator(); entry.increment(error))
     if (target_of_part(entry->path().filename().string()) == known_name(target)) stale.push_back(entry->path());
   for (const fs::path& path : stale) {
     if (!fs::is_symlink(path, error)) {
@@ -238,7 +238,7 @@ int put_in_place(const fs::path& part, const fs::path& target) {
   } else if (disk::rename(part, target) != 0) {
     return errno;
   }
-  const int error = sync_folder(folder_of(target));
+  const int error = sync_folder(holder_of(target));
   if (error != 0) exchanged ? disk::exchange(part, target) : disk::rename(target, part);
   if (error != 0 && empty) fs::create_directory(target, failed);
   return error;

@@ -97,7 +97,7 @@ void require_no_input(const std::string& option, const std::string& out, const s
   if (out.empty() || !id_of(out, file) || fs::is_directory(out, ignored)) return;
   for (const std::string& input : inputs)
     if (const std::string found = input.empty() ? "" : found_in(input, file); !found.empty())
-      throw Error(Exit::usage, option + " " + escaped(out, 4096), "is " + escaped(found, 4096) + ", which is read here or by the run",
+      throw Error(Exit::usage, option + " " + shown_path(out), "is " + shown_path(found) + ", which is read here or by the run",
                   "name another file");
 }
 

@@ -6,6 +6,8 @@
 
 namespace kava {
 
+inline std::string path_in(const std::string& folder, const char* name) { return (std::filesystem::path(folder) / name).string(); }
+
 /// With a leading ~ or ~/ as the home folder.
 std::string expand_home(const std::string& path);
 

@@ -40,7 +40,7 @@ std::uint64_t bits_of(std::string_view dtype) {
 }
 
 [[noreturn]] void fail(const std::string& path, const std::string& what, const std::string& remedy = kDamaged) {
-  throw Error(Exit::data, escaped(path, 4096), what, remedy);
+  throw Error(Exit::data, shown_path(path), what, remedy);
 }
 
 std::string named(std::string_view name) { return "tensor \"" + escaped(name, 200) + "\""; }
@@ -186,7 +186,7 @@ namespace {
 // What is often given in place of a safetensors file, by its first bytes, which none has as an allowed length of its header.
 void refuse_other_file(const std::string& path, std::string_view first) {
   const auto text = first.substr(std::min(first.find_first_not_of(" \t\r\n"), first.size()));
-  const auto refuse = [&](const char* what, const char* remedy) { throw Error(Exit::data, escaped(path, 4096), what, remedy); };
+  const auto refuse = [&](const char* what, const char* remedy) { throw Error(Exit::data, shown_path(path), what, remedy); };
   if (text.starts_with('{') || text.starts_with('['))
     refuse("is a JSON file and no safetensors file", "name the safetensors file beside it, or the folder of both");
   if (first == "version ") refuse("is a pointer of git-lfs and not the file itself", "get it by git lfs pull");
@@ -207,7 +207,7 @@ void SafetensorsFile::parse_header() {
   if (first == std::string::npos || text[first] != '{') fail(path(), "has a header that is not a JSON object");
   if (std::count(text.begin(), text.end(), ',') > kMostValues)
     fail(path(), fmt::format("has more than {} values in its header", kMostValues));
-  const Json header = parse_json(text, escaped(path(), 4096));
+  const Json header = parse_json(text, shown_path(path()));
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") metadata_ = parse_metadata(path(), entry);
     else tensors_.push_back(parse_entry(path(), name, entry));

@@ -204,8 +204,8 @@ void require_outside_checkpoints(const std::string& option, const std::string& p
   std::error_code failed;
   for (fs::path at = fs::weakly_canonical(path, failed).parent_path(); !failed && at.has_relative_path(); at = at.parent_path())
     if (is_there(at / "manifest.json") && is_there(at / "state.json"))
-      throw Error(Exit::usage, option + " " + escaped(path, 4096),
-                  "lies in the checkpoint " + escaped(at.string(), 4096) + ", which further files make invalid", "name another place");
+      throw Error(Exit::usage, option + " " + shown_path(path),
+                  "lies in the checkpoint " + shown_path(at) + ", which further files make invalid", "name another place");
 }
 
 void require_writable(const std::string& option, const std::string& path) {
@@ -222,7 +222,7 @@ void require_writable(const std::string& option, const std::string& path) {
   const int descriptor = possible ? ::open(probe.c_str(), flags, 0666) : -1;
   if (descriptor < 0 && possible) require_disk(path, errno);
   if (descriptor < 0)
-    throw Error(Exit::preflight, option + " " + escaped(path, 4096), "cannot be written to",
+    throw Error(Exit::preflight, option + " " + shown_path(path), "cannot be written to",
                 "name a file in a folder that exists and can be written to");
   ::close(descriptor);
   if (beside) ::unlink(probe.c_str());

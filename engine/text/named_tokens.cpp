@@ -163,7 +163,7 @@ std::string TokenFiles::note() const {
   return fmt::format(
       "{}: eos_token is \"{}\", and \"{}\" in tokenizer_config.json; special_tokens_map.json is followed, as in transformers, because "
       "tokenizer_config.json has no {}",
-      escaped(map_.path, 4096), escaped(*of_map), escaped(*of_config), kDecoder);
+      shown_path(map_.path), escaped(*of_map), escaped(*of_config), kDecoder);
 }
 
 }  // namespace kava

@@ -107,7 +107,7 @@ void Tokenizer::refuse_missing(const std::string& folder, const std::string& wha
   std::string older;
   for (const char* name : {"vocab.json", "merges.txt"})
     if (is_there(path / name)) older += older.empty() ? name : std::string(" and ") + name;
-  throw Error(Exit::data, escaped(folder, 4096),
+  throw Error(Exit::data, shown_path(folder),
               older.empty() ? "has no tokenizer.json, without which " + what_for
                             : fmt::format("has {}, which are not read, and no tokenizer.json, without which {}", older, what_for),
               older.empty() ? remedy : "write it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)");
