@@ -27,7 +27,7 @@ fs::path make_checkpoint(const fs::path& run, std::int64_t step, const std::stri
   });
 }
 
-std::string refusal(const fs::path& checkpoint) {
+std::string verify_refusal(const fs::path& checkpoint) {
   try {
     verify_checkpoint(checkpoint);
   } catch (const Error& e) {
@@ -54,7 +54,7 @@ TEST_CASE("a checkpoint holds the chat templates of an adapter that is a whole m
   REQUIRE(verify_checkpoint(path).files.size() == 1);
   CHECK(verify_checkpoint(path).files[0].name == "adapter/additional_chat_templates/tool.jinja");
   fs::create_directory(path / "adapter" / "others");
-  CHECK_FALSE(refusal(path).empty());
+  CHECK_FALSE(verify_refusal(path).empty());
 }
 
 TEST_CASE("a committed checkpoint verifies and tells its step, configuration and files") {
@@ -137,31 +137,31 @@ TEST_CASE("every damage to a checkpoint's files is found") {
   TempFolder run;
   const fs::path path = make_checkpoint(run.path(), 3);
   const fs::path state = path / "state.json";
-  CHECK(refusal(path) == "");
+  CHECK(verify_refusal(path) == "");
   overwrite(state, "statf");
-  CHECK(refusal(path).find("SHA-256") != std::string::npos);
+  CHECK(verify_refusal(path).find("SHA-256") != std::string::npos);
   overwrite(state, "state and more");
-  CHECK(refusal(path).find("bytes") != std::string::npos);
+  CHECK(verify_refusal(path).find("bytes") != std::string::npos);
   overwrite(state, "");
-  CHECK(refusal(path) != "");
+  CHECK(verify_refusal(path) != "");
   fs::remove(state);
-  CHECK(refusal(path).find("state.json") != std::string::npos);
+  CHECK(verify_refusal(path).find("state.json") != std::string::npos);
   fs::create_directory(state);
-  CHECK(refusal(path) != "");
+  CHECK(verify_refusal(path) != "");
   fs::remove(state);
   REQUIRE(::mkfifo(state.c_str(), 0600) == 0);
-  CHECK(refusal(path) != "");
+  CHECK(verify_refusal(path) != "");
   fs::remove(state);
   overwrite(run.path() / "elsewhere", "state");
   fs::create_symlink(run.path() / "elsewhere", state);
-  CHECK(refusal(path) != "");
+  CHECK(verify_refusal(path) != "");
   fs::remove(state);
   overwrite(state, "state");
-  CHECK(refusal(path) == "");
+  CHECK(verify_refusal(path) == "");
   overwrite(path / "adapter" / "stray", "x");
-  CHECK(refusal(path).find("adapter/stray") != std::string::npos);
-  CHECK(refusal(run.path() / "missing") != "");
-  CHECK(refusal(state) != "");
+  CHECK(verify_refusal(path).find("adapter/stray") != std::string::npos);
+  CHECK(verify_refusal(run.path() / "missing") != "");
+  CHECK(verify_refusal(state) != "");
 }
 
 TEST_CASE("a manifest that is malformed or reaches out of its folder is refused") {
@@ -174,7 +174,7 @@ TEST_CASE("a manifest that is malformed or reaches out of its folder is refused"
     REQUIRE(at != std::string::npos);
     overwrite(path / "manifest.json", bad.replace(at, from.size(), to));
     CAPTURE(from, to);
-    CHECK(refusal(path) != "");
+    CHECK(verify_refusal(path) != "");
   };
   overwrite(run.path() / "outside", "state");
   overwrite(run.path() / "checkpoints" / "outside", "state");
@@ -200,10 +200,10 @@ TEST_CASE("a manifest that is malformed or reaches out of its folder is refused"
   for (std::size_t n = 0; n < good.size() - 2; n += 7) {
     overwrite(path / "manifest.json", good.substr(0, n));
     CAPTURE(n);
-    CHECK(refusal(path) != "");
+    CHECK(verify_refusal(path) != "");
   }
   overwrite(path / "manifest.json", good);
-  CHECK(refusal(path) == "");
+  CHECK(verify_refusal(path) == "");
 }
 
 TEST_CASE("a part that verifies is the checkpoint where there is none, and every other part goes away") {

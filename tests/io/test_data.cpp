@@ -13,36 +13,16 @@
 #include "engine/text/tokenizer.h"
 #include "kernels/philox.h"
 #include "models/text.h"
-#include "tests/folders.h"
+#include "tests/io/row_rig.h"
 
 using namespace kava;
+using namespace kava::test;
 using Catch::Matchers::ContainsSubstring;
 using Strings = std::vector<std::string>;
 using Ids = std::vector<int32_t>;
 
-namespace {
-
-RowFile read(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
-  TempFolder folder;
-  overwrite(folder / "rows", text);
-  return read_rows(folder / "rows", format);
-}
-
-std::string refusal(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
-  try {
-    read(text, format);
-  } catch (const Error& e) {
-    CHECK(e.code() == Exit::data);
-    CHECK(std::string(e.what()).find('\n') == std::string::npos);
-    return e.what();
-  }
-  return "accepted";
-}
-
-}  // namespace
-
 TEST_CASE("iCoT text splits at the first bars and the last marks") {
-  const RowFile f = read(" How  many, a? ||<<1+2=3>>  <<3*1,000=3000>>\t####  3,000 \nQ||x||y #### z #### 4\nQ ####||#### -5\n");
+  const RowFile f = read_text(" How  many, a? ||<<1+2=3>>  <<3*1,000=3000>>\t####  3,000 \nQ||x||y #### z #### 4\nQ ####||#### -5\n");
   REQUIRE(f.rows.size() == 3);
   CHECK(f.format == DataFormat::icot_text);
   CHECK(f.rows[0].question == "How  many, a?");
@@ -58,12 +38,13 @@ TEST_CASE("iCoT text splits at the first bars and the last marks") {
 }
 
 TEST_CASE("sentences split after a full stop and a space, equations at white space alone") {
-  CHECK(read("q||One is 1.5.  Two. . Three #### 1").rows[0].steps == Strings{"One is 1.5.", "Two.", ".", "Three"});
-  CHECK(read("q||<<1+1=2. 3>> <<4=4>>\t<<5=5>><<6=6>> #### 1").rows[0].steps == Strings{"<<1+1=2.", "3>>", "<<4=4>>", "<<5=5>><<6=6>>"});
+  CHECK(read_text("q||One is 1.5.  Two. . Three #### 1").rows[0].steps == Strings{"One is 1.5.", "Two.", ".", "Three"});
+  CHECK(read_text("q||<<1+1=2. 3>> <<4=4>>\t<<5=5>><<6=6>> #### 1").rows[0].steps ==
+        Strings{"<<1+1=2.", "3>>", "<<4=4>>", "<<5=5>><<6=6>>"});
 }
 
 TEST_CASE("marks at the start, blank lines, CRLF and NUL are read as documented") {
-  const RowFile f = read(std::string("\xEF\xBB\xBF\r\n  \nq\0 1||a. b #### 2\r\n\n\nq||#### 3", 38));
+  const RowFile f = read_text(std::string("\xEF\xBB\xBF\r\n  \nq\0 1||a. b #### 2\r\n\n\nq||#### 3", 38));
   REQUIRE(f.rows.size() == 2);
   CHECK(f.rows[0].question == std::string("q\0 1", 4));
   CHECK(f.rows[0].steps == Strings{"a.", "b"});
@@ -73,26 +54,26 @@ TEST_CASE("marks at the start, blank lines, CRLF and NUL are read as documented"
 }
 
 TEST_CASE("the JSON forms are recognised and read") {
-  const RowFile jsonl = read(R"({"question": " q ", "steps": [" a\n", " ", "b. c"], "answer": " 1,0 ", "more": 1})");
+  const RowFile jsonl = read_text(R"({"question": " q ", "steps": [" a\n", " ", "b. c"], "answer": " 1,0 ", "more": 1})");
   CHECK(jsonl.format == DataFormat::jsonl);
   CHECK(jsonl.rows[0].question == "q");
   CHECK(jsonl.rows[0].steps == Strings{"a", "b. c"});
   CHECK(jsonl.rows[0].answer == "1,0");
 
-  const RowFile gsm8k = read(R"({"question": "q", "answer": "A <<1+1=2>>2 b. c\r\n\nD<<x\n>>\n#### 1,000\n"})");
+  const RowFile gsm8k = read_text(R"({"question": "q", "answer": "A <<1+1=2>>2 b. c\r\n\nD<<x\n>>\n#### 1,000\n"})");
   CHECK(gsm8k.format == DataFormat::gsm8k);
   CHECK(gsm8k.rows[0].steps == Strings{"A 2 b. c", "D"});
   CHECK(gsm8k.rows[0].answer == "1,000");
-  CHECK(read(R"({"question": "q", "answer": "A. B\n#### 1"})").rows[0].steps == Strings{"A.", "B"});
-  CHECK(read(R"({"question": "q", "answer": "#### 1"})").rows[0].steps.empty());
+  CHECK(read_text(R"({"question": "q", "answer": "A. B\n#### 1"})").rows[0].steps == Strings{"A.", "B"});
+  CHECK(read_text(R"({"question": "q", "answer": "#### 1"})").rows[0].steps.empty());
 
-  const RowFile hard = read("{\"input\": \"q\", \"code\": \"\", \"target\": 9284017268534.4}\n{\"input\": \"q\", \"target\": -7.0}\n");
+  const RowFile hard = read_text("{\"input\": \"q\", \"code\": \"\", \"target\": 9284017268534.4}\n{\"input\": \"q\", \"target\": -7.0}\n");
   CHECK(hard.format == DataFormat::gsm_hard);
   CHECK(hard.rows[0].answer == "9284017268534.4");
   CHECK(hard.rows[1].answer == "-7");
   CHECK(!hard.rows[0].has_trace);
 
-  const RowFile svamp = read(
+  const RowFile svamp = read_text(
       "[\n {\"Body\": \"b \\\"]\", \"Question\": \"q?\",\n \"Answer\": 51.0}, {\"Body\": \"[c,\", \"Question\": \"r\", \"Answer\": "
       "2}\n]\n");
   CHECK(svamp.format == DataFormat::svamp);
@@ -102,7 +83,7 @@ TEST_CASE("the JSON forms are recognised and read") {
   CHECK((svamp.rows[0].line == 2 && svamp.rows[1].line == 3));
   CHECK(svamp.rows[1].question == "[c, r");
 
-  const RowFile ids = read(R"({"question": [1, 2], "trace": [], "answer": [3, 2147483647], "prompt": 1})");
+  const RowFile ids = read_text(R"({"question": [1, 2], "trace": [], "answer": [3, 2147483647], "prompt": 1})");
   CHECK(ids.format == DataFormat::ids);
   CHECK(ids.rows[0].is_ids);
   CHECK(ids.rows[0].question_ids == Ids{1, 2});
@@ -111,10 +92,10 @@ TEST_CASE("the JSON forms are recognised and read") {
 }
 
 TEST_CASE("a given format overrides what the first row looks like") {
-  CHECK(read("[a note] q||s #### 1", DataFormat::icot_text).rows[0].question == "[a note] q");
-  CHECK_THAT(refusal("[a note] q||s #### 1"), ContainsSubstring("rows:1: not valid JSON"));
-  CHECK_THAT(refusal(R"({"question": "q", "answer": "1"})", DataFormat::jsonl), ContainsSubstring("no \"steps\""));
-  CHECK_THAT(refusal("q||s #### 1", DataFormat::ids), ContainsSubstring("rows:1: not valid JSON"));
+  CHECK(read_text("[a note] q||s #### 1", DataFormat::icot_text).rows[0].question == "[a note] q");
+  CHECK_THAT(refused_text("[a note] q||s #### 1"), ContainsSubstring("rows:1: not valid JSON"));
+  CHECK_THAT(refused_text(R"({"question": "q", "answer": "1"})", DataFormat::jsonl), ContainsSubstring("no \"steps\""));
+  CHECK_THAT(refused_text("q||s #### 1", DataFormat::ids), ContainsSubstring("rows:1: not valid JSON"));
 }
 
 TEST_CASE("numbers become answers without point or exponent where they are whole") {
@@ -135,8 +116,8 @@ TEST_CASE("numbers become answers without point or exponent where they are whole
     CHECK(std::strtod(answer_text(x).c_str(), nullptr) == x);
     CHECK(answer_text(x).find('e') == std::string::npos);
   }
-  CHECK(read(R"({"input": "q", "target": 18446744073709551615})").rows[0].answer == "18446744073709551615");
-  CHECK(read(R"({"input": "q", "target": -9007199254740993})").rows[0].answer == "-9007199254740993");
+  CHECK(read_text(R"({"input": "q", "target": 18446744073709551615})").rows[0].answer == "18446744073709551615");
+  CHECK(read_text(R"({"input": "q", "target": -9007199254740993})").rows[0].answer == "-9007199254740993");
 }
 
 TEST_CASE("the first malformed row ends with its file and line") {
@@ -145,7 +126,7 @@ TEST_CASE("the first malformed row ends with its file and line") {
       GENERATE(as<std::string>{}, "no bars #### 1", "q||no marks", "q #### 1", "||a #### 1", " \t||a #### 1", "q||a ####", "q||a #### \t",
                "q\x80||a #### 1", "q\xed\xa0\x80||a #### 1", "q||\xc0\xaf #### 1", R"({"question": "q", "steps": [], "answer": "1"})");
   CAPTURE(line);
-  CHECK_THAT(refusal(good + "\n" + line + "\n" + good), ContainsSubstring("rows:3: "));
+  CHECK_THAT(refused_text(good + "\n" + line + "\n" + good), ContainsSubstring("rows:3: "));
 }
 
 TEST_CASE("a malformed JSON row ends with its file and line") {
@@ -160,31 +141,33 @@ TEST_CASE("a malformed JSON row ends with its file and line") {
       R"({"question": "q", "steps": [], "answer": "1"} x)", R"({"question": "q", "steps": [], "answer": NaN})",
       R"({"question": "q", "steps": [], "answer": 1e999})", "{\"question\": \"q\x01\", \"steps\": [], \"answer\": \"1\"}");
   CAPTURE(row);
-  CHECK_THAT(refusal(std::string(R"({"question": "q", "steps": [], "answer": "1"})") + "\r\n" + row + "\n"), ContainsSubstring("rows:2: "));
+  CHECK_THAT(refused_text(std::string(R"({"question": "q", "steps": [], "answer": "1"})") + "\r\n" + row + "\n"),
+             ContainsSubstring("rows:2: "));
 }
 
 TEST_CASE("a malformed row of the other JSON forms is refused") {
-  CHECK_THAT(refusal(R"({"question": "q", "answer": "no marks"})"), ContainsSubstring("rows:1: no ####"));
-  CHECK_THAT(refusal(R"({"question": "q", "answer": "#### 1\nmore"})"), ContainsSubstring("rows:1: no ####"));
-  CHECK_THAT(refusal(R"({"question": "q", "answer": "a\n####"})"), ContainsSubstring("answer is empty"));
-  CHECK_THAT(refusal(R"({"input": "q", "target": "one"})"), ContainsSubstring("must be a number, not \"one\""));
-  CHECK_THAT(refusal(R"({"input": "q", "target": true})"), ContainsSubstring("must be a number"));
-  CHECK_THAT(refusal(R"({"input": "q", "target": 1e999})"), ContainsSubstring("rows:1: "));
-  CHECK_THAT(refusal(R"({"input": "q"})"), ContainsSubstring("no \"target\""));
-  CHECK_THAT(refusal("[{\"Body\": \"b\", \"Question\": \"q\", \"Answer\": 1},\n{\"Body\": \"b\", \"Question\": \" \", \"Answer\": 1}]"),
-             ContainsSubstring("rows:2: \"Question\" is empty"));
-  CHECK_THAT(refusal("[{\"Body\": \"b\", \"Question\": \"q\", \"Answer\": 1},\n"), ContainsSubstring("rows:2: "));
-  CHECK_THAT(refusal("[{\"Body\": \"b\", \"Question\": \"q\", \"Answer\": 1}"), ContainsSubstring("missing"));
-  CHECK_THAT(refusal("[{\"Body\": \"b\", \"Question\": \"q\", \"Answer\": 1}]\nx"), ContainsSubstring("rows:2: "));
-  CHECK_THAT(refusal("[{\"Body\": \"b\", \"Question\": \"q\", \"Answer\": 1},]"), ContainsSubstring("rows:1: "));
-  CHECK_THAT(refusal("[1, 2]"), ContainsSubstring("must be a JSON object"));
-  CHECK_THAT(refusal("[" + std::string(100'000, '[')), ContainsSubstring("rows:1: "));
-  CHECK_THAT(refusal("[]"), ContainsSubstring("holds no row"));
+  CHECK_THAT(refused_text(R"({"question": "q", "answer": "no marks"})"), ContainsSubstring("rows:1: no ####"));
+  CHECK_THAT(refused_text(R"({"question": "q", "answer": "#### 1\nmore"})"), ContainsSubstring("rows:1: no ####"));
+  CHECK_THAT(refused_text(R"({"question": "q", "answer": "a\n####"})"), ContainsSubstring("answer is empty"));
+  CHECK_THAT(refused_text(R"({"input": "q", "target": "one"})"), ContainsSubstring("must be a number, not \"one\""));
+  CHECK_THAT(refused_text(R"({"input": "q", "target": true})"), ContainsSubstring("must be a number"));
+  CHECK_THAT(refused_text(R"({"input": "q", "target": 1e999})"), ContainsSubstring("rows:1: "));
+  CHECK_THAT(refused_text(R"({"input": "q"})"), ContainsSubstring("no \"target\""));
+  CHECK_THAT(
+      refused_text("[{\"Body\": \"b\", \"Question\": \"q\", \"Answer\": 1},\n{\"Body\": \"b\", \"Question\": \" \", \"Answer\": 1}]"),
+      ContainsSubstring("rows:2: \"Question\" is empty"));
+  CHECK_THAT(refused_text("[{\"Body\": \"b\", \"Question\": \"q\", \"Answer\": 1},\n"), ContainsSubstring("rows:2: "));
+  CHECK_THAT(refused_text("[{\"Body\": \"b\", \"Question\": \"q\", \"Answer\": 1}"), ContainsSubstring("missing"));
+  CHECK_THAT(refused_text("[{\"Body\": \"b\", \"Question\": \"q\", \"Answer\": 1}]\nx"), ContainsSubstring("rows:2: "));
+  CHECK_THAT(refused_text("[{\"Body\": \"b\", \"Question\": \"q\", \"Answer\": 1},]"), ContainsSubstring("rows:1: "));
+  CHECK_THAT(refused_text("[1, 2]"), ContainsSubstring("must be a JSON object"));
+  CHECK_THAT(refused_text("[" + std::string(100'000, '[')), ContainsSubstring("rows:1: "));
+  CHECK_THAT(refused_text("[]"), ContainsSubstring("holds no row"));
 }
 
 TEST_CASE("ids rows are checked") {
   auto ids = [](const std::string& q, const std::string& t, const std::string& a, const std::string& more = "") {
-    return refusal("{\"question\": " + q + ", \"trace\": " + t + ", \"answer\": " + a + more + "}");
+    return refused_text("{\"question\": " + q + ", \"trace\": " + t + ", \"answer\": " + a + more + "}");
   };
   CHECK(ids("[1]", "[2]", "[3]") == "accepted");
   CHECK_THAT(ids("[]", "[2]", "[3]"), ContainsSubstring("question is empty"));
@@ -195,7 +178,7 @@ TEST_CASE("ids rows are checked") {
   CHECK_THAT(ids("[1]", "[2]", "[1e3]"), ContainsSubstring("rows:1"));
   CHECK_THAT(ids("[1]", "[2]", "[\"3\"]"), ContainsSubstring("rows:1"));
   CHECK_THAT(ids("[1]", "\"2\"", "[3]"), ContainsSubstring("list of token ids"));
-  CHECK_THAT(refusal("{\"question\": [1], \"answer\": [3]}"), ContainsSubstring("no \"trace\""));
+  CHECK_THAT(refused_text("{\"question\": [1], \"answer\": [3]}"), ContainsSubstring("no \"trace\""));
   CHECK_THAT(ids("[1]", "[2]", "[3, 4]", ", \"prompt\": 2"), ContainsSubstring("from 0 to 1"));
   CHECK_THAT(ids("[1]", "[2]", "[3, 4]", ", \"prompt\": -1"), ContainsSubstring("prompt"));
   CHECK_THAT(ids("[1]", "[2]", "[3, 4]", ", \"prompt\": 1.0"), ContainsSubstring("prompt"));
@@ -218,21 +201,21 @@ TEST_CASE("a file that is none is refused") {
   REQUIRE(mkfifo((folder.path() / "pipe").c_str(), 0600) == 0);
   CHECK(code((folder.path() / "pipe").string()) == Exit::data);
   CHECK(code("/dev/zero") == Exit::data);
-  CHECK_THAT(refusal(""), ContainsSubstring("rows: holds no row"));
-  CHECK_THAT(refusal("\xEF\xBB\xBF \n\r\n"), ContainsSubstring("holds no row"));
-  CHECK_THAT(refusal(" ", DataFormat::svamp), ContainsSubstring("holds no row"));
+  CHECK_THAT(refused_text(""), ContainsSubstring("rows: holds no row"));
+  CHECK_THAT(refused_text("\xEF\xBB\xBF \n\r\n"), ContainsSubstring("holds no row"));
+  CHECK_THAT(refused_text(" ", DataFormat::svamp), ContainsSubstring("holds no row"));
 }
 
 TEST_CASE("a very long line is read whole") {
   const std::string question(20'000'000, 'a');
-  CHECK(read(question + "||s #### 1").rows[0].question.size() == question.size());
-  CHECK_THAT(refusal(question), ContainsSubstring("rows:1: no ||"));
+  CHECK(read_text(question + "||s #### 1").rows[0].question.size() == question.size());
+  CHECK_THAT(refused_text(question), ContainsSubstring("rows:1: no ||"));
 }
 
 TEST_CASE("ids rows become samples as they are") {
   const std::vector<RowFile> files = {
-      read("{\"question\": [1, 2], \"trace\": [3, 4, 5], \"answer\": [6, 7, 8], \"prompt\": 1}\n{\"question\": [9], \"trace\": [], "
-           "\"answer\": [6]}")};
+      read_text("{\"question\": [1, 2], \"trace\": [3, 4, 5], \"answer\": [6, 7, 8], \"prompt\": 1}\n{\"question\": [9], \"trace\": [], "
+                "\"answer\": [6]}")};
   SampleOptions options;
   options.vocab_size = 10;
   int64_t dropped = -1;
@@ -273,7 +256,7 @@ TEST_CASE("only weights that depend on the prompt need it") {
 
 TEST_CASE("a sample longer than max_tokens by the longest sequence of its method is dropped and counted") {
   // Q 2, C 5, A 3: teacher 10, student with M = 4 latents 2 + 1 + 4 + 1 + 3 = 11, without latents 5.
-  const std::vector<RowFile> files = {read(R"({"question": [1, 2], "trace": [3, 4, 5, 6, 7], "answer": [6, 7, 8], "prompt": 1})")};
+  const std::vector<RowFile> files = {read_text(R"({"question": [1, 2], "trace": [3, 4, 5, 6, 7], "answer": [6, 7, 8], "prompt": 1})")};
   struct Case {
     Method method;
     int64_t longest;
@@ -297,7 +280,7 @@ TEST_CASE("a sample longer than max_tokens by the longest sequence of its method
 }
 
 TEST_CASE("rows of text without a tokenizer are refused") {
-  const std::vector<RowFile> files = {read("q||s #### 1")};
+  const std::vector<RowFile> files = {read_text("q||s #### 1")};
   int64_t dropped = 0;
   CHECK_THROWS_AS(make_samples(files, nullptr, {}, &dropped), Error);
 }
@@ -420,6 +403,6 @@ TEST_CASE("a question without a token of the vocabulary is refused with its line
   SampleOptions options;
   options.vocab_size = 49152;
   int64_t dropped = 0;
-  const std::vector<RowFile> files = {read("one||<<1+1=2>> #### 2\n\x04||<<1+1=2>> #### 2\n")};
+  const std::vector<RowFile> files = {read_text("one||<<1+1=2>> #### 2\n\x04||<<1+1=2>> #### 2\n")};
   CHECK_THROWS_WITH(make_samples(files, &tokenizer, options, &dropped), ContainsSubstring(":2: the question has no token"));
 }

@@ -5,46 +5,21 @@
 
 #include "engine/data/data.h"
 #include "engine/error.h"
+#include "tests/io/row_rig.h"
 #include "tests/programs/programs.h"
 
 using namespace kava;
+using namespace kava::test;
 using Catch::Matchers::ContainsSubstring;
 using Strings = std::vector<std::string>;
 
-namespace {
-
-RowFile read(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
-  TempFolder folder;
-  overwrite(folder / "rows", text);
-  return read_rows(folder / "rows", format);
-}
-
-std::string refused_file(const std::string& path, std::optional<DataFormat> format = std::nullopt) {
-  try {
-    read_rows(path, format);
-  } catch (const Error& e) {
-    CHECK(e.code() == Exit::data);
-    CHECK(std::string(e.what()).find('\n') == std::string::npos);
-    return e.what();
-  }
-  return "accepted";
-}
-
-std::string refusal(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
-  TempFolder folder;
-  overwrite(folder / "rows", text);
-  return refused_file(folder / "rows", format);
-}
-
-}  // namespace
-
 TEST_CASE("a trace that mixes equations with other text is text") {
-  CHECK(read("q||<<3+4=7>> and <<7*2=14>>. Then 15. #### 15").rows[0].steps == Strings{"<<3+4=7>> and <<7*2=14>>.", "Then 15."});
-  CHECK(read("q||<<3+4=7>> <<7*2=14>>. #### 14").rows[0].steps == Strings{"<<3+4=7>> <<7*2=14>>."});
-  CHECK(read("q||<<3+4=7>>> #### 7").rows[0].steps == Strings{"<<3+4=7>>>"});
-  CHECK(read("q||<<3+4=7 and more #### 7").rows[0].steps == Strings{"<<3+4=7 and more"});
-  CHECK(read("q||So <<3+4=7>> <<7*2=14>> #### 14").rows[0].steps == Strings{"So <<3+4=7>> <<7*2=14>>"});
-  CHECK(read(R"({"question": "q", "cot": "<<1+1=2>> a. b\n<<2+2=4>> c", "answer": "4"})").rows[0].steps ==
+  CHECK(read_text("q||<<3+4=7>> and <<7*2=14>>. Then 15. #### 15").rows[0].steps == Strings{"<<3+4=7>> and <<7*2=14>>.", "Then 15."});
+  CHECK(read_text("q||<<3+4=7>> <<7*2=14>>. #### 14").rows[0].steps == Strings{"<<3+4=7>> <<7*2=14>>."});
+  CHECK(read_text("q||<<3+4=7>>> #### 7").rows[0].steps == Strings{"<<3+4=7>>>"});
+  CHECK(read_text("q||<<3+4=7 and more #### 7").rows[0].steps == Strings{"<<3+4=7 and more"});
+  CHECK(read_text("q||So <<3+4=7>> <<7*2=14>> #### 14").rows[0].steps == Strings{"So <<3+4=7>> <<7*2=14>>"});
+  CHECK(read_text(R"({"question": "q", "cot": "<<1+1=2>> a. b\n<<2+2=4>> c", "answer": "4"})").rows[0].steps ==
         Strings{"<<1+1=2>> a. b", "<<2+2=4>> c"});
 }
 
@@ -53,25 +28,26 @@ TEST_CASE("a chain is read under any key of its kind, as text or as a list") {
                           "solution", "explanation", "thoughts", "reasoning_steps"}) {
     CAPTURE(key);
     const std::string start = std::string(R"({"question": "q", ")") + key + "\": ";
-    const RowFile text = read(start + R"("<<1+1=2>> <<2+2=4>>", "answer": "4"})"),
-                  list = read(start + R"([" a. b ", "", "c"], "answer": "4"})");
+    const RowFile text = read_text(start + R"("<<1+1=2>> <<2+2=4>>", "answer": "4"})"),
+                  list = read_text(start + R"([" a. b ", "", "c"], "answer": "4"})");
     CHECK((text.format == DataFormat::jsonl && list.format == DataFormat::jsonl));
     CHECK(text.rows[0].steps == Strings{"<<1+1=2>>", "<<2+2=4>>"});
     CHECK(list.rows[0].steps == Strings{"a. b", "c"});
-    CHECK_THAT(refusal(start + R"({"a": 1}, "answer": "4"})"),
+    CHECK_THAT(refused_text(start + R"({"a": 1}, "answer": "4"})"),
                ContainsSubstring(std::string(key) + "\" must be a list of strings, not object"));
-    CHECK_THAT(refusal(start + R"([{"a": 1}], "answer": "4"})"), ContainsSubstring(std::string(key) + "\" must hold strings, not object"));
+    CHECK_THAT(refused_text(start + R"([{"a": 1}], "answer": "4"})"),
+               ContainsSubstring(std::string(key) + "\" must hold strings, not object"));
   }
-  CHECK(read(R"({"question": "q", "steps": null, "answer": "4"})").rows[0].steps.empty());
-  CHECK(read(R"({"question": "q", "steps": null, "cot": "a", "answer": "4"})").rows[0].steps == Strings{"a"});
+  CHECK(read_text(R"({"question": "q", "steps": null, "answer": "4"})").rows[0].steps.empty());
+  CHECK(read_text(R"({"question": "q", "steps": null, "cot": "a", "answer": "4"})").rows[0].steps == Strings{"a"});
   // What holds nothing gives way to what holds a chain, whatever the row's first form.
-  CHECK(read(R"({"question": "q", "steps": [], "cot": "a", "answer": "4"})").rows[0].steps == Strings{"a"});
-  CHECK(read(R"({"question": "q", "cot": " ", "solution": ["a"], "answer": "4"})").rows[0].steps == Strings{"a"});
+  CHECK(read_text(R"({"question": "q", "steps": [], "cot": "a", "answer": "4"})").rows[0].steps == Strings{"a"});
+  CHECK(read_text(R"({"question": "q", "cot": " ", "solution": ["a"], "answer": "4"})").rows[0].steps == Strings{"a"});
   const std::string answers = "{\"question\": \"q\", \"answer\": \"a\\n#### 4\"}\n";
-  CHECK(read(answers + R"({"question": "q", "cot": "b", "answer": "#### 4"})").rows[1].steps == Strings{"b"});
-  CHECK(read(answers + R"({"question": "q", "cot": "b", "answer": "c\n#### 4"})").rows[1].steps == Strings{"c"});
-  CHECK(read(R"({"question": "q", "cot": "a", "answer": "#### 4"})").rows[0].answer == "4");
-  const RowFile hard = read(R"({"input": "q", "target": 4, "rationale": "a. b"})");
+  CHECK(read_text(answers + R"({"question": "q", "cot": "b", "answer": "#### 4"})").rows[1].steps == Strings{"b"});
+  CHECK(read_text(answers + R"({"question": "q", "cot": "b", "answer": "c\n#### 4"})").rows[1].steps == Strings{"c"});
+  CHECK(read_text(R"({"question": "q", "cot": "a", "answer": "#### 4"})").rows[0].answer == "4");
+  const RowFile hard = read_text(R"({"input": "q", "target": 4, "rationale": "a. b"})");
   CHECK(hard.format == DataFormat::gsm_hard);
   CHECK(hard.rows[0].has_trace);
   CHECK(hard.rows[0].steps == Strings{"a.", "b"});
@@ -96,7 +72,7 @@ TEST_CASE("layout and fields are recognised apart") {
       R"j({"Body": "b", "Question": "q", "Answer": "7 (apples)"})j", R"({"Body": "b", "Question": "q", "Answer": 7, "Formula": ""})",
       R"({"row_idx": 0, "row": {"question": "q", "answer": "a\n#### 7"}, "truncated_cells": []})");
   CAPTURE(row);
-  const RowFile line = read(row + "\n" + row + "\n"), list = read("[" + row + ",\n " + row + "]\n");
+  const RowFile line = read_text(row + "\n" + row + "\n"), list = read_text("[" + row + ",\n " + row + "]\n");
   CHECK(line.format == list.format);
   REQUIRE((line.rows.size() == 2 && list.rows.size() == 2));
   for (const RowFile* f : {&line, &list})
@@ -106,22 +82,23 @@ TEST_CASE("layout and fields are recognised apart") {
       CHECK(r.answer == "7");
       CHECK((r.steps.empty() || r.steps == Strings{"a"}));
     }
-  CHECK(read("[" + row + "]", line.format).rows.size() == 1);
+  CHECK(read_text("[" + row + "]", line.format).rows.size() == 1);
 }
 
 TEST_CASE("rows lie in a list inside one object, or one row is all of a file") {
   const std::string row = R"({"question": "q, ] }", "answer": "a\n#### 7"})", broken = R"({"question": "q"})";
-  const auto size = [](const std::string& text) { return read(text).rows.size(); };
+  const auto size = [](const std::string& text) { return read_text(text).rows.size(); };
   CHECK(size("{\"data\": [" + row + ", " + row + "]}") == 2);
   CHECK(size("\xEF\xBB\xBF\r\n{\r\n \"version\": [1, {}], \"data\": [\r\n" + row + ",\r\n" + row + "\r\n]\r\n}\r\n") == 2);
   CHECK(size(R"({"features": [{"name": "question"}], "rows": [{"row_idx": 0, "row": )" + row + R"(, "truncated_cells": []}]})") == 1);
-  CHECK(read("\n{\n\"question\": \"q\",\n\"answer\": 7\n}\n").rows[0].line == 2);
+  CHECK(read_text("\n{\n\"question\": \"q\",\n\"answer\": 7\n}\n").rows[0].line == 2);
   CHECK(size(R"({"question": "q", "answer": 7, "facts": [{"text": "t"}]})") == 1);
-  CHECK_THAT(refusal("{\n\"data\": [\n" + row + ",\n" + broken + "]}"), ContainsSubstring("rows:4: the row has no \"answer\""));
-  CHECK_THAT(refusal("{\"data\": [" + row + "}"), ContainsSubstring("rows:1: not valid JSON"));
-  CHECK_THAT(refusal("{\"train\": [" + row + "], \"test\": [" + row + "]}"), ContainsSubstring("several lists of rows, under \"train\""));
-  CHECK_THAT(refusal("{\"data\": []}"), ContainsSubstring("its keys are data"));
-  CHECK_THAT(refusal(R"({"rows": [{"row_idx": 0, "row": {"question": "q", "answer": "7"}, "truncated_cells": ["answer"]}]})"),
+  CHECK_THAT(refused_text("{\n\"data\": [\n" + row + ",\n" + broken + "]}"), ContainsSubstring("rows:4: the row has no \"answer\""));
+  CHECK_THAT(refused_text("{\"data\": [" + row + "}"), ContainsSubstring("rows:1: not valid JSON"));
+  CHECK_THAT(refused_text("{\"train\": [" + row + "], \"test\": [" + row + "]}"),
+             ContainsSubstring("several lists of rows, under \"train\""));
+  CHECK_THAT(refused_text("{\"data\": []}"), ContainsSubstring("its keys are data"));
+  CHECK_THAT(refused_text(R"({"rows": [{"row_idx": 0, "row": {"question": "q", "answer": "7"}, "truncated_cells": ["answer"]}]})"),
              ContainsSubstring("has cut cells of this row off"));
   TempFolder folder;
   overwrite(folder / "rows.csv", "question,answer\nq,7\n");
@@ -130,7 +107,7 @@ TEST_CASE("rows lie in a list inside one object, or one row is all of a file") {
 }
 
 TEST_CASE("numbers in strings are read as numbers where a form has numbers") {
-  auto answer = [](const std::string& text) { return read("{\"question\": \"q\", \"final_ans\": \"" + text + "\"}").rows[0].answer; };
+  auto answer = [](const std::string& text) { return read_text("{\"question\": \"q\", \"final_ans\": \"" + text + "\"}").rows[0].answer; };
   CHECK(answer("145.0") == "145");
   CHECK(answer(" -7.50 ") == "-7.5");
   CHECK(answer("+12") == "12");
@@ -148,52 +125,53 @@ TEST_CASE("numbers in strings are read as numbers where a form has numbers") {
   // More than a number and its unit is kept whole.
   CHECK(answer("5 (red); 3 (blue)") == "5 (red); 3 (blue)");
   CHECK(answer("5 (red) (blue)") == "5 (red) (blue)");
-  CHECK(read(R"j({"body": "b.", "question": "q?", "answer": "20 (a); 10 (b)"})j").rows[0].answer == "20 (a); 10 (b)");
+  CHECK(read_text(R"j({"body": "b.", "question": "q?", "answer": "20 (a); 10 (b)"})j").rows[0].answer == "20 (a); 10 (b)");
   CHECK(answer("1e999") == "1e999");
   CHECK(answer("yes") == "yes");
-  CHECK_THAT(refusal(R"({"question": "q", "final_ans": [1, 2]})"), ContainsSubstring("a number or text"));
-  CHECK_THAT(refusal("{\"question\": \"q\", \"answer\": 7}\n{\"question\": \"q\", \"answer\": \"a\\n#### 7\"}"),
+  CHECK_THAT(refused_text(R"({"question": "q", "final_ans": [1, 2]})"), ContainsSubstring("a number or text"));
+  CHECK_THAT(refused_text("{\"question\": \"q\", \"answer\": 7}\n{\"question\": \"q\", \"answer\": \"a\\n#### 7\"}"),
              ContainsSubstring("rows:2: \"answer\" holds a chain"));
 }
 
 TEST_CASE("a question's places for numbers are filled in") {
-  const auto question = [](const std::string& members) { return read("{" + members + R"(, "Answer": 7.0})").rows[0].question; };
+  const auto question = [](const std::string& members) { return read_text("{" + members + R"(, "Answer": 7.0})").rows[0].question; };
   CHECK(question(R"("Question": "N_00 pens, N_01 away .", "Numbers": "9.0 2.5")") == "9 pens, 2.5 away .");
   CHECK(question(R"("Question": "number1 and number0", "Numbers": [9, "1,000"])") == "1000 and 9");
   CHECK(question(R"("Body": "N_00 pens .", "Question": "N_00 pens . N_01 ?", "Numbers": "9,2")") == "9 pens . 2 ?");
   CHECK(question(R"("Question": "Is number0 N_1 or XN_00 ?", "Equation": "")") == "Is number0 N_1 or XN_00 ?");
-  CHECK_THAT(refusal(R"({"Question": "N_00 ?", "Answer": 7})"), ContainsSubstring("places for numbers"));
-  CHECK_THAT(refusal(R"({"Question": "N_02 ?", "Numbers": "9 2", "Answer": 7})"),
+  CHECK_THAT(refused_text(R"({"Question": "N_00 ?", "Answer": 7})"), ContainsSubstring("places for numbers"));
+  CHECK_THAT(refused_text(R"({"Question": "N_02 ?", "Numbers": "9 2", "Answer": 7})"),
              ContainsSubstring("has 2 numbers, and the question asks for N_02"));
-  CHECK_THAT(refusal(R"({"Question": "N_00 ?", "Numbers": "nine", "Answer": 7})"), ContainsSubstring("holds what is no number"));
+  CHECK_THAT(refused_text(R"({"Question": "N_00 ?", "Numbers": "nine", "Answer": 7})"), ContainsSubstring("holds what is no number"));
 }
 
 TEST_CASE("a refusal names the keys that the rows have") {
-  CHECK_THAT(refusal(R"({"question": "q", "options": ["A)1", "B)2"], "rationale": "r", "correct": "B"})"),
+  CHECK_THAT(refused_text(R"({"question": "q", "options": ["A)1", "B)2"], "rationale": "r", "correct": "B"})"),
              ContainsSubstring("one of several options") && ContainsSubstring("the right option's text under \"answer\""));
-  CHECK_THAT(refusal(R"({"messages": [{"role": "user", "content": "q"}]})"), ContainsSubstring("a conversation under \"messages\""));
-  CHECK_THAT(refusal(R"({"query": "q", "response": "a"})"), ContainsSubstring("the last line of \"response\" must be #### ANSWER"));
-  CHECK_THAT(refusal(R"({"text": "q", "label": "7"})"), ContainsSubstring("keys are label, text"));
-  CHECK_THAT(refusal(R"({"question": ["q"], "answer": ["7"]})"), ContainsSubstring("the row holds whole columns"));
-  CHECK_THAT(refusal(R"({"question": {"0": "q"}, "answer": {"0": "7"}})"), ContainsSubstring("not object; write one text"));
-  CHECK_THAT(refusal(R"({"problem": "q", "level": "1", "solution": "a"})"),
+  CHECK_THAT(refused_text(R"({"messages": [{"role": "user", "content": "q"}]})"), ContainsSubstring("a conversation under \"messages\""));
+  CHECK_THAT(refused_text(R"({"query": "q", "response": "a"})"), ContainsSubstring("the last line of \"response\" must be #### ANSWER"));
+  CHECK_THAT(refused_text(R"({"text": "q", "label": "7"})"), ContainsSubstring("keys are label, text"));
+  CHECK_THAT(refused_text(R"({"question": ["q"], "answer": ["7"]})"), ContainsSubstring("the row holds whole columns"));
+  CHECK_THAT(refused_text(R"({"question": {"0": "q"}, "answer": {"0": "7"}})"), ContainsSubstring("not object; write one text"));
+  CHECK_THAT(refused_text(R"({"problem": "q", "level": "1", "solution": "a"})"),
              ContainsSubstring("no \"answer\"; its keys are level, problem, solution"));
-  CHECK_THAT(refusal(R"({"question": "q", "choices": ["a"], "answer": "B"})"), ContainsSubstring("keys are answer, choices, question"));
+  CHECK_THAT(refused_text(R"({"question": "q", "choices": ["a"], "answer": "B"})"),
+             ContainsSubstring("keys are answer, choices, question"));
   const std::string one = R"({"data": [{"question": "q"}]})";
-  CHECK_THAT(refusal(one + "\n" + one), ContainsSubstring("the rows lie in a list under \"data\""));
-  CHECK_THAT(refusal("{\n  \"question\": \"q\"\n}\n{}"), ContainsSubstring("rows:1: a JSON object over several lines"));
-  CHECK_THAT(refusal("PAR1\x15\x04"), ContainsSubstring("tools/parquet_to_jsonl.py"));
-  CHECK_THAT(refusal("\x1f\x8b\x08"), ContainsSubstring("gunzip"));
+  CHECK_THAT(refused_text(one + "\n" + one), ContainsSubstring("the rows lie in a list under \"data\""));
+  CHECK_THAT(refused_text("{\n  \"question\": \"q\"\n}\n{}"), ContainsSubstring("rows:1: a JSON object over several lines"));
+  CHECK_THAT(refused_text("PAR1\x15\x04"), ContainsSubstring("tools/parquet_to_jsonl.py"));
+  CHECK_THAT(refused_text("\x1f\x8b\x08"), ContainsSubstring("gunzip"));
   for (const char* xml : {"<?xml version=\"1.0\"?>\n<a/>\n", "<Machine-Reading-Corpus-File>\n<ProblemSet>\n", "<!-- c -->\n<a>q||r</a>\n"})
-    CHECK_THAT(refusal(xml), ContainsSubstring("is XML; turn it into JSON lines"));
-  for (const char* page : {"<html>\n", "<!doctype html>\n"}) CHECK_THAT(refusal(page), ContainsSubstring("is a web page"));
-  CHECK_THAT(refusal("< 3 apples\n"), ContainsSubstring("no || after the question"));
-  CHECK(read("<b>q</b>||a #### 7\n").rows[0].question == "<b>q</b>");
+    CHECK_THAT(refused_text(xml), ContainsSubstring("is XML; turn it into JSON lines"));
+  for (const char* page : {"<html>\n", "<!doctype html>\n"}) CHECK_THAT(refused_text(page), ContainsSubstring("is a web page"));
+  CHECK_THAT(refused_text("< 3 apples\n"), ContainsSubstring("no || after the question"));
+  CHECK(read_text("<b>q</b>||a #### 7\n").rows[0].question == "<b>q</b>");
   const std::string number = R"({"Body": "b", "Question": "q", "Answer": 7})", text = R"({"Body": "b", "Question": "q", "Answer": "two"})";
-  CHECK_THAT(refusal(number + "\n" + text),
+  CHECK_THAT(refused_text(number + "\n" + text),
              ContainsSubstring("rows:2: \"Answer\" must be a number, not \"two\"") && ContainsSubstring("name the form qa"));
-  CHECK(read(number + "\n" + text, DataFormat::qa).rows[1].answer == "two");
-  CHECK_THAT(refusal("version https://git-lfs.github.com/spec/v1\n"), ContainsSubstring("Git LFS"));
+  CHECK(read_text(number + "\n" + text, DataFormat::qa).rows[1].answer == "two");
+  CHECK_THAT(refused_text("version https://git-lfs.github.com/spec/v1\n"), ContainsSubstring("Git LFS"));
 }
 
 TEST_CASE("training data without a trace token is refused where a loss needs one") {

@@ -22,7 +22,7 @@ std::string entry(const std::string& name, const std::string& dtype, const std::
 }
 
 // "" where the file opens, else the message; any other exception fails the test.
-std::string refusal(const std::string& path) {
+std::string open_refusal(const std::string& path) {
   try {
     SafetensorsFile::open(path);
   } catch (const Error& e) {
@@ -35,7 +35,7 @@ std::string refusal(const std::string& path) {
 
 std::string refusal_of(const TempFolder& folder, const std::string& bytes) {
   overwrite(folder / "x.safetensors", bytes);
-  return refusal(folder / "x.safetensors");
+  return open_refusal(folder / "x.safetensors");
 }
 
 template <class T>

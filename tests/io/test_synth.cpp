@@ -48,7 +48,7 @@ int answer_from_text(const std::string& question) {
 
 Ended kava_data(const std::string& arguments, const TempFolder& folder) { return run_command("kava_data " + arguments, folder.path()); }
 
-std::set<std::string> names_in(const fs::path& folder) {
+std::set<std::string> files_below(const fs::path& folder) {
   std::set<std::string> out;
   for (const auto& entry : fs::recursive_directory_iterator(folder))
     if (entry.is_regular_file()) out.insert(fs::relative(entry.path(), folder).string());
@@ -210,7 +210,7 @@ TEST_CASE("kava_data synth writes its files once and replaces none") {
   CHECK((first.code == 0 && first.err.empty()));
   const std::set<std::string> all = {"base.txt",  "model/config.json", "model/tokenizer.json", "model/tokenizer_config.json", "test.txt",
                                      "train.txt", "valid.txt"};
-  CHECK(names_in(folder.path() / "a/b") == all);
+  CHECK(files_below(folder.path() / "a/b") == all);
   const std::string train = read_file(folder / "a/b/train.txt", 1 << 20);
   CHECK(train == synthesize({.rows = 50, .steps = 3, .seed = 3}).at("train.txt"));
 
@@ -224,7 +224,7 @@ TEST_CASE("kava_data synth writes its files once and replaces none") {
   overwrite(folder / "c/train.txt", "mine\n");
   overwrite(folder / "c/notes.txt", "mine\n");
   CHECK(kava_data("synth --out c --rows 50", folder).code == 2);
-  CHECK(names_in(folder.path() / "c") == std::set<std::string>{"notes.txt", "train.txt"});
+  CHECK(files_below(folder.path() / "c") == std::set<std::string>{"notes.txt", "train.txt"});
 
   overwrite(folder / "file", "x");
   CHECK(kava_data("synth --out file --rows 50", folder).code == 3);
@@ -290,7 +290,7 @@ TEST_CASE("kava_data refuses wrong options") {
     CHECK(std::count(run.err.begin(), run.err.end(), '\n') == 1);
     CHECK(run.out.empty());
   }
-  CHECK(names_in(folder.path()).empty());
+  CHECK(files_below(folder.path()).empty());
   for (const char* arguments : {"--help", "synth --help", "check --help", "stats --help", "convert --help"}) {
     const Ended help = kava_data(arguments, folder);
     CHECK(help.code == 0);

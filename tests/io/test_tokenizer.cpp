@@ -19,7 +19,7 @@ namespace {
 
 const char* const kModels[] = {"llama-3.2-1b-instruct", "qwen2.5-0.5b-instruct", "smollm2-135m-instruct"};
 
-Json golden() { return read_json(source_dir() + "/tests/golden/tokenizer_golden.json"); }
+Json tokenizer_golden() { return read_json(source_dir() + "/tests/golden/tokenizer_golden.json"); }
 
 // A text cut by a split pattern, each piece decoded: pieces do not merge with each other.
 std::vector<std::string> pieces(const std::string& pattern, const std::string& text) {
@@ -34,7 +34,7 @@ std::vector<std::string> pieces(const std::string& pattern, const std::string& t
 }  // namespace
 
 TEST_CASE("nasty texts give the ids and the decoded text of the tokenizers library") {
-  const Json all = golden();
+  const Json all = tokenizer_golden();
   const std::vector<std::string> texts = all["texts"];
   for (const char* name : kModels) {
     const std::string folder = shared_data(std::string("data/tokenizers/") + name);
@@ -55,7 +55,7 @@ TEST_CASE("nasty texts give the ids and the decoded text of the tokenizers libra
 }
 
 TEST_CASE("every line of the real data sets gives the ids of the tokenizers library") {
-  const Json all = golden();
+  const Json all = tokenizer_golden();
   for (const char* name : kModels) {
     const std::string folder = shared_data(std::string("data/tokenizers/") + name);
     if (folder.empty()) SKIP("no shared data: tokenizers/" << name);

@@ -65,7 +65,7 @@ std::vector<std::vector<double>> all_values(const StepRig& rig) {
 }
 
 // The error of loading the folder into a fresh model; "" where there is none.
-std::string refusal(const Sets& sets, const std::string& folder) {
+std::string load_refusal(const Sets& sets, const std::string& folder) {
   StepRig rig(sets, 1, 0);
   try {
     load_adapter(*rig.model, folder);
@@ -222,13 +222,13 @@ TEST_CASE("a tensor that is missing, extra, misshapen or not finite is refused b
   TempFolder folder;
   StepRig rig(c.sets);
   save_adapter(*rig.model, folder.path().string());
-  REQUIRE(refusal(c.sets, folder.path().string()).empty());
+  REQUIRE(load_refusal(c.sets, folder.path().string()).empty());
   const OpenFile good(folder / c.file);
   const std::size_t at = good.at(c.tensor);
   REQUIRE(at < good.names.size());
   auto refused = [&](OpenFile bad) {
     bad.write();
-    return refusal(c.sets, folder.path().string());
+    return load_refusal(c.sets, folder.path().string());
   };
   OpenFile bad = good;
   bad.names[at] = "another." + bad.names[at];
@@ -250,7 +250,7 @@ TEST_CASE("a tensor that is missing, extra, misshapen or not finite is refused b
   }
   CHECK(refused(good).empty());
   fs::remove(folder / c.file);
-  CHECK_THAT(refusal(c.sets, folder.path().string()), ContainsSubstring(c.file));
+  CHECK_THAT(load_refusal(c.sets, folder.path().string()), ContainsSubstring(c.file));
 }
 
 TEST_CASE("an adapter of other trainables is refused") {
@@ -261,16 +261,16 @@ TEST_CASE("an adapter of other trainables is refused") {
   };
   const std::string kava = saved({}, "kava"), plain = saved({"method=full_cot"}, "plain"), all = saved({"train.trainable=all"}, "all");
   const std::string mapped = saved({"kv.projection=true"}, "mapped"), bare = saved({"latent.projection=false"}, "bare");
-  CHECK_THAT(refusal({"method=full_cot"}, kava), ContainsSubstring("kava.safetensors"));
-  CHECK_THAT(refusal({}, plain), ContainsSubstring("kava.safetensors"));
-  CHECK_THAT(refusal({}, all), ContainsSubstring("adapter_config.json"));
-  CHECK_THAT(refusal({"train.trainable=all"}, kava), ContainsSubstring("config.json"));
-  CHECK_THAT(refusal({}, mapped), ContainsSubstring("kv_projection.0.k.weight"));
-  CHECK_THAT(refusal({"kv.projection=true"}, kava), ContainsSubstring("kv_projection.0.k.weight"));
-  CHECK_THAT(refusal({}, bare), ContainsSubstring("latent_projection."));
-  CHECK_THAT(refusal({"latent.projection=false"}, kava), ContainsSubstring("latent_projection."));
-  CHECK_THAT(refusal({"model.path=../models/llama_scaled", "train.trainable=all"}, all), ContainsSubstring("model.safetensors"));
-  CHECK(refusal({"method=pccot"}, kava).empty());
+  CHECK_THAT(load_refusal({"method=full_cot"}, kava), ContainsSubstring("kava.safetensors"));
+  CHECK_THAT(load_refusal({}, plain), ContainsSubstring("kava.safetensors"));
+  CHECK_THAT(load_refusal({}, all), ContainsSubstring("adapter_config.json"));
+  CHECK_THAT(load_refusal({"train.trainable=all"}, kava), ContainsSubstring("config.json"));
+  CHECK_THAT(load_refusal({}, mapped), ContainsSubstring("kv_projection.0.k.weight"));
+  CHECK_THAT(load_refusal({"kv.projection=true"}, kava), ContainsSubstring("kv_projection.0.k.weight"));
+  CHECK_THAT(load_refusal({}, bare), ContainsSubstring("latent_projection."));
+  CHECK_THAT(load_refusal({"latent.projection=false"}, kava), ContainsSubstring("latent_projection."));
+  CHECK_THAT(load_refusal({"model.path=../models/llama_scaled", "train.trainable=all"}, all), ContainsSubstring("model.safetensors"));
+  CHECK(load_refusal({"method=pccot"}, kava).empty());
 }
 
 TEST_CASE("a folder of all weights says the type of its weights and has every tokenizer file of the base") {
@@ -306,7 +306,7 @@ TEST_CASE("a folder of all weights whose config.json describes another function 
     Json other = good;
     other[Json::json_pointer(pointer)] = std::move(value);
     overwrite(path, other.dump());
-    return refusal(sets, folder.path().string());
+    return load_refusal(sets, folder.path().string());
   };
   CHECK(refused("/max_position_embeddings", 1024).empty());
   const std::pair<const char*, Json> wrong[] = {{"/rope_parameters/rope_theta", 200.0},
@@ -332,7 +332,7 @@ TEST_CASE("an adapter_config.json that contradicts the configuration is refused 
     Json bad = good;
     bad[key] = std::move(value);
     overwrite(path, bad.dump());
-    return refusal({}, folder.path().string());
+    return load_refusal({}, folder.path().string());
   };
   const std::pair<const char*, Json> wrong[] = {{"r", 4},
                                                 {"r", "2"},
@@ -399,11 +399,11 @@ TEST_CASE("an adapter_config.json that contradicts the configuration is refused 
     Json bad = good;
     bad.erase(key);
     overwrite(path, bad.dump());
-    CHECK_THAT(refusal({}, folder.path().string()), ContainsSubstring(key));
+    CHECK_THAT(load_refusal({}, folder.path().string()), ContainsSubstring(key));
   }
   for (const char* text : {"", "{", "[]", "null", "{\"r\": 2, \"r\": 2}"}) {
     INFO(text);
     overwrite(path, text);
-    CHECK_THAT(refusal({}, folder.path().string()), ContainsSubstring("adapter_config.json"));
+    CHECK_THAT(load_refusal({}, folder.path().string()), ContainsSubstring("adapter_config.json"));
   }
 }

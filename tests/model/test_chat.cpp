@@ -14,12 +14,12 @@ using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
-Json golden() { return read_json(source_dir() + "/tests/golden/chat_golden.json"); }
+Json chat_golden() { return read_json(source_dir() + "/tests/golden/chat_golden.json"); }
 
 }  // namespace
 
 TEST_CASE("a chat is written as the model's template writes it") {
-  const Json all = golden();
+  const Json all = chat_golden();
   REQUIRE(all.at("cases").size() == 5);
   for (const Json& c : all.at("cases")) {
     CAPTURE(c.at("name").get<std::string>());
@@ -35,7 +35,7 @@ TEST_CASE("a chat is written as the model's template writes it") {
 TEST_CASE("a chat has the ids that the library gives it") {
   const std::string shared = shared_data("data/tokenizers");
   if (shared.empty()) SKIP("no shared data: tokenizers");
-  const Json all = golden();
+  const Json all = chat_golden();
   int compared = 0;
   for (const Json& c : all.at("cases")) {
     if (!c.contains("ids")) continue;

@@ -42,13 +42,6 @@ double square_of_first_moments(const TinyRun& run) {
   return sum;
 }
 
-std::vector<Json> lines_of(const fs::path& file) {
-  std::vector<Json> lines;
-  std::ifstream in(file);
-  for (std::string line; std::getline(in, line);) lines.push_back(Json::parse(line));
-  return lines;
-}
-
 }  // namespace
 
 TEST_CASE("a run goes through coconut's stages and says so") {

@@ -14,7 +14,7 @@ using namespace kava;
 
 namespace {
 
-const fs::path kGolden = fs::path(source_dir()) / "tests/golden";
+const fs::path kGoldenFolder = fs::path(source_dir()) / "tests/golden";
 
 double sign(uint64_t n) {
   uint64_t x = (n + 1) * 0x9E3779B97F4A7C15u;
@@ -45,7 +45,7 @@ std::vector<double> dots(const std::vector<double>& x) {
   return out;
 }
 
-double relative_error(const std::vector<double>& found, const std::vector<double>& stored) {
+double error_to_stored(const std::vector<double>& found, const std::vector<double>& stored) {
   double difference = 0, norm = 0, own = 0;
   for (std::size_t i = 0; i < stored.size(); ++i) {
     difference += (found[i] - stored[i]) * (found[i] - stored[i]);
@@ -76,7 +76,7 @@ void compare(const std::string& name, const SafetensorsFile& golden, const Safet
     }
     double limit = 1e-9;
     if (f32_errors) limit = 10 * f32_errors->at(t.name).get<double>() + 1e-6;
-    CHECK(relative_error(x, y) <= limit);
+    CHECK(error_to_stored(x, y) <= limit);
   }
   for (const TensorInfo& t : step.tensors()) {
     INFO(name << ": " << t.name << " is written but not expected");
@@ -87,7 +87,7 @@ void compare(const std::string& name, const SafetensorsFile& golden, const Safet
 /// The files of tests/golden/cases, without their ending.
 std::vector<fs::path> cases() {
   std::vector<fs::path> all;
-  for (const auto& entry : fs::directory_iterator(kGolden / "cases"))
+  for (const auto& entry : fs::directory_iterator(kGoldenFolder / "cases"))
     if (entry.path().extension() == ".toml") all.push_back(entry.path().parent_path() / entry.path().stem());
   REQUIRE(all.size() >= 66);
   return all;
@@ -102,7 +102,7 @@ SafetensorsFile run_step(const fs::path& name, const std::string& dtype, const s
 }
 
 void run_cases(const std::string& dtype, const std::string& device = "cpu") {
-  const Json errors = read_json((kGolden / "f32_errors.json").string());
+  const Json errors = read_json((kGoldenFolder / "f32_errors.json").string());
   const TempFolder temporary;
   for (const fs::path& file : cases()) {
     const std::string name = file.stem().string();
@@ -119,7 +119,7 @@ double gradient_error(const SafetensorsFile& step, const SafetensorsFile& exact)
     const std::vector<double> x = values(step, *step.find(t.name)), y = values(exact, t);
     found.insert(found.end(), x.begin(), x.end()), expected.insert(expected.end(), y.begin(), y.end());
   }
-  return relative_error(found, expected);
+  return error_to_stored(found, expected);
 }
 
 }  // namespace
@@ -127,7 +127,7 @@ double gradient_error(const SafetensorsFile& step, const SafetensorsFile& exact)
 TEST_CASE("what a step keeps or computes again changes none of its bytes") {
   const TempFolder temporary;
   int cases = 0;
-  for (const auto& entry : fs::directory_iterator(kGolden / "cases")) {
+  for (const auto& entry : fs::directory_iterator(kGoldenFolder / "cases")) {
     if (entry.path().extension() != ".toml") continue;
     const std::string name = entry.path().stem().string();
     for (const char* dtype : {"f64", "bf16"}) {

@@ -26,13 +26,6 @@ std::vector<double> values_after(TinyRun& run, int64_t steps) {
   return all;
 }
 
-std::vector<Json> lines_of(const fs::path& file) {
-  std::vector<Json> lines;
-  std::ifstream in(file);
-  for (std::string line; std::getline(in, line);) lines.push_back(Json::parse(line));
-  return lines;
-}
-
 }  // namespace
 
 TEST_CASE("the learning rate warms up from zero and then follows its schedule") {

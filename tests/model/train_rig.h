@@ -3,6 +3,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <string>
 
+#include "engine/files/json.h"
 #include "models/adapter.h"
 #include "models/text.h"
 #include "models/trainer.h"
@@ -38,5 +39,12 @@ struct TinyRun {
     if (!config.model.adapter.empty()) load_adapter(*model, config.model.adapter);
   }
 };
+
+inline std::vector<Json> lines_of(const std::filesystem::path& file) {
+  std::vector<Json> lines;
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) lines.push_back(Json::parse(line));
+  return lines;
+}
 
 }  // namespace kava

@@ -19,8 +19,8 @@ struct TwoRanks {
   std::string errs[2], out;
 };
 
-struct Project {
-  Project() {
+struct DeviceProject {
+  DeviceProject() {
     if (!fs::exists(bin_dir() + "/libkava_cuda.so") || !fs::exists(bin_dir() + "/libkava_nccl.so"))
       SKIP("this build has no emulated cuda backend");
     overwrite(config, tiny_toml());
@@ -62,7 +62,7 @@ int calls_of(const std::string& err) {
 }  // namespace
 
 TEST_CASE("two cuda ranks train by NCCL's sums, twice to the same bytes, from the losses of one") {
-  const Project p;
+  const DeviceProject p;
   const TwoRanks run = p.run("two");
   INFO(run.errs[0] << run.errs[1]);
   REQUIRE((run.codes[0] == 0 && run.codes[1] == 0));
@@ -81,7 +81,7 @@ TEST_CASE("two cuda ranks train by NCCL's sums, twice to the same bytes, from th
 }
 
 TEST_CASE("a call of NCCL that fails or never ends stops every cuda rank with 6, and the run goes on to the same bytes") {
-  const Project p;
+  const DeviceProject p;
   const TwoRanks whole = p.run("whole", "count");
   REQUIRE((whole.codes[0] == 0 && whole.codes[1] == 0));
   const int calls = calls_of(whole.errs[1]);

@@ -31,8 +31,8 @@ Ended mpirun(const std::vector<std::pair<int, std::string>>& starts, const std::
 // `kava_train ARGUMENTS` on n ranks.
 Ended on_ranks(int n, const std::string& arguments, const std::string& environment = "") { return mpirun({{n, arguments}}, environment); }
 
-struct Project {
-  Project() { overwrite(config, tiny_toml()); }
+struct RankProject {
+  RankProject() { overwrite(config, tiny_toml()); }
   std::string arguments(const std::string& out) const {
     return fmt::format(
         "'{}' --set train.batch=4 --set train.micro_batch=1 --set train.max_steps=7 --set train.checkpoint_every=2 --set "
@@ -53,7 +53,7 @@ int errors_in(const std::string& text) {
 
 TEST_CASE("any number of MPI's ranks leaves the run folder of one, also when they die and others go on") {
   require_mpirun();
-  const Project p;
+  const RankProject p;
   const Ended one = run_command("kava_train " + p.arguments("one") + " --device cpu --threads 1");
   REQUIRE(one.code == 0);
   for (int n : {2, 3, 4}) {
@@ -78,7 +78,7 @@ TEST_CASE("any number of MPI's ranks leaves the run folder of one, also when the
 
 TEST_CASE("a profile of ranks tells how long gradients were on their way while the backward went on") {
   require_mpirun();
-  const Project p;
+  const RankProject p;
   const Ended run = on_ranks(2, p.arguments("run") + " --profile --set train.max_steps=200");
   INFO(run.out << run.err);
   REQUIRE(run.code == 0);
@@ -93,7 +93,7 @@ TEST_CASE("a profile of ranks tells how long gradients were on their way while t
 
 TEST_CASE("a stop signal that comes while a rank waits for the others stops all of them before the first step") {
   require_mpirun();
-  const Project p;
+  const RankProject p;
   const std::string late = p.folder / "late.sh", first = p.folder / "first";
   overwrite(late,
             fmt::format("#!/bin/sh\nif [ \"$OMPI_COMM_WORLD_RANK\" = 0 ]; then echo $$ >'{0}'; else sleep 1; kill -USR1 $(cat '{0}'); fi\n"
@@ -108,7 +108,7 @@ TEST_CASE("a stop signal that comes while a rank waits for the others stops all 
 
 TEST_CASE("ranks that are refused end together, with one line") {
   require_mpirun();
-  const Project p;
+  const RankProject p;
   auto check = [](const Ended& run, int code, const std::string& about) {
     INFO(run.err);
     CHECK(run.code == code);
@@ -126,7 +126,7 @@ TEST_CASE("ranks that are refused end together, with one line") {
 
 TEST_CASE("ranks that differ name the one and both values") {
   require_mpirun();
-  const Project p;
+  const RankProject p;
   auto check = [](const Ended& run, int code, const std::string& about) {
     INFO(run.err);
     CHECK(run.code == code);
@@ -193,7 +193,7 @@ TEST_CASE("any number of ranks answers a file of questions to the bytes of one")
 
 TEST_CASE("ranks of the emulated cuda backend train over TCP to the bytes of one") {
   if (!fs::exists(bin_dir() + "/libkava_cuda.so")) SKIP("this build has no cuda backend");
-  const Project p;
+  const RankProject p;
   const std::string more = " --set train.max_steps=2 --set data.valid= --device cuda --threads 1";
   const Ended one = run_command("kava_train " + p.arguments("one") + more);
   INFO(one.err);
@@ -208,7 +208,7 @@ TEST_CASE("ranks of the emulated cuda backend train over TCP to the bytes of one
 }
 
 TEST_CASE("several ranks on the CPU without MPI are refused") {
-  const Project p;
+  const RankProject p;
   const std::string arguments = p.arguments("x") + " --device cpu --rank 0 --world-size 2 --rendezvous 127.0.0.1:29999";
   const Ended run = run_command("kava_train " + arguments);
   check_refusal(run, 2, "2 ranks on the CPU need MPI");

@@ -1,0 +1,38 @@
+// Files of rows made of a text, read and refused.
+#pragma once
+
+#include <catch2/catch_test_macros.hpp>
+#include <optional>
+#include <string>
+
+#include "engine/data/data.h"
+#include "engine/error.h"
+#include "tests/folders.h"
+
+namespace kava::test {
+
+inline RowFile read_text(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
+  TempFolder folder;
+  overwrite(folder / "rows", text);
+  return read_rows(folder / "rows", format);
+}
+
+// The refusal of a file; its exit code must be 4.
+inline std::string refused_file(const std::string& path, std::optional<DataFormat> format = std::nullopt) {
+  try {
+    read_rows(path, format);
+  } catch (const Error& e) {
+    CHECK(e.code() == Exit::data);
+    CHECK(std::string(e.what()).find('\n') == std::string::npos);
+    return e.what();
+  }
+  return "accepted";
+}
+
+inline std::string refused_text(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
+  TempFolder folder;
+  overwrite(folder / "rows", text);
+  return refused_file(folder / "rows", format);
+}
+
+}  // namespace kava::test
