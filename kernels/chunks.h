@@ -1,6 +1,7 @@
-// Rows read and written in chunks of eight columns, for kernels that are bound by memory: 16 bytes of bf16, twice 16 bytes of f32.
-// kAligned: base and stride are multiples of 16 bytes and the columns whole chunks, so that a chunk is one access (two in f32); else a
-// chunk is read and written element by element and ends with the row. What lies beyond the row is read as zero.
+// Rows read and written in chunks of eight columns, for kernels that are bound by memory: 16 bytes of bf16, twice 16 bytes of f32. Where
+// lanes of f32 lie side by side, chunks of four: 8 bytes of bf16, 16 of f32, so that a request leaves no gaps.
+// kAligned: base and stride are multiples of 16 bytes and the columns whole chunks, so that a chunk is one access (eight in f32: two); else
+// a chunk is read and written element by element and ends with the row. What lies beyond the row is read as zero.
 #pragma once
 #include <stdexcept>
 
@@ -9,53 +10,55 @@
 
 namespace kava {
 
-constexpr int kChunk = 8;
+constexpr int kChunk = 8, kHalfChunk = 4;
 
-/// Eight columns in f32.
-struct Columns {
-  float at[kChunk];
+/// Columns of a chunk in f32.
+template <int kCount>
+struct ColumnsOf {
+  float at[kCount];
 };
+using Columns = ColumnsOf<kChunk>;
 
-template <class T, bool kAligned>
-__device__ __forceinline__ Columns load_columns(const T* row, int first, int cols) {
-  Columns x;
+template <class T, bool kAligned, int kCount = kChunk>
+__device__ __forceinline__ ColumnsOf<kCount> load_columns(const T* row, int first, int cols) {
+  ColumnsOf<kCount> x;
   if constexpr (!kAligned) {
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) x.at[i] = first + i < cols ? to_float(row[first + i]) : 0.f;
+    for (int i = 0; i < kCount; ++i) x.at[i] = first + i < cols ? to_float(row[first + i]) : 0.f;
   } else if constexpr (sizeof(T) == 2) {
-    const Bytes16 bytes = load_16(row + first);
+    const auto bytes = [&] {
+      if constexpr (kCount == kChunk) return load_16(row + first);
+      else return load_8(row + first);
+    }();
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) x.at[i] = to_float(bf16{static_cast<uint16_t>(bytes.word[i / 2] >> (i % 2 * 16))});
+    for (int i = 0; i < kCount; ++i) x.at[i] = to_float(bf16{static_cast<uint16_t>(bytes.word[i / 2] >> (i % 2 * 16))});
   } else {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const Bytes16 bytes = load_16(row + first + 4 * half);
+    for (int quad = 0; quad < kCount; quad += 4) {
+      const Bytes16 bytes = load_16(row + first + quad);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) x.at[4 * half + i] = __uint_as_float(bytes.word[i]);
+      for (int i = 0; i < 4; ++i) x.at[quad + i] = __uint_as_float(bytes.word[i]);
     }
   }
   return x;
 }
 
-template <class T, bool kAligned>
-__device__ __forceinline__ void store_columns(T* row, int first, int cols, const Columns& x) {
+template <class T, bool kAligned, int kCount>
+__device__ __forceinline__ void store_columns(T* row, int first, int cols, const ColumnsOf<kCount>& x) {
   if constexpr (!kAligned) {
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i)
+    for (int i = 0; i < kCount; ++i)
       if (first + i < cols) row[first + i] = from_float<T>(x.at[i]);
   } else if constexpr (sizeof(T) == 2) {
-    Bytes16 bytes;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) bytes.word[i] = pack_bf16(x.at[2 * i], x.at[2 * i + 1]);
-    store_16(row + first, bytes);
+    if constexpr (kCount == kChunk)
+      store_16(row + first,
+               Bytes16{pack_bf16(x.at[0], x.at[1]), pack_bf16(x.at[2], x.at[3]), pack_bf16(x.at[4], x.at[5]), pack_bf16(x.at[6], x.at[7])});
+    else store_8(row + first, Bytes8{pack_bf16(x.at[0], x.at[1]), pack_bf16(x.at[2], x.at[3])});
   } else {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      Bytes16 bytes;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) bytes.word[i] = __float_as_uint(x.at[4 * half + i]);
-      store_16(row + first + 4 * half, bytes);
-    }
+    for (int quad = 0; quad < kCount; quad += 4)
+      store_16(row + first + quad, Bytes16{__float_as_uint(x.at[quad]), __float_as_uint(x.at[quad + 1]), __float_as_uint(x.at[quad + 2]),
+                                           __float_as_uint(x.at[quad + 3])});
   }
 }
 

@@ -88,19 +88,19 @@ template <class T, GroupDistance kind, bool kAligned>
 __global__ void __launch_bounds__(kGroupThreads) distill_kernel(double* parts, const __grid_constant__ Distill<T> p) {
   const int64_t g = blockIdx.x, begin = g * p.per_group;
   const float slope = static_cast<float>(p.weight * p.scale());
-  const int per_row = div_up(p.cols, kChunk);
+  const int per_row = div_up(p.cols, kHalfChunk);
   const int64_t chunks = static_cast<int64_t>(p.per_group) * per_row, valid = static_cast<int64_t>(p.valid[g]) * per_row;
   double sum = 0;
   for (int64_t i = threadIdx.x; i < chunks; i += kGroupThreads) {
     const int64_t r = begin + i / per_row;
-    const int first = static_cast<int>(i % per_row) * kChunk;
-    Columns d = {};
+    const int first = static_cast<int>(i % per_row) * kHalfChunk;
+    ColumnsOf<kHalfChunk> d = {};
     if (i < valid) {
-      d = load_columns<T, kAligned>(p.x[r], first, p.cols);
-      const Columns target = load_columns<T, kAligned>(p.target[r], first, p.cols);
+      d = load_columns<T, kAligned, kHalfChunk>(p.x[r], first, p.cols);
+      const auto target = load_columns<T, kAligned, kHalfChunk>(p.target[r], first, p.cols);
       float part = 0;
 #pragma unroll
-      for (int c = 0; c < kChunk; ++c) {
+      for (int c = 0; c < kHalfChunk; ++c) {
         const float difference = d.at[c] - target.at[c];
         part += distance<kind>(difference);
         d.at[c] = slope * distance_slope<kind>(difference);

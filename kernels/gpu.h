@@ -5,6 +5,7 @@
 //                                      the only place that starts a kernel; smem: bytes of dynamic shared memory
 //   dynamic_smem<T>(), smem_addr(p)    dynamic shared memory, and the 32-bit address of a place in it
 //   load_16(p), store_16(p, bytes)     one access of 16 bytes, at a multiple of 16
+//   load_8(p), store_8(p, bytes)       one of 8, at a multiple of 8
 //   cp_async_16(dst, src, bytes)       starts a copy of 16 bytes to shared memory; only `bytes` of them are read, the rest is zero
 //   cp_async_commit()                  closes a group of copies
 //   cp_async_wait<N>()                 waits until at most N groups of this thread are open

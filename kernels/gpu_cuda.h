@@ -50,6 +50,8 @@ __device__ __forceinline__ uint32_t smem_addr(const void* p) { return static_cas
 
 __device__ __forceinline__ Bytes16 load_16(const void* p) { return *static_cast<const Bytes16*>(p); }
 __device__ __forceinline__ void store_16(void* p, const Bytes16& bytes) { *static_cast<Bytes16*>(p) = bytes; }
+__device__ __forceinline__ Bytes8 load_8(const void* p) { return *static_cast<const Bytes8*>(p); }
+__device__ __forceinline__ void store_8(void* p, const Bytes8& bytes) { *static_cast<Bytes8*>(p) = bytes; }
 
 __device__ __forceinline__ void cp_async_16(uint32_t dst, const void* src, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");

@@ -1,8 +1,8 @@
 // What follows the head's product: for each row of logits z [V] its maximum, the sum of exp(z - max), the first index of the maximum, the
 // negative log-likelihood of the target, and the gradient weight (softmax - onehot); then the sums of the losses by class.
 //
-// A block owns a row. It walks the row once with a running maximum and sum per thread, and once more for the gradient; threads own chunks
-// of eight columns.
+// A block owns a row. It walks the row once with a running maximum and sum per thread, and once more for the gradient; of each stretch of
+// the row a thread owns two chunks of four columns.
 #include "kernels/chunks.h"
 
 namespace kava {
@@ -10,6 +10,20 @@ namespace kava {
 namespace {
 
 constexpr int kHeadThreads = 256, kHeadWarps = kHeadThreads / kWarpSize;
+
+constexpr int kFar = kHeadThreads * kHalfChunk, kStretch = 2 * kFar;
+
+/// Where in the row a thread's column i lies, of the stretch in which its first one is `first`.
+__device__ __forceinline__ int column(int first, int i) { return first + (i < kHalfChunk ? i : kFar + i - kHalfChunk); }
+__device__ __forceinline__ int first_column() { return static_cast<int>(threadIdx.x) * kHalfChunk; }
+
+template <bool kAligned>
+__device__ __forceinline__ Columns load_both(const float* z, int first, int V) {
+  const auto near = load_columns<float, kAligned, kHalfChunk>(z, first, V);
+  auto far = near;
+  if (first + kFar < V) far = load_columns<float, kAligned, kHalfChunk>(z, first + kFar, V);
+  return {near.at[0], near.at[1], near.at[2], near.at[3], far.at[0], far.at[1], far.at[2], far.at[3]};
+}
 
 /// Maximum of some logits, the first place where it stands, and the sum of exp(z - most).
 struct Softmax {
@@ -28,17 +42,17 @@ struct Softmax {
 template <bool kAligned>
 __device__ __forceinline__ Softmax row_softmax(const float* z, int V) {
   Softmax s;
-  for (int first = static_cast<int>(threadIdx.x) * kChunk; first < V; first += kHeadThreads * kChunk) {
-    const Columns x = load_columns<float, kAligned>(z, first, V);
+  for (int first = first_column(); first < V; first += kStretch) {
+    const Columns x = load_both<kAligned>(z, first, V);
     float most = x.at[0];
     int best = first;
 #pragma unroll
     for (int i = 1; i < kChunk; ++i)
-      if (first + i < V && x.at[i] > most) most = x.at[i], best = first + i;
+      if (column(first, i) < V && x.at[i] > most) most = x.at[i], best = column(first, i);
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < kChunk; ++i)
-      if (first + i < V) sum += expf(x.at[i] - most);
+      if (column(first, i) < V) sum += expf(x.at[i] - most);
     s.merge(most, sum, best);
   }
   float* scratch = dynamic_smem<float>();
@@ -81,11 +95,13 @@ __global__ void __launch_bounds__(kHeadThreads) head_rows_kernel(const __grid_co
   }
   if (!p.dz.data) return;
   const float weight = p.classes[r] == 0 ? p.weights[0] : p.weights[1], scale = weight / s.sum;
-  for (int first = static_cast<int>(threadIdx.x) * kChunk; first < p.V; first += kHeadThreads * kChunk) {
-    Columns x = load_columns<float, kAligned>(z, first, p.V);
+  for (int first = first_column(); first < p.V; first += kStretch) {
+    Columns x = load_both<kAligned>(z, first, p.V);
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) x.at[i] = expf(x.at[i] - s.most) * scale - (first + i == target ? weight : 0.f);
-    store_columns<T, kAligned>(p.dz[r], first, p.V, x);
+    for (int i = 0; i < kChunk; ++i) x.at[i] = expf(x.at[i] - s.most) * scale - (column(first, i) == target ? weight : 0.f);
+    store_columns<T, kAligned>(p.dz[r], first, p.V, ColumnsOf<kHalfChunk>{x.at[0], x.at[1], x.at[2], x.at[3]});
+    if (first + kFar < p.V)
+      store_columns<T, kAligned>(p.dz[r], first + kFar, p.V, ColumnsOf<kHalfChunk>{x.at[4], x.at[5], x.at[6], x.at[7]});
   }
 }
 
