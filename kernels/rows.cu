@@ -2,6 +2,8 @@
 //
 // All but the embedding's gradient are maps over chunks of eight columns. That gradient sums rows that may repeat, in their order: the
 // block of the first row that holds an id owns the id's sum; the blocks of its later rows end at once.
+#include <cstring>
+
 #include "kernels/chunks.h"
 
 namespace kava {
@@ -21,6 +23,14 @@ struct Fill {
     for (int i = 0; i < kChunk; ++i)
       if (first + i < cols) y[r][first + i] = value;
   }
+};
+
+/// Rows of whole 16 bytes of any type, as columns of two bytes.
+struct FillBytes {
+  Rows<bf16> y;
+  Bytes16 value;
+  __device__ Nothing load(int64_t, int) const { return {}; }
+  __device__ void store(int64_t r, int first, Nothing) const { store_16(y[r] + first, value); }
 };
 
 template <class T, bool kAligned>
@@ -105,7 +115,14 @@ __global__ void __launch_bounds__(kEmbedThreads)
 
 template <class Y>
 void fill_rows(Stream stream, Rows<Y> y, Y value, int64_t rows, int64_t cols) {
-  map_chunks(stream, Fill<Y>{y, value, static_cast<int>(cols)}, rows, cols);
+  constexpr int64_t kColumns = sizeof(Y) / sizeof(bf16);
+  const Rows<bf16> as_bytes{reinterpret_cast<bf16*>(y.data), y.stride * kColumns};
+  if (!chunked(as_bytes, cols * kColumns) || cols * kColumns > kLongestRow)
+    return map_chunks(stream, Fill<Y>{y, value, static_cast<int>(cols)}, rows, cols);
+  FillBytes fill{as_bytes, {}};
+  for (std::size_t at = 0; at < sizeof fill.value; at += sizeof value)
+    std::memcpy(reinterpret_cast<char*>(&fill.value) + at, &value, sizeof value);
+  map_chunks(stream, fill, rows, cols * kColumns);
 }
 template void fill_rows(Stream, Rows<float>, float, int64_t, int64_t);
 template void fill_rows(Stream, Rows<bf16>, bf16, int64_t, int64_t);
