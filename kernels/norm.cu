@@ -3,9 +3,10 @@
 //   backward:   dx += rstd (dy w) - rstd^3 mean(dy w x) x
 //   LayerNorm:  sum = a + b,  z = (sum - mean) rstd,  y = z w + bias;  backward: dx += rstd (g - mean(g) - z mean(g z)),  g = dy w
 //
-// A warp owns a row. It reads the row once, in chunks of eight columns, and keeps it in its part of shared memory, as rounded as it is
-// stored; lanes own chunks, so no barrier is needed. Gradients of gains and biases are sums over rows: a block owns 64 rows and 32 columns
-// of the first stage, whose sums the second stage adds in order.
+// A warp owns a row. It reads the row once, in chunks of eight columns, and keeps it in its part of shared memory, in the type that it is
+// stored in; lanes own chunks, so no barrier is needed. Gains are read by every block: eight rows of a block are so many that this is
+// little. Gradients of gains and biases are sums over rows: a block owns 64 rows and 32 columns of the first stage, whose sums the second
+// stage adds in order.
 #include <algorithm>
 
 #include "kernels/chunks.h"
@@ -14,8 +15,8 @@ namespace kava {
 
 namespace {
 
-constexpr int kNormWarps = 4, kNormThreads = kNormWarps * kWarpSize;
-constexpr std::size_t kNormShared = 96 << 10;  // of a block, so that every GPU has it; a gradient's rows are at most 12,288 columns
+constexpr int kNormWarps = 8, kNormThreads = kNormWarps * kWarpSize;
+constexpr std::size_t kNormShared = 96 << 10;  // of a block, so that every GPU has it; rows of f32 with a gradient: 12,288 columns
 
 /// This warp's row, -1 beyond the last.
 __device__ __forceinline__ int64_t warp_row(int64_t rows) {
@@ -24,14 +25,43 @@ __device__ __forceinline__ int64_t warp_row(int64_t rows) {
 }
 __device__ __forceinline__ int lane_column() { return static_cast<int>(threadIdx.x) % kWarpSize * kChunk; }
 
-/// This warp's copy of `count` rows in shared memory, whole chunks long.
-__device__ __forceinline__ float* warp_rows(int cols, int count) {
-  return dynamic_smem<float>() + threadIdx.x / kWarpSize * static_cast<unsigned>(count * div_up(cols, kChunk) * kChunk);
+constexpr int padded(int cols) { return div_up(cols, kChunk) * kChunk; }
+
+/// A row in shared memory, whole chunks long; of f32 first all chunks' first halves, so that lanes' accesses lie side by side.
+template <class T>
+struct KeptRow {
+  T* at;
+  int half;
+
+  __device__ KeptRow(unsigned char* bytes, int cols) : at(reinterpret_cast<T*>(bytes)), half(padded(cols) / 2) {}
+  __device__ __forceinline__ void keep(int first, const Columns& x) {
+    if constexpr (sizeof(T) == 2) {
+      store_columns<T, true>(at, first, 0, x);
+    } else {
+      for (int h = 0; h < 2; ++h)
+        store_columns<T, true>(at + h * half, first / 2, 0,
+                               ColumnsOf<kHalfChunk>{x.at[4 * h], x.at[4 * h + 1], x.at[4 * h + 2], x.at[4 * h + 3]});
+    }
+  }
+  __device__ __forceinline__ Columns kept(int first) const {
+    if constexpr (sizeof(T) == 2) {
+      return load_columns<T, true>(at, first, 0);
+    } else {
+      const auto low = load_columns<T, true, kHalfChunk>(at, first / 2, 0),
+                 high = load_columns<T, true, kHalfChunk>(at + half, first / 2, 0);
+      return {low.at[0], low.at[1], low.at[2], low.at[3], high.at[0], high.at[1], high.at[2], high.at[3]};
+    }
+  }
+};
+
+/// This warp's part of shared memory, where it keeps `bytes` for each column.
+__device__ __forceinline__ unsigned char* warp_bytes(int cols, std::size_t bytes) {
+  return dynamic_smem<unsigned char>() + threadIdx.x / kWarpSize * (static_cast<std::size_t>(padded(cols)) * bytes);
 }
-/// How a kernel runs whose warps keep `count` rows each: by fewer warps where rows are long.
+/// How a kernel runs whose warps keep `bytes` for each column: by fewer warps where rows are long.
 struct NormLaunch {
-  NormLaunch(int64_t rows, int64_t cols, int count) {
-    const std::size_t warp = static_cast<std::size_t>(count * div_up(cols, int64_t{kChunk}) * kChunk) * sizeof(float);
+  NormLaunch(int64_t rows, int64_t cols, std::size_t bytes) {
+    const std::size_t warp = static_cast<std::size_t>(padded(static_cast<int>(cols))) * bytes;
     const std::size_t warps = std::clamp<std::size_t>(kNormShared / warp, 1, kNormWarps);
     blocks = static_cast<unsigned>(div_up(rows, static_cast<int64_t>(warps)));
     threads = static_cast<unsigned>(warps) * kWarpSize;
@@ -40,9 +70,6 @@ struct NormLaunch {
   unsigned blocks, threads;
   std::size_t shared;
 };
-
-__device__ __forceinline__ void keep(float* row, int first, const Columns& x) { store_columns<float, true>(row, first, 0, x); }
-__device__ __forceinline__ Columns kept(const float* row, int first) { return load_columns<float, true>(row, first, 0); }
 
 template <class T>
 struct RmsNorm {
@@ -71,18 +98,18 @@ template <class T, bool kAligned>
 __global__ void __launch_bounds__(kNormThreads) add_rms_norm_fwd_kernel(const __grid_constant__ RmsNorm<T> p, int64_t rows, int cols) {
   const int64_t r = warp_row(rows);
   if (r < 0) return;
-  float* row = warp_rows(cols, 1);
+  KeptRow<T> row(warp_bytes(cols, sizeof(T)), cols);
   float square = 0;
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
     const Columns x = summed_columns<T, kAligned>(p.sum, p.a, p.b, r, first, cols);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) square += x.at[i] * x.at[i];
-    keep(row, first, x);
+    row.keep(first, x);
   }
   const float scale = 1 / sqrtf(warp_sum(square) / static_cast<float>(cols) + p.eps);
   if (p.rstd && threadIdx.x % kWarpSize == 0) p.rstd[r * p.rstd_stride] = scale;
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
-    Columns x = kept(row, first);
+    Columns x = row.kept(first);
     const Columns gain = load_columns<T, kAligned>(p.w, first, cols);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) x.at[i] = x.at[i] * scale * gain.at[i];
@@ -102,26 +129,37 @@ struct NormGradient {
   __device__ float scale(int64_t r) const { return rstd[r * rstd_stride]; }
 };
 
+/// What the second pass over a row takes from the first.
+template <class T, class G>
+struct KeptGradient {
+  static constexpr std::size_t kBytes = sizeof(T) + sizeof(G);
+  KeptRow<T> x;
+  KeptRow<G> dy;
+
+  __device__ explicit KeptGradient(int cols)
+      : x(warp_bytes(cols, kBytes), cols), dy(warp_bytes(cols, kBytes) + static_cast<std::size_t>(padded(cols)) * sizeof(T), cols) {}
+};
+
 template <class T, class G, bool kAligned>
 __global__ void __launch_bounds__(kNormThreads) rms_norm_bwd_kernel(const __grid_constant__ NormGradient<T, G> p, int64_t rows, int cols) {
   const int64_t r = warp_row(rows);
   if (r < 0) return;
-  float *x_row = warp_rows(cols, 2), *g_row = x_row + div_up(cols, kChunk) * kChunk;
+  KeptGradient<T, G> kept(cols);
   float dot = 0;
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
-    const Columns x = load_columns<T, kAligned>(p.x[r], first, cols), gain = load_columns<T, kAligned>(p.w, first, cols);
-    Columns g = load_columns<G, kAligned>(p.dy[r], first, cols);
+    const Columns x = load_columns<T, kAligned>(p.x[r], first, cols), gain = load_columns<T, kAligned>(p.w, first, cols),
+                  dy = load_columns<G, kAligned>(p.dy[r], first, cols);
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) g.at[i] *= gain.at[i], dot += g.at[i] * x.at[i];
-    keep(x_row, first, x);
-    keep(g_row, first, g);
+    for (int i = 0; i < kChunk; ++i) dot += dy.at[i] * gain.at[i] * x.at[i];
+    kept.x.keep(first, x);
+    kept.dy.keep(first, dy);
   }
   const float scale = p.scale(r), pull = scale * scale * scale * warp_sum(dot) / static_cast<float>(cols);
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
-    const Columns x = kept(x_row, first), g = kept(g_row, first);
+    const Columns x = kept.x.kept(first), dy = kept.dy.kept(first), gain = load_columns<T, kAligned>(p.w, first, cols);
     Columns d = load_columns<T, kAligned>(p.dx[r], first, cols);
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) d.at[i] += scale * g.at[i] - pull * x.at[i];
+    for (int i = 0; i < kChunk; ++i) d.at[i] += scale * (dy.at[i] * gain.at[i]) - pull * x.at[i];
     store_columns<T, kAligned>(p.dx[r], first, cols, d);
   }
 }
@@ -140,18 +178,18 @@ template <class T, bool kAligned>
 __global__ void __launch_bounds__(kNormThreads) add_layer_norm_fwd_kernel(const __grid_constant__ LayerNorm<T> p, int64_t rows, int cols) {
   const int64_t r = warp_row(rows);
   if (r < 0) return;
-  float* row = warp_rows(cols, 1);
+  KeptRow<T> row(warp_bytes(cols, sizeof(T)), cols);
   float sum = 0;
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
     const Columns x = summed_columns<T, kAligned>(p.sum, p.a, p.b, r, first, cols);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) sum += x.at[i];
-    keep(row, first, x);
+    row.keep(first, x);
   }
   const float center = warp_sum(sum) / static_cast<float>(cols);
   float square = 0;
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
-    const Columns x = kept(row, first);
+    const Columns x = row.kept(first);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i)
       if (first + i < cols) square += (x.at[i] - center) * (x.at[i] - center);
@@ -159,7 +197,7 @@ __global__ void __launch_bounds__(kNormThreads) add_layer_norm_fwd_kernel(const 
   const float scale = 1 / sqrtf(warp_sum(square) / static_cast<float>(cols) + p.eps);
   if (threadIdx.x % kWarpSize == 0) p.mean[r * p.mean_stride] = center, p.rstd[r * p.rstd_stride] = scale;
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
-    Columns x = kept(row, first);
+    Columns x = row.kept(first);
     const Columns gain = load_columns<T, kAligned>(p.w, first, cols), bias = load_columns<T, kAligned>(p.bias, first, cols);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) x.at[i] = (x.at[i] - center) * scale * gain.at[i] + bias.at[i];
@@ -172,26 +210,26 @@ __global__ void __launch_bounds__(kNormThreads)
     layer_norm_bwd_kernel(const __grid_constant__ NormGradient<T, G> p, int64_t rows, int cols) {
   const int64_t r = warp_row(rows);
   if (r < 0) return;
-  float *z_row = warp_rows(cols, 2), *g_row = z_row + div_up(cols, kChunk) * kChunk;
+  KeptGradient<T, G> kept(cols);
   const float center = p.center(r), scale = p.scale(r);
   float g_sum = 0, gz_sum = 0;
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
-    Columns z = load_columns<T, kAligned>(p.x[r], first, cols), g = load_columns<G, kAligned>(p.dy[r], first, cols);
-    const Columns gain = load_columns<T, kAligned>(p.w, first, cols);
+    const Columns x = load_columns<T, kAligned>(p.x[r], first, cols), dy = load_columns<G, kAligned>(p.dy[r], first, cols),
+                  gain = load_columns<T, kAligned>(p.w, first, cols);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) {
-      z.at[i] = (z.at[i] - center) * scale, g.at[i] *= gain.at[i];
-      g_sum += g.at[i], gz_sum += g.at[i] * z.at[i];
+      const float g = dy.at[i] * gain.at[i];
+      g_sum += g, gz_sum += g * ((x.at[i] - center) * scale);
     }
-    keep(z_row, first, z);
-    keep(g_row, first, g);
+    kept.x.keep(first, x);
+    kept.dy.keep(first, dy);
   }
   const float g_mean = warp_sum(g_sum) / static_cast<float>(cols), gz_mean = warp_sum(gz_sum) / static_cast<float>(cols);
   for (int first = lane_column(); first < cols; first += kWarpSize * kChunk) {
-    const Columns z = kept(z_row, first), g = kept(g_row, first);
+    const Columns x = kept.x.kept(first), dy = kept.dy.kept(first), gain = load_columns<T, kAligned>(p.w, first, cols);
     Columns d = load_columns<T, kAligned>(p.dx[r], first, cols);
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) d.at[i] += scale * (g.at[i] - g_mean - z.at[i] * gz_mean);
+    for (int i = 0; i < kChunk; ++i) d.at[i] += scale * (dy.at[i] * gain.at[i] - g_mean - (x.at[i] - center) * scale * gz_mean);
     store_columns<T, kAligned>(p.dx[r], first, cols, d);
   }
 }
@@ -253,7 +291,7 @@ void add_rms_norm_fwd(Stream stream, Rows<T> y, Rows<T> sum, Rows<float> rstd, R
   if (rows == 0) return;
   if (!b.data && sum.data == a.data) sum = {};
   const bool aligned = chunked(y, cols) && chunked(sum, cols) && chunked(a, cols) && chunked(b, cols) && chunked(Rows<const T>{w, 8}, cols);
-  const NormLaunch on(rows, cols, 1);
+  const NormLaunch on(rows, cols, sizeof(T));
   dispatch_aligned(aligned, [&]<bool kAligned>() {
     launch(stream, add_rms_norm_fwd_kernel<T, kAligned>, on.blocks, on.threads, on.shared,
            RmsNorm<T>{y, sum, rstd.data, rstd.stride, a, b, w, eps}, rows, static_cast<int>(cols));
@@ -266,7 +304,7 @@ void rms_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* workspace, Rows<c
   if (rows == 0) return;
   const NormGradient<T, G> p{dx, dy, x, nullptr, rstd.data, 0, rstd.stride, w};
   const bool aligned = chunked(dx, cols) && chunked(dy, cols) && chunked(x, cols) && chunked(Rows<const T>{w, 8}, cols);
-  const NormLaunch on(rows, cols, 2);
+  const NormLaunch on(rows, cols, KeptGradient<T, G>::kBytes);
   dispatch_aligned(aligned, [&]<bool kAligned>() {
     launch(stream, rms_norm_bwd_kernel<T, G, kAligned>, on.blocks, on.threads, on.shared, p, rows, static_cast<int>(cols));
   });
@@ -280,7 +318,7 @@ void add_layer_norm_fwd(Stream stream, Rows<T> y, Rows<T> sum, Rows<float> mean,
   if (!b.data && sum.data == a.data) sum = {};
   const bool aligned = chunked(y, cols) && chunked(sum, cols) && chunked(a, cols) && chunked(b, cols) &&
                        chunked(Rows<const T>{w, 8}, cols) && chunked(Rows<const T>{bias, 8}, cols);
-  const NormLaunch on(rows, cols, 1);
+  const NormLaunch on(rows, cols, sizeof(T));
   dispatch_aligned(aligned, [&]<bool kAligned>() {
     launch(stream, add_layer_norm_fwd_kernel<T, kAligned>, on.blocks, on.threads, on.shared,
            LayerNorm<T>{y, sum, mean.data, rstd.data, mean.stride, rstd.stride, a, b, w, bias, eps}, rows, static_cast<int>(cols));
@@ -293,7 +331,7 @@ void layer_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* db, float* work
   if (rows == 0) return;
   const NormGradient<T, G> p{dx, dy, x, mean.data, rstd.data, mean.stride, rstd.stride, w};
   const bool aligned = chunked(dx, cols) && chunked(dy, cols) && chunked(x, cols) && chunked(Rows<const T>{w, 8}, cols);
-  const NormLaunch on(rows, cols, 2);
+  const NormLaunch on(rows, cols, KeptGradient<T, G>::kBytes);
   dispatch_aligned(aligned, [&]<bool kAligned>() {
     launch(stream, layer_norm_bwd_kernel<T, G, kAligned>, on.blocks, on.threads, on.shared, p, rows, static_cast<int>(cols));
   });

@@ -53,9 +53,11 @@ dynamic_bytes() { # KERNEL
     gemm_f32*) echo 8448 ;;
     attention_fwd_bf16*) echo $((640 * size)) ;;
     attention_bwd_q_bf16*) echo $((768 * size)) ;;
-    attention_bwd_kv_bf16*) echo $((512 * size + 512)) ;;
-    add_*_norm_fwd*) echo 32768 ;;
-    rms_norm_bwd*|layer_norm_bwd*) echo 65536 ;;
+    attention_bwd_kv_bf16*) echo $((512 * size + 512 + (size > 64 ? 8192 : 0))) ;;
+    add_*_norm_fwd*'<bf16'*) echo 32768 ;;
+    add_*_norm_fwd*) echo 65536 ;;
+    rms_norm_bwd*'<bf16, bf16'*|layer_norm_bwd*'<bf16, bf16'*) echo 65536 ;;
+    rms_norm_bwd*|layer_norm_bwd*) echo 98304 ;;
     *) echo 1024 ;;
   esac
 }
