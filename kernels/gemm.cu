@@ -21,15 +21,6 @@ __device__ __forceinline__ void mask_bits(uint32_t (&bits)[4], const DropoutMask
                static_cast<uint32_t>(column_block));
 }
 
-/// Stores element (r, c) of C.
-template <class T>
-__device__ __forceinline__ void put(const Gemm<T>& g, int r, int c, float v) {
-  if (g.bias) v += to_float(g.bias[c]);
-  if (g.set.data) g.set[r][c] = from_float<T>(v);
-  else if (g.set_sum.data) g.set_sum[r][c] = v;
-  else g.add[r][c] += v;
-}
-
 // ---- bf16
 
 constexpr int kStages = 3;
@@ -87,17 +78,24 @@ struct Operand {
     for (int j = 0; j < kTrips; ++j) {
       const int r = (kByK ? first_k : first_outer) + row + j * kRowStep, end = kByK ? k : first_outer + outer;
       if (r >= end) continue;
-      uint32_t bits[4], *words = smem_words(base + place + static_cast<uint32_t>(j * kRowStep * TileType::kChunks * 16));
+      uint32_t bits[4], *chunk = smem_words(base + place + static_cast<uint32_t>(j * kRowStep * TileType::kChunks * 16));
       mask_bits(bits, mask, r, ((kByK ? first_outer : first_k) + col) / 8);
+      Bytes16 bytes = load_16(chunk);
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         const uint32_t low = (bits[w] & 0xffffu) >= mask.threshold ? 0xffffu : 0u,
                        high = bits[w] >> 16 >= mask.threshold ? 0xffff0000u : 0u;
-        words[w] &= low | high;
+        bytes.word[w] &= low | high;
       }
+      store_16(chunk, bytes);
     }
   }
 };
+
+__device__ __forceinline__ bool chunks_at_16(Rows<bf16> x) {
+  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride % 8 == 0;
+}
+__device__ __forceinline__ bool pairs_at_8(Rows<float> x) { return reinterpret_cast<std::uintptr_t>(x.data) % 8 == 0 && x.stride % 2 == 0; }
 
 /// A warp's kSize x kSize of C from (row, col) on.
 template <GemmForm form, int kSize>
@@ -152,20 +150,44 @@ struct WarpSum {
         }
   }
 
-  __device__ __forceinline__ void store(const Gemm<bf16>& g) const {
+  /// Four blocks of eight columns at a time: bf16 goes in chunks of 16 bytes, f32 in pairs.
+  __device__ __forceinline__ void store(const Gemm<bf16>& g) {
     const AccumulatorPlace place;
+    const bool whole = chunks_at_16(g.set), pairs = pairs_at_8(g.set_sum) && pairs_at_8(g.add);
 #pragma unroll
-    for (int i = 0; i < kSize / 16; ++i)
+    for (int first = 0; first < kSize / 8; first += 4) {
+      if (g.bias) {
 #pragma unroll
-      for (int j = 0; j < kSize / 8; ++j)
+        for (int j = first; j < first + 4; ++j)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int c = col + j * 8 + place.col(e);
+            const float bias = c < g.n ? to_float(g.bias[c]) : 0.f;
+#pragma unroll
+            for (int i = 0; i < kSize / 16; ++i) acc[i][j][e] += bias, acc[i][j][2 + e] += bias;
+          }
+      }
+#pragma unroll
+      for (int i = 0; i < kSize / 16; ++i)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const int r = row + i * 16 + place.row(2 * h), c = col + j * 8 + place.col(0);
-          if (r >= g.m) continue;
+          const int r = row + i * 16 + place.row(2 * h);
+          if (g.set.data) {
+            uint32_t chunk[4];
 #pragma unroll
-          for (int e = 0; e < 2; ++e)
-            if (c + e < g.n) put(g, r, c + e, acc[i][j][2 * h + e]);
+            for (int j = 0; j < 4; ++j) chunk[j] = pack_bf16(acc[i][first + j][2 * h], acc[i][first + j][2 * h + 1]);
+            transpose_words(chunk);
+            store_chunk(r < g.m ? g.set[r] : nullptr, col + (first + place.lane % 4) * 8, g.n, whole, chunk);
+          } else if (r < g.m) {
+#pragma unroll
+            for (int j = first; j < first + 4; ++j) {
+              const int c = col + j * 8 + place.col(0), count = g.n - c;
+              if (g.set_sum.data) store_pair<false>(g.set_sum[r] + c, pairs, count, acc[i][j][2 * h], acc[i][j][2 * h + 1]);
+              else store_pair<true>(g.add[r] + c, pairs, count, acc[i][j][2 * h], acc[i][j][2 * h + 1]);
+            }
+          }
         }
+    }
   }
 };
 
@@ -313,7 +335,12 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
 
 #pragma unroll
   for (int i = 0; i < kRowsOfThread; ++i)
-    if (first_m + m + i < g.m && col < g.n) put(g, first_m + m + i, col, static_cast<float>(acc[i]));
+    if (const int r = first_m + m + i; r < g.m && col < g.n) {
+      const float v = static_cast<float>(acc[i]) + (g.bias ? g.bias[col] : 0.f);
+      if (g.set.data) g.set[r][col] = v;
+      else if (g.set_sum.data) g.set_sum[r][col] = v;
+      else g.add[r][col] += v;
+    }
 }
 
 template <class T>

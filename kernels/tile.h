@@ -26,12 +26,13 @@ __device__ __forceinline__ uint32_t* smem_words(uint32_t addr) {
 
 /// Puts columns 0..count of src (at most 8) into the chunk at dst and zeros after them; complete for this thread at once.
 __device__ __forceinline__ void put_chunk(uint32_t dst, const bf16* src, int count) {
-  uint32_t* words = smem_words(dst);
+  Bytes16 bytes;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const uint32_t low = 2 * i < count ? src[2 * i].bits : 0u, high = 2 * i + 1 < count ? src[2 * i + 1].bits : 0u;
-    words[i] = low | high << 16;
+    bytes.word[i] = low | high << 16;
   }
+  store_16(smem_words(dst), bytes);
 }
 
 /// Fills a tile from rows in global memory: row r from row(r), of which `cols` columns are there; a null row becomes zeros. All threads of
@@ -85,5 +86,45 @@ struct AccumulatorPlace {
   __device__ int row(int i) const { return lane / 4 + i / 2 * 8; }
   __device__ int col(int i) const { return lane % 4 * 2 + i % 2; }
 };
+
+/// Of the four words of each of four lanes (4n to 4n + 3) word i of lane j becomes word j of lane i. So the pairs of columns that a thread
+/// holds of four neighbouring mma [16, 8] become a chunk of eight columns of one of them.
+__device__ __forceinline__ void transpose_words(uint32_t (&w)[4]) {
+#pragma unroll
+  for (int bit = 1; bit < 4; bit *= 2) {
+    const bool upper = threadIdx.x & static_cast<unsigned>(bit);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & bit) continue;
+      const uint32_t other = __shfl_xor_sync(kAllLanes, upper ? w[i] : w[i + bit], bit);
+      if (upper) w[i] = other;
+      else w[i + bit] = other;
+    }
+  }
+}
+
+/// Stores what of the chunk at column `first` lies within `cols` to a row, which may be null; aligned: as load_tile's kAligned.
+__device__ __forceinline__ void store_chunk(bf16* row, int first, int cols, bool aligned, const uint32_t (&w)[4]) {
+  if (!row) return;
+  if (aligned && first + 8 <= cols) return store_16(row + first, Bytes16{w[0], w[1], w[2], w[3]});
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    if (first + i < cols) row[first + i] = bf16{static_cast<uint16_t>(w[i / 2] >> (i % 2 * 16))};
+}
+
+/// Of two neighbouring numbers in memory, of which `count` are there: they become low and high, or these are added. One access where pairs
+/// lie at multiples of 8 bytes.
+template <bool kAdd>
+__device__ __forceinline__ void store_pair(float* to, bool aligned, int count, float low, float high) {
+  if (aligned && count >= 2) {
+    if constexpr (kAdd) {
+      const Bytes8 old = load_8(to);
+      low += __uint_as_float(old.word[0]), high += __uint_as_float(old.word[1]);
+    }
+    return store_8(to, Bytes8{__float_as_uint(low), __float_as_uint(high)});
+  }
+  if (count >= 1) to[0] = kAdd ? to[0] + low : low;
+  if (count >= 2) to[1] = kAdd ? to[1] + high : high;
+}
 
 }  // namespace kava
