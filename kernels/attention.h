@@ -35,6 +35,12 @@ struct HeadSegment {
   /// Keys that stacked row r sees.
   __device__ int seen(int r) const { return key_count - queries + 1 + r / group; }
 
+  /// Keys that the last of the 16 stacked rows from first_row on sees, 0 where all are beyond the segment.
+  __device__ int most_seen(int first_row) const {
+    const int last = first_row + 15 < stacked_rows() ? first_row + 15 : stacked_rows() - 1;
+    return first_row <= last ? seen(last) : 0;
+  }
+
   /// Tiles of keys that a block of stacked rows from first_row on sees something of.
   __device__ int key_tiles(int first_row) const {
     const int last = first_row + kQueryTile < stacked_rows() ? first_row + kQueryTile - 1 : stacked_rows() - 1;
@@ -57,8 +63,9 @@ struct HeadSegment {
 /// zero in shared memory and are not stored.
 struct ThreadRows {
   int row[2], seen[2], rows;
+  int most;  // keys that the warp's last row sees, 0: it has none
 
-  __device__ ThreadRows(const HeadSegment& seg, int warp_row) : rows(seg.stacked_rows()) {
+  __device__ ThreadRows(const HeadSegment& seg, int warp_row) : rows(seg.stacked_rows()), most(seg.most_seen(warp_row)) {
     const AccumulatorPlace place;
     for (int h = 0; h < 2; ++h) {
       row[h] = warp_row + place.row(2 * h);
@@ -67,6 +74,20 @@ struct ThreadRows {
   }
   __device__ bool valid(int h) const { return row[h] < rows; }
 };
+
+/// Stores to(x) for the sums x of a thread's row h, of a whole row of D columns by the four threads that share it; row: null, nothing.
+template <bool kAligned, int kBlocks, class To>
+__device__ __forceinline__ void store_sums(bf16* row, const float (&acc)[kBlocks][4], int h, int D, To to) {
+  const int quarter = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int first = 0; first < kBlocks; first += 4) {
+    uint32_t chunk[4] = {};
+#pragma unroll
+    for (int d = first; d < first + 4 && d < kBlocks; ++d) chunk[d - first] = pack_bf16(to(acc[d][2 * h]), to(acc[d][2 * h + 1]));
+    transpose_words(chunk);
+    store_chunk(row, (first + quarter) * 8, D, kAligned, chunk);
+  }
+}
 
 /// Tiles of a segment's keys and values in shared memory, in two stages.
 template <int kDim, bool kAligned>

@@ -4,7 +4,9 @@
 // Three kernels. delta: a warp owns one row and head. The others each compute s and dp anew, so that nothing is summed by atomics. dq: as
 // in the forward, a block owns 64 stacked rows of (segment, kv head) and walks the keys. dk, dv: a block owns (group of segments, kv head)
 // and takes the group's segments in order, in each of them tiles of 64 keys, 16 to a warp, and walks the stacked rows that see them. There
-// the products are transposed, so that p^T and ds^T pass from accumulators to operands within a warp.
+// the products are transposed, so that p^T and ds^T pass from accumulators to operands within a warp; of heads above 64 two warps share 16
+// keys, each of which computes s and dp for one half of the rows and sums one half of the columns. Sixteen keys and sixteen rows of which
+// no row sees a key are left out.
 #include "kernels/attention.h"
 
 namespace kava {
@@ -54,6 +56,7 @@ struct QueryGradient {
     const AccumulatorPlace place;
 #pragma unroll
     for (int n = 0; n < kKeyTile / 16; ++n) {
+      if (first_key + n * 16 >= rows.most) break;
       float s[2][4] = {}, dp[2][4] = {};
 #pragma unroll
       for (int d = 0; d < kDim; d += 16) {
@@ -82,18 +85,10 @@ struct QueryGradient {
     }
   }
 
+  template <bool kAligned>
   __device__ __forceinline__ void store(Rows<bf16> dq, const HeadSegment& seg, const ThreadRows& rows, int D, float scale) const {
-    const AccumulatorPlace place;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      bf16* out = seg.query(dq, rows.row[h], D);
-#pragma unroll
-      for (int d = 0; d < kDim / 8; ++d)
-        for (int i = 2 * h; i < 2 * h + 2; ++i) {
-          const int col = d * 8 + place.col(i);
-          if (out && col < D) out[col] = from_float<bf16>(acc[d][i] * scale);
-        }
-    }
+    for (int h = 0; h < 2; ++h) store_sums<kAligned>(seg.query(dq, rows.row[h], D), acc, h, D, [&](float x) { return x * scale; });
   }
 };
 
@@ -127,12 +122,18 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     gradient.add(q_smem, dout_smem, keys.k(tile), keys.v(tile), rows, warp_row, tile * kKeyTile, dims.scale * kLog2E);
     __syncthreads();  // the stage is read before the next but one load overwrites it
   }
-  gradient.store(dq, seg, rows, D, dims.scale);
+  gradient.template store<kAligned>(dq, seg, rows, D, dims.scale);
 }
 
 // ---- dk and dv, bf16
 
 constexpr int kRowTile = 32;  // stacked rows of a step
+
+/// Columns of dk and dv that a warp sums: more would not fit in registers. So many warps share 16 keys.
+template <int kDim>
+constexpr int kColumns = kDim < 64 ? kDim : 64;
+template <int kDim>
+constexpr int kParts = kDim / kColumns<kDim>;
 
 template <int kDim>
 struct KeySmem {
@@ -141,101 +142,137 @@ struct KeySmem {
   struct RowStats {
     float lse2[kRowTile], delta[kRowTile];
   };
-  static constexpr int kStats = 2 * KTile::kBytes + 4 * QTile::kBytes, kBytes = kStats + 2 * sizeof(RowStats);
+  /// p and ds as operands, which warps of the same keys pass to each other: of 16 rows of a step and 16 keys.
+  struct Passed {
+    Bytes16 p[kWarpSize], ds[kWarpSize];
+  };
+  static constexpr int kStats = 2 * KTile::kBytes + 4 * QTile::kBytes, kPassed = kStats + 2 * sizeof(RowStats),
+                       kBytes = kPassed + (kParts<kDim> > 1 ? kAttentionWarps * kRowTile / 16 * sizeof(Passed) : 0);
 };
 
-/// Columns of dk and dv that a block sums: more would not fit in registers. The two blocks of a head of 128 both compute its s and dp.
-template <int kDim>
-constexpr int kColumns = kDim < 64 ? kDim : 64;
-
-/// The sums of dk and dv over stacked rows, for a warp's 16 keys.
+/// The sums of dk and dv over stacked rows, for a warp's 16 keys and columns from first_col on.
 template <int kDim>
 struct KeyGradient {
   using Smem = KeySmem<kDim>;
+  int warp_key = static_cast<int>(threadIdx.x) / kWarpSize % kAttentionWarps * 16, part = static_cast<int>(threadIdx.x) / kAttentionThreads,
+      first_col = kParts<kDim> == 1 ? 0 : part * kColumns<kDim>;
   float dk[kColumns<kDim> / 8][4] = {}, dv[kColumns<kDim> / 8][4] = {};
 
-  /// first_key: of this warp; first_row: of the tile; first_col: of this block.
+  /// A step: stacked rows from first_row on, on the tile of keys from first_key on.
   __device__ __forceinline__ void add(const HeadSegment& seg, typename Smem::KTile k, typename Smem::KTile v, typename Smem::QTile q,
-                                      typename Smem::QTile dout, const typename Smem::RowStats& stats, int first_key, int first_row,
-                                      int first_col, float scale2) {
-    const AccumulatorPlace place;
-    const int warp_key = static_cast<int>(threadIdx.x) / kWarpSize * 16;
+                                      typename Smem::QTile dout, const typename Smem::RowStats& stats, typename Smem::Passed* passed,
+                                      int first_key, int first_row, float scale2) {
+    auto sees = [&](int n) { return seg.most_seen(first_row + n * 16) > first_key + warp_key; };
+    uint32_t p[4], ds[4];
+    if constexpr (kParts<kDim> == 1) {
 #pragma unroll
-    for (int n = 0; n < kRowTile / 16; ++n) {
-      float s[2][4] = {}, dp[2][4] = {};  // [keys, stacked rows]
-#pragma unroll
-      for (int d = 0; d < kDim; d += 16) {
-        uint32_t a[4], b[2][2];
-        load_a<false>(a, k, warp_key, d);
-        load_b<false>(b, q, n * 16, d);
-        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(s[half], a, b[half]);
-        load_a<false>(a, v, warp_key, d);
-        load_b<false>(b, dout, n * 16, d);
-        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dp[half], a, b[half]);
+      for (int n = 0; n < kRowTile / 16; ++n) {
+        if (!sees(n)) continue;
+        scores(p, ds, seg, k, v, q, dout, stats, first_key, first_row, n, scale2);
+        sum(p, ds, q, dout, n);
       }
+    } else {
+      static_assert(kParts<kDim> == kRowTile / 16);
+      passed += warp_key / 16 * kParts<kDim>;
+      const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+      if (sees(part)) {
+        scores(p, ds, seg, k, v, q, dout, stats, first_key, first_row, part, scale2);
+        store_16(&passed[part].p[lane], Bytes16{p[0], p[1], p[2], p[3]});
+        store_16(&passed[part].ds[lane], Bytes16{ds[0], ds[1], ds[2], ds[3]});
+      }
+      __syncthreads();  // what the other warp of these keys passes is there
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        for (int i = 0; i < 4; ++i) {
-          // Rows beyond the segment are zero in q, dout and delta: they add nothing.
-          const int in_tile = n * 16 + half * 8 + place.col(i);
-          const bool sees = first_key + place.row(i) < seg.seen(first_row + in_tile);
-          const float p = sees ? fast_exp2(s[half][i] * scale2 - stats.lse2[in_tile]) : 0.f;
-          s[half][i] = p;
-          dp[half][i] = p * (dp[half][i] - stats.delta[in_tile]);
-        }
-      uint32_t p[4], ds[4];
-      accumulators_to_a(p, s[0], s[1]);
-      accumulators_to_a(ds, dp[0], dp[1]);
+      for (int n = 0; n < kParts<kDim>; ++n) {
+        if (!sees(n)) continue;
+        const Bytes16 p_words = load_16(&passed[n].p[lane]), ds_words = load_16(&passed[n].ds[lane]);
 #pragma unroll
-      for (int d = 0; d < kColumns<kDim> / 16; ++d) {
-        uint32_t b[2][2];
-        load_b<true>(b, dout, first_col + d * 16, n * 16);
-        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dv[2 * d + half], p, b[half]);
-        load_b<true>(b, q, first_col + d * 16, n * 16);
-        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dk[2 * d + half], ds, b[half]);
+        for (int i = 0; i < 4; ++i) p[i] = p_words.word[i], ds[i] = ds_words.word[i];
+        sum(p, ds, q, dout, n);
       }
     }
   }
 
-  __device__ __forceinline__ void store(const HeadSegment& seg, Rows<float> dk_rows, Rows<float> dv_rows, int first_key, int first_col,
-                                        int D, float scale) const {
+  /// p and ds of the warp's keys and of sixteen stacked rows.
+  __device__ __forceinline__ void scores(uint32_t (&p)[4], uint32_t (&ds)[4], const HeadSegment& seg, typename Smem::KTile k,
+                                         typename Smem::KTile v, typename Smem::QTile q, typename Smem::QTile dout,
+                                         const typename Smem::RowStats& stats, int first_key, int first_row, int n, float scale2) const {
+    const AccumulatorPlace place;
+    float s[2][4] = {}, dp[2][4] = {};  // [keys, stacked rows]
+#pragma unroll
+    for (int d = 0; d < kDim; d += 16) {
+      uint32_t a[4], b[2][2];
+      load_a<false>(a, k, warp_key, d);
+      load_b<false>(b, q, n * 16, d);
+      for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(s[half], a, b[half]);
+      load_a<false>(a, v, warp_key, d);
+      load_b<false>(b, dout, n * 16, d);
+      for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dp[half], a, b[half]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      for (int i = 0; i < 4; ++i) {
+        // Rows beyond the segment are zero in q, dout and delta: they add nothing.
+        const int in_tile = n * 16 + half * 8 + place.col(i);
+        const bool sees = first_key + warp_key + place.row(i) < seg.seen(first_row + in_tile);
+        s[half][i] = sees ? fast_exp2(s[half][i] * scale2 - stats.lse2[in_tile]) : 0.f;
+        dp[half][i] = s[half][i] * (dp[half][i] - stats.delta[in_tile]);
+      }
+    accumulators_to_a(p, s[0], s[1]);
+    accumulators_to_a(ds, dp[0], dp[1]);
+  }
+
+  __device__ __forceinline__ void sum(const uint32_t (&p)[4], const uint32_t (&ds)[4], typename Smem::QTile q, typename Smem::QTile dout,
+                                      int n) {
+#pragma unroll
+    for (int d = 0; d < kColumns<kDim> / 16; ++d) {
+      uint32_t b[2][2];
+      load_b<true>(b, dout, first_col + d * 16, n * 16);
+      for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dv[2 * d + half], p, b[half]);
+      load_b<true>(b, q, first_col + d * 16, n * 16);
+      for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dk[2 * d + half], ds, b[half]);
+    }
+  }
+
+  template <bool kAligned>
+  __device__ __forceinline__ void store(const HeadSegment& seg, Rows<float> dk_rows, Rows<float> dv_rows, int first_key, int D,
+                                        float scale) const {
     const AccumulatorPlace place;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float *to_k = seg.key(dk_rows, first_key + place.row(2 * h), D), *to_v = seg.key(dv_rows, first_key + place.row(2 * h), D);
+      const int key = first_key + warp_key + place.row(2 * h);
+      float *to_k = seg.key(dk_rows, key, D), *to_v = seg.key(dv_rows, key, D);
+      if (!to_k) continue;
 #pragma unroll
-      for (int d = 0; d < kColumns<kDim> / 8; ++d)
-        for (int i = 2 * h; i < 2 * h + 2; ++i) {
-          const int col = first_col + d * 8 + place.col(i);
-          if (!to_k || col >= D) continue;
-          to_k[col] += dk[d][i] * scale;
-          to_v[col] += dv[d][i];
-        }
+      for (int d = 0; d < kColumns<kDim> / 8; ++d) {
+        const int col = first_col + d * 8 + place.col(0);
+        store_pair<true>(to_k + col, kAligned, D - col, dk[d][2 * h] * scale, dk[d][2 * h + 1] * scale);
+        store_pair<true>(to_v + col, kAligned, D - col, dv[d][2 * h], dv[d][2 * h + 1]);
+      }
     }
   }
 };
 
 template <int kDim, bool kAligned>
-__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
+__global__ void __launch_bounds__(kAttentionThreads* kParts<kDim>, kAttentionBlocks / kParts<kDim>)
     attention_bwd_kv_bf16_kernel(Rows<float> dk, Rows<float> dv, Saved<bf16> saved, SegmentLists segments, AttentionDims dims) {
   using Smem = KeySmem<kDim>;
+  constexpr int kThreads = kAttentionThreads * kParts<kDim>;
   unsigned char* bytes = dynamic_smem<unsigned char>();
   const uint32_t smem = smem_addr(bytes);
   const typename Smem::KTile k_smem{smem}, v_smem{smem + Smem::KTile::kBytes};
   auto q_smem = [&](int stage) { return typename Smem::QTile{smem + 2 * Smem::KTile::kBytes + 2 * stage * Smem::QTile::kBytes}; };
   auto dout_smem = [&](int stage) { return typename Smem::QTile{q_smem(stage).base + Smem::QTile::kBytes}; };
   auto* stats = reinterpret_cast<typename Smem::RowStats*>(bytes + Smem::kStats);
-  const int D = dims.head_dim, thread = static_cast<int>(threadIdx.x), warp_key = thread / kWarpSize * 16;
-  const int first_col = static_cast<int>(blockIdx.z) * kColumns<kDim>;
+  auto* passed = reinterpret_cast<typename Smem::Passed*>(bytes + Smem::kPassed);
+  const int D = dims.head_dim, thread = static_cast<int>(threadIdx.x);
 
   const int group = static_cast<int>(blockIdx.x);
   for (int s = segments.group_offsets[group]; s < segments.group_offsets[group + 1]; ++s) {
     const HeadSegment seg(segments, dims, s, static_cast<int>(blockIdx.y));
     auto load_rows = [&](int tile) {
       const int first = tile * kRowTile, r = first + thread, stage = tile % 2;
-      load_tile<kAttentionThreads, kAligned>(q_smem(stage), D, saved.q.data, [&](int i) { return seg.query(saved.q, first + i, D); });
-      load_tile<kAttentionThreads, kAligned>(dout_smem(stage), D, saved.dout.data,
-                                             [&](int i) { return seg.query(saved.dout, first + i, D); });
+      load_tile<kThreads, kAligned>(q_smem(stage), D, saved.q.data, [&](int i) { return seg.query(saved.q, first + i, D); });
+      load_tile<kThreads, kAligned>(dout_smem(stage), D, saved.dout.data, [&](int i) { return seg.query(saved.dout, first + i, D); });
       if (thread < kRowTile) {
         const bool valid = r < seg.stacked_rows();
         stats[stage].lse2[thread] = valid ? saved.lse[seg.query_row(r)][seg.head(r)] * kLog2E : 0.f;
@@ -244,8 +281,8 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
     };
     const int row_tiles = div_up(seg.stacked_rows(), kRowTile);
     for (int first_key = 0; row_tiles > 0 && first_key < seg.key_count; first_key += kKeyTile) {
-      load_tile<kAttentionThreads, kAligned>(k_smem, D, saved.k.data, [&](int r) { return seg.key(saved.k, first_key + r, D); });
-      load_tile<kAttentionThreads, kAligned>(v_smem, D, saved.v.data, [&](int r) { return seg.key(saved.v, first_key + r, D); });
+      load_tile<kThreads, kAligned>(k_smem, D, saved.k.data, [&](int r) { return seg.key(saved.k, first_key + r, D); });
+      load_tile<kThreads, kAligned>(v_smem, D, saved.v.data, [&](int r) { return seg.key(saved.v, first_key + r, D); });
       // Rows before the first query that sees the tile's first key have nothing to add.
       const int first_query = first_key - (seg.key_count - seg.queries);
       const int first_tile = first_query > 0 ? first_query * seg.group / kRowTile : 0;
@@ -257,12 +294,12 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
         cp_async_commit();
         cp_async_wait<1>();
         __syncthreads();  // the tile is complete for all threads
-        gradient.add(seg, k_smem, v_smem, q_smem(tile % 2), dout_smem(tile % 2), stats[tile % 2], first_key + warp_key, tile * kRowTile,
-                     first_col, dims.scale * kLog2E);
+        gradient.add(seg, k_smem, v_smem, q_smem(tile % 2), dout_smem(tile % 2), stats[tile % 2], passed, first_key, tile * kRowTile,
+                     dims.scale * kLog2E);
         __syncthreads();  // the stage, and at the end the keys, are read before they are overwritten
       }
       // Another thread may own the same element in a later segment: a barrier of its loop lies between.
-      gradient.store(seg, dk, dv, first_key + warp_key, first_col, D, dims.scale);
+      gradient.template store<kAligned>(seg, dk, dv, first_key, D, dims.scale);
     }
   }
 }
@@ -353,8 +390,8 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
   }
 }
 
-dim3 group_grid(const SegmentLists& s, const AttentionDims& dims, int column_parts) {
-  return dim3(static_cast<unsigned>(s.groups), static_cast<unsigned>(dims.kv_heads), static_cast<unsigned>(column_parts));
+dim3 group_grid(const SegmentLists& s, const AttentionDims& dims) {
+  return dim3(static_cast<unsigned>(s.groups), static_cast<unsigned>(dims.kv_heads));
 }
 
 }  // namespace
@@ -368,11 +405,12 @@ void attention_bwd(Stream stream, Rows<bf16> dq, Rows<float> dk, Rows<float> dv,
          segments, dims);
   const Saved<bf16> saved{dout, o, q, k, v, lse, delta};
   const bool aligned = chunks_aligned(q, dims.head_dim) && chunks_aligned(k, dims.head_dim) && chunks_aligned(v, dims.head_dim) &&
-                       chunks_aligned(dout, dims.head_dim);
+                       chunks_aligned(dout, dims.head_dim) && chunks_aligned(dq, dims.head_dim) && chunks_aligned(dk, dims.head_dim) &&
+                       chunks_aligned(dv, dims.head_dim);
   dispatch_tiles(dims.head_dim, aligned, [&]<int kDim, bool kAligned>() {
     launch(stream, attention_bwd_q_bf16_kernel<kDim, kAligned>, query_grid(segments, dims, kQueryTile), kAttentionThreads, kQuerySmem<kDim>,
            dq, saved, segments, dims);
-    launch(stream, attention_bwd_kv_bf16_kernel<kDim, kAligned>, group_grid(segments, dims, kDim / kColumns<kDim>), kAttentionThreads,
+    launch(stream, attention_bwd_kv_bf16_kernel<kDim, kAligned>, group_grid(segments, dims), kAttentionThreads * kParts<kDim>,
            KeySmem<kDim>::kBytes, dk, dv, saved, segments, dims);
   });
 }
@@ -386,7 +424,7 @@ void attention_bwd(Stream stream, Rows<float> dq, Rows<float> dk, Rows<float> dv
   launch(stream, attention_bwd_delta_f32_kernel, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, delta, saved, segments,
          dims);
   launch(stream, attention_bwd_q_f32_kernel, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, dq, saved, segments, dims);
-  launch(stream, attention_bwd_kv_f32_kernel, group_grid(segments, dims, 1), kAttentionThreads, 0, dk, dv, saved, segments, dims);
+  launch(stream, attention_bwd_kv_f32_kernel, group_grid(segments, dims), kAttentionThreads, 0, dk, dv, saved, segments, dims);
 }
 
 }  // namespace kava

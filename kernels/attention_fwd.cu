@@ -3,8 +3,8 @@
 //   acc' = acc 2^(m - m') + sum_j 2^(s_j - m') v_j.
 //
 // bf16: a block owns 64 stacked rows of (segment, kv head), a warp 16 of them. Tiles of 64 keys are gathered by the segment's list into a
-// double buffer. Padding of the head size and rows beyond the segment are zeros in shared memory. f32: a warp owns one row at a time, lanes
-// own keys in q k^T and columns in p v.
+// double buffer; a warp takes of them, sixteen at a time, those that one of its rows sees. Padding of the head size and rows beyond the
+// segment are zeros in shared memory. f32: a warp owns one row at a time, lanes own keys in q k^T and columns in p v.
 #include "kernels/attention.h"
 
 namespace kava {
@@ -16,25 +16,60 @@ template <int kDim>
 struct RunningSoftmax {
   float acc[kDim / 8][4] = {}, most[2] = {-INFINITY, -INFINITY}, sum[2] = {};
 
+  /// Adds a tile of keys, of which the warp's rows see at most `visible`, at least one.
+  template <class KeyTile>
+  __device__ __forceinline__ void add(const uint32_t (&q)[kDim / 16][4], KeyTile k, KeyTile v, const ThreadRows& rows, int first_key,
+                                      int visible, float scale2) {
+    float s[kKeyTile / 8][4];
+#pragma unroll
+    for (int n = 0; n < kKeyTile / 16; ++n) {
+      if (n * 16 >= visible) break;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[2 * n][i] = s[2 * n + 1][i] = 0;
+#pragma unroll
+      for (int d = 0; d < kDim / 16; ++d) {
+        uint32_t b[2][2];
+        load_b<false>(b, k, n * 16, d * 16);
+        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(s[2 * n + half], q[d], b[half]);
+      }
+    }
+    turn(s, rows, first_key, visible, scale2);
+#pragma unroll
+    for (int n = 0; n < kKeyTile / 16; ++n) {
+      if (n * 16 >= visible) break;
+      uint32_t p[4], b[2][2];
+      accumulators_to_a(p, s[2 * n], s[2 * n + 1]);
+#pragma unroll
+      for (int d = 0; d < kDim / 16; ++d) {
+        load_b<true>(b, v, d * 16, n * 16);
+        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(acc[2 * d + half], p, b[half]);
+      }
+    }
+  }
+
   /// Turns the products q k^T of a tile of keys into p, and scales acc and sum to the new maximum.
-  __device__ __forceinline__ void add(float (&s)[kKeyTile / 8][4], const ThreadRows& rows, int first_key, float scale2) {
+  __device__ __forceinline__ void turn(float (&s)[kKeyTile / 8][4], const ThreadRows& rows, int first_key, int visible, float scale2) {
     const AccumulatorPlace place;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float high = most[h], part = 0;
 #pragma unroll
-      for (int n = 0; n < kKeyTile / 8; ++n)
+      for (int n = 0; n < kKeyTile / 8; ++n) {
+        if (n / 2 * 16 >= visible) break;
         for (int i = 2 * h; i < 2 * h + 2; ++i) {
           s[n][i] = first_key + n * 8 + place.col(i) < rows.seen[h] ? s[n][i] * scale2 : -INFINITY;
           high = fmaxf(high, s[n][i]);
         }
+      }
       for (int lanes = 1; lanes < 4; lanes *= 2) high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, lanes));
 #pragma unroll
-      for (int n = 0; n < kKeyTile / 8; ++n)
+      for (int n = 0; n < kKeyTile / 8; ++n) {
+        if (n / 2 * 16 >= visible) break;
         for (int i = 2 * h; i < 2 * h + 2; ++i) {
           s[n][i] = fast_exp2(s[n][i] - high);
           part += s[n][i];
         }
+      }
       for (int lanes = 1; lanes < 4; lanes *= 2) part += __shfl_xor_sync(kAllLanes, part, lanes);
       const float shrink = fast_exp2(most[h] - high);
       most[h] = high;
@@ -45,20 +80,14 @@ struct RunningSoftmax {
     }
   }
 
+  template <bool kAligned>
   __device__ __forceinline__ void store(Rows<bf16> o, Rows<float> lse, const HeadSegment& seg, const ThreadRows& rows, int D) const {
     const AccumulatorPlace place;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (!rows.valid(h)) continue;
       const int row = rows.row[h];
-      bf16* out = seg.query(o, row, D);
-#pragma unroll
-      for (int d = 0; d < kDim / 8; ++d)
-        for (int i = 2 * h; i < 2 * h + 2; ++i) {
-          const int col = d * 8 + place.col(i);
-          if (col < D) out[col] = from_float<bf16>(acc[d][i] / sum[h]);
-        }
-      if (lse.data && place.lane % 4 == 0) lse[seg.query_row(row)][seg.head(row)] = (most[h] + log2f(sum[h])) * kLn2;
+      store_sums<kAligned>(seg.query(o, row, D), acc, h, D, [&](float x) { return x / sum[h]; });
+      if (rows.valid(h) && lse.data && place.lane % 4 == 0) lse[seg.query_row(row)][seg.head(row)] = (most[h] + log2f(sum[h])) * kLn2;
     }
   }
 };
@@ -85,37 +114,21 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
   const ThreadRows rows(seg, first_row + warp_row);
   const int key_tiles = seg.key_tiles(first_row);
   RunningSoftmax<kDim> softmax;
+  uint32_t q_row[kDim / 16][4];
   for (int tile = 0; tile < key_tiles; ++tile) {
     if (tile + 1 < key_tiles) keys.load(tile + 1, seg, k, v, D);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();  // the tile is complete for all threads
-
-    float s[kKeyTile / 8][4] = {};
+    if (tile == 0) {
 #pragma unroll
-    for (int d = 0; d < kDim; d += 16) {
-      uint32_t a[4], b[2][2];
-      load_a<false>(a, q_smem, warp_row, d);
-#pragma unroll
-      for (int n = 0; n < kKeyTile / 16; ++n) {
-        load_b<false>(b, keys.k(tile), n * 16, d);
-        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(s[2 * n + half], a, b[half]);
-      }
+      for (int d = 0; d < kDim / 16; ++d) load_a<false>(q_row[d], q_smem, warp_row, d * 16);
     }
-    softmax.add(s, rows, tile * kKeyTile, dims.scale * kLog2E);
-#pragma unroll
-    for (int n = 0; n < kKeyTile / 16; ++n) {
-      uint32_t p[4], b[2][2];
-      accumulators_to_a(p, s[2 * n], s[2 * n + 1]);
-#pragma unroll
-      for (int d = 0; d < kDim / 16; ++d) {
-        load_b<true>(b, keys.v(tile), d * 16, n * 16);
-        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(softmax.acc[2 * d + half], p, b[half]);
-      }
-    }
+    const int first_key = tile * kKeyTile, visible = rows.most - first_key;
+    if (visible > 0) softmax.add(q_row, keys.k(tile), keys.v(tile), rows, first_key, visible, dims.scale * kLog2E);
     __syncthreads();  // the stage is read before the next but one load overwrites it
   }
-  softmax.store(o, lse, seg, rows, D);
+  softmax.template store<kAligned>(o, lse, seg, rows, D);
 }
 
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
@@ -151,7 +164,8 @@ template <>
 void attention_fwd(Stream stream, Rows<bf16> o, Rows<float> lse, Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v,
                    const SegmentLists& segments, const AttentionDims& dims) {
   if (!check_attention(segments, dims)) return;
-  const bool aligned = chunks_aligned(q, dims.head_dim) && chunks_aligned(k, dims.head_dim) && chunks_aligned(v, dims.head_dim);
+  const bool aligned = chunks_aligned(q, dims.head_dim) && chunks_aligned(k, dims.head_dim) && chunks_aligned(v, dims.head_dim) &&
+                       chunks_aligned(o, dims.head_dim);
   dispatch_tiles(dims.head_dim, aligned, [&]<int kDim, bool kAligned>() {
     launch(stream, attention_fwd_bf16_kernel<kDim, kAligned>, query_grid(segments, dims, kQueryTile), kAttentionThreads, kForwardSmem<kDim>,
            o, lse, q, k, v, segments, dims);

@@ -45,8 +45,10 @@ __device__ __forceinline__ void load_tile(TileType tile, int cols, const bf16* a
   if (kCount < kThreads && static_cast<int>(threadIdx.x) >= kCount) return;
   const int first = static_cast<int>(threadIdx.x) / TileType::kChunks, c = static_cast<int>(threadIdx.x) % TileType::kChunks;
   const bool inside = c * 8 < cols;
-#pragma unroll
-  for (int j = 0; j < div_up(kCount, kThreads); ++j) {
+  // Element by element one trip at a time: their loads side by side would take too many registers.
+  constexpr int kTrips = div_up(kCount, kThreads), kUnrolled = kAligned ? kTrips : 1;
+#pragma unroll kUnrolled
+  for (int j = 0; j < kTrips; ++j) {
     const int r = first + j * kRowStep;
     const bf16* src = row(r);
     if constexpr (kAligned) cp_async_16(tile.chunk(r, c), src && inside ? src + c * 8 : anywhere, src && inside ? 16 : 0);
