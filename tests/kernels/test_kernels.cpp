@@ -1,6 +1,8 @@
 // The CUDA kernels, run by the emulator, against the cpu backend in f64.
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <cstdlib>
+#include <random>
 
 #include "kernels/dropout.h"
 #include "kernels/gemm.h"
@@ -173,9 +175,24 @@ Matrices attention_kernels(const AttentionCase& c, const Matrices& in, Device& d
           read(dk, step_rows, kv_width), read(dv, step_rows, kv_width)};
 }
 
+/// The share of what is allowed. size: of q, of which the scores have the size.
+template <class T>
+double check_attention_case(const AttentionCase& c, unsigned seed, double size) {
+  Random random(seed);
+  const int64_t width = c.heads.heads * c.heads.dim, kv_width = c.heads.kv_heads * c.heads.dim;
+  Matrices in = {random.normal(c.layout.query_rows, width, size),  random.normal(c.layout.step_rows, kv_width),
+                 random.normal(c.layout.step_rows, kv_width),      random.normal(c.layout.query_rows, width),
+                 random.normal(c.layout.step_rows, kv_width, 0.1), random.normal(c.layout.step_rows, kv_width, 0.1)};
+  for (std::size_t i = 0; i < 4; ++i) in[i] = stored<T>(in[i]);
+  for (std::size_t i = 4; i < 6; ++i) in[i] = stored<float>(in[i]);
+  const Matrices exact = attention_cpu(c, in);
+  check_reference(attention_reference<double, double>(c, in), exact);
+  return check_kernel(exact, attention_reference<T, float>(c, in), [&](Device& device) { return attention_kernels<T>(c, in, device); });
+}
+
 template <class T>
 void check_attention(const char* type) {
-  Random random(31);
+  unsigned seed = 31;
   double worst = 0;
   const AttentionCase cases[] = {{tree(), {1, 1, 8}},          {tree(), {6, 2, 16}},          {tree(), {4, 4, 6}},
                                  {tree(), {3, 1, 32}},         {tree(), {2, 1, 128}},         {tree(), {2, 2, 1}},
@@ -183,16 +200,7 @@ void check_attention(const char* type) {
                                  {tree(), {14, 2, 64}}};
   for (const AttentionCase& c : cases) {
     INFO("heads " << c.heads.heads << "/" << c.heads.kv_heads << " of " << c.heads.dim << ", step rows " << c.layout.step_rows);
-    const int64_t width = c.heads.heads * c.heads.dim, kv_width = c.heads.kv_heads * c.heads.dim;
-    Matrices in = {random.normal(c.layout.query_rows, width),        random.normal(c.layout.step_rows, kv_width),
-                   random.normal(c.layout.step_rows, kv_width),      random.normal(c.layout.query_rows, width),
-                   random.normal(c.layout.step_rows, kv_width, 0.1), random.normal(c.layout.step_rows, kv_width, 0.1)};
-    for (std::size_t i = 0; i < 4; ++i) in[i] = stored<T>(in[i]);
-    for (std::size_t i = 4; i < 6; ++i) in[i] = stored<float>(in[i]);
-    const Matrices exact = attention_cpu(c, in);
-    check_reference(attention_reference<double, double>(c, in), exact);
-    worst = std::max(worst, check_kernel(exact, attention_reference<T, float>(c, in),
-                                         [&](Device& device) { return attention_kernels<T>(c, in, device); }));
+    worst = std::max(worst, check_attention_case<T>(c, seed++, 1));
   }
   std::printf("attention kernels, %s: error at most %.2f of what is allowed\n", type, worst);
 }
@@ -266,6 +274,15 @@ std::vector<int> mask_keys(int64_t rows) {
   return keys;
 }
 
+/// The share of what is allowed.
+template <class T>
+double check_gemm(const GemmCase& c, unsigned seed) {
+  const Matrices in = gemm_inputs<T>(c, seed);
+  const std::vector<int> keys = mask_keys(std::max({c.m, c.n, c.k}));
+  return check_kernel({gemm_reference<double>(c, in, keys, 0.75)}, {gemm_reference<T>(c, in, keys, 0.75)},
+                      [&](Device& device) { return Matrices{gemm_kernel<T>(device, c, in, keys, 0.75)}; });
+}
+
 template <class T>
 void check_gemms(const char* type) {
   double worst = 0;
@@ -274,10 +291,7 @@ void check_gemms(const char* type) {
       for (bool masked : {false, true}) {
         const GemmCase c{form, m, n, k, masked && form != GemmForm::nn ? 0 : k2, masked, k2 > 0};
         INFO("form " << static_cast<int>(form) << ", " << m << " x " << n << " x " << k << " + " << k2 << (masked ? ", masked" : ""));
-        const Matrices in = gemm_inputs<T>(c, static_cast<unsigned>(m + n));
-        const std::vector<int> keys = mask_keys(std::max({m, n, k}));
-        worst = std::max(worst, check_kernel({gemm_reference<double>(c, in, keys, 0.75)}, {gemm_reference<T>(c, in, keys, 0.75)},
-                                             [&](Device& device) { return Matrices{gemm_kernel<T>(device, c, in, keys, 0.75)}; }));
+        worst = std::max(worst, check_gemm<T>(c, static_cast<unsigned>(m + n)));
       }
   std::printf("products, %s: error at most %.2f of what is allowed\n", type, worst);
 }
@@ -330,6 +344,39 @@ TEST_CASE("product kernels are as exact as bf16 tensor cores allow and the same 
 TEST_CASE("product kernels in f32 are exact and the same under every schedule") {
   SKIP_IF_UNSUPPORTED();
   check_gemms<float>("f32");
+}
+
+TEST_CASE("kernels are exact at sizes drawn around the edges of tiles (KAVA_SEED draws others)") {
+  SKIP_IF_UNSUPPORTED();
+  const char* text = std::getenv("KAVA_SEED");
+  const unsigned seed = text ? static_cast<unsigned>(std::strtoul(text, nullptr, 10)) : 1;
+  std::printf("kernels at drawn sizes: KAVA_SEED=%u\n", seed);
+  std::mt19937 engine(seed);
+  auto below = [&](int n) { return static_cast<int>(engine() % static_cast<unsigned>(n)); };
+  auto at_edge = [&](std::initializer_list<int> tiles) { return tiles.begin()[below(static_cast<int>(tiles.size()))] + below(3) - 1; };
+  for (const GemmForm form : {GemmForm::nt, GemmForm::nn, GemmForm::tn}) {
+    const bool masked = below(2) == 1;
+    const GemmCase c{form,
+                     at_edge({16, 32, 64, 128}),
+                     at_edge({8, 32, 64, 128}),
+                     at_edge({16, 32, 96}),
+                     masked && form != GemmForm::nn ? 0 : below(2) * 33,
+                     masked,
+                     below(2) == 1};
+    INFO("KAVA_SEED " << seed << ", form " << static_cast<int>(form) << ", " << c.m << " x " << c.n << " x " << c.k << " + " << c.k2);
+    check_gemm<bf16>(c, seed);
+  }
+  for (int draw = 0; draw < 2; ++draw) {
+    // A segment of drawn queries and keys behind them, and one on keys of the first; scores of size 1, or so large that one key has all
+    // weight.
+    const Heads heads{1 + below(4), 1, at_edge({16, 32, 64, 127})};
+    const int own = at_edge({16, 32, 64}), before = below(2) * at_edge({16, 48, 64}), more = at_edge({2, 16}), all = before + own;
+    Layout l{
+        {{range(0, all), 0, own}, {joined(range(0, all / 2), range(all, all + more)), own, more}}, {0, 2}, all + more + 1, own + more + 1};
+    INFO("KAVA_SEED " << seed << ", draw " << draw << ": " << before << " + " << own << " and " << more << " rows, " << heads.heads
+                      << " heads of " << heads.dim);
+    check_attention_case<bf16>({l, heads}, seed, draw == 0 ? 1 : 8);
+  }
 }
 
 TEST_CASE("a large product takes large tiles and gives what small ones give") {
