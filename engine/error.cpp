@@ -64,6 +64,8 @@ std::string escaped(std::string_view text, std::size_t most) {
   return out;
 }
 
+std::string shown_path(const std::filesystem::path& path) { return path.empty() ? "\"\"" : escaped(path.string(), 4096); }
+
 bool is_utf8(std::string_view s) {
   for (std::size_t i = 0; i < s.size();) {
     // Eight ASCII bytes at once: nearly all of a data file.

@@ -36,8 +36,8 @@ class Error : public std::runtime_error {
 
 /// Printable form of text from a file or a user: control characters, quotes' backslashes and broken UTF-8 escaped, cut at `most` bytes.
 std::string escaped(std::string_view text, std::size_t most = 80);
-/// A path as messages show it: whole, escaped.
-inline std::string shown_path(const std::filesystem::path& path) { return escaped(path.string(), 4096); }
+/// A path as messages show it: whole, escaped; "" in quotes.
+std::string shown_path(const std::filesystem::path& path);
 
 /// Length of the valid UTF-8 sequence that starts at s[i], 0 if there is none (broken, overlong, a surrogate or beyond U+10FFFF).
 int utf8_length(std::string_view s, std::size_t i);

@@ -19,8 +19,6 @@ namespace {
 
 constexpr std::size_t kChunk = std::size_t{1} << 20;
 
-std::string shown(const std::string& path) { return path.empty() ? "\"\"" : shown_path(path); }
-
 template <class Call>
 auto retried(Call call) {
   decltype(call()) result;

@@ -85,7 +85,7 @@ int put_without_exchange(const fs::path& part, const fs::path& target) {
 
 void fail_write(const std::string& path, int error) {
   const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG, limit = error == EMFILE || error == ENFILE;
-  throw Error(Exit::write, path.empty() ? "\"\"" : shown_path(path), fmt::format("could not write: {}", std::strerror(error)),
+  throw Error(Exit::write, shown_path(path), fmt::format("could not write: {}", std::strerror(error)),
               full    ? "free some space and run again"
               : limit ? "raise the limit of open files (ulimit -n)"
                       : "check the path, its permissions and the disk");
