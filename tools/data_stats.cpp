@@ -70,14 +70,17 @@ void print_tokens(const RowFile& file, const Tokenizer* tokenizer, const StatsCo
   options.max_tokens = std::numeric_limits<int64_t>::max();
   options.drop_last_step = !command.all_steps;
   options.vocab_size = std::numeric_limits<int32_t>::max();
+  constexpr std::size_t kShown = 5;
   int64_t dropped = 0, over = 0, longest = 0;
+  std::vector<std::string> first;  // of those over the limit
   std::vector<int64_t> question, trace, answer, whole;
   for (const Sample& s : make_samples({file}, tokenizer, options, &dropped)) {
     question.push_back(static_cast<int64_t>(s.question.size()));
     trace.push_back(static_cast<int64_t>(s.trace.size()));
     answer.push_back(static_cast<int64_t>(s.answer.size()));
     whole.push_back(question.back() + answer.back() + std::max(trace.back(), command.latents + 2));
-    over += whole.back() > command.max_tokens;
+    if (whole.back() > command.max_tokens && ++over <= static_cast<int64_t>(kShown))
+      first.push_back(fmt::format("{}: {} tokens", file.where(file.rows[static_cast<std::size_t>(s.row)]), whole.back()));
     longest = std::max(longest, whole.back());
   }
   print_lengths("question", question);
@@ -87,6 +90,8 @@ void print_tokens(const RowFile& file, const Tokenizer* tokenizer, const StatsCo
   print_trace_histogram(trace, command.latents);
   fmt::print("  {} of {} rows would be left out: over max_tokens = {} (the longest sequence has {})\n", over, whole.size(),
              command.max_tokens, longest);
+  for (const std::string& text : first) fmt::print("  left out: {}\n", text);
+  if (over > std::ssize(first)) fmt::print("  and {} more\n", over - std::ssize(first));
 }
 
 void print_text_lengths(const RowFile& file) {

@@ -107,11 +107,10 @@ Verdict judge_equation(std::string_view step, std::optional<int64_t> modulo) {
     if (!is_exact_whole(*left) || !is_exact_whole(*right)) return Verdict::unreadable;
     return (static_cast<int64_t>(*left) - static_cast<int64_t>(*right)) % *modulo == 0 ? Verdict::holds : Verdict::fails;
   }
-  const double last = right_text.decimals() > 0 ? std::pow(10.0, -right_text.decimals()) : 0.0,
-               slack = 1e-9 * std::max(1.0, std::abs(*right));
+  const double last = std::pow(10.0, -right_text.decimals()), slack = 1e-9 * std::max(1.0, std::abs(*right));
   const bool rounded = std::abs(*left - *right) <= 0.5 * last + slack;
   // Digits left away: nearer to zero by less than one of the last place.
-  const bool cut = last > 0 && *left * *right >= 0 && std::abs(*left) >= std::abs(*right) && std::abs(*left) - std::abs(*right) < last;
+  const bool cut = *left * *right >= 0 && std::abs(*left) >= std::abs(*right) && std::abs(*left) - std::abs(*right) < last - slack;
   return rounded || cut ? Verdict::holds : Verdict::fails;
 }
 

@@ -8,7 +8,8 @@ namespace kava {
 
 enum class Verdict { holds, fails, unreadable };
 
-/// Judges a step `<<EXPRESSION=RESULT>>` of numbers, + - * / and brackets. A result with decimals holds when it is rounded or cut to them.
+/// Judges a step `<<EXPRESSION=RESULT>>` of numbers, + - * / and brackets. A result holds when it is rounded or cut to its decimals,
+/// to a whole number where it has none.
 /// With `modulo`, both sides must be whole and are compared modulo it. Percentages, units, several = and all else are unreadable.
 Verdict judge_equation(std::string_view step, std::optional<int64_t> modulo = std::nullopt);
 

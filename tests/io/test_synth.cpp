@@ -188,7 +188,15 @@ TEST_CASE("equations are judged") {
   CHECK(judge_equation("<<20/3=-6.66>>") == fails);
   CHECK(judge_equation("<<0.1+0.2=0.3>>") == holds);
   CHECK(judge_equation("<<1035=1035>>") == holds);
-  CHECK(judge_equation("<<10/3=3>>") == fails);
+  CHECK(judge_equation("<<10/3=3>>") == holds);
+  CHECK(judge_equation("<<590/3=197>>") == holds);
+  CHECK(judge_equation("<<35/2=17>>") == holds);
+  CHECK(judge_equation("<<-11/4=-2>>") == holds);
+  CHECK(judge_equation("<<10/3=4>>") == fails);
+  CHECK(judge_equation("<<32/6=6>>") == fails);
+  CHECK(judge_equation("<<3*4=11>>") == fails);
+  CHECK(judge_equation("<<0.7*10=6>>") == fails);
+  CHECK(judge_equation("<<5-6=0>>") == fails);
   CHECK(judge_equation("<<10/3=3.34>>") == fails);
   CHECK(judge_equation("<<1+1=3>>") == fails);
   CHECK(judge_equation("<<1-4=7>>") == fails);

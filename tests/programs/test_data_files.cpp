@@ -61,9 +61,11 @@ TEST_CASE("stats counts steps and tokens, and traces against the latents") {
             "{\"question\": [1, 2], \"trace\": [], \"answer\": [3]}\n{\"question\": [1], \"trace\": [4, 5, 6, 7], \"answer\": [3]}\n");
   const Ended ids = kava_data("stats ids.jsonl --latents 4 --max-tokens 8", folder);
   CHECK(ids.code == 0);
-  CHECK_THAT(ids.out, ContainsSubstring("  0                                  1   50.00 %") &&
-                          ContainsSubstring("  4                                  1   50.00 %") &&
-                          ContainsSubstring("1 of 2 rows would be left out: over max_tokens = 8 (the longest sequence has 9)"));
+  CHECK_THAT(ids.out,
+             ContainsSubstring("  0                                  1   50.00 %") &&
+                 ContainsSubstring("  4                                  1   50.00 %") &&
+                 ContainsSubstring("1 of 2 rows would be left out: over max_tokens = 8 (the longest sequence has 9)\n  left out: ") &&
+                 ContainsSubstring(": 9 tokens\n"));
   CHECK(kava_data("stats none.txt", folder).code == 4);
   CHECK(kava_data("stats r/train.txt --tokenizer none", folder).code == 4);
 }
