@@ -248,7 +248,7 @@ int print_plan(const ReplicaTable& table, const std::vector<Work>& works, const 
     say(fmt::format("{:<34}{:>6}{:>10.0f}{:>12}{:>12.2f}{:>7}", table.rows[row].name, trainings.size(), plan.steps,
                     plan.seconds ? fmt::format("{:.2f}", *plan.seconds / 3600) : "-", plan.disk * 1e-9, plan.fits ? "yes" : "no"));
   }
-  say(known ? fmt::format("hours       {:.1f} planned, {:.1f} with {} at a time; evaluation is not in it", seconds / 3600,
+  say(known ? fmt::format("hours       {:.2f} planned, {:.2f} with {} at a time; evaluation is not in it", seconds / 3600,
                           seconds / 3600 / options.jobs, options.jobs)
             : std::string("hours       not known: no rate measured here; give --rate TFLOPS"));
   say(fmt::format("disk        {:.2f} GB", disk * 1e-9));

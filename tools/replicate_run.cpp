@@ -110,7 +110,10 @@ class Runner {
       if (!ran) std::this_thread::sleep_for(kPause);
     }
     tell_left();
-    if (stopping_ && done_ < works_.size()) return static_cast<int>(Exit::stopped);
+    if (stopping_ && done_ < works_.size()) {
+      say(fmt::format("stopped with {} of {} works done; the same command goes on", done_, works_.size()));
+      return static_cast<int>(Exit::stopped);
+    }
     if (first_failure_ != 0) print_note("error: " + first_reason_);
     return first_failure_;
   }

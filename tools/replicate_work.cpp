@@ -44,6 +44,25 @@ std::vector<bool> needed_rows(const ReplicaTable& table, const Selection& select
 
 std::string synth_fingerprint(const SynthOptions& s) { return sha256(fmt::format("synth {} {} {}", s.rows, s.steps, s.seed)); }
 
+// A path by the folder that it lies in: OUT, or the table's with its surroundings, so that both can be moved.
+std::string place_of(const ReplicaTable& table, const fs::path& out, const std::string& path) {
+  if (path.empty()) return "";
+  const fs::path whole = (table.folder / path).lexically_normal();
+  const std::string below = whole.lexically_relative(out).string();
+  return below.starts_with("..") ? whole.lexically_relative(table.folder).string() : "{out}/" + below;
+}
+
+// Of all that a run's result depends on: what may change when kava_train goes on with a run too, but not what its files hold.
+std::string training_fingerprint(const ReplicaTable& table, const RunConfig& config, const fs::path& out) {
+  std::string text = config_hash(config);
+  for (const std::string& line : config_differences(method_defaults(config.method), config, OnResume::extend)) text += "\n" + line;
+  text += fmt::format("\n{} {}", config.train.valid_every, config.valid.floor);
+  for (const std::string& path : {config.model.path, config.model.adapter, config.data.valid}) text += "\n" + place_of(table, out, path);
+  for (const DataFile& file : config.data.train)
+    text += fmt::format("\n{} {}", file.format ? name_of(*file.format) : "", place_of(table, out, file.path));
+  return sha256(text);
+}
+
 class Planner {
  public:
   Planner(const ReplicaTable& table, const Selection& selection, fs::path out)
@@ -86,7 +105,7 @@ class Planner {
     work.kind = WorkKind::train, work.id = train_id(row, seed), work.row = index, work.seed = seed;
     work.run = out_ / "runs" / row.name / fmt::format("{}", seed);
     work.log = work.run / "log" / "train.log";
-    work.fingerprint = config_hash(loaded);
+    work.fingerprint = training_fingerprint(table_, loaded, out_);
     if (table_.synth) work.needs.push_back(index_.at("data"));
     if (!row.start.empty()) {
       work.needs.push_back(index_.at(train_id(*table_.find(row.start), seed)));

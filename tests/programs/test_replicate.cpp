@@ -45,8 +45,21 @@ TEST_CASE("replicate runs a table once, and again only what is not done") {
   CHECK(rig.run("--dry-run").out.empty());
   CHECK_THAT(rig.run("--status").out, ContainsSubstring("8 of 8 works done, 0 running, 0 failed, 0 open"));
   // Another configuration is not what was done.
-  rig.save(row("first", "set = [\"train.lr=1e-5\"]\n"));
-  check_refused(rig.run(), 2, "is the result of another configuration");
+  const fs::path folder = rig.model.folder.path();
+  fs::copy(folder / "base", folder / "copy");
+  for (const char* set : {"train.lr=1e-5", "train.max_steps=5", "train.epochs=9", "train.micro_batch=1", "train.valid_every=1",
+                          "model.path=copy", "data.train=[\\\"test.txt\\\"]", "data.valid=test.txt"}) {
+    CAPTURE(set);
+    rig.save(row("first", "set = [\"" + std::string(set) + "\"]\n"));
+    check_refused(rig.run(), 2, "is the result of another configuration");
+  }
+  rig.save(row("first", "set = [\"train.log_every=7\"]\n"));
+  CHECK_THAT(rig.run("--status").out, ContainsSubstring("4 of 4 works done"));
+  // All of it, elsewhere.
+  rig.save(TableRig::kRows);
+  const TempFolder other;
+  fs::copy(folder, other.path() / "moved", fs::copy_options::recursive | fs::copy_options::copy_symlinks);
+  CHECK_THAT(run_command("replicate table.toml --out out --status", other.path() / "moved").out, ContainsSubstring("8 of 8 works done"));
   CHECK(rig.form("table.json") == before);
 }
 
@@ -283,6 +296,7 @@ TEST_CASE("a run that is stopped keeps its seconds and attempts and is open") {
   const Ended stopped = rig.run("--budget-hours 0.0003");
   INFO(stopped.out << stopped.err);
   CHECK(stopped.code == 75);
+  CHECK_THAT(stopped.out, ContainsSubstring("stopped with 0 of 2 works done; the same command goes on"));
   const Json work = read_json(rig.out() / "times.json")["works"]["first.1.train"];
   CHECK(work["attempts"] == 1);
   CHECK(work["seconds"].get<double>() > 0.5);
