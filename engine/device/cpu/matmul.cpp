@@ -17,10 +17,9 @@ namespace kava {
 
 namespace {
 
-constexpr int64_t kTileRows = 256;
+constexpr int64_t kMostTileRows = 256;
 constexpr int64_t kTileCols = Matmul::kTileCols;
-// Rows of a last tile are filled up with zeros to a multiple of this, so that few shapes exist and a row's result does not depend on them.
-constexpr int64_t kRowUnit = 32;
+constexpr int64_t kPlainRows = 32;  // of a tile of the plain product
 // A sum over step rows (weight gradients) is cut into pieces of this length.
 constexpr int64_t kSumPiece = 512;
 
@@ -45,6 +44,12 @@ struct Tile {
   int64_t ldb;
   DType type;
   const void* bias = nullptr;
+};
+
+// Rows of a tile. A last tile is filled up with zero rows to a multiple of `unit`, so that few shapes exist and a row's result does not
+// depend on them.
+struct RowTiles {
+  int64_t most, unit;
 };
 
 #ifdef KAVA_ONEDNN
@@ -117,6 +122,12 @@ void tile_product(const Tile& t, bool ta, bool tb, int64_t m, int64_t n, int64_t
 
 constexpr bool has_onednn(DType t) { return t != DType::f64; }
 
+// Without AVX-512 oneDNN 2.6 sums in an order that depends on the number of rows: there all tiles have the same.
+RowTiles row_tiles() {
+  static const bool wide = dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core;
+  return wide ? RowTiles{kMostTileRows, 32} : RowTiles{64, 64};
+}
+
 // oneDNN has no bf16 product for processors without AVX-512.
 bool has_bf16() {
   static const bool has = [] {
@@ -131,6 +142,7 @@ bool has_bf16() {
 
 void tile_product(const Tile&, bool, bool, int64_t, int64_t, int64_t, bool) {}
 constexpr bool has_onednn(DType) { return false; }
+RowTiles row_tiles() { return {kMostTileRows, kPlainRows}; }
 bool has_bf16() { return true; }
 
 #endif
@@ -160,10 +172,10 @@ void plain_tile(O* c, int64_t ldc, const Operand& a, const Operand& b, const T* 
 }
 
 void plain_product(Threads& threads, const Tensor& c, const Operand& a, const Operand& b, DType type, int64_t k, const Tensor& bias) {
-  const int64_t row_tiles = (c.rows + kRowUnit - 1) / kRowUnit, col_tiles = (c.cols + kTileCols - 1) / kTileCols;
+  const int64_t row_tiles = (c.rows + kPlainRows - 1) / kPlainRows, col_tiles = (c.cols + kTileCols - 1) / kTileCols;
   threads.run(row_tiles * col_tiles, [&](int64_t task) {
-    const int64_t row = task / col_tiles * kRowUnit, col = task % col_tiles * kTileCols;
-    const int64_t m = std::min(kRowUnit, c.rows - row), n = std::min(kTileCols, c.cols - col);
+    const int64_t row = task / col_tiles * kPlainRows, col = task % col_tiles * kTileCols;
+    const int64_t m = std::min(kPlainRows, c.rows - row), n = std::min(kTileCols, c.cols - col);
     dispatch(type, [&]<class T>() {
       const T* added = static_cast<const T*>(bias.data);
       if (c.dtype == type) plain_tile<T>(c.row<T>(row) + col, c.stride, a, b, added, row, col, m, n, k, false);
@@ -198,7 +210,7 @@ struct Area {
   char* of(const Tensor& c) const { return static_cast<char*>(c.data) + (row * c.stride + col) * size_of(c.dtype); }
 };
 
-std::vector<Area> areas_of(int64_t m, int64_t n, int64_t tile_rows = kTileRows) {
+std::vector<Area> areas_of(int64_t m, int64_t n, int64_t tile_rows) {
   const int64_t pieces = (n + kTileCols - 1) / kTileCols;
   const int64_t width = std::min(n, round_up((n + pieces - 1) / pieces, 64));
   std::vector<Area> areas;
@@ -229,7 +241,7 @@ class PieceRows {
 template <class S>
 S* tile_scratch(int tiles) {
   thread_local std::vector<S> scratch;
-  scratch.resize(static_cast<std::size_t>(tiles * kTileRows * kTileCols));
+  scratch.resize(static_cast<std::size_t>(tiles * kMostTileRows * kTileCols));
   return scratch.data();
 }
 
@@ -241,11 +253,12 @@ void add_scaled(const Tensor& c, const Area& t, const S* product, S scale) {
   }
 }
 
-// The rows of an operand by tiles: the last one is filled with zero rows to a multiple of kRowUnit. It keeps the stride, by which oneDNN
+// The rows of an operand by tiles: the last one is filled with zero rows to a multiple of the unit. It keeps the stride, by which oneDNN
 // chooses among products that sum in different orders.
 class TileRows {
  public:
-  explicit TileRows(const Tensor& a) : a_(a), tail_begin_(a.rows - a.rows % kTileRows), tail_rows_(round_up(a.rows % kTileRows, kRowUnit)) {
+  TileRows(const Tensor& a, RowTiles height)
+      : a_(a), tail_begin_(a.rows - a.rows % height.most), tail_rows_(round_up(a.rows % height.most, height.unit)) {
     if (a.rows - tail_begin_ != tail_rows_) tail_ = padded_rows(a, tail_begin_, a.rows, tail_rows_, a.stride);
   }
   bool padded(int64_t row) const { return !tail_.empty() && row >= tail_begin_; }
@@ -273,15 +286,16 @@ void row_products(Threads& threads, std::span<const Matmul::Product> products) {
     std::size_t product;
     Area area;
   };
+  const RowTiles height = row_tiles();
   std::vector<Task> tasks;
   std::vector<TileRows> rows;
   std::vector<std::vector<char>> c_tails(products.size());  // what padded tiles are written to
   for (std::size_t i = 0; i < products.size(); ++i) {
     const Tensor &a = products[i].a, &c = products[i].c;
-    for (const Area& t : areas_of(c.rows, c.cols)) tasks.push_back({i, t});
-    rows.emplace_back(a);
+    for (const Area& t : areas_of(c.rows, c.cols, height.most)) tasks.push_back({i, t});
+    rows.emplace_back(a, height);
     if (c.rows == 0 || !rows[i].padded(c.rows - 1)) continue;
-    const int64_t begin = c.rows - c.rows % kTileRows, padded = round_up(c.rows - begin, kRowUnit);
+    const int64_t begin = c.rows - c.rows % height.most, padded = round_up(c.rows - begin, height.unit);
     c_tails[i].resize(static_cast<std::size_t>(padded * c.stride * size_of(c.dtype)));
   }
   threads.run(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
@@ -368,7 +382,7 @@ void Matmul::add_all(std::span<const RowSum> sums) {
   std::vector<Task> tasks;
   std::vector<PieceRows> a, b;
   for (std::size_t i = 0; i < sums.size(); ++i) {
-    for (const Area& t : areas_of(sums[i].c.rows, sums[i].c.cols)) tasks.push_back({i, t});
+    for (const Area& t : areas_of(sums[i].c.rows, sums[i].c.cols, kMostTileRows)) tasks.push_back({i, t});
     a.emplace_back(sums[i].a, whole, rest_rows), b.emplace_back(sums[i].b, whole, rest_rows);
   }
   threads_.run(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
@@ -401,14 +415,15 @@ void Matmul::sum_tiles(const Term& x, const Term& y, bool apart, const std::func
     return sum_tiles({view(xa, m, x.a.cols), view(xb, x.b.rows, n)}, {view(ya, m, y.a.cols), view(yb, y.b.rows, n)}, apart, finish);
   }
   const bool plain = !has_onednn(type);
-  const std::vector<Area> areas = areas_of(m, n, plain ? kRowUnit : kTileRows);
-  const TileRows x_rows(x.a), y_rows(y.a);
+  const RowTiles height = plain ? RowTiles{kPlainRows, kPlainRows} : row_tiles();
+  const std::vector<Area> areas = areas_of(m, n, height.most);
+  const TileRows x_rows(x.a, height), y_rows(y.a, height);
   threads_.run(static_cast<int64_t>(areas.size()), [&](int64_t task) {
     const Area& t = areas[static_cast<std::size_t>(task)];
     void *first = nullptr, *second = nullptr;
     dispatch(sum, [&]<class S>() {
       S* scratch = tile_scratch<S>(2);
-      first = scratch, second = apart ? scratch + kTileRows * kTileCols : scratch;
+      first = scratch, second = apart ? scratch + kMostTileRows * kTileCols : scratch;
     });
     auto product = [&](void* c, const Term& term, const TileRows& rows, bool add) {
       const Operand b{term.b.data, term.b.stride, false};
