@@ -45,8 +45,11 @@ makefile=$(find "$work/nccl" -maxdepth 2 -name makefiles -type d | head -n 1)
 [ -n "$makefile" ] || fail "$source holds no source of NCCL (there is no folder makefiles)" 4
 tree=$(dirname "$makefile")
 version=$(sed -n 's/^NCCL_\(MAJOR\|MINOR\|PATCH\) *:= *//p' "$makefile/version.mk" | paste -sd .)
+# NCCL's makefiles put the toolkit's headers before their own, and some toolkits hold those of another NCCL.
+mkdir "$work/include"
+find "$cuda/include/" -mindepth 1 -maxdepth 1 ! -name 'nccl*' -exec ln -s -t "$work/include" {} +
 echo "build_nccl: NCCL $version for compute capability $arch, $jobs jobs"
-make -C "$tree" -j "$jobs" src.build CUDA_HOME="$cuda" NVCC_GENCODE="-gencode=arch=compute_$arch,code=sm_$arch" >"$work/log" 2>&1 ||
+make -C "$tree" -j "$jobs" src.build CUDA_HOME="$cuda" CUDA_INC="$work/include" NVCC_GENCODE="-gencode=arch=compute_$arch,code=sm_$arch" >"$work/log" 2>&1 ||
   { tail -n 20 "$work/log" >&2; fail 'the build failed' 1; }
 mkdir -p "$out"
 strip --strip-unneeded -o "$out/libnccl.so.2.part" "$(readlink -f "$tree/build/lib/libnccl.so.2")"
