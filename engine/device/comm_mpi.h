@@ -12,6 +12,7 @@ namespace kava {
 struct CommOptions {
   double timeout = 600;  // seconds that a collective may take
   pid_t launcher = 0;    // process that started this one; 0: none to watch
+  double meeting = 120;  // seconds until all have to be there
 };
 
 /// This process among the ranks that MPI's launcher has started. Error(code usage) where this build has no module for it, (code comm) where

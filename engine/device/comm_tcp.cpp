@@ -18,9 +18,12 @@ namespace kava {
 
 namespace {
 
-constexpr double kAnswer = 2;            // seconds in which a connection has to say who it is
-constexpr double kGrace = 0.5;           // that rank 0 is given to say why it gave up
-constexpr uint64_t kMostRefusal = 4096;  // of a frame that holds text
+constexpr double kGrace = 0.5;            // seconds that rank 0 is given to say why it gave up
+constexpr double kAnswer = 2;             // that a word of rank 0 is given to go out
+constexpr double kConnect = 8;            // that a connection is waited for: three packets may be lost
+constexpr double kLook = 0.02;            // between looks at connections that have not said all yet
+constexpr std::size_t kMostCallers = 64;  // those beyond the ranks; the first is forgotten where more say nothing
+constexpr uint64_t kMostRefusal = 4096;   // of a frame that holds text
 
 std::string numbers(const std::vector<int>& ranks) {
   return fmt::format("{}{}", ranks.size() > 1 ? "ranks " : "rank ", fmt::join(ranks, ", "));
@@ -50,6 +53,21 @@ std::optional<std::pair<Frame, std::string>> receive_text(const Socket& from, Cl
   return std::pair(head.kind, text);
 }
 
+// The text that has come whole meanwhile. A connection that says anything else, or that ended, is closed.
+std::optional<std::pair<Frame, std::string>> heard(Socket& from) {
+  FrameHead head;
+  if (from.peek(&head.magic, sizeof head.magic) && head.magic != FrameHead::kMagic) from = Socket();
+  else if (from.peek(&head, sizeof head)) {
+    std::string all(sizeof head + std::min(head.bytes, kMostRefusal), '\0');
+    if (head.bytes <= kMostRefusal && !from.peek(all.data(), all.size())) return std::nullopt;
+    if (auto said = receive_text(from, Clock::now())) return said;
+    from = Socket();
+  } else if (from.hung_up()) {
+    from = Socket();
+  }
+  return std::nullopt;
+}
+
 void send_text(const Socket& to, Frame kind, const std::string& text) {
   const std::string cut = text.substr(0, kMostRefusal);
   send_frame(to, head_of(kind, 0, cut.data(), cut.size()), cut.data(), after(kAnswer));
@@ -57,7 +75,8 @@ void send_text(const Socket& to, Frame kind, const std::string& text) {
 
 class TcpComm final : public Comm {
  public:
-  TcpComm(int rank, int size, const TcpPlace& place, const CommOptions& options) : Comm(rank, size, options.timeout), place_(place) {
+  TcpComm(int rank, int size, const TcpPlace& place, const CommOptions& options)
+      : Comm(rank, size, options.timeout), place_(place), meeting_(options.meeting) {
     watch_launcher(options.launcher);
     set_what("meeting the other ranks");
     peers_.resize(static_cast<std::size_t>(size));
@@ -73,27 +92,31 @@ class TcpComm final : public Comm {
 
   // ---- the start
   // A signal ends the meeting, which may last long; the others notice that this rank has gone.
-  void look_out() const {
-    require_launcher();
+  void look_out() {
+    look_around(0);
     if (stop_requested()) throw Error(Exit::stopped, "ranks", "stopped before all had met", "start all of them again");
   }
 
   void wait_for_all() {
-    const Clock::time_point deadline = after(place_.timeout);
+    const Clock::time_point deadline = after(meeting_);
     Socket listener;
     std::string why;
     for (int port : place_.ports)
       if (!listener) listener = listen_on(place_.host, port, why);
     if (!listener) fail(fmt::format("cannot listen on port {} of {}: {}", ports(), escaped(place_.host), why));
     std::string wrong;
+    std::vector<Socket> callers;  // that have not said yet who they are
     Clock::time_point until = deadline;
-    for (int missing = size() - 1; missing > 0;) {
-      Socket next = accept_from(listener, until, [&] { look_out(); });
-      if (!next) break;
+    for (int missing = size() - 1; missing > 0 && Clock::now() < until;) {
+      Socket next = accept_from(listener, callers.empty() ? until : std::min(until, after(kLook)), [&] { look_out(); });
+      if (next) callers.push_back(std::move(next));
+      if (callers.size() > kMostCallers + peers_.size()) callers.erase(callers.begin());
       const bool sound = wrong.empty();
-      missing -= take_in(next, wrong);
+      for (Socket& caller : callers) missing -= take_in(caller, wrong);
+      std::erase_if(callers, [](const Socket& caller) { return !caller; });
       // Those that are still on their way are to hear it too.
       if (sound && !wrong.empty()) until = std::min(deadline, after(kAnswer));
+      look_out();
     }
     if (!wrong.empty()) {
       tell_all(Frame::refusal, wrong);
@@ -102,16 +125,17 @@ class TcpComm final : public Comm {
     std::vector<int> missing;
     for (int r = 1; r < size(); ++r)
       if (!peers_[static_cast<std::size_t>(r)]) missing.push_back(r);
-    if (!missing.empty()) give_up(fmt::format("{} did not come within {:g} s (--rendezvous-timeout)", numbers(missing), place_.timeout));
+    if (!missing.empty()) give_up(fmt::format("{} did not come within {:g} s (--rendezvous-timeout)", numbers(missing), meeting_));
     for (std::size_t r = 1; r < peers_.size(); ++r) send_text(peers_[r], Frame::go, "");
   }
 
   // Whether it is a rank of this start. `wrong`: what differs between ranks; who comes then is refused.
-  bool take_in(Socket& next, std::string& wrong) {
-    const auto said = receive_text(next, after(kAnswer));
-    if (!said || said->first != Frame::hello) return false;
+  bool take_in(Socket& caller, std::string& wrong) {
+    const auto said = heard(caller);
+    if (!said) return false;
+    Socket next = std::move(caller);
     const std::string ours = fmt::format("kava ranks 1\n{}\n", place_.job);
-    if (!said->second.starts_with(ours)) return false;  // of another start, or no rank at all
+    if (said->first != Frame::hello || !said->second.starts_with(ours)) return false;  // of another start, or no rank at all
     int ranks = 0, rank = -1;
     if (std::sscanf(said->second.c_str() + ours.size(), "%d\n%d", &ranks, &rank) != 2) return false;
     const bool known = 0 < rank && rank < size();
@@ -128,21 +152,28 @@ class TcpComm final : public Comm {
     throw Error(Exit::usage, "ranks", wrong, "start all ranks with the same --world-size, each with a --rank of its own");
   }
 
+  // Where it has said hello it waits for as long as rank 0 may take: rank 0 may stand still, or packets be late.
   void go_to_rank_0() {
-    const Clock::time_point deadline = after(place_.timeout);
+    const Clock::time_point deadline = after(meeting_);
+    std::vector<Socket> asked(place_.ports.size());
     while (!peers_[0]) {
-      for (int port : place_.ports)
-        if (!peers_[0]) try_port(port, std::min(deadline, after(kAnswer)));
+      for (std::size_t i = 0; i < asked.size() && !peers_[0]; ++i) {
+        if (!asked[i]) asked[i] = say_hello(place_.ports[i], std::min(deadline, after(kConnect)));
+        for (Socket& at : asked)
+          if (at && !peers_[0]) be_answered(at);
+      }
       if (peers_[0]) break;
       if (Clock::now() >= deadline)
         fail(fmt::format("rank 0 did not answer at port {} of {} within {:g} s (--rendezvous-timeout)", ports(), escaped(place_.host),
-                         place_.timeout));
+                         meeting_));
       look_out();
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
-    const auto said = receive_text(peers_[0], deadline + std::chrono::seconds(5), [&] { look_out(); });
+    // Rank 0 tells when its own time for this is over.
+    const auto said = receive_text(peers_[0], after(meeting_ + kConnect), [&] { look_out(); });
     if (said) heed(said->first, said->second);
-    if (!said || said->first != Frame::go) fail("rank 0 has gone");
+    if (said && said->first == Frame::go) return;
+    fail(said || peers_[0].hung_up() ? "rank 0 has gone" : fmt::format("rank 0 did not come within {:g} s", meeting_ + kConnect));
   }
 
   // What rank 0 says before it leaves.
@@ -155,13 +186,17 @@ class TcpComm final : public Comm {
       if (peers_[r]) send_text(peers_[r], kind, text);
   }
 
-  void try_port(int port, Clock::time_point deadline) {
-    Socket s = connect_to(place_.host, port, deadline);
-    if (!s) return;
-    send_text(s, Frame::hello, hello());
-    const auto said = receive_text(s, deadline);
-    if (said) heed(said->first, said->second);
-    if (said && said->first == Frame::welcome) peers_[0] = std::move(s);
+  Socket say_hello(int port, Clock::time_point deadline) {
+    Socket s = connect_to(place_.host, port, deadline, [&] { look_out(); });
+    if (s) send_text(s, Frame::hello, hello());
+    return s;
+  }
+
+  void be_answered(Socket& at) {
+    const auto said = heard(at);
+    if (!said) return;
+    heed(said->first, said->second);
+    if (said->first == Frame::welcome) peers_[0] = std::move(at);
   }
 
   // ---- collectives
@@ -189,7 +224,7 @@ class TcpComm final : public Comm {
     require_launcher();
     if (!leads()) return;
     for (int r = 1; r < size(); ++r)
-      if (r != waiting_for && peers_[static_cast<std::size_t>(r)].hung_up()) lost(Transfer::gone, r);
+      if (const Socket& peer = peers_[static_cast<std::size_t>(r)]; r != waiting_for && peer && peer.hung_up()) lost(Transfer::gone, r);
   }
 
   void send_to(int rank, Frame kind, const void* data, int64_t bytes, Clock::time_point deadline) {
@@ -238,6 +273,7 @@ class TcpComm final : public Comm {
   }
 
   const TcpPlace place_;
+  const double meeting_;       // seconds
   std::vector<Socket> peers_;  // of rank 0: the others, by their number; of the others: rank 0
   uint64_t number_ = 0;
 };

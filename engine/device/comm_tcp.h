@@ -13,7 +13,6 @@ struct TcpPlace {
   std::string host;        // of rank 0
   std::vector<int> ports;  // rank 0 takes the first that is free; the others try them until one answers with the same job
   std::string job;         // tells the ranks of one start from those of others
-  double timeout = 120;    // seconds until all have to be there
 };
 
 /// This process among the ranks that meet there. Error(code comm) naming a rank that does not come in time, (code usage) where one counts

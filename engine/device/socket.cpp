@@ -89,13 +89,13 @@ bool Socket::hung_up() const {
   return n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
 }
 
-Socket connect_to(const std::string& host, int port, Clock::time_point deadline) {
+Socket connect_to(const std::string& host, int port, Clock::time_point deadline, const std::function<void()>& idle) {
   const Addresses addresses = addresses_of(host.c_str(), port, false);
   for (const addrinfo* a = addresses.get(); a; a = a->ai_next) {
     Socket s = open_socket(*a);
     if (!s) continue;
     if (::connect(s.fd(), a->ai_addr, a->ai_addrlen) != 0) {
-      if (errno != EINPROGRESS || !wait_for(s.fd(), POLLOUT, deadline, {})) continue;
+      if (errno != EINPROGRESS || !wait_for(s.fd(), POLLOUT, deadline, idle)) continue;
       int failed = 0;
       socklen_t size = sizeof failed;
       if (::getsockopt(s.fd(), SOL_SOCKET, SO_ERROR, &failed, &size) != 0 || failed != 0) continue;

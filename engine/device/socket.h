@@ -42,7 +42,7 @@ class Socket {
 };
 
 /// A connection to one of the addresses of a name; an empty socket where none answers by then.
-Socket connect_to(const std::string& host, int port, Clock::time_point deadline);
+Socket connect_to(const std::string& host, int port, Clock::time_point deadline, const std::function<void()>& idle = {});
 
 /// Listens on this machine alone where the host is a name of itself (localhost), else on all its addresses; an empty socket with the reason
 /// in `why` where that cannot be.

@@ -25,7 +25,7 @@ int whole(const std::string& where, const std::string& text, int least, int most
   const char* end = text.data() + text.size();
   const auto [stop, failed] = std::from_chars(text.data(), end, n);
   if (failed != std::errc() || stop != end || n < least || n > most)
-    refuse(where, text, "number of it", fmt::format("give one from {} to {}", least, most));
+    refuse(where, text, fmt::format("whole number from {} to {}", least, most), "give one");
   return n;
 }
 
@@ -138,16 +138,16 @@ World find_world(const RankOptions& options, const Environment& environment) { r
 std::unique_ptr<Comm> join(const World& world, bool on_cpu) {
   if (world.size == 1) return std::make_unique<Comm>();
   CommOptions options;
-  options.timeout = world.comm_timeout;
+  options.timeout = world.comm_timeout, options.meeting = world.rendezvous_timeout;
   if (world.launcher == Launcher::mpirun || world.launcher == Launcher::torchrun || world.launcher == Launcher::srun)
     options.launcher = ::getppid();
   if (on_cpu && !world.mpi)
     throw Error(Exit::usage, "--device cpu",
                 fmt::format("{} ranks on the CPU need MPI, and {} has started them", world.size,
                             world.launcher == Launcher::options ? "no launcher" : name_of(world.launcher)),
-                "start them by mpirun, or by srun --mpi=pmix");
+                "start them by mpirun, or by srun --mpi=pmix; on GPUs give --device cuda");
   if (world.mpi) return make_mpi_comm(world.rank, world.size, options);
-  TcpPlace place{world.host, {}, world.job, world.rendezvous_timeout};
+  TcpPlace place{world.host, {}, world.job};
   if (world.port > 0) place.ports = {world.port};
   else
     for (int i = 1; i <= kPorts; ++i) place.ports.push_back(world.base_port + i);

@@ -43,9 +43,9 @@ std::vector<std::string> run(const std::vector<Start>& starts, const std::functi
   return failed;
 }
 
-std::vector<Start> ranks(int n, const TcpPlace& place, double timeout = 60) {
+std::vector<Start> ranks(int n, const TcpPlace& place, double timeout = 60, double meeting = 20) {
   std::vector<Start> all;
-  for (int r = 0; r < n; ++r) all.push_back({r, n, place, {timeout, 0}});
+  for (int r = 0; r < n; ++r) all.push_back({r, n, place, {timeout, 0, meeting}});
   return all;
 }
 
@@ -57,13 +57,13 @@ TEST_CASE("ranks over TCP find each other and gather, at the first port that is 
   const Socket taken = listen_on("127.0.0.1", ports[0], why);  // never answers
   // Another start holds the second port.
   std::thread other([&] {
-    run(ranks(2, {"127.0.0.1", {ports[1]}, "other", 20}), [](Comm& comm) {
+    run(ranks(2, {"127.0.0.1", {ports[1]}, "other"}), [](Comm& comm) {
       if (comm.leads()) std::this_thread::sleep_for(std::chrono::milliseconds(300));
       comm.barrier("waiting");
     });
   });
   for (int n : {2, 4}) {
-    const auto failed = run(ranks(n, {"127.0.0.1", ports, "job", 30}), [&](Comm& comm) {
+    const auto failed = run(ranks(n, {"127.0.0.1", ports, "job"}), [&](Comm& comm) {
       for (int64_t bytes : {1, 1000, 3 << 20}) {
         std::string mine(static_cast<std::size_t>(bytes), static_cast<char>('a' + comm.rank())),
             all(mine.size() * static_cast<std::size_t>(n), '\0');
@@ -80,25 +80,25 @@ TEST_CASE("ranks over TCP find each other and gather, at the first port that is 
 }
 
 TEST_CASE("a rank that never comes is named by all that did, with 6") {
-  const TcpPlace place{"127.0.0.1", free_ports(1), "job", 0.5};
-  std::vector<Start> starts = ranks(4, place);
+  const TcpPlace place{"127.0.0.1", free_ports(1), "job"};
+  std::vector<Start> starts = ranks(4, place, 60, 0.5);
   starts.erase(starts.begin() + 2);
   for (const std::string& f : run(starts, [](Comm&) {}))
     CHECK_THAT(f, ContainsSubstring("meeting the other ranks: rank 2 did not come within 0.5 s (--rendezvous-timeout)") &&
                       ContainsSubstring("6 rank"));
-  const std::string f = run({{1, 2, place, {60, 0}}}, [](Comm&) {})[0];
+  const std::string f = run({{1, 2, place, {60, 0, 0.5}}}, [](Comm&) {})[0];
   CHECK_THAT(f, ContainsSubstring("6 rank 1 of 2: meeting the other ranks: rank 0 did not answer at port"));
 }
 
 TEST_CASE("a stop signal ends the waiting for a rank that does not come, with 75") {
   for (int rank : {0, 1}) {
-    const TcpPlace place{"127.0.0.1", free_ports(1), "job", 60};
+    const TcpPlace place{"127.0.0.1", free_ports(1), "job"};
     const pid_t child = ::fork();
     if (child == 0) {
       ::alarm(30);
       catch_signals();
       ::raise(SIGTERM);
-      const std::string failed = run({{rank, 2, place, {60, 0}}}, [](Comm&) {})[0];
+      const std::string failed = run({{rank, 2, place}}, [](Comm&) {})[0];
       ::_exit(failed.starts_with("75 ranks: stopped before all had met") ? 75 : 1);
     }
     int status = 0;
@@ -108,7 +108,7 @@ TEST_CASE("a stop signal ends the waiting for a rank that does not come, with 75
 }
 
 TEST_CASE("ranks that count each other differently are refused by name on every rank, with 2") {
-  const TcpPlace place{"127.0.0.1", free_ports(1), "job", 20};
+  const TcpPlace place{"127.0.0.1", free_ports(1), "job"};
   std::vector<Start> starts = ranks(3, place);
   starts[2].size = 4;
   std::string said;
@@ -122,8 +122,48 @@ TEST_CASE("ranks that count each other differently are refused by name on every 
   for (const std::string& f : run(starts, [](Comm&) {})) CHECK_THAT(f, ContainsSubstring("2 ranks: two processes are rank 1"));
 }
 
+TEST_CASE("ranks meet beside connections that say nothing, and where rank 0 stands still for longer than a packet is late") {
+  const TcpPlace place{"127.0.0.1", free_ports(1), "job"};
+  for (const bool stands : {false, true}) {
+    INFO(stands);
+    // The queue of a listener takes connections of ranks before rank 0 has looked at them.
+    const pid_t zero = ::fork();
+    if (zero == 0) {
+      ::alarm(30);
+      ::_exit(run({{0, 3, place}}, [](Comm& comm) { comm.barrier("meeting"); })[0].empty() ? 0 : 1);
+    }
+    std::vector<Socket> silent;
+    while (silent.empty())
+      if (Socket s = connect_to("127.0.0.1", place.ports[0], after(5))) silent.push_back(std::move(s));
+    silent.push_back(connect_to("127.0.0.1", place.ports[0], after(5)));
+    if (stands) ::kill(zero, SIGSTOP);
+    std::thread later([&] {
+      if (stands) std::this_thread::sleep_for(std::chrono::milliseconds(2500)), ::kill(zero, SIGCONT);
+    });
+    for (const std::string& f : run({{1, 3, place}, {2, 3, place}}, [](Comm& comm) { comm.barrier("meeting"); })) CHECK(f == "");
+    later.join();
+    int status = 0;
+    REQUIRE(::waitpid(zero, &status, 0) == zero);
+    CHECK(status == 0);
+  }
+}
+
+TEST_CASE("a rank that goes while others are still to come ends those that met, at once") {
+  const TcpPlace place{"127.0.0.1", free_ports(1), "job"};
+  const pid_t one = ::fork();
+  if (one == 0) run({{1, 3, place}}, [](Comm&) {}), ::_exit(0);
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    ::kill(one, SIGKILL);
+  });
+  const std::string f = run({{0, 3, place}}, [](Comm&) {})[0];
+  CHECK_THAT(f, ContainsSubstring("6 rank 0 of 3: meeting the other ranks: rank 1 has gone"));
+  later.join();
+  ::waitpid(one, nullptr, 0);
+}
+
 TEST_CASE("a rank over TCP that fails, hangs or does something else is named by the others") {
-  const TcpPlace place{"127.0.0.1", free_ports(1), "job", 20};
+  const TcpPlace place{"127.0.0.1", free_ports(1), "job"};
   auto failed = run(ranks(3, place), [](Comm& comm) {
     comm.barrier("first");
     if (comm.rank() == 1) throw Error(Exit::write, "disk", "is full");
@@ -156,7 +196,7 @@ TEST_CASE("a rank over TCP that fails, hangs or does something else is named by 
 }
 
 TEST_CASE("what is no rank does not keep ranks from meeting, and bytes that change on their way are noticed") {
-  const TcpPlace place{"127.0.0.1", free_ports(1), "job", 20};
+  const TcpPlace place{"127.0.0.1", free_ports(1), "job"};
   std::atomic<bool> done = false;
   std::thread stranger([&] {
     while (!done) {

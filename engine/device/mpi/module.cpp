@@ -1,9 +1,14 @@
 // Ranks over MPI (engine/device/comm_mpi.h). Data moves by all-gather and broadcast alone: a reduction of MPI sums in an order that depends
 // on lengths and on the number of ranks. Calls are started and then polled, so that a wait has an end.
 #include <mpi.h>
+#include <unistd.h>
 
 #include <chrono>
+#include <condition_variable>
+#include <csignal>
+#include <cstdio>
 #include <deque>
+#include <mutex>
 #include <thread>
 
 #include "engine/device/comm_mpi.h"
@@ -13,10 +18,62 @@ namespace kava {
 
 namespace {
 
+// Ends the process with 6 where a call of MPI that cannot be polled does not return, as when a rank stands still; or where the launcher has
+// gone meanwhile.
+class Watch {
+ public:
+  Watch(std::string where, std::string what, const char* option, double seconds, pid_t launcher)
+      : where_(std::move(where)), what_(std::move(what)), option_(option), seconds_(seconds), launcher_(launcher) {
+    // Signals are for the threads that were there before.
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    thread_ = std::thread([this] { watch(); });
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+  ~Watch() {
+    {
+      const std::scoped_lock lock(mutex_);
+      over_ = true;
+    }
+    changed_.notify_one();
+    thread_.join();
+  }
+  Watch(const Watch&) = delete;
+  Watch& operator=(const Watch&) = delete;
+
+ private:
+  void watch() {
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point start = Clock::now();
+    std::unique_lock lock(mutex_);
+    while (!changed_.wait_for(lock, std::chrono::milliseconds(200), [this] { return over_; })) {
+      if (launcher_ != 0 && ::getppid() != launcher_) end("the launcher that started this rank has gone");
+      if (std::chrono::duration<double>(Clock::now() - start).count() > seconds_)
+        end(fmt::format("another rank did not come within {:g} s ({})", seconds_, option_));
+    }
+  }
+  [[noreturn]] void end(const std::string& why) const {
+    const Error error(Exit::comm, where_, what_ + ": " + why, "start all ranks again");
+    std::fputs(fmt::format("error: {}\n", error.what()).c_str(), stderr);
+    ::_exit(static_cast<int>(error.code()));
+  }
+
+  const std::string where_, what_;
+  const char* const option_;
+  const double seconds_;
+  const pid_t launcher_;
+  bool over_ = false;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::thread thread_;
+};
+
 class MpiComm final : public Comm {
  public:
-  MpiComm(int rank, int size, const CommOptions& options) : Comm(rank, size, options.timeout) {
+  MpiComm(int rank, int size, const CommOptions& options) : Comm(rank, size, options.timeout), launcher_(options.launcher) {
     watch_launcher(options.launcher);
+    const Watch watch(name(), "meeting the other ranks", "--rendezvous-timeout", options.meeting, launcher_);
     int given = 0;
     if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &given) != MPI_SUCCESS || given < MPI_THREAD_FUNNELED)
       throw Error(Exit::comm, name(), "MPI does not start", "check mpirun and its log");
@@ -58,7 +115,11 @@ class MpiComm final : public Comm {
     wait_for(request);
   }
 
-  void do_close() override { MPI_Finalize(); }
+  void do_close() override {
+    std::fflush(stdout);
+    const Watch watch(name(), "the end of the run", "--comm-timeout", timeout(), launcher_);
+    MPI_Finalize();
+  }
 
   void require(int code) const {
     if (code == MPI_SUCCESS) return;
@@ -84,6 +145,7 @@ class MpiComm final : public Comm {
     }
   }
 
+  const pid_t launcher_;
   std::deque<MPI_Request> begun_;  // gathers
 };
 
