@@ -492,7 +492,7 @@ int main(int argc, char** argv) {
   app.add_option("--json", command.json, "Also write the results to this file");
   kava::add_device_options(app, command.device);
   return kava::command_main(argc, argv, app, [&] {
-    return kava::on_ranks({}, command.device.device != "cuda",
+    return kava::on_ranks({}, command.device,
                           [&](kava::Comm& comm, const kava::World& world) { return kava::bench(command, comm, world); });
   });
 }

@@ -46,6 +46,12 @@ std::unique_ptr<Ops> working_cuda_ops(int number, std::string& why) {
 }
 }  // namespace
 
+bool takes_cuda(const DeviceOptions& options) {
+  std::string why;
+  const std::string device = options.device.value_or("auto");
+  return device == "cuda" || (device == "auto" && !cuda_is_emulated() && cuda_devices(why) > 0);
+}
+
 std::unique_ptr<Ops> make_ops(const DeviceOptions& options, int number) {
   const int threads = thread_count(options);
   const std::string device = options.device.value_or("auto");

@@ -19,6 +19,9 @@ void add_device_options(CLI::App& app, DeviceOptions& options);
 /// The number of threads asked for; all cores without --threads. Error(code usage) outside 1..4096.
 int thread_count(const DeviceOptions& options);
 
+/// Whether make_ops() will take a cuda device, as far as can be told before the device is opened.
+bool takes_cuda(const DeviceOptions& options);
+
 /// The backend asked for; of several cuda devices the one of that number, modulo how many there are. "auto" takes cuda where a device
 /// works, but for an emulated one, and else says on stderr why it took the cpu; where nobody asked for a device, a build without the cuda
 /// backend has nothing to say. Error(code usage) for an unknown name, Error(code preflight) for a device that is not there.

@@ -362,7 +362,7 @@ int evaluate_files(EvalCommand& command) {
   if (command.model.model.empty()) throw Error(Exit::usage, "MODEL", "is missing", "see kava_eval --help");
   if (command.data.empty()) throw Error(Exit::usage, "--data", "is missing", "name at least one data file");
   catch_signals();
-  return on_ranks(command.ranks, command.model.device.device != "cuda",
+  return on_ranks(command.ranks, command.model.device,
                   [&](Comm& comm, const World& world) { return evaluate_files(command, comm, world); });
 }
 

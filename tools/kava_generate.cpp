@@ -350,7 +350,7 @@ int generate(const GenerateCommand& command, bool has_question, Comm& comm, cons
 int generate(const GenerateCommand& command, bool has_question) {
   if (has_question && command.file) throw Error(Exit::usage, "--file", "is given beside a question", "give one of them");
   if (has_question && stripped(command.question).empty()) throw Error(Exit::usage, "QUESTION", "is empty", "give a question");
-  return on_ranks(command.ranks, command.model.device.device != "cuda", [&](Comm& comm, const World& world) {
+  return on_ranks(command.ranks, command.model.device, [&](Comm& comm, const World& world) {
     if (!comm.alone() && !has_question && !command.file)
       throw Error(Exit::usage, "kava_generate", "several ranks hold no dialogue", "give a question or --file, or start one rank");
     return generate(command, has_question, comm, world);

@@ -51,10 +51,10 @@ void add_rank_options(CLI::App& app, RankOptions& o) {
   add("--comm-timeout", o.comm_timeout, "Seconds that the ranks wait for each other later (default: 600)");
 }
 
-int on_ranks(const RankOptions& options, bool on_cpu, const std::function<int(Comm& comm, const World& world)>& body) {
+int on_ranks(const RankOptions& options, const DeviceOptions& device, const std::function<int(Comm& comm, const World& world)>& body) {
   const World world = find_world(options, [](const char* name) -> const char* { return std::getenv(name); });
   if (!world.note.empty()) print_note(world.note);
-  const std::unique_ptr<Comm> comm = join(world, on_cpu);
+  const std::unique_ptr<Comm> comm = join(world, world.size > 1 && !takes_cuda(device));
   if (!comm->leads()) silence();
   try {
     require_same(*comm, "the program", release_text("kava"), Exit::usage);

@@ -7,6 +7,7 @@
 
 #include "engine/config/config.h"
 #include "engine/device/world.h"
+#include "tools/device.h"
 
 namespace kava {
 
@@ -15,7 +16,7 @@ void add_rank_options(CLI::App& app, RankOptions& options);
 /// Joins the ranks, runs `body` on each and ends their time together; returns its result, or the code of what all have refused together
 /// (below). Standard output is rank 0's alone. A rank whose `body` throws leaves without a word to the others, who then fail in the
 /// collective that they are in.
-int on_ranks(const RankOptions& options, bool on_cpu, const std::function<int(Comm& comm, const World& world)>& body);
+int on_ranks(const RankOptions& options, const DeviceOptions& device, const std::function<int(Comm& comm, const World& world)>& body);
 
 /// Runs `body` on every rank; returns when all of them have. Where it is refused (Error) on any, all ranks end with the code of the first
 /// of these, which alone says why.

@@ -448,8 +448,7 @@ int train(const TrainCommand& given) {
   command.resume = command.resume || command.extend;
   // Before the ranks meet, which may take long: a signal that comes meanwhile stops the run before its first step.
   if (!command.plan) catch_signals();
-  return on_ranks(command.ranks, command.device.device != "cuda",
-                  [&](Comm& comm, const World& world) { return train_on_rank(command, comm, world); });
+  return on_ranks(command.ranks, command.device, [&](Comm& comm, const World& world) { return train_on_rank(command, comm, world); });
 }
 
 }  // namespace kava
