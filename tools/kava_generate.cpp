@@ -7,6 +7,7 @@
 #include <functional>
 #include <optional>
 
+#include "engine/cli.h"
 #include "engine/files/files.h"
 #include "engine/rng.h"
 #include "models/decode_ranks.h"
@@ -198,11 +199,17 @@ std::vector<Question> read_questions(const std::string& path) {
   return questions;
 }
 
-// A batch on each rank at a time.
-void answer_file(Generator& generator, const std::vector<Question>& questions, int ranks) {
-  const auto batch = static_cast<std::size_t>(kDecodeBatch * ranks);
+// A batch on each rank at a time. Error(code stopped), on every rank, where a signal has asked any for it meanwhile.
+void answer_file(Generator& generator, const std::vector<Question>& questions, Comm& comm) {
+  const auto batch = static_cast<std::size_t>(kDecodeBatch * comm.size());
   std::size_t empty = 0;
   for (std::size_t first = 0; first < questions.size(); first += batch) {
+    if (comm.any(stop_requested(), "asking for a stop"))
+      together(comm, "stopping", [&] {
+        if (comm.leads())
+          throw Error(Exit::stopped, "kava_generate", fmt::format("stopped after {} of {} answers", first, questions.size()),
+                      "the questions that follow are left");
+      });
     const std::size_t end = std::min(questions.size(), first + batch);
     const std::vector<Question> some(questions.begin() + static_cast<int64_t>(first), questions.begin() + static_cast<int64_t>(end));
     for (const DecodeResult& r : generator.answer(some)) {
@@ -341,7 +348,7 @@ int generate(const GenerateCommand& command, bool has_question, Comm& comm, cons
   });
   require_same(comm, "the model", generator->base_digest() + " " + chosen->opened.weights, Exit::data);
   require_same(comm, "the questions", sha256(text), Exit::data);
-  if (command.file) answer_file(*generator, questions, comm.size());
+  if (command.file) answer_file(*generator, questions, comm);
   else if (has_question) answer_one(*generator, questions[0], comm.leads());
   else dialogue(*generator);
   return 0;
@@ -350,6 +357,8 @@ int generate(const GenerateCommand& command, bool has_question, Comm& comm, cons
 int generate(const GenerateCommand& command, bool has_question) {
   if (has_question && command.file) throw Error(Exit::usage, "--file", "is given beside a question", "give one of them");
   if (has_question && stripped(command.question).empty()) throw Error(Exit::usage, "QUESTION", "is empty", "give a question");
+  // Others have no work to keep.
+  if (command.file) catch_signals();
   return on_ranks(command.ranks, command.model.device, [&](Comm& comm, const World& world) {
     if (!comm.alone() && !has_question && !command.file)
       throw Error(Exit::usage, "kava_generate", "several ranks hold no dialogue", "give a question or --file, or start one rank");

@@ -44,6 +44,23 @@ TEST_CASE("a dialogue with kava_generate takes commands, and answers as single q
   CHECK_THAT(alone(" --latents"), ContainsSubstring("of the distance that random values of the same size have"));
 }
 
+TEST_CASE("a stop signal ends a file of questions behind a batch, with 75 and the answers so far") {
+  TextRun tiny;
+  std::string lines;
+  for (int i = 0; i < 1000; ++i) lines += fmt::format("What is {}+{}?\n", i, i);
+  const std::string file = tiny.write("questions.txt", lines), out = tiny.folder / "out";
+  overwrite(out, "");
+  const Ended stopped = run_command(fmt::format(
+      "kava_generate '{}' --file '{}' --max-new-tokens 30 --threads 1 >'{}' & until [ -s '{}' ]; do :; done; kill -USR1 $!; wait $!",
+      tiny.dir.string(), file, out, out));
+  INFO(stopped.err);
+  CHECK(stopped.code == 75);
+  const std::string answers = read_file(out, 1 << 24);
+  const auto n = std::count(answers.begin(), answers.end(), '\n');
+  CHECK((n > 0 && n < 1000 && n % kDecodeBatch == 0));
+  CHECK(stopped.err == fmt::format("error: kava_generate: stopped after {} of 1000 answers; the questions that follow are left\n", n));
+}
+
 TEST_CASE("weights that no memory holds are refused before they are read, and weights of another shape before that") {
   TextRun tiny;
   const fs::path base = tiny.folder.path() / "base";
