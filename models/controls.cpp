@@ -1,11 +1,14 @@
 #include "models/controls.h"
 
 #include <algorithm>
+#include <cstring>
+#include <iterator>
 #include <numeric>
 
 #include "engine/device/host.h"
 #include "engine/device/indices.h"
 #include "models/decode_batch.h"
+#include "models/decode_ranks.h"
 
 namespace kava {
 
@@ -20,6 +23,11 @@ struct LatentMeans {
   std::vector<std::vector<double>> k, v;
   int64_t questions = 0;
 };
+
+// Questions are summed in so many blocks, one after the other, and then the blocks, whichever rank a block belongs to.
+constexpr std::size_t kBlocks = 64;
+std::size_t block_begin(std::size_t block, std::size_t questions) { return questions * block / kBlocks; }
+std::size_t block_of(std::size_t question, std::size_t questions) { return ((question + 1) * kBlocks - 1) / questions; }
 
 // [eot, prompt, A, EOS] of a question; nothing of a trace. Of a gold answer that ends behind the model's last position only what decoding
 // is given stays.
@@ -68,17 +76,17 @@ class ControlBatch {
     replaced_.resize(controls_.size());
   }
 
-  // Adds the latents of the questions, in their order.
-  void add_to(LatentMeans& means) {
+  // Adds the latents of the questions, in their order, each to the sum that is its own.
+  void add_to(std::span<LatentMeans* const> sums) {
     const auto size = static_cast<std::size_t>(M_ * width());
-    means.k.resize(layers(), std::vector<double>(size)), means.v.resize(layers(), std::vector<double>(size));
+    for (LatentMeans* sum : sums)
+      sum->k.resize(layers(), std::vector<double>(size)), sum->v.resize(layers(), std::vector<double>(size)), ++sum->questions;
     for (std::size_t l = 0; l < layers(); ++l) {
       ArenaScope scope(arena_);
       const auto [k, v] = latents_of(l, 0);
       const std::vector<double> keys = to_host(ops_, k), values = to_host(ops_, v);
-      for (std::size_t i = 0; i < keys.size(); ++i) means.k[l][i % size] += keys[i], means.v[l][i % size] += values[i];
+      for (std::size_t i = 0; i < keys.size(); ++i) sums[i / size]->k[l][i % size] += keys[i], sums[i / size]->v[l][i % size] += values[i];
     }
-    means.questions += static_cast<int64_t>(questions_.size());
   }
 
   // Every question's answers: the intact one first if asked for, then one for each control.
@@ -266,7 +274,8 @@ class ControlRun {
         options_(options),
         work_(work),
         decoding_(decoding_of(model.config, options)),
-        answers_(samples.size()) {
+        answers_(samples.size()),
+        blocks_(kBlocks) {
     const Recipe& recipe = decoding_.recipe;
     KAVA_CHECK(recipe.latents > 0 && options.sampling.greedy() && options.sampling.samples == 1, "controls of {} latents", recipe.latents);
     std::size_t longest = 0;
@@ -276,37 +285,76 @@ class ControlRun {
     }
     answer_rows_ = static_cast<int64_t>(kAllAnswers) * (static_cast<int64_t>(longest) + options.max_new_tokens) + 2 * recipe.latents;
     for (const auto& [question, known] : work.known) answers_.at(question) = known;
+    const auto ranks = static_cast<std::size_t>(comm_.size()), rank = static_cast<std::size_t>(comm_.rank());
+    begin_ = block_begin(kBlocks * rank / ranks, samples.size()), end_ = block_begin(kBlocks * (rank + 1) / ranks, samples.size());
   }
 
-  // The first answers of every question and the means of all latents; then, with those, the last.
+  // The first answers of every question and the means of all latents; then, with those, the last. Ranks go round by round, a batch each.
   void part(bool first_part) {
-    const std::size_t due = first_part ? kFirstAnswers : kAllAnswers;
-    for (std::size_t first = 0; first < questions_.size();) {
-      ArenaScope scope(arena_);
-      std::size_t n = together(model_, decoding_.recipe, std::span(questions_).subspan(first), options_.batch, answer_rows_);
-      // What is known is run for its latents alone.
-      const bool known = answers_[first].size() >= due;
-      for (std::size_t i = 1; i < n; ++i)
-        if ((answers_[first + i].size() >= due) != known) n = i;
-      if (first_part || !known) run(first, n, first_part, known);
-      first += n;
-      const auto all = static_cast<double>(questions_.size()), through = static_cast<double>(first);
+    for (std::size_t first = begin_, left = 1; left > 0;) {
+      if (first < end_) first += round(first, first_part);
+      left = 0;
+      std::vector<std::size_t> of(static_cast<std::size_t>(comm_.size()));
+      const std::size_t mine = end_ - first;
+      comm_.gather(of.data(), &mine, sizeof mine, "counting questions");
+      for (std::size_t n : of) left += n;
+      const auto all = static_cast<double>(questions_.size()), through = all - static_cast<double>(left);
       if (work_.progress) work_.progress(first_part ? 0.7 * through : 0.7 * all + 0.3 * through);
     }
+    if (first_part) add_blocks();
   }
 
   std::vector<ControlledQuestion> result() {
+    std::vector<DecodeResult> mine;
+    for (std::size_t i = begin_; i < end_; ++i) std::ranges::move(answers_[i], std::back_inserter(mine));
+    std::vector<DecodeResult> all = gather_results(comm_, mine);
     std::vector<ControlledQuestion> out(questions_.size());
     for (std::size_t i = 0; i < out.size(); ++i) {
-      out[i].intact = std::move(answers_[i][0]);
+      const auto of = std::span(all).subspan(i * kAllAnswers, kAllAnswers);
+      out[i].intact = std::move(of[0]);
       for (std::size_t c = 0; c < kFirstControls.size(); ++c)
-        out[i].controls[static_cast<std::size_t>(kFirstControls[c])] = std::move(answers_[i][1 + c]);
-      out[i].controls[static_cast<std::size_t>(kLastControl)] = std::move(answers_[i][kFirstAnswers]);
+        out[i].controls[static_cast<std::size_t>(kFirstControls[c])] = std::move(of[1 + c]);
+      out[i].controls[static_cast<std::size_t>(kLastControl)] = std::move(of[kFirstAnswers]);
     }
     return out;
   }
 
  private:
+  // How many of this rank's questions, from that on, are through now.
+  std::size_t round(std::size_t first, bool first_part) {
+    ArenaScope scope(arena_);
+    const std::size_t due = first_part ? kFirstAnswers : kAllAnswers;
+    std::size_t n = together(model_, decoding_.recipe, std::span(questions_).subspan(first, end_ - first), options_.batch, answer_rows_);
+    // What is known is run for its latents alone.
+    const bool known = answers_[first].size() >= due;
+    for (std::size_t i = 1; i < n; ++i)
+      if ((answers_[first + i].size() >= due) != known) n = i;
+    if (first_part || !known) run(first, n, first_part, known);
+    return n;
+  }
+
+  // The means, from the blocks of all ranks.
+  void add_blocks() {
+    const std::size_t layers = model_.layers.size();
+    means_.k.resize(layers), means_.v.resize(layers);
+    means_.questions = static_cast<int64_t>(questions_.size());
+    for (std::size_t l = 0; l < layers; ++l)
+      for (auto part : {&LatentMeans::k, &LatentMeans::v}) {
+        std::string mine;
+        for (const LatentMeans& block : blocks_)
+          if (block.questions > 0)
+            mine.append(reinterpret_cast<const char*>((block.*part)[l].data()), (block.*part)[l].size() * sizeof(double));
+        std::vector<double>& sum = (means_.*part)[l];
+        sum.resize(static_cast<std::size_t>(decoding_.recipe.latents * model_.shape.kv_heads * model_.shape.head_dim));
+        for (const std::string& of : comm_.gather(mine, "adding latents"))
+          for (std::size_t at = 0; at < of.size() / sizeof(double); ++at) {
+            double x = 0;
+            std::memcpy(&x, of.data() + at * sizeof x, sizeof x);
+            sum[at % sum.size()] += x;
+          }
+      }
+  }
+
   void run(std::size_t first, std::size_t n, bool first_part, bool known) {
     const bool latents_of_next = first_part && !known;
     std::vector<Sample> given;
@@ -319,7 +367,11 @@ class ControlRun {
     if (!known && !first_part) controls = {kLastControl};
     ControlBatch batch(model_, arena_, decoding_, first_part ? decoding_.recipe : without_latents(decoding_.recipe), given,
                        std::span(questions_).subspan(first, n), std::move(controls), options_);
-    if (first_part) batch.add_to(means_);
+    if (first_part) {
+      std::vector<LatentMeans*> sums;
+      for (std::size_t i = first; i < first + n; ++i) sums.push_back(&blocks_[block_of(i, questions_.size())]);
+      batch.add_to(sums);
+    }
     if (known) return;
     const std::vector<DecodeResult> found = batch.run(means_, first_part, numbers);
     const std::size_t each = found.size() / n;
@@ -334,10 +386,14 @@ class ControlRun {
   Arena& arena_;
   const DecodeOptions& options_;
   const ControlWork& work_;
+  Comm alone_;
+  Comm& comm_ = work_.comm ? *work_.comm : alone_;
   const Decoding decoding_;
   std::vector<Sample> questions_;
+  std::size_t begin_ = 0, end_ = 0;  // this rank's
   int64_t answer_rows_ = 0;
   std::vector<std::vector<DecodeResult>> answers_;  // in the order of ControlWork
+  std::vector<LatentMeans> blocks_;
   LatentMeans means_;
 };
 

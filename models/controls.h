@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/choice.h"
+#include "engine/device/comm.h"
 #include "models/decode.h"
 
 namespace kava {
@@ -28,16 +29,17 @@ struct ControlledQuestion {
 constexpr std::size_t kAllAnswers = 1 + kControls, kFirstAnswers = kAllAnswers - 1;
 
 struct ControlWork {
-  /// Told of the questions that are through with part of it, from 0 to 1 each.
+  Comm* comm = nullptr;  // ranks that share the questions, and all get the whole result; absent: this process is alone
+  /// Told on every rank at once of the questions that are through with part of it, from 0 to 1 each.
   std::function<void(double done)> progress;
   /// By question: [intact, zero, shuffle, boundaries] or, behind them, mean too, from an interrupted call. They are not decoded again.
   std::map<std::size_t, std::vector<DecodeResult>> known;
-  /// Told of what comes in that order: the first four of a question, later its last.
+  /// Told of what comes of this rank's in that order: the first four of a question, later its last.
   std::function<void(std::size_t question, std::span<const DecodeResult> answers)> answered;
 };
 
-/// Decodes all questions, whose answers are read, greedily, five times. The recipe has latents. The same for any batch, and for any part
-/// that is known.
+/// Decodes all questions, whose answers are read, greedily, five times. The recipe has latents. The same for any batch, any number of ranks
+/// and any part that is known.
 std::vector<ControlledQuestion> decode_controls(Model& model, Arena& arena, std::span<const Sample> samples, const DecodeOptions& options,
                                                 const ControlWork& work = {});
 

@@ -31,6 +31,8 @@ struct Decoding {
 };
 Decoding decoding_of(const RunConfig& run, const DecodeChoice& choice);
 
+struct DecodeResult;
+
 struct DecodeOptions : DecodeChoice {
   int64_t max_new_tokens = 10;   // EOS counts as one
   int32_t eos = -1;              // a negative one never comes
@@ -40,6 +42,8 @@ struct DecodeOptions : DecodeChoice {
   std::vector<int64_t> numbers;  // of the questions, for what is drawn; empty: their places
   /// Told of every token but the last EOS as it comes: of which result in the order of this batch's.
   std::function<void(std::size_t result, int32_t id)> on_token;
+  /// Told of a question, by its number, once all its answers are there, without latents.
+  std::function<void(int64_t number, std::span<const DecodeResult> answers)> on_answers;
 };
 
 /// The latents of pass T, in order.

@@ -138,6 +138,7 @@ std::vector<DecodeResult> DecodeBatch::run_tokens(const std::vector<Start>& star
   // Equal answers need to be decoded once only.
   const int64_t samples = options_.sampling.samples, drawn = options_.sampling.greedy() ? 1 : samples;
   results_.assign(starts.size() * static_cast<std::size_t>(drawn), {});
+  open_.assign(starts.size(), drawn);
   std::vector<int32_t> live;
   std::vector<std::size_t> row_of;
   for (std::size_t i = 0; i < starts.size(); ++i) {
@@ -176,8 +177,17 @@ void DecodeBatch::take(const std::vector<int32_t>& ids) {
     a.next = ended || r.hit_limit ? -1 : ids[i];
     ++a.position;
     if (options_.on_token && !ended) options_.on_token(a.result, ids[i]);
+    if (a.next < 0 && --open_[a.start] == 0 && options_.on_answers) tell_done(a);
   }
   std::erase_if(active_, [](const Active& a) { return a.next < 0; });
+}
+
+void DecodeBatch::tell_done(const Active& done) {
+  const std::size_t each = results_.size() / open_.size(), samples = static_cast<std::size_t>(options_.sampling.samples);
+  const auto first = results_.begin() + static_cast<std::ptrdiff_t>(done.start * each);
+  std::vector<DecodeResult> answers(first, first + static_cast<std::ptrdiff_t>(each));
+  answers.resize(samples, answers[0]);
+  options_.on_answers(done.question, answers);
 }
 
 void DecodeBatch::run_token() {

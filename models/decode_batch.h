@@ -66,6 +66,7 @@ class DecodeBatch {
 
   std::vector<int32_t> choose(const Tensor& hidden, const std::vector<std::size_t>& row_of);
   void take(const std::vector<int32_t>& ids);
+  void tell_done(const Active& done);
   void run_token();
 
   Model& model_;
@@ -77,6 +78,7 @@ class DecodeBatch {
   Transformer transformer_;
   std::vector<DecodeResult> results_;
   std::vector<Active> active_;
+  std::vector<int64_t> open_;  // by start: answers that are still written
   int64_t next_row_ = 0, token_live_ = 0;
 };
 

@@ -1,5 +1,6 @@
 #include "models/decode_ranks.h"
 
+#include <array>
 #include <bit>
 #include <cstring>
 
@@ -22,7 +23,9 @@ void put(Words& words, const std::vector<T>& values) {
 std::string packed(const std::vector<DecodeResult>& results) {
   Words words;
   for (const DecodeResult& r : results) {
-    for (int64_t n : {r.tokens, r.passes, r.passes_merged, int64_t{r.hit_limit}}) words.push_back(static_cast<int32_t>(n));
+    const auto nll = std::bit_cast<std::array<int32_t, 2>>(r.gold_nll);
+    for (int64_t n : {r.tokens, r.passes, r.passes_merged, int64_t{r.hit_limit}, r.gold_tokens}) words.push_back(static_cast<int32_t>(n));
+    words.insert(words.end(), nll.begin(), nll.end());
     put(words, r.ids), put(words, r.latents.values), put(words, r.latents.hidden), put(words, r.latents.top),
         put(words, r.latents.positions);
   }
@@ -39,6 +42,9 @@ class Unpacker {
     DecodeResult r;
     r.tokens = word(), r.passes = word(), r.passes_merged = word();
     r.hit_limit = word() != 0;
+    r.gold_tokens = word();
+    const std::array<int32_t, 2> nll{word(), word()};
+    r.gold_nll = std::bit_cast<double>(nll);
     take(r.ids), take(r.latents.values), take(r.latents.hidden), take(r.latents.top), take(r.latents.positions);
     return r;
   }
@@ -58,6 +64,13 @@ class Unpacker {
 
 }  // namespace
 
+std::vector<DecodeResult> gather_results(Comm& comm, const std::vector<DecodeResult>& mine) {
+  std::vector<DecodeResult> all;
+  for (const std::string& part : comm.gather(packed(mine), "gathering answers"))
+    for (Unpacker from(part); from.more();) all.push_back(from.next());
+  return all;
+}
+
 std::vector<DecodeResult> decode_on_ranks(Comm& comm, Model& model, Arena& arena, std::span<const Sample> questions,
                                           const DecodeOptions& options) {
   if (comm.alone()) return decode(model, arena, questions, options);
@@ -68,10 +81,7 @@ std::vector<DecodeResult> decode_on_ranks(Comm& comm, Model& model, Arena& arena
   for (std::size_t i = begin; i < end; ++i) mine.numbers.push_back(options.numbers.empty() ? static_cast<int64_t>(i) : options.numbers[i]);
   std::vector<DecodeResult> decoded;
   if (begin < end) decoded = decode(model, arena, questions.subspan(begin, end - begin), mine);
-  std::vector<DecodeResult> all;
-  for (const std::string& part : comm.gather(packed(decoded), "gathering answers"))
-    for (Unpacker from(part); from.more();) all.push_back(from.next());
-  return all;
+  return gather_results(comm, decoded);
 }
 
 }  // namespace kava

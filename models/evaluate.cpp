@@ -158,14 +158,14 @@ class Evaluation {
       const auto which = std::span(open).subspan(first, end - first);
       auto [questions, options] = decoding(samples, which);
       options.on_token = now_and_then([&, first] { tell(first); });
+      if (options_.answered)
+        options.on_answers = [&](int64_t row, std::span<const DecodeResult> answers) {
+          options_.answered(static_cast<std::size_t>(row), answers);
+        };
       const std::vector<DecodeResult> decoded =
           options_.comm ? decode_on_ranks(*options_.comm, model_, arena_, questions, options) : decode(model_, arena_, questions, options);
       const std::size_t each = decoded.size() / which.size();
-      for (std::size_t i = 0; i < which.size(); ++i) {
-        const auto answers = std::span(decoded).subspan(i * each, each);
-        judge(which[i], samples[which[i]], answers);
-        if (options_.answered && (end < open.size() || options_.keep_last)) options_.answered(which[i], answers);
-      }
+      for (std::size_t i = 0; i < which.size(); ++i) judge(which[i], samples[which[i]], std::span(decoded).subspan(i * each, each));
       for (const std::size_t i : which) correct += result_.records[i].correct[0] ? 1 : 0;
       tell(end);
     }
@@ -187,6 +187,7 @@ class Evaluation {
     for (std::size_t c = 0; c < kControls; ++c)
       result_.controls.push_back({static_cast<Control>(c), std::vector<EvalAnswer>(samples.size(), wrong), 0});
     ControlWork work;
+    work.comm = options_.comm;
     for (std::size_t i = 0; i < runnable.size(); ++i)
       if (const auto known = options_.known.find(runnable[i]); known != options_.known.end()) work.known[i] = known->second;
     result_.timed = std::ssize(runnable) - std::ssize(work.known);

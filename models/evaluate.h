@@ -28,13 +28,13 @@ struct EvalOptions : DecodeChoice {
   bool controls = false;       // of the latents too; greedy, with one answer
   bool measure_single = false;
   Comm* comm = nullptr;  // ranks that share the questions of a batch, and all get the whole result; absent: this process is alone
-  /// Before the first batch, after each, and, where this process is alone, ten times a second within one; correct: by the first scorer, -1
-  /// where it is not known yet.
+  /// On every rank before the first batch and after each; where this process is alone, ten times a second within one too. correct: by the
+  /// first scorer, -1 where it is not known yet.
   std::function<void(int64_t done, int64_t total, int64_t correct)> progress;
-  // Answers from before, by row, and told of new ones as they come. With controls: as ControlWork has them.
+  // Answers from before, by row, the same on all ranks; and told of this rank's new ones as they come. With controls: as ControlWork has
+  // them.
   std::map<std::size_t, std::vector<DecodeResult>> known;
   std::function<void(std::size_t row, std::span<const DecodeResult> answers)> answered;
-  bool keep_last = false;  // `answered` is told of the last batch too, as more comes before the result
 };
 
 struct EvalAnswer {

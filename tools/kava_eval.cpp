@@ -268,25 +268,29 @@ std::string asked_of(const Prepared& p, const RowFile& file) {
   return head.dump();
 }
 
-// The options with what an interrupted evaluation of this file has answered, and with its answers kept from now on, by rank 0. `point` of a
+// The options with what an interrupted evaluation of this file has answered, and with this rank's answers kept from now on. `point` of a
 // sweep, "" for what the run was trained with.
 EvalOptions keeping(const EvalCommand& command, const Prepared& p, std::size_t number, EvalOptions options, const std::string& point,
                     Comm& comm, std::deque<PartialResult>& partials) {
   const RowFile& file = p.files[number];
-  if (p.paths.empty() && !command.out) return options;
-  std::string lines;
-  if (comm.leads()) {
-    const fs::path result = p.paths.empty() ? fs::path(fmt::format("{}.{}", *command.out, number)) : p.paths[number];
-    lines = partials.emplace_back(result.string() + point, asked_of(p, file) + point).lines();
-  }
-  options.keep_last = command.sweep_latents || command.sweep_passes;
+  // A pipe or a device has no place beside it.
+  std::error_code failed;
+  std::string result;
+  if (!p.paths.empty()) result = p.paths[number].string() + point;
+  else if (command.out && (!is_there(*command.out) || fs::is_regular_file(*command.out, failed)))
+    result = fmt::format("{}.{}{}", *command.out, number, point);
+  result = comm.broadcast(result, "reading an interrupted evaluation");
+  if (result.empty()) return options;
+  const std::string asked = comm.broadcast(asked_of(p, file) + point, "reading an interrupted evaluation");
+  PartialResult& partial = partials.emplace_back(result, asked, comm.rank());
   std::vector<std::size_t> counts{static_cast<std::size_t>(options.sampling.samples)};
   if (options.controls) counts = {kFirstAnswers, kAllAnswers};
-  options.known = kept_answers(comm.broadcast(lines, "reading an interrupted evaluation"), counts);
-  if (comm.leads())
-    options.answered = [partial = &partials.back(), known = options.known](std::size_t row, std::span<const DecodeResult> answers) {
-      partial->add(row, answers, known);
-    };
+  std::string lines;
+  together(comm, "reading an interrupted evaluation", [&] {
+    if (comm.leads()) lines = text_of(partial.take_over(counts));
+  });
+  add_kept(options.known, comm.broadcast(lines, "reading an interrupted evaluation"), counts);
+  options.answered = [&partial](std::size_t row, std::span<const DecodeResult> answers) { partial.add(row, answers); };
   if (!options.known.empty() && comm.leads())
     print_note(fmt::format("{}: {} answers of an interrupted evaluation are taken over", shown_path(file.path), options.known.size()));
   return options;

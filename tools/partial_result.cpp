@@ -36,8 +36,7 @@ std::string line_of(std::size_t row, std::span<const DecodeResult> answers) {
 
 }  // namespace
 
-KeptAnswers kept_answers(const std::string& lines, std::span<const std::size_t> counts) {
-  KeptAnswers kept;
+void add_kept(KeptAnswers& kept, const std::string& lines, std::span<const std::size_t> counts) {
   std::size_t at = 0;
   for (std::size_t end; (end = lines.find('\n', at)) != std::string::npos; at = end + 1) {
     try {
@@ -54,32 +53,66 @@ KeptAnswers kept_answers(const std::string& lines, std::span<const std::size_t> 
       break;
     }
   }
-  return kept;
 }
 
-PartialResult::PartialResult(fs::path result, std::string header) : path_(fs::absolute(result)), header_(std::move(header) + "\n") {
-  path_ += ".partial";
-  if (!is_there(path_)) return;
-  const std::string text = read_file(path_.string(), kLargest);
-  if (text.starts_with(header_)) lines_ = text.substr(header_.size());
+std::string text_of(const KeptAnswers& kept) {
+  std::string text;
+  for (const auto& [row, answers] : kept) text += line_of(row, answers) + "\n";
+  return text;
 }
 
-void PartialResult::add(std::size_t row, std::span<const DecodeResult> answers, const KeptAnswers& known) {
-  if (!writer_) {
-    // Anew with what was read of it, so that nothing follows a torn line.
-    const MadeFolder folder(path_.parent_path());
-    std::string text = header_;
-    for (const auto& [number, of] : known) text += line_of(number, of) + "\n";
-    write_file(path_.string(), text);
-    writer_ = std::make_unique<LineWriter>(path_.string());
+PartialResult::PartialResult(const fs::path& result, std::string header, int rank) : header_(std::move(header) + "\n") {
+  first_ = fs::absolute(result);
+  first_ += ".partial";
+  path_ = first_;
+  if (rank > 0) path_ += fmt::format(".{}", rank);
+}
+
+std::vector<fs::path> PartialResult::of_other_ranks() const {
+  std::vector<fs::path> found;
+  const std::string before = first_.filename().string() + ".";
+  std::error_code failed;
+  for (fs::directory_iterator entry(first_.parent_path(), failed); !failed && entry != fs::directory_iterator(); entry.increment(failed)) {
+    const std::string name = entry->path().filename().string();
+    if (name.starts_with(before) && name.find_first_not_of("0123456789", before.size()) == std::string::npos)
+      found.push_back(entry->path());
   }
+  std::ranges::sort(found);
+  return found;
+}
+
+KeptAnswers PartialResult::take_over(std::span<const std::size_t> counts) {
+  KeptAnswers known;
+  const std::vector<fs::path> others = of_other_ranks();
+  const auto read = [&](const fs::path& path) {
+    const std::string text = read_file(path.string(), kLargest);
+    if (text.starts_with(header_)) add_kept(known, text.substr(header_.size()), counts);
+  };
+  if (is_there(first_)) read(first_);
+  for (const fs::path& other : others) read(other);
+  // Whole, and nothing behind a torn line.
+  if (!known.empty()) begin(known);
+  std::error_code ignored;
+  for (const fs::path& other : others) fs::remove(other, ignored);
+  return known;
+}
+
+void PartialResult::begin(const KeptAnswers& known) {
+  const MadeFolder folder(path_.parent_path());
+  write_file(path_.string(), header_ + text_of(known));
+  writer_ = std::make_unique<LineWriter>(path_.string());
+}
+
+void PartialResult::add(std::size_t row, std::span<const DecodeResult> answers) {
+  if (!writer_) begin({});
   writer_->append(line_of(row, answers));
 }
 
 void PartialResult::remove() {
   writer_.reset();
   std::error_code ignored;
-  fs::remove(path_, ignored);
+  fs::remove(first_, ignored);
+  for (const fs::path& other : of_other_ranks()) fs::remove(other, ignored);
 }
 
 }  // namespace kava

@@ -146,7 +146,7 @@ TEST_CASE("any number of ranks evaluates to the bytes of one") {
   require_mpirun();
   const TextRun run;
   std::string rows;
-  for (int i = 0; i < 11; ++i) rows += fmt::format("What is {}+{}?||<<{}+{}={}>>#### {}\n", i, i, i, i, 2 * i, 2 * i);
+  for (int i = 0; i < 70; ++i) rows += fmt::format("What is {}+{}?||<<{}+{}={}>>#### {}\n", i, i, i, i, 2 * i, 2 * i);
   const std::string data = run.write("test.txt", rows);
   auto result = [&](int ranks, const std::string& more) {
     const std::string out = run.folder / fmt::format("{}.json", ranks);
@@ -159,10 +159,48 @@ TEST_CASE("any number of ranks evaluates to the bytes of one") {
     for (const char* key : {"seconds", "ms_per_question", "ms_batch_1"}) json["results"][0].erase(key);
     return json.dump();
   };
-  for (const std::string more : {"", "--samples 3 --seed 5", "--controls --method kava"}) {
+  for (const std::string more : {"--limit 11", "--limit 11 --samples 3 --seed 5", "--controls --method kava"}) {
     INFO(more);
     const std::string one = result(1, more);
     for (int ranks : {2, 3, 4}) CHECK(result(ranks, more) == one);
+  }
+}
+
+TEST_CASE("ranks that die while they evaluate leave the answers that each has finished to any number of others") {
+  require_mpirun();
+  const TextRun run;
+  std::string rows;
+  for (int i = 0; i < 40; ++i) rows += fmt::format("What is {}+{}?||<<{}+{}={}>>#### {}\n", i, i, i, i, 2 * i, 2 * i);
+  const std::string data = run.write("test.txt", rows), one_dies = run.folder / "one_dies.sh";
+  // All questions of a rank are one batch.
+  overwrite(one_dies,
+            fmt::format("#!/bin/sh\n[ \"$OMPI_COMM_WORLD_RANK\" != 1 ] || export KAVA_FAIL=write:7:kill\nexec '{}/kava_eval' \"$@\"\n",
+                        bin_dir()));
+  fs::permissions(one_dies, fs::perms::owner_all);
+  for (const std::string more : {"", "--controls --method kava"}) {
+    INFO(more);
+    auto arguments = [&](const std::string& out) {
+      return fmt::format("'{}' --data '{}' --out '{}' {}", run.dir.string(), data, run.folder / out, more);
+    };
+    auto results = [&](const std::string& out) {
+      const Json json = read_json(run.folder / out, std::size_t{1} << 24).at("results").at(0);
+      return json.at("records").dump() + (more.empty() ? "" : json.at("controls").dump());
+    };
+    const std::string program = bin_dir() + "/kava_eval";
+    REQUIRE(mpirun({{1, arguments("one.json") + " --force"}}, "", program).code == 0);
+    for (const auto& entry : fs::directory_iterator(run.dir / "eval")) fs::remove(entry);
+    CHECK(mpirun({{2, arguments("two.json")}}, "", one_dies).code == 128 + SIGKILL);
+    const Ended again = mpirun({{3, arguments("two.json")}}, "", program);
+    INFO(again.err);
+    CHECK(again.code == 0);
+    const std::size_t at = again.err.find(" answers of an interrupted evaluation are taken over");
+    REQUIRE(at != std::string::npos);
+    CHECK(std::stoi(again.err.substr(again.err.rfind(' ', at - 1) + 1)) >= 6);
+    CHECK(results("two.json") == results("one.json"));
+    for (const auto& entry : fs::directory_iterator(run.dir / "eval")) {
+      CHECK(entry.path().extension() == ".json");
+      fs::remove(entry);
+    }
   }
 }
 
@@ -212,5 +250,6 @@ TEST_CASE("several ranks on the CPU without MPI are refused") {
   const std::string arguments = p.arguments("x") + " --device cpu --rank 0 --world-size 2 --rendezvous 127.0.0.1:29999";
   const Ended run = run_command("kava_train " + arguments);
   check_refusal(run, 2, "2 ranks on the CPU need MPI");
+  CHECK(run.err.find("--device cuda") != std::string::npos);
   CHECK(!fs::exists(p.folder.path() / "x"));
 }
