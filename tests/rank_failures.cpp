@@ -3,10 +3,12 @@
 // Over MPI (mpirun, the cpu backend) or TCP (processes of the emulated cuda backend). In each round one failure comes at a random moment: a
 // rank is killed or stopped, the disk is full under rank 0, a signal asks for a stop, or the launcher is ended or killed. All that is left
 // of the ranks must end within the time that ranks wait for each other, with the codes of the contract; no checkpoint that was whole may be
-// lost, and the run, gone on with on another number of ranks, must leave the bytes of one rank that nothing happened to. The last line is
-// "N failures, L lost, equal" (or "different"); exit 0 where nothing was lost and all is equal, 1, or 4: cannot run.
+// lost, and the run, gone on with on another number of ranks, must leave the bytes of one rank that nothing happened to. Where a rank is
+// made ten times slower nothing fails. The last line is "N failures, L lost, equal" (or "different"), and ", W wrong" where ranks ended
+// otherwise than they should; exit 0 where nothing is lost, different or wrong, 1, or 4: cannot run.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -37,8 +39,8 @@ struct Options : RoundOptions {
   bool tcp = false;
 };
 
-enum class Failure { kill_rank, stop_rank, full_disk, ask_to_stop, end_launcher, kill_launcher };
-constexpr const char* kNames[] = {"a rank is killed",    "a rank is stopped",     "the disk is full",
+enum class Failure { kill_rank, stop_rank, slow_rank, full_disk, ask_to_stop, end_launcher, kill_launcher };
+constexpr const char* kNames[] = {"a rank is killed",    "a rank is stopped",     "a rank is slow",        "the disk is full",
                                   "a stop is asked for", "the launcher is ended", "the launcher is killed"};
 
 void sleep_ms(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
@@ -79,9 +81,8 @@ class Ranks {
     }
     const std::string place = fmt::format("127.0.0.1:{}", free_ports(1)[0]);
     for (int r = 0; r < n; ++r) {
-      std::vector<std::string> line = {
-          program, "--device", "cuda", "--rank", std::to_string(r), "--world-size", size, "--rendezvous", place, "--rendezvous-timeout",
-          "20"};
+      std::vector<std::string> line = {program,        "--device", "cuda",         "--rank", std::to_string(r),
+                                       "--world-size", size,       "--rendezvous", place};
       line.insert(line.end(), arguments.begin(), arguments.end());
       children_.push_back(start(line, r == 0 ? fail : "", err));
     }
@@ -147,14 +148,16 @@ class Harness {
     if (codes != std::vector{0}) throw Error(Exit::data, "kava_train", "does not run: " + text_of(err()));
     whole_ = snapshot(out_);
     for (int round = 0; round < options_.rounds; ++round) fail_once();
-    fmt::print("{} failures, {} lost, {}\n", failures_, lost_, different_ == 0 ? "equal" : "different");
+    fmt::print("{} failures, {} lost, {}{}\n", failures_, lost_, different_ == 0 ? "equal" : "different",
+               wrong_ == 0 ? "" : fmt::format(", {} wrong", wrong_));
     return lost_ + different_ + wrong_ == 0 ? 0 : 1;
   }
 
  private:
   fs::path err() const { return work_.path() / "err"; }
   std::vector<std::string> arguments(bool resume) const {
-    std::vector<std::string> a = {config_, "--threads", "1", "--out", out_, "--comm-timeout", fmt::format("{}", kCommTimeout)};
+    const std::string seconds = fmt::format("{}", kCommTimeout);
+    std::vector<std::string> a = {config_, "--threads", "1", "--out", out_, "--comm-timeout", seconds, "--rendezvous-timeout", seconds};
     if (resume) a.push_back("--resume");
     return a;
   }
@@ -175,15 +178,18 @@ class Harness {
   void fail_once() {
     fs::remove_all(out_);
     fs::remove(err());
-    const auto kind = static_cast<Failure>(draw(0, options_.tcp ? 3 : 5));
+    const auto kind = static_cast<Failure>(draw(0, options_.tcp ? 4 : 6));
     const int n = draw(2, 4);
     const std::string what = fmt::format("round {}: {} ranks, {}", failures_, n, kNames[static_cast<int>(kind)]);
     const std::string fail = kind == Failure::full_disk ? fmt::format("write:{}:enospc", draw(1, 60)) : "";
     Ranks ranks(options_, n, arguments(false), fail, err());
     bool struck = kind == Failure::full_disk;
     // Before a line is there a process may have no handler yet.
-    const int least = kind == Failure::ask_to_stop ? 1 : 0;
-    if (!struck && reaches(ranks, draw(least, steps_ - 1))) sleep_ms(draw(0, 5)), struck = strike(ranks, kind);
+    const int lines = draw(kind == Failure::ask_to_stop ? 1 : 0, steps_ - 1);
+    // Or while it starts.
+    const bool early = lines == 0 && (kind == Failure::kill_rank || kind == Failure::stop_rank);
+    const int wait = draw(0, early ? 500 : 5);
+    if (!struck && reaches(ranks, lines)) sleep_ms(wait), struck = strike(ranks, kind);
     ++failures_;
     const Clock::time_point start = Clock::now();
     while (!ranks.ended() && seconds_since(start) < (kind == Failure::full_disk ? 120 : kEnd)) sleep_ms(5);
@@ -203,6 +209,8 @@ class Harness {
       case Failure::kill_rank:
       case Failure::stop_rank:
         return !trainers.empty() && strike_rank(one(), kind == Failure::stop_rank);
+      case Failure::slow_rank:
+        return !trainers.empty() && slow_down(ranks, one());
       case Failure::ask_to_stop:
         if (options_.tcp && trainers.empty()) return false;
         ::kill(options_.tcp ? one() : launcher, SIGUSR1);
@@ -229,6 +237,21 @@ class Harness {
     return true;
   }
 
+  // Until the end of the run.
+  static bool slow_down(Ranks& ranks, pid_t rank) {
+    constexpr int kStopped = 18, kRunning = 2;  // milliseconds
+    const auto process = static_cast<int>(::syscall(SYS_pidfd_open, rank, 0));
+    auto tell = [&](int signal) { return process >= 0 && ::syscall(SYS_pidfd_send_signal, process, signal, nullptr, 0) == 0; };
+    const Clock::time_point start = Clock::now();
+    while (!ranks.ended() && seconds_since(start) < 120 && tell(SIGSTOP)) {
+      sleep_ms(kStopped);
+      tell(SIGCONT);
+      sleep_ms(kRunning);
+    }
+    ::close(process);
+    return true;
+  }
+
   // Whether the codes are those of the failure; a run that ended before it came has none.
   bool right(Failure kind, bool struck, const std::vector<int>& codes) const {
     if (std::ranges::all_of(codes, [](int c) { return c == 0; })) return true;
@@ -241,6 +264,8 @@ class Harness {
         return options_.tcp ? all({6, -SIGKILL}) : all({128 + SIGKILL});
       case Failure::stop_rank:
         return options_.tcp ? all({6, -SIGKILL}) : all({6});
+      case Failure::slow_rank:
+        return false;
       case Failure::full_disk:
         return options_.tcp ? all({6, 7}) : all({7});
       case Failure::ask_to_stop:

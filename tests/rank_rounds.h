@@ -22,7 +22,7 @@ inline int rounds_number(const std::string& name, const std::string& value, int 
   const char* end = value.data() + value.size();
   const auto [stop, failed] = std::from_chars(value.data(), end, n);
   if (failed != std::errc() || stop != end || n < least)
-    throw Error(Exit::usage, name, "\"" + escaped(value) + "\" is no number of it", usage);
+    throw Error(Exit::usage, name, "\"" + escaped(value) + "\" is no whole number from " + std::to_string(least) + " on", usage);
   return n;
 }
 

@@ -3,7 +3,8 @@
 # The whole form leaves its output's end with commit and date in docs/results/checks/LANE.txt.
 # Usage: tools/check_all.sh [--short] LANE
 #   test      the README's test command; the CUDA kernels must compile; whole: and every shape of plan_peak, 200 rounds of rank_failures
-#   emulated  the cuda backend on the kernels' emulator: its kernels and steps; whole: every test
+#   emulated  the cuda backend on the kernels' emulator: its kernels and steps, ranks over TCP that fail; whole: every test, 200 rounds of
+#             rank_links and of rank_failures over TCP
 #   cuda      nvcc for every target: the backend's module; whole: every program, and docs/kernels_table.md current and within its budgets
 #   asan      AddressSanitizer and UBSan over all but the longest tests; whole: every test and kill -9
 #   tsan      ThreadSanitizer over what has threads; whole: every test
@@ -60,6 +61,12 @@ threaded='[#test_threads],[#test_comm],[#test_ops],[#test_rkv],[#test_arena],"tr
 threaded+=',"what is computed for a sample*","several threads encode*","what a link leads to*","starts do not depend*"'
 threaded+=',"any number of ranks trains*","what one rank is asked*","ranks that hold different*","a sample'"'"'s tokens and latents*"'
 
+# Ranks over TCP, between network namespaces where this machine lets a test make them.
+failing_ranks() {  # PRESET ROUNDS
+  build/"$1"/tests/rank_failures --transport tcp --rounds "$2" --bin "build/$1/bin"
+  build/"$1"/tests/rank_links --rounds "$2" --bin "build/$1/bin" || [ $? = 4 ]
+}
+
 lane_test() {
   tools/setup.sh chromium python3  # the page of a run is opened in it
   KAVA_REQUIRE_CUDA=1 tools/test.sh
@@ -74,13 +81,15 @@ lane_emulated() {
   if [ "$short" = no ]; then
     build emulated
     tests emulated
+    failing_ranks emulated 200
     return
   fi
   # The tests are the same program in both presets.
   build cpu kava_tests
-  build emulated kava_train kava_eval kava_generate kava_inspect kava_data kava_bench kava_cuda
+  build emulated kava_train kava_eval kava_generate kava_inspect kava_data kava_bench kava_cuda rank_links rank_failures
   cp build/cpu/bin/kava_tests build/emulated/bin
   tests emulated "$emulated"
+  failing_ranks emulated 5
 }
 
 lane_cuda() {
