@@ -124,7 +124,16 @@ echo "slurm: a job told to stop was queued again and ends with the same bytes"
 "$bin/replicate" configs/tables/tiny_smoke.toml --out "$work/here" --device cpu >"$work/here.log" 2>&1 || fault "replicate ended with $?"
 array="$work/an array, 50%a"  # what sbatch could take apart, or for a pattern
 "$bin/replicate" configs/tables/tiny_smoke.toml --out "$array" --device cpu --keep all --slurm >"$work/array.log" 2>&1 || fault "replicate --slurm ended with $?: $(tail -n 1 "$work/array.log")"
+job=$(sed -n 's/.*batch job //p' "$work/array.log")
+for _ in $(seq 240); do
+  [ -e "$array/runs/full_cot/42/checkpoints/step_10" ] && break
+  sleep 0.1
+done
+scancel --signal=USR1 --batch "${job}_0"  # as before its time is over
 idle
+restarts=$(scontrol show job "${job}_0" | grep -o 'Restarts=[0-9]*')
+[ "$restarts" = Restarts=1 ] || fault "task 0 was not queued again once: $restarts"
+grep -q '"attempts": 2' "$array/state/full_cot.42.train.json" || fault "task 0 was not told to stop in its training"
 for table in table.json table.md table.tex table.csv; do
   cmp -s "$work/here/$table" "$array/$table" || fault "$table of the array job differs, or is not there: $(tail -n 2 "$array"/slurm_*.log 2>/dev/null | tr '\n' ' ')"
 done
@@ -132,7 +141,7 @@ for task in 0 1; do
   [ -s "$(find "$array" -maxdepth 1 -name "slurm_*_$task.log")" ] || fault "task $task has no log in the folder"
 done
 [ "$(find "$array/runs/kava/42/checkpoints" -mindepth 1 -maxdepth 1 -name 'step_*' | wc -l)" -gt 1 ] || fault "the tasks were not told to keep all checkpoints"
-echo "slurm: an array job of replicate gives the same tables"
+echo "slurm: an array job of replicate, one of its tasks queued again, gives the same tables"
 
 echo "slurm: $(slurmctld -V), $failures faults"
 [ "$failures" = 0 ]

@@ -170,8 +170,8 @@ std::optional<WorkState> state_at(const fs::path& out, const std::string& id) {
     return state;
   } catch (const Unreadable&) {
     throw;
-  } catch (const Error& e) {
-    throw Error(Exit::data, shown_path(path), std::string(e.what()).substr(0, 400), "remove it, and this work is done again");
+  } catch (const Error&) {
+    throw Error(Exit::data, shown_path(path), "is no whole state of a work", "remove it, and this work is done again");
   }
 }
 

@@ -122,7 +122,7 @@ TEST_CASE("replicate refuses what is wrong in one line and leaves what is finish
   rig.put_result("first", 1, "1010");
   const std::string done = rig.form("state/first.1.eval_test.json");
   overwrite(rig.out() / "state/first.2.train.json", "{\"format\": 1, \"sta");
-  check_refused(rig.run(), 4, "first.2.train.json");
+  check_refused(rig.run(), 4, "first.2.train.json: is no whole state of a work; remove it");
   CHECK(rig.form("state/first.1.eval_test.json") == done);
 }
 
