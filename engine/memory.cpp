@@ -30,23 +30,37 @@ std::optional<int64_t> number_in(const std::string& path, const std::string& key
   return std::nullopt;
 }
 
+// The files of a hierarchy of control groups.
+struct Groups {
+  std::string root;
+  const char *limit, *usage, *cache;  // of the last: its key in memory.stat
+};
+const Groups kFirst = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"},
+             kSecond = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"};
+
 // What a control group leaves: its limit less what it uses, without the file cache that it can drop.
-int64_t left_in_group(const std::string& folder, const char* limit_file, const char* usage_file, const char* cache_key) {
-  const auto limit = number_in(folder + limit_file, ""), usage = number_in(folder + usage_file, "");
+int64_t left_in_group(const Groups& groups, const std::string& group) {
+  const std::string folder = groups.root + group + "/";
+  const auto limit = number_in(folder + groups.limit, ""), usage = number_in(folder + groups.usage, "");
   if (!limit || !usage) return kUnknown;
-  return *limit - *usage + number_in(folder + "memory.stat", cache_key).value_or(0);
+  return *limit - *usage + number_in(folder + "memory.stat", groups.cache).value_or(0);
 }
 
 int64_t left_in_groups() {
-  int64_t least = left_in_group("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file");
+  int64_t least = left_in_group(kFirst, "");
   std::ifstream file("/proc/self/cgroup");
-  for (std::string line; std::getline(file, line);) {
-    if (!line.starts_with("0::/")) continue;
+  for (std::string line; std::getline(file, line);) {  // HIERARCHY:CONTROLLERS:/GROUP
+    const std::size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == line.npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    if (controllers != ",," && controllers.find(",memory,") == controllers.npos) continue;
+    const Groups& groups = controllers == ",," ? kSecond : kFirst;
     // Every group on the way to the root may have a limit.
-    for (std::string group = line.substr(3);; group.resize(group.rfind('/'))) {
-      const std::string folder = "/sys/fs/cgroup" + group + (group.ends_with('/') ? "" : "/");
-      least = std::min(least, left_in_group(folder, "memory.max", "memory.current", "inactive_file"));
-      if (group.empty() || group == "/") break;
+    std::string group = line.substr(second + 1);
+    if (group == "/") group.clear();
+    for (;; group.resize(group.rfind('/'))) {
+      least = std::min(least, left_in_group(groups, group));
+      if (group.find('/') == group.npos) break;
     }
   }
   return least;

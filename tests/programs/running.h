@@ -23,7 +23,7 @@ class Running {
   struct Limits {
     rlim_t file_bytes = RLIM_INFINITY, address_space = RLIM_INFINITY, open_files = 0;  // 0: as they are
     const char* out_to = nullptr;
-    std::string working_folder;
+    std::string working_folder, control_group;
     std::vector<int> ignored;  // signals
   };
 
@@ -44,6 +44,7 @@ class Running {
     ::setrlimit(RLIMIT_AS, &space);
     const rlimit files = {limits.open_files, limits.open_files};
     if (limits.open_files > 0) ::setrlimit(RLIMIT_NOFILE, &files);
+    if (!limits.control_group.empty()) std::ofstream(limits.control_group + "/cgroup.procs") << "0";
     for (int signal : limits.ignored) ::signal(signal, SIG_IGN);
     if (!limits.working_folder.empty() && ::chdir(limits.working_folder.c_str()) != 0) ::_exit(126);
     ::execv(argv[0], argv.data());

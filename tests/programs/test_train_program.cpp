@@ -1,6 +1,7 @@
 // kava_train as a program: resuming, refusals, plans.
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 #include "engine/files/json.h"
 #include "tests/programs/running.h"
@@ -295,10 +296,41 @@ TEST_CASE("without --out a run goes to runs/ and the configuration's name") {
   CHECK(fs::exists(folder / "runs/first.try/last/state.json"));
 }
 
+namespace {
+
+// A control group of this test with a limit of memory; nothing where none can be made.
+class ControlGroup {
+ public:
+  explicit ControlGroup(int64_t bytes) {
+    for (const auto& [root, limit] : {std::pair("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), {"/sys/fs/cgroup", "memory.max"}}) {
+      path_ = fmt::format("{}/kava_test_{}", root, ::getpid());
+      std::error_code failed;
+      if (fs::is_directory(root, failed) && fs::create_directory(path_, failed) && fs::exists(fs::path(path_) / limit) &&
+          std::ofstream(fs::path(path_) / limit) << bytes << std::flush)
+        return;
+      fs::remove(path_, failed);
+      path_.clear();
+    }
+  }
+  ControlGroup(const ControlGroup&) = delete;
+  ~ControlGroup() {
+    if (!path_.empty()) ::rmdir(path_.c_str());
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+}  // namespace
+
 TEST_CASE("a forward that does not fit the memory is refused with one that does") {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   SKIP("a sanitizer's own memory does not fit into a limited address space");
 #endif
+  const bool grouped = GENERATE(false, true);
+  const ControlGroup group(grouped ? int64_t{240} << 20 : int64_t{1} << 40);
+  if (grouped && group.path().empty()) SKIP("no control group can be made here");
   TempFolder folder;
   // Long rows, so that the step is large beside the program.
   std::string row = "{\"question\":[1", rows;
@@ -321,7 +353,8 @@ TEST_CASE("a forward that does not fit the memory is refused with one that does"
                                          "--out",
                                          folder / "run"};
   Running::Limits limits;
-  limits.address_space = rlim_t{480} << 20;
+  if (grouped) limits.control_group = group.path();
+  else limits.address_space = rlim_t{480} << 20;
   const Ended refused = Running(base, limits).wait();
   check_refusal(refused, 3, "train.micro_batch: with forwards of 256 samples");
   CHECK(!fs::exists(folder / "run"));
