@@ -38,12 +38,14 @@ struct Groups {
 const Groups kFirst = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"},
              kSecond = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"};
 
-// What a control group leaves: its limit less what it uses, without the file cache that it can drop.
+// What a control group leaves: its limit less what it uses, without the file cache that it can drop, and less what nobody plans but counts
+// there: tables of pages, stacks, the system's buffers. A group that is full by a page ends its process.
 int64_t left_in_group(const Groups& groups, const std::string& group) {
   const std::string folder = groups.root + group + "/";
   const auto limit = number_in(folder + groups.limit, ""), usage = number_in(folder + groups.usage, "");
   if (!limit || !usage) return kUnknown;
-  return *limit - *usage + number_in(folder + "memory.stat", groups.cache).value_or(0);
+  constexpr int64_t kUnplanned = int64_t{16} << 20;
+  return *limit - *limit / 64 - kUnplanned - *usage + number_in(folder + "memory.stat", groups.cache).value_or(0);
 }
 
 int64_t left_in_groups() {
