@@ -46,7 +46,8 @@ __device__ __forceinline__ void load_tile(TileType tile, int cols, const bf16* a
   const int first = static_cast<int>(threadIdx.x) / TileType::kChunks, c = static_cast<int>(threadIdx.x) % TileType::kChunks;
   const bool inside = c * 8 < cols;
   // Element by element one trip at a time: their loads side by side would take too many registers.
-  constexpr int kTrips = div_up(kCount, kThreads), kUnrolled = kAligned ? kTrips : 1;
+  constexpr int kTrips = div_up(kCount, kThreads);
+  [[maybe_unused]] constexpr int kUnrolled = kAligned ? kTrips : 1;  // only nvcc heeds the pragma
 #pragma unroll kUnrolled
   for (int j = 0; j < kTrips; ++j) {
     const int r = first + j * kRowStep;
