@@ -21,6 +21,30 @@ __device__ __forceinline__ void mask_bits(uint32_t (&bits)[4], const DropoutMask
                static_cast<uint32_t>(column_block));
 }
 
+/// What of k a product of g has to be summed over for the columns of C from first_n on.
+struct Stretch {
+  int begin, count;
+};
+template <class T>
+__device__ __forceinline__ Stretch needed(const Gemm<T>& g, int product, int first_n, int columns) {
+  const int all = g.products[product].k;
+  if (g.band_count == 0 || product + 1 < g.count) return {0, all};
+  int begin = all, end = 0;
+#pragma unroll
+  for (int i = 0; i < Gemm<T>::kMostBands; ++i) {
+    const Band& band = g.bands[i];
+    if (i >= g.band_count || band.n_begin >= first_n + columns || band.n_end <= first_n) continue;
+    begin = band.k_begin < begin ? band.k_begin : begin;
+    end = band.k_end > end ? band.k_end : end;
+  }
+  return {begin, end > begin ? end - begin : 0};
+}
+/// An operand from place k on of the dimension that is summed over.
+template <bool kByK, class T>
+__device__ __forceinline__ Rows<const T> from_k(Rows<const T> x, int k) {
+  return {x.data + (kByK ? k * x.stride : k), x.stride};
+}
+
 // ---- bf16
 
 constexpr int kStages = 3;
@@ -211,9 +235,10 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_con
   for (int product = 0; product < g.count; ++product) {
     if (product == g.scaled) sum.template finish_scaled<masked == Masked::scaled_sum>(g, batch.mask);
     const Product<bf16>& p = g.products[product];
-    const int steps = div_up(p.k, kStep);
-    A a(p.a, first_m, g.m, p.k);
-    B b(p.b, first_n, g.n, p.k);
+    const Stretch k = needed(g, product, first_n, kTile);
+    const int steps = div_up(k.count, kStep);
+    A a(from_k<a_by_k(form)>(p.a, k.begin), first_m, g.m, k.count);
+    B b(from_k<b_by_k(form)>(p.b, k.begin), first_n, g.n, k.count);
 #pragma unroll
     for (uint32_t stage = 0; stage + 1 < kStages; ++stage) {
       a.load(smem + stage * kStageBytes);
@@ -225,8 +250,8 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_con
     for (int step = 0; step < steps; ++step) {
       cp_async_wait<kStages - 2>();
       if (masked == Masked::operand && g.masked) {
-        if constexpr (form == GemmForm::nt) a.drop(at, batch.mask, first_m, step * kStep, p.k);
-        else b.drop(at + A::kBytes, batch.mask, first_n, step * kStep, p.k);
+        if constexpr (form == GemmForm::nt) a.drop(at, batch.mask, first_m, step * kStep, k.count);
+        else b.drop(at + A::kBytes, batch.mask, first_n, step * kStep, k.count);
       }
       __syncthreads();  // the step's operands are complete for all threads, and the stage before it has been read by all
       a.load(ahead);
@@ -248,12 +273,15 @@ bool aligned(Rows<const bf16> x, int chunked) {
 
 template <GemmForm form>
 bool all_aligned(const GemmBatch<bf16>& batch) {
-  for (int i = 0; i < batch.count; ++i)
+  for (int i = 0; i < batch.count; ++i) {
+    for (int j = 0; j < batch.gemms[i].band_count; ++j)
+      if (batch.gemms[i].bands[j].k_begin % 8 != 0 || batch.gemms[i].bands[j].k_end % 8 != 0) return false;
     for (int j = 0; j < batch.gemms[i].count; ++j) {
       const Gemm<bf16>& g = batch.gemms[i];
       const Product<bf16>& p = g.products[j];
       if (!aligned(p.a, a_by_k(form) ? g.m : p.k) || !aligned(p.b, b_by_k(form) ? g.n : p.k)) return false;
     }
+  }
   return true;
 }
 
@@ -318,15 +346,16 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
 
   for (int product = 0; product < g.count; ++product) {
     if (product == g.scaled) finish_scaled();
-    const Product<float>& p = g.products[product];
-    for (int first_k = 0; first_k < p.k; first_k += kStep) {
-      load_panel<kAByK>(a_smem, panel<kAByK>(p.a, first_m, g.m, first_k, p.k), form == GemmForm::nt && g.masked, batch.mask);
-      load_panel<kBByK>(b_smem, panel<kBByK>(p.b, first_n, g.n, first_k, p.k), form == GemmForm::tn && g.masked, batch.mask);
+    const Stretch k = needed(g, product, first_n, kTileF32);
+    const Rows<const float> a = from_k<kAByK>(g.products[product].a, k.begin), b = from_k<kBByK>(g.products[product].b, k.begin);
+    for (int first_k = 0; first_k < k.count; first_k += kStep) {
+      load_panel<kAByK>(a_smem, panel<kAByK>(a, first_m, g.m, first_k, k.count), form == GemmForm::nt && g.masked, batch.mask);
+      load_panel<kBByK>(b_smem, panel<kBByK>(b, first_n, g.n, first_k, k.count), form == GemmForm::tn && g.masked, batch.mask);
       __syncthreads();  // the step's operands are complete for all threads
-      for (int k = 0; k < kStep; ++k) {
-        const float b = b_smem[n * kPitch + k];
+      for (int at = 0; at < kStep; ++at) {
+        const float b_at = b_smem[n * kPitch + at];
 #pragma unroll
-        for (int i = 0; i < kRowsOfThread; ++i) acc[i] += static_cast<double>(a_smem[(m + i) * kPitch + k]) * b;
+        for (int i = 0; i < kRowsOfThread; ++i) acc[i] += static_cast<double>(a_smem[(m + i) * kPitch + at]) * b_at;
       }
       __syncthreads();  // the operands are read before the next step overwrites them
     }

@@ -18,9 +18,14 @@ struct Product {
   int k = 0;
 };
 
+/// Columns n_begin to n_end of C, for which B is zero but from k_begin to k_end.
+struct Band {
+  int n_begin, n_end, k_begin, k_end;
+};
+
 template <class T>
 struct Gemm {
-  static constexpr int kMostProducts = 2;
+  static constexpr int kMostProducts = 2, kMostBands = 4;
   Rows<T> set;
   Rows<float> set_sum, add;  // one of the three
   int m = 0, n = 0, scaled = 0, count = 0;
@@ -28,6 +33,8 @@ struct Gemm {
   bool masked = false;
   const T* bias = nullptr;
   Product<T> products[kMostProducts];
+  Band bands[kMostBands] = {};  // of the last product, for all columns; whoever skips no zeros may leave them alone
+  int band_count = 0;           // 0: B is anything
 
   void then(Rows<const T> a, Rows<const T> b, int k) { products[count++] = {a, b, k}; }
 };

@@ -15,6 +15,18 @@ void set_output(Gemm<T>& g, const Tensor& c) {
   g.m = static_cast<int>(c.rows), g.n = static_cast<int>(c.cols);
 }
 int to_int(int64_t n) { return static_cast<int>(n); }
+
+/// The ranks' columns of the joined matrix [W | sB], which g's last product has for B, are zero where a part's outs meet another's ranks.
+/// It sums over them, or, over_outs, over its rows.
+template <class T>
+void name_bands(Gemm<T>& g, const LinearGroup& group, bool over_outs) {
+  if (std::ssize(group.parts) > Gemm<T>::kMostBands) return;
+  for (const LinearPart& p : group.parts) {
+    const int out = to_int(p.out_begin), out_end = to_int(p.out_begin + p.outs), rank = to_int(p.rank_begin),
+              rank_end = to_int(p.rank_begin + p.rank);
+    if (p.rank > 0) g.bands[g.band_count++] = over_outs ? Band{rank, rank_end, out, out_end} : Band{out, out_end, rank, rank_end};
+  }
+}
 }  // namespace
 
 void CudaOps::do_linear_prepare(const LinearGroup& g) {
@@ -54,8 +66,15 @@ void CudaOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, con
     set_output(gemm_, y);
     gemm_.bias = data_of<const T>(g.bias);
     // Without a rank among the parts nobody has written xa.
-    gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.joined), to_int(g.in + g.used_ranks().end));
-    multiply<GemmForm::nt>(batch, reads);
+    const int ranks = to_int(g.used_ranks().end);
+    gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.joined), to_int(g.in) + ranks);
+    if (multiplied_by_lt<GemmForm::nt>(batch, reads)) return;
+    if (ranks > 0) {
+      gemm_.products[0].k = to_int(g.in);
+      gemm_.then(rows_of<const T>(xx.col_range(g.in, g.in + ranks)), rows_of<const T>(g.joined.col_range(g.in, g.in + ranks)), ranks);
+      name_bands(gemm_, g, false);
+    }
+    kava::gemm<GemmForm::nt>(stream(), batch);
   });
 }
 
@@ -63,7 +82,16 @@ void CudaOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& 
                                         const Dropout& dropout) {
   if (dry()) return;
   const Ranks ranks = g.used_ranks();
-  if (dxa) product(dxa, dy, false, g.joined.col_range(g.in, g.joined.cols), false);
+  if (dxa)
+    on_storage(dxa.dtype, [&]<class T>() {
+      GemmBatch<T> batch;
+      Gemm<T>& gemm_ = batch.gemms[batch.count++];
+      gemm_.set = rows_of<T>(dxa);
+      set_output(gemm_, dxa);
+      gemm_.then(rows_of<const T>(dy), rows_of<const T>(g.joined.col_range(g.in, g.joined.cols)), to_int(dy.cols));
+      name_bands(gemm_, g, true);
+      multiply<GemmForm::nn>(batch);
+    });
   if (!dx) return;
   on_storage(dx.dtype, [&]<class T>() {
     GemmBatch<T> batch;
