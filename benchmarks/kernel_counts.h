@@ -33,7 +33,7 @@ class KernelCounts {
   /// Of all launches counted.
   const Json& results() const { return results_; }
 
-  static constexpr int kBlocks = 16;  // of a launch
+  static constexpr int kBlocks = 16, kProductBlocks = 4;  // of a launch
 
  private:
   void (*start_)(int most_blocks);

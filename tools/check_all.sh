@@ -3,8 +3,8 @@
 # The whole form leaves its output's end with commit and date in docs/results/checks/LANE.txt.
 # Usage: tools/check_all.sh [--short] LANE
 #   test      the README's test command; the CUDA kernels must compile; whole: and every shape of plan_peak, 200 rounds of rank_failures
-#   emulated  the cuda backend on the kernels' emulator: its kernels and steps, ranks over TCP that fail; whole: every test, 200 rounds of
-#             rank_links and of rank_failures over TCP
+#   emulated  the cuda backend on the kernels' emulator: its kernels, steps and counts, ranks over TCP that fail; whole: every test and
+#             count, 200 rounds of rank_links and of rank_failures over TCP
 #   cuda      nvcc for every target: the backend's module; whole: every program, and docs/kernels_table.md current and within its budgets
 #   asan      AddressSanitizer and UBSan over all but the longest tests; whole: every test and kill -9
 #   tsan      ThreadSanitizer over what has threads; whole: every test
@@ -77,11 +77,12 @@ lane_test() {
 }
 
 lane_emulated() {
-  tools/setup.sh
+  tools/setup.sh python3
   if [ "$short" = no ]; then
     build emulated
     tests emulated
     failing_ranks emulated 200
+    tools/kernel_counts.py --check
     return
   fi
   # The tests are the same program in both presets.
@@ -90,6 +91,7 @@ lane_emulated() {
   cp build/cpu/bin/kava_tests build/emulated/bin
   tests emulated "$emulated"
   failing_ranks emulated 3
+  tools/kernel_counts.py --check --shape llama1b --filter 'attention|rope|norm|swiglu|gelu'
 }
 
 lane_cuda() {

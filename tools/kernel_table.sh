@@ -145,6 +145,8 @@ table() { # SM
   echo 'shared memory leave room for. Budgets: 0 local bytes; for sm_80 and sm_90, aligned and unmasked, 14 instructions for each HMMA of'
   echo 'products and 13 of attention at head sizes 64 and 128.'
   for sm in 80 90 100 120; do table $sm; done
+  # The part that tools/kernel_counts.py writes.
+  sed -n '/^# Kernels as counted/,$p' docs/kernels_table.md | sed '1s/^/\n/'
 } >"$work/table.md"
 
 # Local memory is an error everywhere; sm_80 and sm_90 are held to the budgets of loops, the others reported.
