@@ -5,6 +5,7 @@
 #   test      the README's test command; the CUDA kernels must compile; whole: and every shape of plan_peak, 200 rounds of rank_failures
 #   emulated  the cuda backend on the kernels' emulator: its kernels, steps and counts, ranks over TCP that fail; whole: every test and
 #             count, 200 rounds of rank_links and of rank_failures over TCP
+#   mutants   three kernels broken in one place each, which the tests must notice; whole: in every place (tools/mutants.sh), hours
 #   cuda      nvcc for every target: the backend's module; whole: every program, and docs/kernels_table.md current and within its budgets
 #   asan      AddressSanitizer and UBSan over all but the longest tests; whole: every test and kill -9
 #   tsan      ThreadSanitizer over what has threads; whole: every test
@@ -92,6 +93,12 @@ lane_emulated() {
   tests emulated "$emulated"
   failing_ranks emulated 3
   tools/kernel_counts.py --check --shape llama1b --filter 'attention|rope|norm|swiglu|gelu'
+}
+
+lane_mutants() {
+  tools/setup.sh
+  build emulated kava_tests
+  if [ "$short" = yes ]; then tools/mutants.sh --sample 3 --seed "$(date +%s)"; else tools/mutants.sh --all; fi
 }
 
 lane_cuda() {
