@@ -1,5 +1,6 @@
 #include "engine/memory.h"
 
+#include <fmt/format.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -54,7 +55,7 @@ int64_t left_in_groups() {
   for (std::string line; std::getline(file, line);) {  // HIERARCHY:CONTROLLERS:/GROUP
     const std::size_t first = line.find(':'), second = line.find(':', first + 1);
     if (second == line.npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const std::string controllers = fmt::format(",{},", line.substr(first + 1, second - first - 1));
     if (controllers != ",," && controllers.find(",memory,") == controllers.npos) continue;
     const Groups& groups = controllers == ",," ? kSecond : kFirst;
     // Every group on the way to the root may have a limit.
