@@ -92,7 +92,7 @@ class GpuRuntime {
   GpuInfo info_;
   GpuCounts counts_;
   CUstream_st* stream_ = nullptr;
-  int device_ = 0;
+  [[maybe_unused]] int device_ = 0;  // the emulated one has no use for it
   std::function<void()> watch_;
   struct State;
   State* state_ = nullptr;
