@@ -37,7 +37,10 @@ __device__ __forceinline__ Stretch needed(const Gemm<T>& g, int product, int fir
     begin = band.k_begin < begin ? band.k_begin : begin;
     end = band.k_end > end ? band.k_end : end;
   }
-  return {begin, end > begin ? end - begin : 0};
+  // Whole mma steps of 16: which zeros are left out, which depends on the tile's width, then changes no sum.
+  begin = begin / 16 * 16;
+  end = div_up(end, 16) * 16 < all ? div_up(end, 16) * 16 : all;
+  return end > begin ? Stretch{begin, end - begin} : Stretch{0, 0};
 }
 /// An operand from place k on of the dimension that is summed over.
 template <bool kByK, class T>
@@ -274,8 +277,6 @@ bool aligned(Rows<const bf16> x, int chunked) {
 template <GemmForm form>
 bool all_aligned(const GemmBatch<bf16>& batch) {
   for (int i = 0; i < batch.count; ++i) {
-    for (int j = 0; j < batch.gemms[i].band_count; ++j)
-      if (batch.gemms[i].bands[j].k_begin % 8 != 0 || batch.gemms[i].bands[j].k_end % 8 != 0) return false;
     for (int j = 0; j < batch.gemms[i].count; ++j) {
       const Gemm<bf16>& g = batch.gemms[i];
       const Product<bf16>& p = g.products[j];
