@@ -124,7 +124,7 @@ constexpr bool has_onednn(DType t) { return t != DType::f64; }
 
 // Without AVX-512 oneDNN 2.6 sums in an order that depends on the number of rows: there all tiles have the same.
 RowTiles row_tiles() {
-  static const bool wide = dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core;
+  static const bool wide = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core;
   return wide ? RowTiles{kMostTileRows, 32} : RowTiles{64, 64};
 }
 
