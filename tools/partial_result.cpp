@@ -98,6 +98,7 @@ KeptAnswers PartialResult::take_over(std::span<const std::size_t> counts) {
 }
 
 void PartialResult::begin(const KeptAnswers& known) {
+  made_folder_ = !is_there(path_.parent_path());
   const MadeFolder folder(path_.parent_path());
   write_file(path_.string(), header_ + text_of(known));
   writer_ = std::make_unique<LineWriter>(path_.string());
@@ -111,8 +112,10 @@ void PartialResult::add(std::size_t row, std::span<const DecodeResult> answers) 
 void PartialResult::remove() {
   writer_.reset();
   std::error_code ignored;
-  fs::remove(first_, ignored);
-  for (const fs::path& other : of_other_ranks()) fs::remove(other, ignored);
+  fs::remove(path_, ignored);
+  if (path_ == first_)
+    for (const fs::path& other : of_other_ranks()) fs::remove(other, ignored);
+  if (made_folder_) fs::remove(path_.parent_path(), ignored);  // where nothing is in it
 }
 
 }  // namespace kava

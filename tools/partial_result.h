@@ -31,7 +31,7 @@ class PartialResult {
   /// By rank 0 before any rank adds: what ranks have kept of an interrupted evaluation, on however many, from now on in its own file.
   KeptAnswers take_over(std::span<const std::size_t> counts);
   void add(std::size_t row, std::span<const DecodeResult> answers);
-  /// By rank 0: of all ranks.
+  /// This rank's; by rank 0 those that it sees of all ranks.
   void remove();
 
  private:
@@ -40,6 +40,7 @@ class PartialResult {
 
   std::filesystem::path first_, path_;
   std::string header_;
+  bool made_folder_ = false;
   std::unique_ptr<LineWriter> writer_;
 };
 

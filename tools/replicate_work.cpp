@@ -165,7 +165,8 @@ std::optional<WorkState> state_at(const fs::path& out, const std::string& id) {
       for (const auto& [scorer, verdicts] : result.at("verdicts").object()) (void)result.at("verdicts").at(scorer.c_str()).string();
       (void)result.at("accuracy").object(), (void)result.at("questions_sha256").string();
       for (const char* key : {"passes", "ms", "questions"})
-        if (!result.at(key).value().is_number()) result.at(key).refuse("is no number");
+        if (const Json& value = result.at(key).value(); !value.is_number() && !(value.is_null() && std::string_view(key) == "ms"))
+          result.at(key).refuse("is no number");
     }
     return state;
   } catch (const Unreadable&) {

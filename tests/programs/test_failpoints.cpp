@@ -48,8 +48,9 @@ Tree without_parts(Tree tree) {
 
 class Failing {
  public:
-  // `line` writes below `folder`, which holds what it does at the start.
-  Failing(std::string line, fs::path folder) : line_(std::move(line)), folder_(std::move(folder)) {
+  // `line` writes below `folder`, which holds what it does at the start, and goes on from what it left in `state`.
+  Failing(std::string line, fs::path folder, fs::path state)
+      : line_(std::move(line)), folder_(std::move(folder)), state_(std::move(state)) {
     fs::copy(folder_, start_.path() / "start", fs::copy_options::recursive);
   }
 
@@ -70,6 +71,7 @@ class Failing {
 
  private:
   Ended call(const std::string& fail) {
+    fs::remove_all(state_);
     fs::remove_all(folder_);
     fs::copy(start_.path() / "start", folder_, fs::copy_options::recursive);
     return run_command(line_, ".", "KAVA_FAIL=" + fail);
@@ -100,7 +102,7 @@ class Failing {
   }
 
   std::string line_;
-  fs::path folder_;
+  fs::path folder_, state_;
   TempFolder start_;
   Tree whole_;
 };
@@ -116,7 +118,7 @@ TEST_CASE("no program loses or half writes a file when it is killed or fails at 
     fs::remove_all(out);
     fs::create_directory(out);
     if (!old.empty()) overwrite(to + old, "old");
-    Failing(line, out).check_all();
+    Failing(line, out, tiny.dir / "eval").check_all();
   };
   const std::string step = "kava_inspect step " + source_dir() + "/tests/golden/cases/kava_defaults.toml --threads 1 --out ";
   SECTION("kava_inspect step, over an old file") { writes(step + to + "o.safetensors", "o.safetensors"); }
@@ -132,7 +134,7 @@ TEST_CASE("no program loses or half writes a file when it is killed or fails at 
   SECTION("kava_train --plan --json") {
     writes("kava_train " + source_dir() + "/tests/golden/cases/kava_defaults.toml --threads 1 --plan --json " + to + "plan.json");
   }
-  SECTION("kava_eval into a run") { Failing("kava_eval " + dir + " --threads 1 --data " + data, tiny.dir).check_all(); }
+  SECTION("kava_eval into a run") { Failing("kava_eval " + dir + " --threads 1 --data " + data, tiny.dir, tiny.dir / "eval").check_all(); }
   SECTION("kava_data convert, over an old file") { writes("kava_data convert " + data + " " + to + "rows.jsonl", "rows.jsonl"); }
   SECTION("kava_data synth") { writes("kava_data synth --rows 10 --out " + to + "ring"); }
 }
