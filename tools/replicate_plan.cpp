@@ -96,11 +96,19 @@ Needs needs_of(const ReplicaTable& table, const std::vector<Work>& works, const 
 std::map<std::string, std::string> digests_to_check(const ReplicaTable& table, const Needs& needs, const fs::path& out) {
   std::map<std::string, std::string> digests;
   std::optional<Needs> of_all;
+  const auto read_all = [&] {
+    of_all.emplace();
+    for (const Work& work : works_of(table, {}, out)) try {
+        Needs of_one = needs_of(table, {work}, out, true);
+        of_all->files.merge(of_one.files), of_all->folders.merge(of_one.folders);
+      } catch (const Error&) {  // of a row that nobody asks for
+      }
+  };
   for (const auto& [name, digest] : table.digests) {
     const std::string file = table_path(table, name, out, 0).string();
     if (lies_in(file, out) && !is_there(file)) continue;
     if (!needs.cover(file)) {
-      if (!of_all) of_all = needs_of(table, works_of(table, {}, out), out, true);
+      if (!of_all) read_all();
       if (of_all->cover(file)) continue;
     }
     digests[file] = digest;
