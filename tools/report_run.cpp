@@ -255,7 +255,7 @@ std::string latents_in_words(const ProbeFile& probe, const std::string& prefix) 
                 "The token whose first-layer value row is nearest to the latent's, and the head's top token on its hidden state.");
 }
 
-bool is_each_head_drawn(const TensorInfo& t) { return t.count() <= kMostCells; }
+bool is_each_head_drawn(const TensorInfo& t) { return t.shape[0] * t.shape[2] * (t.shape[1] * (t.shape[3] + 1) - 1) <= kMostCells; }
 
 // [L, H, rows, columns] as a map for each layer, its heads side by side with a column between; or their means, where the cells are too
 // many.
