@@ -54,6 +54,11 @@ void make_folder(const fs::path& folder, const std::string& out, Undo& undo) {
 int synth(const SynthOptions& options, const std::string& out) {
   const auto files = synthesize(options);
   const fs::path folder = fs::absolute(out).lexically_normal();
+  Undo undo;
+  make_folder(folder, out, undo);
+  const PathLock alone(folder, PathLock::Kind::exclusive, false);
+  if (alone.error() == EWOULDBLOCK)
+    throw Error(Exit::preflight, "--out " + shown_path(out), "another process works in this folder", "wait for it, or name another folder");
   std::set<std::string> present;
   for (const auto& [name, bytes] : files) {
     const std::string path = (folder / name).string();
@@ -64,8 +69,6 @@ int synth(const SynthOptions& options, const std::string& out) {
                   "name a new folder, or remove it");
     present.insert(name);
   }
-  Undo undo;
-  make_folder(folder, out, undo);
   make_folder(folder / "model", out, undo);
   if (::access(folder.c_str(), W_OK | X_OK) != 0 || ::access((folder / "model").c_str(), W_OK | X_OK) != 0) {
     require_disk(out, errno);
