@@ -15,10 +15,10 @@ namespace kava {
 /// The type that a model.dtype names.
 DType storage_of(StorageType t);
 
-/// Linear maps of one input with the gradients of their trainable parts.
 // What PEFT puts before the names of an adapter's tensors.
 inline const std::string kLoraPrefix = "base_model.model.";
 
+/// Linear maps of one input with the gradients of their trainable parts.
 struct TrainedGroup {
   LinearGroup map;
   LinearGroupGrad grad;

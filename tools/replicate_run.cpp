@@ -24,7 +24,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr auto kPause = std::chrono::milliseconds(20);
+constexpr auto kBetweenLooks = std::chrono::milliseconds(20);
 constexpr auto kOrphanPatience = std::chrono::seconds(10);
 
 std::vector<int> usable_cores() {
@@ -65,7 +65,7 @@ void wait_for_orphans(const fs::path& run) {
   const auto start = std::chrono::steady_clock::now();
   while (PathLock(run, PathLock::Kind::exclusive, false).error() == EWOULDBLOCK &&
          std::chrono::steady_clock::now() - start < kOrphanPatience)
-    std::this_thread::sleep_for(kPause);
+    std::this_thread::sleep_for(kBetweenLooks);
 }
 
 // Leaves the best checkpoint of a run that is done, or its last where there is no best.
@@ -107,7 +107,7 @@ class Runner {
       if (should_stop()) stop_all();
       else start_ready();
       if (std::ranges::all_of(jobs_, [](const auto& job) { return !job.process; })) break;
-      if (!ran) std::this_thread::sleep_for(kPause);
+      if (!ran) std::this_thread::sleep_for(kBetweenLooks);
     }
     tell_left();
     if (stopping_ && done_ < works_.size()) {

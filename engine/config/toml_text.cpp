@@ -15,7 +15,7 @@ namespace {
 constexpr std::size_t kMostBytes = std::size_t{1} << 20;
 constexpr std::size_t kMostDots = 4096;
 
-[[noreturn]] void refuse(const std::string& where, const std::string& what, const std::string& remedy) {
+[[noreturn]] void refuse_text(const std::string& where, const std::string& what, const std::string& remedy) {
   throw Error(Exit::usage, where, what, remedy);
 }
 
@@ -54,20 +54,20 @@ bool is_safe_toml(std::string_view text) {
 
 toml::table parse_toml_file(const std::string& file) {
   const std::string text = read_file(file, kMostBytes, Exit::usage), path = shown_path(file);
-  if (text.find('\0') != std::string::npos) refuse(path, "holds a NUL character", "name a TOML file");
+  if (text.find('\0') != std::string::npos) refuse_text(path, "holds a NUL character", "name a TOML file");
   const Code code = scan(text);
-  if (code.dots > kMostDots) refuse(path, fmt::format("holds more than {} dots in keys and values", kMostDots), "make it shorter");
+  if (code.dots > kMostDots) refuse_text(path, fmt::format("holds more than {} dots in keys and values", kMostDots), "make it shorter");
   if (code.foreign != std::string::npos) {
     const auto line = 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(code.foreign), '\n');
-    refuse(fmt::format("{}:{}", path, line), "not valid TOML: there are characters beyond ASCII outside strings and comments",
-           "put them in quotes");
+    refuse_text(fmt::format("{}:{}", path, line), "not valid TOML: there are characters beyond ASCII outside strings and comments",
+                "put them in quotes");
   }
   try {
     return toml::parse(text, path);
   } catch (const toml::parse_error& e) {
     const std::string key = key_at(text, e.source().begin.line, e.source().begin.column);
-    refuse(at(path, e.source()), fmt::format("not valid TOML{}: {}", key.empty() ? "" : " at " + key, escaped(e.description(), 200)),
-           "correct the file");
+    refuse_text(at(path, e.source()), fmt::format("not valid TOML{}: {}", key.empty() ? "" : " at " + key, escaped(e.description(), 200)),
+                "correct the file");
   }
 }
 

@@ -30,7 +30,7 @@ constexpr std::size_t kOnlyShort = 7;  // of these, under which no chain stands
 constexpr std::string_view kOptions[] = {"options", "choices"};
 
 // A key as it is compared: lower case, without what projects put between its words.
-std::string plain(std::string_view key) {
+std::string plain_key(std::string_view key) {
   std::string out;
   for (char c : key)
     if (c != '_' && c != '-' && c != ' ') out += c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
@@ -49,7 +49,7 @@ Member find(const Json& row, Names names) {
   Member null;
   for (std::string_view name : names)
     for (const auto& [key, value] : row.get_ref<const Json::object_t&>()) {
-      if (plain(key) != name) continue;
+      if (plain_key(key) != name) continue;
       if (!value.is_null()) return {&key, &value};
       if (!null) null = {&key, &value};
     }
@@ -246,7 +246,7 @@ std::optional<std::vector<std::string>> chain_of(const Json& row, const RowPlace
   if (!m) return std::nullopt;
   std::vector<std::string> steps;
   if (m.value->is_null()) return steps;
-  if (m.value->is_string() && plain(*m.key) != "steps") {
+  if (m.value->is_string() && plain_key(*m.key) != "steps") {
     std::string_view text = m.value->get_ref<const std::string&>(), before;
     return split_trace(marked_answer(text, &before) ? before : text);  // the answer is no step
   }
@@ -385,7 +385,7 @@ Row parse_jsonl(const Json& object, const RowPlace& place) {
   const Member found = member(object, kAnswer, place);
   // Beside "steps" an answer is text; other sets have a number there.
   const Member chain = find_filled(object, kChain);
-  const bool number = found.value->is_number() && chain && plain(*chain.key) != "steps";
+  const bool number = found.value->is_number() && chain && plain_key(*chain.key) != "steps";
   const std::string answer = number ? number_of(found, place) : string_of(found, place);
   const auto marked = marked_answer(answer);
   set_text(row, question_of(object, place), marked && !stripped(*marked).empty() ? *marked : answer, place);
@@ -440,7 +440,7 @@ std::string key_list(const Json& row) {
   return out.empty() ? "none" : out;
 }
 
-bool names_question(std::string_view key) { return plain(key) == "body" || std::ranges::count(kQuestion, plain(key)) > 0; }
+bool names_question(std::string_view key) { return plain_key(key) == "body" || std::ranges::count(kQuestion, plain_key(key)) > 0; }
 
 DataFormat recognised_format(const Json& row) {
   if (const auto question = row.find("question"); question != row.end() && question->is_array()) return DataFormat::ids;

@@ -19,7 +19,7 @@ static_assert(std::endian::native == std::endian::little, "tensors lie in the fi
 constexpr std::uint64_t kLargestHeader = 100'000'000;
 constexpr std::ptrdiff_t kMostValues = 4'000'000;  // some 600,000 tensors; a parsed value takes up to 100 bytes
 constexpr std::size_t kMostDims = 64;
-constexpr std::size_t kChunk = std::size_t{1} << 20;
+constexpr std::size_t kReadChunk = std::size_t{1} << 20;
 constexpr const char* kDamaged = "the file is damaged or no safetensors file: get it again";
 
 struct DTypeBits {
@@ -248,7 +248,7 @@ void SafetensorsFile::read_as(const TensorInfo& tensor, std::int64_t first, std:
   with_source_type(path(), tensor, [&](auto source) {
     using From = decltype(source);
     dispatch(type, [&]<class To>() {
-      constexpr std::size_t at_once = kChunk / sizeof(From);
+      constexpr std::size_t at_once = kReadChunk / sizeof(From);
       const auto total = static_cast<std::size_t>(count), begin = static_cast<std::size_t>(first);
       std::vector<From> chunk(std::is_same_v<From, To> ? 0 : std::min(total, at_once));
       for (std::size_t done = 0; done < total; done += at_once) {
