@@ -21,6 +21,7 @@ namespace {
 constexpr double kGrace = 0.5;            // seconds that rank 0 is given to say why it gave up
 constexpr double kAnswer = 2;             // that a word of rank 0 is given to go out
 constexpr double kConnect = 8;            // that a connection is waited for: three packets may be lost
+constexpr double kConnectElse = 2;        // on the ports that rank 0 takes where its first is not free; a firewall may drop what they get
 constexpr double kLook = 0.02;            // between looks at connections that have not said all yet
 constexpr std::size_t kMostCallers = 64;  // those beyond the ranks; the first is forgotten where more say nothing
 constexpr uint64_t kMostRefusal = 4096;   // of a frame that holds text
@@ -158,7 +159,7 @@ class TcpComm final : public Comm {
     std::vector<Socket> asked(place_.ports.size());
     while (!peers_[0]) {
       for (std::size_t i = 0; i < asked.size() && !peers_[0]; ++i) {
-        if (!asked[i]) asked[i] = say_hello(place_.ports[i], std::min(deadline, after(kConnect)));
+        if (!asked[i]) asked[i] = say_hello(place_.ports[i], std::min(deadline, after(i == 0 ? kConnect : kConnectElse)));
         for (Socket& at : asked)
           if (at && !peers_[0]) be_answered(at);
       }
