@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "engine/config/config.h"
-#include "engine/error.h"
 #include "tests/folders.h"
+#include "tests/io/refused.h"
 
 namespace kava::test {
 
@@ -25,14 +25,7 @@ inline RunConfig load(const std::string& text, const std::vector<std::string>& s
 
 // The refusal of a configuration; its exit code must be 2.
 inline std::string refusal(const std::string& text, const std::vector<std::string>& sets = {}) {
-  try {
-    load(text, sets);
-  } catch (const Error& e) {
-    CHECK(e.code() == Exit::usage);
-    CHECK(std::string(e.what()).find('\n') == std::string::npos);
-    return e.what();
-  }
-  return "accepted";
+  return refused(Exit::usage, [&] { load(text, sets); });
 }
 
 /// Each --set is refused, in words that hold the text beside it.

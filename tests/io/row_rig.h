@@ -1,13 +1,12 @@
 // Files of rows made of a text, read and refused.
 #pragma once
 
-#include <catch2/catch_test_macros.hpp>
 #include <optional>
 #include <string>
 
 #include "engine/data/data.h"
-#include "engine/error.h"
 #include "tests/folders.h"
+#include "tests/io/refused.h"
 
 namespace kava::test {
 
@@ -19,14 +18,7 @@ inline RowFile read_text(const std::string& text, std::optional<DataFormat> form
 
 // The refusal of a file; its exit code must be 4.
 inline std::string refused_file(const std::string& path, std::optional<DataFormat> format = std::nullopt) {
-  try {
-    read_rows(path, format);
-  } catch (const Error& e) {
-    CHECK(e.code() == Exit::data);
-    CHECK(std::string(e.what()).find('\n') == std::string::npos);
-    return e.what();
-  }
-  return "accepted";
+  return refused(Exit::data, [&] { read_rows(path, format); });
 }
 
 inline std::string refused_text(const std::string& text, std::optional<DataFormat> format = std::nullopt) {
