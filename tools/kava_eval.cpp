@@ -311,6 +311,37 @@ bool is_one_batch(const EvalCommand& command, const Prepared& p, int ranks) {
   return p.files.size() == 1 && std::ssize(p.files[0].rows) <= p.options.batch * ranks && !command.sweep_latents && !command.sweep_passes;
 }
 
+// The result of a file, and what is written of it.
+std::pair<EvalResult, Json> evaluate_file(const EvalCommand& command, Prepared& p, Arena& arena, std::size_t number, Comm& comm,
+                                          std::deque<PartialResult>& partials) {
+  const RowFile& file = p.files[number];
+  const auto run = [&](EvalOptions o) {
+    // A launcher may put a pseudo-terminal between a rank and its own output.
+    std::optional<WorkLine> line;
+    if (comm.alone()) line.emplace(stderr, escaped(fs::path(file.path).filename().string(), 60) + ":", "questions");
+    o.progress = [&](int64_t done, int64_t total, int64_t correct) {
+      std::vector<std::string> fields;
+      if (correct >= 0 && done > 0)
+        fields.push_back(fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done)));
+      if (line) line->at(done, total, fields);
+      require_going_on(comm, done, total, !partials.empty());
+    };
+    EvalResult r = evaluate(*p.model, arena, p.chosen.opened.text, file, o);
+    if (line) line->end();
+    return r;
+  };
+  const auto kept_run = [&](const EvalOptions& o, const std::string& point) {
+    return run(keeping(command, p, number, o, point, comm, partials));
+  };
+  EvalResult result = kept_run(p.options, "");
+  Json json = to_json(result);
+  json["data"] = json_text(file.path), json["sha256"] = file.sha256;
+  json["seconds"] = result.seconds, json["ms_per_question"] = result.timed > 0 ? Json(result.ms_per_question()) : Json();
+  json["ms_batch_1"] = result.ms_batch_1 ? Json(*result.ms_batch_1) : Json();
+  if (command.sweep_latents || command.sweep_passes) json["sweep"] = sweeps(command, p.decoding, p.options, result, kept_run);
+  return {std::move(result), std::move(json)};
+}
+
 int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
   std::optional<Prepared> prepared;
   together(comm, "reading model and data", [&] { prepared.emplace(command, world.local_rank); });
@@ -330,33 +361,10 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
   std::deque<PartialResult> partials;
   Json documents = Json::array();
   try {
-    for (const RowFile& file : p.files) {
-      const auto run = [&](EvalOptions o) {
-        // A launcher may put a pseudo-terminal between a rank and its own output.
-        std::optional<WorkLine> line;
-        if (comm.alone()) line.emplace(stderr, escaped(fs::path(file.path).filename().string(), 60) + ":", "questions");
-        o.progress = [&](int64_t done, int64_t total, int64_t correct) {
-          std::vector<std::string> fields;
-          if (correct >= 0 && done > 0)
-            fields.push_back(fmt::format("strict {:.1f} %", 100.0 * static_cast<double>(correct) / static_cast<double>(done)));
-          if (line) line->at(done, total, fields);
-          require_going_on(comm, done, total, !partials.empty());
-        };
-        EvalResult r = evaluate(*p.model, arena, opened.text, file, o);
-        if (line) line->end();
-        return r;
-      };
-      const auto kept_run = [&](const EvalOptions& o, const std::string& point) {
-        return run(keeping(command, p, results.size(), o, point, comm, partials));
-      };
-      EvalResult result = kept_run(p.options, "");
-      Json json = to_json(result);
-      json["data"] = json_text(file.path), json["sha256"] = file.sha256;
-      json["seconds"] = result.seconds, json["ms_per_question"] = result.timed > 0 ? Json(result.ms_per_question()) : Json();
-      json["ms_batch_1"] = result.ms_batch_1 ? Json(*result.ms_batch_1) : Json();
-      if (command.sweep_latents || command.sweep_passes) json["sweep"] = sweeps(command, p.decoding, p.options, result, kept_run);
-      documents.push_back(std::move(json));
-      results.emplace_back(escaped(fs::path(file.path).filename().string(), 60), std::move(result));
+    for (std::size_t i = 0; i < p.files.size(); ++i) {
+      auto [result, document] = evaluate_file(command, p, arena, i, comm, partials);
+      documents.push_back(std::move(document));
+      results.emplace_back(escaped(fs::path(p.files[i].path).filename().string(), 60), std::move(result));
     }
     together(comm, "writing the results", [&] {
       if (!comm.leads()) return;
