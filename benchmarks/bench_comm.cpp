@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "benchmarks/bench_rank_steps.h"
+#include "engine/clock.h"
 #include "engine/device/buffer.h"
 #include "engine/device/comm_threads.h"
 #include "engine/device/cuda_module.h"
@@ -50,7 +51,7 @@ std::vector<CommRate> bench_comm(Comm& comm, Ops& ops, const std::string& way) {
       else sum.begin(comm.size(), true), sum.send(part.tensor()), sum.finish();
       ops.finish();
       // The first round meets memory that nobody has touched.
-      if (round > 0) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      if (round > 0) seconds.push_back(seconds_since(start));
     }
     std::ranges::nth_element(seconds, seconds.begin() + kRounds / 2);
     const double s = seconds[kRounds / 2], ranks = comm.size();

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "benchmarks/bench_step.h"
+#include "engine/clock.h"
 #include "engine/error.h"
 #include "models/trainer.h"
 
@@ -32,7 +33,7 @@ struct Training {
   double step(double& loss) {
     const auto start = std::chrono::steady_clock::now();
     loss = trainer->step().loss;
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return seconds_since(start);
   }
 
   const std::unique_ptr<Ops> ops;

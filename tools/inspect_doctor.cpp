@@ -12,6 +12,7 @@
 #include <sstream>
 #include <thread>
 
+#include "engine/clock.h"
 #include "engine/device/arena.h"
 #include "engine/device/buffer.h"
 #include "engine/device/cuda_module.h"
@@ -112,7 +113,7 @@ void check_disk(Report& report, const std::string& folder) {
     return report.missing("disk", fmt::format("{} cannot be written, flushed and renamed in: {}", folder, e.what()),
                           "name a folder for runs with --folder DIR", true);
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const double seconds = seconds_since(begin);
   const auto space = fs::space(folder, ignored);
   const double free = ignored ? 0 : static_cast<double>(space.available) / 0x1p30;
   const std::string what =

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "engine/clock.h"
 #include "engine/device/arena.h"
 #include "engine/files/files.h"
 #include "tools/progress.h"
@@ -36,7 +37,7 @@ double measured_copy(Ops& ops) {
     const auto begin = std::chrono::steady_clock::now();
     ops.copy(to, from);
     ops.finish();
-    best = std::max(best, 8.0 * kRows * kCols / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    best = std::max(best, 8.0 * kRows * kCols / seconds_since(begin));
   }
   return best;
 }
@@ -63,7 +64,7 @@ void Profile::before(const OpCall&) {
 
 void Profile::after(const OpCall& call) {
   ops_.finish();
-  const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count(), bytes = bytes_of(call);
+  const double seconds = seconds_since(begin_), bytes = bytes_of(call);
   Total& t = totals_[call.name];
   ++t.calls, t.seconds += seconds, t.flops += call.flops, t.bytes += bytes;
   if (events_.size() < kMostEvents)

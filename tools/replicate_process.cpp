@@ -12,6 +12,7 @@
 #include <cstring>
 #include <sstream>
 
+#include "engine/clock.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/parts.h"
@@ -90,7 +91,7 @@ void ChildProcess::send(int signal) const {
   if (pid_ > 0) ::kill(pid_, signal);
 }
 
-double ChildProcess::seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+double ChildProcess::seconds() const { return seconds_since(start_); }
 
 std::string ChildProcess::last_words() const {
   std::string text, last, error;

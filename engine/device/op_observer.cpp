@@ -2,6 +2,8 @@
 
 #include <string_view>
 
+#include "engine/clock.h"
+
 namespace kava {
 
 Segments TensorMap::operator()(Segments s) const {
@@ -50,7 +52,7 @@ void OpTimer::before(const OpCall&) {
 void OpTimer::after(const OpCall& call) {
   ops_.finish();
   Time& t = times_[call.name];
-  t.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  t.seconds += seconds_since(start_);
   t.flops += call.flops;
   ++t.calls;
 }

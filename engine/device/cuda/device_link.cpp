@@ -8,6 +8,7 @@
 #include <cstring>
 #include <thread>
 
+#include "engine/clock.h"
 #include "engine/device/buffer.h"
 #include "engine/device/cuda/comm_nccl.h"
 #include "engine/error.h"
@@ -132,7 +133,7 @@ class NcclLink final : public DeviceLink {
   }
 
   void look_since(Clock::time_point start) {
-    const double waited = std::chrono::duration<double>(Clock::now() - start).count();
+    const double waited = seconds_since(start);
     look(what_, waited);
     pause(waited);
   }

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <thread>
 
+#include "engine/clock.h"
 #include "engine/device/comm_mpi.h"
 #include "engine/error.h"
 
@@ -49,8 +50,7 @@ class Watch {
     std::unique_lock lock(mutex_);
     while (!changed_.wait_for(lock, std::chrono::milliseconds(200), [this] { return over_; })) {
       if (launcher_ != 0 && ::getppid() != launcher_) end("the launcher that started this rank has gone");
-      if (std::chrono::duration<double>(Clock::now() - start).count() > seconds_)
-        end(fmt::format("another rank did not come within {:g} s ({})", seconds_, option_));
+      if (seconds_since(start) > seconds_) end(fmt::format("another rank did not come within {:g} s ({})", seconds_, option_));
     }
   }
   [[noreturn]] void end(const std::string& why) const {
@@ -137,7 +137,7 @@ class MpiComm final : public Comm {
       int done = 0;
       require(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
       if (done) return;
-      const double waited = std::chrono::duration<double>(Clock::now() - start).count();
+      const double waited = seconds_since(start);
       if (waited < 100e-6) continue;
       if (waited > timeout()) fail_late();
       if (polls % 256 == 0) require_launcher();
