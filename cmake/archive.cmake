@@ -1,5 +1,5 @@
-# What `cpack` packs: a folder that runs where it is unpacked, with all libraries but the C library and those that are the machine's own
-# (driver, cuBLASLt, MPI).
+# What `cpack` packs: a folder that runs where it is unpacked, with all libraries but those of C and C++, which ask less of a machine when they
+# are its own, and driver, cuBLASLt and MPI.
 set(installed kava_bench)
 foreach(source ${PROGRAM_SOURCES})
   get_filename_component(program ${source} NAME_WE)
@@ -15,17 +15,23 @@ foreach(module kava_cuda kava_mpi)
     install(TARGETS ${module} LIBRARY DESTINATION lib)
   endif()
 endforeach()
-install(RUNTIME_DEPENDENCY_SET kava_libraries PRE_EXCLUDE_REGEXES "^ld-linux" "^lib(c|m|dl|rt|pthread)\\.so" "^libkava_"
+install(RUNTIME_DEPENDENCY_SET kava_libraries PRE_EXCLUDE_REGEXES "^ld-linux" "^lib(c|m|dl|rt|pthread|gcc_s|stdc\\+\\+)\\.so" "^libkava_"
         LIBRARY DESTINATION lib)
 install(DIRECTORY configs docs DESTINATION .)
 install(DIRECTORY tests/golden DESTINATION tests)
-install(PROGRAMS tools/gpu_check.sh DESTINATION tools)
+install(PROGRAMS tools/export_metrics.py tools/fetch.sh tools/gpu_check.sh tools/parquet_to_jsonl.py tools/quickstart.sh DESTINATION tools)
 install(FILES benchmarks/torch_reference.py DESTINATION benchmarks)
-install(FILES README.md LICENSE DESTINATION .)
+install(FILES README.md LICENSE CHANGELOG.md DESTINATION .)
+# Of the code of others that is packed; where Debian's packages leave them.
+foreach(package libcli11-dev libdnnl-dev libfmt-dev libgomp1 libpcre2-dev libssl-dev libtomlplusplus-dev libutf8proc-dev nlohmann-json3-dev
+                ocl-icd-libopencl1)
+  install(FILES /usr/share/doc/${package}/copyright DESTINATION licences RENAME ${package}.txt OPTIONAL)
+endforeach()
 
 # What the programs and docs/configuration.md say of themselves, as man pages and completion.
 install(CODE "
   set(manual \"${CMAKE_BINARY_DIR}/manual\")
+  file(REMOVE_RECURSE \"\${manual}\")
   execute_process(COMMAND \"${CMAKE_SOURCE_DIR}/tools/manual.sh\" \"${CMAKE_BINARY_DIR}/bin\" \"\${manual}\" COMMAND_ERROR_IS_FATAL ANY)
   set(share \"\${CMAKE_INSTALL_PREFIX}/share\")  # below DESTDIR, as file(INSTALL) has it
   file(INSTALL \"\${manual}/man1\" \"\${manual}/man5\" DESTINATION \"\${share}/man\")
@@ -39,9 +45,10 @@ set(CPACK_PACKAGE_FILE_NAME kava-${PROJECT_VERSION}-linux-x86_64)
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "Trains and evaluates language models that reason in latents")
 set(CPACK_PROJECT_CONFIG_FILE ${CMAKE_SOURCE_DIR}/cmake/deb_prefix.cmake)
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
+set(CPACK_DEBIAN_COMPRESSION_TYPE xz)
 set(CPACK_DEBIAN_PACKAGE_MAINTAINER "the kava authors")
 set(CPACK_DEBIAN_PACKAGE_SECTION science)
-set(CPACK_DEBIAN_PACKAGE_DEPENDS "libc6 (>= 2.36)")
+set(CPACK_DEBIAN_PACKAGE_DEPENDS "libc6 (>= 2.34), libgcc-s1, libstdc++6 (>= 12)")
 set(CPACK_DEBIAN_PACKAGE_SUGGESTS "bash-completion, libedit2, man-db, openmpi-bin")
 include(CPack)
 

@@ -14,6 +14,7 @@ if(CMAKE_INSTALL_PREFIX STREQUAL "/opt/kava" AND "$ENV{DESTDIR}" MATCHES "/_CPac
       link(/usr/share/bash-completion/completions/${program} /opt/kava/share/bash-completion/completions/kava)
     endif()
   endforeach()
+  link(/usr/share/doc/kava/copyright /opt/kava/LICENSE)
   file(GLOB pages RELATIVE "${here}/share/man" "${here}/share/man/man?/*")
   foreach(page ${pages})
     link(/usr/share/man/${page} /opt/kava/share/man/${page})
