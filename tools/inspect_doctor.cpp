@@ -194,7 +194,7 @@ void check_driver(Report& report, bool needed) {
 
 void check_launchers(Report& report) {
   LoadedModule mpi = load_module("libkava_mpi.so", true);
-  if (!mpi.library) report.missing("mpi", mpi.why, "install libopenmpi-dev and build again; ranks meet over TCP without it", false);
+  if (!mpi.library) report.missing("mpi", mpi.why, "install openmpi-bin (to build: libopenmpi-dev); ranks meet over TCP without it", false);
   else if (!on_path("mpirun")) report.warn("mpi", "libkava_mpi.so loads, but mpirun is not on PATH", "install openmpi-bin");
   else report.ok("mpi", "libkava_mpi.so loads and mpirun is on PATH");
   const char* job = std::getenv("SLURM_JOB_ID");
