@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up, builds, and runs the embedded default on the CPU: a tiny base learns written chains of thought from scratch, a KaVa student learns
-# to think the same in 14 latents, and both stand beside a model that answers at once. Run again, it goes on where it was stopped.
+# Sets up, builds (but in an unpacked archive), and runs the embedded default on the CPU: a tiny base learns written chains of thought from
+# scratch, a KaVa student learns to think the same in 14 latents, and both stand beside a model that answers at once. Run again, it goes on
+# where it was stopped.
 # Usage: tools/quickstart.sh [--seed N] [--equal-compute] [--out DIR]
 #   --equal-compute   also train the answer-at-once model for as much compute as the KaVa student got (some three minutes more)
 set -euo pipefail
@@ -12,22 +13,25 @@ while [ $# -gt 0 ]; do
     --seed) [ $# -ge 2 ] || { echo "error: --seed: no value; give a whole number" >&2; exit 2; }; seed=$2; shift 2 ;;
     --out) [ $# -ge 2 ] || { echo "error: --out: no value; give a folder" >&2; exit 2; }; out=$2; shift 2 ;;
     --equal-compute) equal=yes; shift ;;
-    -h | --help) sed -n '2,5p' "$0" | sed 's/^# //'; exit 0 ;;
+    -h | --help) sed -n '2,6p' "$0" | sed 's/^# //'; exit 0 ;;
     *) echo "error: $1: unknown option; see tools/quickstart.sh --help" >&2; exit 2 ;;
   esac
 done
 
-tools/setup.sh
-echo "building the programs: minutes, once"
-cmake --preset cpu -DKAVA_TESTS=OFF >/dev/null
-cmake --build --preset cpu -j "$(nproc)"
-bin=build/cpu/bin
+bin=$PWD/bin
+if [ ! -x "$bin/kava_train" ]; then
+  tools/setup.sh
+  echo "building the programs: minutes, once"
+  cmake --preset cpu -DKAVA_TESTS=OFF >/dev/null
+  cmake --build --preset cpu -j "$(nproc)"
+  bin=build/cpu/bin
+fi
 started=$(date +%s)
 say() { printf '\n== %s\n' "$*"; }
 
 say "1. data: word problems on a dial of ten, made from seed $seed"
-$bin/kava_data synth --out "$out/data" --seed "$seed"
-$bin/kava_data check "$out/data/test.txt" --against "$out/data/train.txt" --modulo 10
+"$bin"/kava_data synth --out "$out/data" --seed "$seed"
+"$bin"/kava_data check "$out/data/test.txt" --against "$out/data/train.txt" --modulo 10
 
 # train NAME CONFIG [kava_train's options]
 train() {
@@ -35,7 +39,7 @@ train() {
   shift 2
   local resume=()
   [ -e "$out/$name/config.toml" ] && resume=(--resume)
-  $bin/kava_train "configs/$config" --out "$out/$name" --set seed="$seed" --set data.valid="$out/data/valid.txt" "${resume[@]}" "$@"
+  "$bin"/kava_train "configs/$config" --out "$out/$name" --set seed="$seed" --set data.valid="$out/data/valid.txt" "${resume[@]}" "$@"
 }
 say "2. the base: written chains of thought, from scratch"
 train base quickstart_base.toml --set model.path="$out/data/model" --set data.train="[\"$out/data/base.txt\"]"
@@ -53,7 +57,7 @@ fi
 say "2,000 held-out questions that share no trace with training"
 row() {
   local name=$1 label=$2
-  $bin/kava_eval "$out/$name" --data "$out/data/test.txt" --out "$out/$name.json" --force |
+  "$bin"/kava_eval "$out/$name" --data "$out/data/test.txt" --out "$out/$name.json" --force |
     awk -v label="$label" '$1 == "test.txt" { printf "%-30s %8s %% %9s %10s %12s\n", label, $3, $8, $(NF - 1), $NF }'
 }
 printf '%-30s %10s %9s %10s %12s\n' '' 'accuracy' 'passes' 'ms alone' 'ms batched'
@@ -73,7 +77,7 @@ question=$(head -n 1 "$out/data/test.txt")
 gold=${question##*#### }
 printf '%s\n' "${question%%||*}"
 printf 'the written chain would be: %s\n' "${question#*||}"
-said=$($bin/kava_generate "$out/kava" "${question%%||*}" --latents && echo .)
+said=$("$bin"/kava_generate "$out/kava" "${question%%||*}" --latents && echo .)
 said=${said%$'\n.'}  # an answer may be empty
 [ "${said##*$'\n'}" = "$gold" ] && verdict=right || verdict="wrong: it is $gold"
 printf '%s\nanswer: %s (%s)\n' "${said%$'\n'*}" "${said##*$'\n'}" "$verdict"
@@ -87,6 +91,6 @@ say "done in $(($(date +%s) - started)) s after the build"
 printf 'runs: %s/{base,kava,no_cot}   results: %s/*.json   losses: %s/kava/metrics.jsonl\n' "$out" "$out" "$out"
 another=$(sed -n 2p "$out/data/test.txt")
 printf 'next:\n'
-printf '  %s/kava_generate %q "%s" --latents\n' $bin "$out/kava" "${another%%||*}"
-printf '  %s/kava_eval compare %q %q\n' $bin "$out/kava.json" "$out/no_cot.json"
-printf '  %s/kava_report %q %q --out %q\n' $bin "$out/base" "$out/kava" "$out/report.html"
+printf '  %q/kava_generate %q "%s" --latents\n' "$bin" "$out/kava" "${another%%||*}"
+printf '  %q/kava_eval compare %q %q\n' "$bin" "$out/kava.json" "$out/no_cot.json"
+printf '  %q/kava_report %q %q --out %q\n' "$bin" "$out/base" "$out/kava" "$out/report.html"
