@@ -14,7 +14,7 @@
 #   slurm     ranks, jobs and replicate below a Slurm of one host (tests/slurm.sh)
 #   trackers  export_metrics.py to every tracker, read back by its own reader, in a Python environment made for it from PyPI
 #   fuzz      the parsers of strangers' files under the lane asan's build for 60 s; whole: 20 minutes each
-#   lint      tools/lint.sh; whole: and clang-tidy
+#   lint      tools/lint.sh, with clang-tidy over what the last commit changed; whole: over all sources
 #   docs      every `sh` block of the documents in the project's folder, but those of `sh norun REASON` and the README's first, which are
 #             the other lanes'
 # shellcheck disable=SC2317  # the lanes are called by name
@@ -170,7 +170,11 @@ lane_fuzz() {
   if [ "$short" = yes ]; then build/asan/tests/fuzz --seconds 60; else build/asan/tests/fuzz --seconds 27600 --seed "$(date +%s)"; fi
 }
 
-lane_lint() { if [ "$short" = yes ]; then tools/lint.sh; else tools/lint.sh --tidy; fi; }
+lane_lint() {
+  local since=()
+  if [ "$short" = yes ]; then mapfile -t since < <(git rev-parse -q --verify HEAD~1); fi
+  tools/lint.sh --tidy "${since[@]}"
+}
 
 lane_docs() {
   tools/setup.sh
