@@ -7,7 +7,7 @@
 #include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "engine/files/safetensors.h"
-#include "tests/programs/programs.h"
+#include "tests/programs/programs_cuda.h"
 
 namespace fs = std::filesystem;
 using namespace kava;
@@ -153,14 +153,14 @@ TEST_CASE("every tensor of the step equals the reference in f64") { run_cases("f
 
 TEST_CASE("every tensor of the step equals the reference in f32 as far as f32 can") { run_cases("f32"); }
 
-TEST_CASE("every tensor of the step on cuda equals the reference in f32 as far as f32 can") {
-  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+TEST_CASE("every tensor of the step on cuda equals the reference in f32 as far as f32 can", "[device]") {
+  if (programs_cuda().empty()) SKIP(kNoCuda);
   run_cases("f32", "cuda");
 }
 
 // Which way a rounding falls in a step this small says little about one case: the root mean square over the cases does.
-TEST_CASE("bf16 gradients on cuda are at most 1.5 times as far from f64 as the cpu's") {
-  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+TEST_CASE("bf16 gradients on cuda are at most 1.5 times as far from f64 as the cpu's", "[device]") {
+  if (programs_cuda().empty()) SKIP(kNoCuda);
   const TempFolder temporary;
   double on_cpu = 0, on_cuda = 0;
   for (const fs::path& file : cases()) {

@@ -3,6 +3,7 @@
 #include <map>
 
 #include "engine/files/safetensors.h"
+#include "tests/programs/programs_cuda.h"
 #include "tests/programs/running.h"
 #include "tests/programs/text_run.h"
 
@@ -60,7 +61,7 @@ TEST_CASE("a plan (--plan) for a device that is not here takes what the cuda bac
   const WithVariable no_device("KAVA_EMULATED_DEVICES", "0");
   const Ended absent = train(plan);
   CHECK(absent.code == 0);
-  if (!programs_emulate_cuda()) {
+  if (run_command("kava_inspect --version").out.find("no libkava_cuda.so") != std::string::npos) {
     CHECK(absent.err.find("planned with the temporaries of the cpu backend") != std::string::npos);
     return;
   }
@@ -70,6 +71,7 @@ TEST_CASE("a plan (--plan) for a device that is not here takes what the cuda bac
 }
 
 TEST_CASE("a device of auto says in one line why it takes the cpu, and cuda that there is none") {
+  if (programs_cuda() == "cuda") SKIP("there is a device");
   const TempFolder folder;
   const std::string step = "kava_inspect step '" + kCase + "' --out '" + folder / "step" + "'";
   const WithVariable no_device("KAVA_EMULATED_DEVICES", "0");
@@ -91,8 +93,8 @@ TEST_CASE("the emulated cuda backend is named so, and taken only where it is ask
   check_refusal(run_command(step + " --device cuda --set model.dtype=f64"), 2, "model.dtype");
 }
 
-TEST_CASE("20 steps on cuda are the cpu's as far as f32 can, and twice the same bytes") {
-  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+TEST_CASE("20 steps on cuda are the cpu's as far as f32 can, and twice the same bytes", "[device]") {
+  if (programs_cuda().empty()) SKIP(kNoCuda);
   const TempFolder folder;
   for (const auto& [out, device, dtype] :
        {std::tuple("exact", "cpu", "f64"), {"cpu", "cpu", "f32"}, {"cuda", "cuda", "f32"}, {"again", "cuda", "f32"}}) {
@@ -105,10 +107,11 @@ TEST_CASE("20 steps on cuda are the cpu's as far as f32 can, and twice the same 
   CHECK(distance(adapter_of(folder.path() / "cuda"), exact) <= 10 * distance(adapter_of(folder.path() / "cpu"), exact) + 1e-6);
 }
 
-TEST_CASE("a run of one device goes on on cuda and back, and says that its bytes are not those of one device") {
-  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+TEST_CASE("a run of one device goes on on cuda and back, and says that its bytes are not those of one device", "[device]") {
+  const std::string cuda = programs_cuda();
+  if (cuda.empty()) SKIP(kNoCuda);
   const TempFolder folder;
-  for (const auto& [first, second, name] : {std::tuple("cpu", "cuda", "cuda (emulated)"), {"cuda", "cpu", "cpu"}}) {
+  for (const auto& [first, second, name] : {std::tuple("cpu", "cuda", cuda), {"cuda", "cpu", "cpu"}}) {
     const fs::path out = folder.path() / first;
     REQUIRE(train_20(folder, first, {"--device", first}).code == 0);
     fs::remove_all(out / "adapter");
@@ -116,14 +119,15 @@ TEST_CASE("a run of one device goes on on cuda and back, and says that its bytes
     const Ended resumed = train({out.string(), "--resume", "--device", second});
     INFO(resumed.out << resumed.err);
     CHECK(resumed.code == 0);
-    CHECK(resumed.out.find(fmt::format("device      {}, and {} before: the bytes", name,
-                                       first == std::string("cpu") ? "cpu" : "cuda (emulated)")) != std::string::npos);
+    CHECK(resumed.out.find(fmt::format("device      {}, and {} before: the bytes", name, first == std::string("cpu") ? "cpu" : cuda)) !=
+          std::string::npos);
     CHECK(fs::exists(out / "adapter/adapter_model.safetensors"));
   }
 }
 
-TEST_CASE("decoding and evaluation on cuda answer as the cpu does") {
-  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+TEST_CASE("decoding and evaluation on cuda answer as the cpu does", "[device]") {
+  const std::string cuda = programs_cuda();
+  if (cuda.empty()) SKIP(kNoCuda);
   const TextRun tiny;
   const std::string run = "'" + tiny.dir.string() + "'", data = "'" + tiny.write("rows.txt", kQuestions) + "'";
   std::map<std::string, Json> results;
@@ -134,7 +138,7 @@ TEST_CASE("decoding and evaluation on cuda answer as the cpu does") {
     INFO(eval.err);
     REQUIRE(eval.code == 0);
     Json& result = results[device] = read_json(out);
-    CHECK(result["device"] == (device == "cpu" ? "cpu" : "cuda (emulated)"));
+    CHECK(result["device"] == (device == "cpu" ? "cpu" : cuda));
     const Ended generated = run_command("kava_generate " + run + " 'How many?' --latents --max-new-tokens 12 --device " + device);
     REQUIRE(generated.code == 0);
     result["generated"] = generated.out;
