@@ -12,7 +12,8 @@ there=$work/there
 cd "$work"
 
 for file in "$there"/bin/* "$there"/lib/libkava_[ce]*.so; do
-  strange=$(env -u LD_LIBRARY_PATH ldd "$file" | grep -vE "$there/((bin|lib)/\.\./)?lib/|^\s*(linux-vdso|/lib64/ld-linux|lib(c|m|gcc_s|stdc\+\+)\.so)" || true)
+  strange=$(env -u LD_LIBRARY_PATH ldd "$file" |
+    grep -vE "$there/((bin|lib)/\.\./)?lib/|^\s*(linux-vdso|/lib64/ld-linux|lib(c|m|gcc_s|stdc\+\+)\.so)" || true)
   [ -z "$strange" ] || fail "$file needs $strange"
 done
 for file in "$there"/bin/kava_[a-z]* "$there"/bin/replicate; do
@@ -23,7 +24,8 @@ for file in "$there"/bin/kava_[a-z]* "$there"/bin/replicate; do
   grep -q "^complete.* $name\b" "$there/share/bash-completion/completions/kava" || fail "$name is not completed"
 done
 [ -s "$there/share/man/man5/kava.toml.5" ] || fail "kava.toml has no page"
-"$there/bin/kava_inspect" step "$there/tests/golden/cases/kava_defaults.toml" --threads 1 --out step.safetensors >/dev/null || fail "a step does not run"
+"$there/bin/kava_inspect" step "$there/tests/golden/cases/kava_defaults.toml" --device cpu --threads 1 --out step.safetensors >/dev/null ||
+  fail "a step does not run"
 
 while read -r link; do
   [ -e "$there/$link" ] || fail "README.md links to $link, which is not there"
