@@ -1,9 +1,12 @@
 // What the cuda backend looks for on a machine and keeps there: libraries, recorded algorithms.
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_exception.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 #include <map>
 
 #include "engine/device/cuda/lt_plans.h"
+#include "engine/device/cuda/runtime.h"
 #include "engine/device/library_search.h"
 #include "engine/files/files.h"
 #include "tests/folders.h"
@@ -30,6 +33,45 @@ TEST_CASE("a library of CUDA is looked for by its name, in the toolkit, and in P
                                                                       places.at("VIRTUAL_ENV") + "/" + name,
                                                                       places.at("PATH") + "/" + name});
   CHECK(library_places(name, [](const char*) { return nullptr; }) == std::vector<std::string>{name});
+}
+
+TEST_CASE("why there is no device is told apart: the stub, no driver, an old one, none shown") {
+  CHECK(why_no_device(0, true, false, "").find("link stub") != std::string::npos);
+  CHECK(why_no_device(0, false, false, "") == "no NVIDIA driver is loaded");
+  CHECK(why_no_device(12080, false, false, "") == "the driver serves CUDA 12.8, and 13.0 is needed");
+  CHECK(why_no_device(13000, false, true, "") == "the driver shows no device");
+  CHECK(why_no_device(13000, false, false, "system not yet initialized") == "system not yet initialized");
+  CHECK_NOTHROW(require_device(1, 2, ""));
+  CHECK_THROWS_WITH(require_device(2, 2, ""), Catch::Matchers::ContainsSubstring("device 2 of 2"));
+  CHECK_THROWS_WITH(require_device(0, 0, "none at all"), Catch::Matchers::ContainsSubstring("none at all"));
+}
+
+TEST_CASE("cuBLASLt is asked for large plain products of aligned rows alone") {
+  constexpr int kSide = 256;  // 2^24 multiply-adds
+  auto* at = reinterpret_cast<bf16*>(1 << 20);
+  const auto plain = [&](int64_t stride, int n) {
+    Gemm<bf16> g;
+    g.set = {at, stride}, g.m = kSide, g.n = n;
+    g.then({at, stride}, {at, stride}, kSide);
+    return g;
+  };
+  LtKey key;
+  CHECK(lt_takes(GemmForm::nn, plain(kSide, kSide), false, key));
+  CHECK(key == LtKey{GemmForm::nn, kSide, kSide, kSide, false, false, false});
+  CHECK_FALSE(lt_takes(GemmForm::nn, plain(kSide, kSide - 8), false, key));
+  CHECK(lt_takes(GemmForm::nn, plain(kSide, kSide - 8), true, key));
+  CHECK(lt_takes(GemmForm::nt, plain(kSide, kSide - 8), false, key));  // as 4,096 rows
+  CHECK_FALSE(lt_takes(GemmForm::nn, plain(kSide + 4, kSide), false, key));
+  Gemm<bf16> masked = plain(kSide, kSide), added = masked, off = masked, two = masked;
+  masked.scaled = 1, masked.masked = true;
+  CHECK_FALSE(lt_takes(GemmForm::nn, masked, false, key));
+  added.add = {reinterpret_cast<float*>(at), kSide + 4}, added.bias = at;
+  CHECK(lt_takes(GemmForm::tn, added, false, key));
+  CHECK(key == LtKey{GemmForm::tn, kSide, kSide, kSide, true, true, true});
+  off.set.data = at + 1;
+  CHECK_FALSE(lt_takes(GemmForm::nn, off, false, key));
+  two.then({at, kSide}, {at, kSide}, kSide);
+  CHECK_FALSE(lt_takes(GemmForm::nn, two, false, key));
 }
 
 TEST_CASE("recorded algorithms come back as they were, and what others recorded is kept") {

@@ -63,7 +63,7 @@ int gpu_count(std::string& why) {
 
 GpuInfo gpu_info(int device) {
   std::string why;
-  if (gpu_count(why) == 0) throw Error(Exit::preflight, "--device", why, "use --device cpu");
+  require_device(0, gpu_count(why), why);  // there is any where there is one
   return {.name = "emulated",
           .address = std::to_string(device),
           .memory_bytes = machine_memory(),

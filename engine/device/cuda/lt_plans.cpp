@@ -16,7 +16,13 @@ namespace fs = std::filesystem;
 
 namespace {
 constexpr const char* kForms[] = {"nt", "nn", "tn"};
+constexpr double kSmallest = 1 << 24;  // multiply-adds of a product that is worth a call
+
+template <class T>
+bool aligned(const Rows<T>& rows) {
+  return reinterpret_cast<std::uintptr_t>(rows.data) % 16 == 0 && rows.stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
 }
+}  // namespace
 
 LtKey rounded_key(LtKey key) {
   if (key.form == GemmForm::nt) {
@@ -26,6 +32,16 @@ LtKey rounded_key(LtKey key) {
   int& rows = key.form == GemmForm::tn ? key.k : key.m;
   rows = (rows + LtKey::kRowStep - 1) / LtKey::kRowStep * LtKey::kRowStep;
   return key;
+}
+
+bool lt_takes(GemmForm form, const Gemm<bf16>& g, bool any_size, LtKey& key) {
+  const Product<bf16>& p = g.products[0];
+  if (g.count != 1 || (g.scaled == 1 && (g.masked || g.factor != 1)) || g.m == 0 || g.n == 0 || p.k == 0) return false;
+  const bool adds = g.add.data != nullptr, sums = adds || g.set_sum.data != nullptr;
+  key = {form, g.m, g.n, p.k, sums, adds, g.bias != nullptr};
+  const LtKey chosen_for = rounded_key(key);
+  if (!any_size && static_cast<double>(chosen_for.m) * chosen_for.n * chosen_for.k < kSmallest) return false;
+  return aligned(p.a) && aligned(p.b) && (adds ? aligned(g.add) : sums ? aligned(g.set_sum) : aligned(g.set));
 }
 
 std::string LtPlans::file_for(const std::string& device, int64_t version) {

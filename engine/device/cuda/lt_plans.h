@@ -23,6 +23,8 @@ struct LtKey {
 
 /// The key that an algorithm is chosen for.
 LtKey rounded_key(LtKey key);
+/// Whether cuBLASLt is asked for a product, and its key: as MatmulLt::run says.
+bool lt_takes(GemmForm form, const Gemm<bf16>& g, bool any_size, LtKey& key);
 
 struct LtPlan {
   std::array<uint64_t, 8> algorithm{};

@@ -22,17 +22,13 @@ namespace {
 
 constexpr const char* kLibrary = "libcublasLt.so.13";
 constexpr std::size_t kWorkspace = std::size_t{32} << 20;
-constexpr double kSmallest = 1 << 24;  // multiply-adds of a product that is worth a call
 
 void check(cublasStatus_t status, const char* call) {
   constexpr int kLaunchFailure = 719;
   if (status != CUBLAS_STATUS_SUCCESS) throw GpuError(call, kLaunchFailure, fmt::format("cuBLASLt status {}", static_cast<int>(status)));
 }
 #define KAVA_LT(call) check(call, #call)
-
-bool aligned(const void* data, int64_t stride, int64_t size) {
-  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride * size % 16 == 0;
-}
+#define KAVA_LT_FUNCTION(field, name) decltype(&name) field = find<decltype(&name)>(#name)
 
 }  // namespace
 
@@ -44,17 +40,9 @@ struct MatmulLt::State {
   }
 
   template <class F>
-  void find(F*& function, const char* name) {
-    function = reinterpret_cast<F*>(dlsym(library, name));
-    if (!function) throw Error(Exit::preflight, kLibrary, fmt::format("has no {}", name), "install that of CUDA 13");
-  }
-  void find_all() {
-    find(create, "cublasLtCreate"), find(destroy, "cublasLtDestroy"), find(version, "cublasLtGetVersion");
-    find(desc_create, "cublasLtMatmulDescCreate"), find(desc_destroy, "cublasLtMatmulDescDestroy");
-    find(desc_set, "cublasLtMatmulDescSetAttribute"), find(layout_create, "cublasLtMatrixLayoutCreate");
-    find(layout_destroy, "cublasLtMatrixLayoutDestroy"), find(preference_create, "cublasLtMatmulPreferenceCreate");
-    find(preference_destroy, "cublasLtMatmulPreferenceDestroy"), find(preference_set, "cublasLtMatmulPreferenceSetAttribute");
-    find(heuristic, "cublasLtMatmulAlgoGetHeuristic"), find(algo_check, "cublasLtMatmulAlgoCheck"), find(matmul, "cublasLtMatmul");
+  F find(const char* name) const {
+    if (void* function = dlsym(library, name)) return reinterpret_cast<F>(function);
+    throw Error(Exit::preflight, kLibrary, fmt::format("has no {}", name), "install that of CUDA 13");
   }
 
   GpuRuntime& runtime;
@@ -62,20 +50,20 @@ struct MatmulLt::State {
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
   std::unique_ptr<LtPlans> plans;
-  decltype(&cublasLtCreate) create = nullptr;
-  decltype(&cublasLtDestroy) destroy = nullptr;
-  decltype(&cublasLtGetVersion) version = nullptr;
-  decltype(&cublasLtMatmulDescCreate) desc_create = nullptr;
-  decltype(&cublasLtMatmulDescDestroy) desc_destroy = nullptr;
-  decltype(&cublasLtMatmulDescSetAttribute) desc_set = nullptr;
-  decltype(&cublasLtMatrixLayoutCreate) layout_create = nullptr;
-  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy = nullptr;
-  decltype(&cublasLtMatmulPreferenceCreate) preference_create = nullptr;
-  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy = nullptr;
-  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set = nullptr;
-  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic = nullptr;
-  decltype(&cublasLtMatmulAlgoCheck) algo_check = nullptr;
-  decltype(&cublasLtMatmul) matmul = nullptr;
+  KAVA_LT_FUNCTION(create, cublasLtCreate);
+  KAVA_LT_FUNCTION(destroy, cublasLtDestroy);
+  KAVA_LT_FUNCTION(version, cublasLtGetVersion);
+  KAVA_LT_FUNCTION(desc_create, cublasLtMatmulDescCreate);
+  KAVA_LT_FUNCTION(desc_destroy, cublasLtMatmulDescDestroy);
+  KAVA_LT_FUNCTION(desc_set, cublasLtMatmulDescSetAttribute);
+  KAVA_LT_FUNCTION(layout_create, cublasLtMatrixLayoutCreate);
+  KAVA_LT_FUNCTION(layout_destroy, cublasLtMatrixLayoutDestroy);
+  KAVA_LT_FUNCTION(preference_create, cublasLtMatmulPreferenceCreate);
+  KAVA_LT_FUNCTION(preference_destroy, cublasLtMatmulPreferenceDestroy);
+  KAVA_LT_FUNCTION(preference_set, cublasLtMatmulPreferenceSetAttribute);
+  KAVA_LT_FUNCTION(heuristic, cublasLtMatmulAlgoGetHeuristic);
+  KAVA_LT_FUNCTION(algo_check, cublasLtMatmulAlgoCheck);
+  KAVA_LT_FUNCTION(matmul, cublasLtMatmul);
 
   /// What a call needs, for one shape.
   struct Call {
@@ -121,11 +109,10 @@ struct MatmulLt::State {
     Call call(*this, key, key.form == GemmForm::tn ? key.m : key.k, key.form == GemmForm::nt ? key.k : key.n, key.n, workspace);
     cublasLtMatmulPreference_t preference = nullptr;
     KAVA_LT(preference_create(&preference));
-    const std::size_t room = kWorkspace;
     // Parts of a sum are added in a fixed order, not as they come; forward a sum has no parts, whose number could go by the rows.
     const uint32_t reductions =
         key.form == GemmForm::nt ? CUBLASLT_REDUCTION_SCHEME_NONE : CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room);
+    preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace, sizeof kWorkspace);
     preference_set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
     const uint32_t alignment = 16;
     for (auto which : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -157,38 +144,34 @@ std::unique_ptr<MatmulLt> MatmulLt::open(GpuRuntime& runtime, std::string& why) 
     return nullptr;
   }
   std::unique_ptr<MatmulLt> lt(new MatmulLt);
-  lt->state_ = std::make_unique<State>(runtime, library);
-  State& s = *lt->state_;
   try {
-    s.find_all();
-    KAVA_LT(s.create(&s.handle));
-    s.workspace = runtime.allocate(static_cast<int64_t>(kWorkspace));
+    lt->state_ = std::make_unique<State>(runtime, library);
+    KAVA_LT(lt->state_->create(&lt->state_->handle));
+    lt->state_->workspace = runtime.allocate(static_cast<int64_t>(kWorkspace));
   } catch (const std::exception& e) {
     why = fmt::format("{} cannot be used: {}", kLibrary, e.what());
     return nullptr;
   }
-  s.plans = std::make_unique<LtPlans>(LtPlans::file_for(runtime.info().name, static_cast<int64_t>(s.version())));
+  const auto version = static_cast<int64_t>(lt->state_->version());
+  lt->state_->plans = std::make_unique<LtPlans>(LtPlans::file_for(runtime.info().name, version));
   return lt;
 }
 
 bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size) {
+  LtKey key;
+  if (!lt_takes(form, g, any_size, key)) return false;
   const Product<bf16>& p = g.products[0];
-  const bool adds = g.add.data != nullptr, sums = adds || g.set_sum.data != nullptr;
-  if (g.count != 1 || (g.scaled == 1 && (g.masked || g.factor != 1)) || g.m == 0 || g.n == 0 || p.k == 0) return false;
-  const LtKey key{form, g.m, g.n, p.k, sums, adds, g.bias != nullptr}, chosen_for = rounded_key(key);
-  if (!any_size && static_cast<double>(chosen_for.m) * chosen_for.n * chosen_for.k < kSmallest) return false;
-  const Rows<float> wide = adds ? g.add : g.set_sum;
-  void* out = sums ? static_cast<void*>(wide.data) : g.set.data;
-  const int64_t ldc = sums ? wide.stride : g.set.stride;
-  if (!aligned(p.a.data, p.a.stride, 2) || !aligned(p.b.data, p.b.stride, 2) || !aligned(out, ldc, sums ? 4 : 2)) return false;
+  const Rows<float> wide = key.adds ? g.add : g.set_sum;
+  void* out = key.sums ? static_cast<void*>(wide.data) : g.set.data;
+  const int64_t ldc = key.sums ? wide.stride : g.set.stride;
   State& s = *state_;
   cublasLtMatmulAlgo_t algorithm;
-  if (!s.plan(chosen_for, algorithm)) return false;
+  if (!s.plan(rounded_key(key), algorithm)) return false;
   State::Call call(s, key, p.a.stride, p.b.stride, ldc, g.bias);
   cublasLtMatmulHeuristicResult_t checked{};
   if (s.algo_check(s.handle, call.desc, call.b, call.a, call.c, call.c, &algorithm, &checked) != CUBLAS_STATUS_SUCCESS) return false;
   if (checked.workspaceSize > kWorkspace) return false;
-  const float one = 1, onto = adds ? 1 : 0;
+  const float one = 1, onto = key.adds ? 1 : 0;
   KAVA_LT(s.matmul(s.handle, call.desc, &one, p.b.data, call.b, p.a.data, call.a, &onto, out, call.c, out, call.c, &algorithm, s.workspace,
                    kWorkspace, reinterpret_cast<cudaStream_t>(s.runtime.stream())));
   ++launched;

@@ -30,6 +30,10 @@ bool gpu_is_emulated();
 int gpu_count(std::string& why);
 /// Error(code preflight) where there is no such device.
 GpuInfo gpu_info(int device);
+/// That line, from the driver's version (0: there is none), what it answered, and the text of that.
+std::string why_no_device(int driver, bool is_stub, bool shows_none, const char* status);
+/// Error(code preflight) where `device` is none of so many.
+void require_device(int device, int count, const std::string& why);
 
 /// What a runtime was asked for, since its start.
 struct GpuCounts {

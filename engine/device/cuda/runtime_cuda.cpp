@@ -16,8 +16,6 @@ namespace kava {
 
 namespace {
 
-constexpr int kOldestDriver = 13000;
-
 void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess) throw GpuError(call, static_cast<int>(status), cudaGetErrorString(status));
 }
@@ -62,12 +60,7 @@ int gpu_count(std::string& why) {
   cudaDriverGetVersion(&version);
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaSuccess && count > 0) return count;
-  if (status == cudaErrorStubLibrary) why = "the library path holds the toolkit's link stub in the driver's place: take stubs/ out of it";
-  else if (version == 0) why = "no NVIDIA driver is loaded";
-  else if (version < kOldestDriver)
-    why = fmt::format("the driver serves CUDA {}.{}, and {}.0 is needed", version / 1000, version % 1000 / 10, kOldestDriver / 1000);
-  else if (status == cudaErrorNoDevice || count == 0) why = "the driver shows no device";
-  else why = cudaGetErrorString(status);
+  why = why_no_device(version, status == cudaErrorStubLibrary, status == cudaErrorNoDevice || count == 0, cudaGetErrorString(status));
   return 0;
 }
 
@@ -87,9 +80,7 @@ struct GpuRuntime::State {
 
 GpuInfo gpu_info(int device) {
   std::string why;
-  const int count = gpu_count(why);
-  if (device >= count)
-    throw Error(Exit::preflight, "--device", count == 0 ? why : fmt::format("device {} of {}", device, count), "use --device cpu");
+  require_device(device, gpu_count(why), why);
   cudaDeviceProp p{};
   KAVA_CUDA(cudaGetDeviceProperties(&p, device));
   GpuInfo info;
