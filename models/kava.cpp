@@ -20,6 +20,9 @@ RunConfig with_terms(RunConfig config, const std::optional<StepSum>& only) {
   return config;
 }
 
+enum class PassKind : int64_t { forward, forward_alone, backward };
+int64_t key_of(std::size_t pass, PassKind kind) { return 3 * static_cast<int64_t>(pass) + static_cast<int64_t>(kind); }
+
 }  // namespace
 
 Step::Step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options)
@@ -102,10 +105,12 @@ void Step::forward() {
   if (config_.kv.weight > 0) reads.front().queries = kv_.queries, reads.front().queries_live = kv_.queries_live;
   if (config_.codi.weight > 0) read_states(reads);
   for (std::size_t i = 0; i < passes_.size(); ++i) {
-    const DevicePass& d = passes_[i];
-    feed_latents(model_, arena_, transformer_, d, feeds_[i]);
-    if (d.ids.cols > 0) ops_.embed_fwd(transformer_.inputs(d).row_range(d.fed, d.rows()), model_.embedding, model_.new_tokens, d.ids);
-    transformer_.forward(d, reads[i]);
+    ops_.pass(arena_, key_of(i, options_.backward ? PassKind::forward : PassKind::forward_alone), [&] {
+      const DevicePass& d = passes_[i];
+      feed_latents(model_, arena_, transformer_, d, feeds_[i]);
+      if (d.ids.cols > 0) ops_.embed_fwd(transformer_.inputs(d).row_range(d.fed, d.rows()), model_.embedding, model_.new_tokens, d.ids);
+      transformer_.forward(d, reads[i]);
+    });
   }
 }
 
@@ -170,14 +175,19 @@ void Step::cross_entropy(const Tensor& sums) {
 }
 
 void Step::backward() {
-  for (std::size_t i = passes_.size(); i-- > 0;) {
-    const DevicePass& p = passes_[i];
-    const bool last = i + 1 == passes_.size();  // the student's answer, and so the taps, lie in the last pass
-    transformer_.backward(p, last ? std::span<const Tap>(taps_) : std::span<const Tap>(), i == 0 ? options_.layer_done : nullptr);
-    feed_latents_backward(model_, arena_, transformer_, p, feeds_[i]);
-    if (p.ids.cols > 0 && (model_.dembedding || model_.dnew_tokens))
-      ops_.embed_bwd(model_.dembedding, model_.dnew_tokens, transformer_.dinput().row_range(p.begin + p.fed, p.end), p.ids);
-  }
+  for (std::size_t i = passes_.size(); i-- > 1;) ops_.pass(arena_, key_of(i, PassKind::backward), [&] { backward(i, {}); });
+  // What is told of layers exchanges their gradients, beside what goes on.
+  if (options_.layer_done) backward(0, options_.layer_done);
+  else ops_.pass(arena_, key_of(0, PassKind::backward), [&] { backward(0, {}); });
+}
+
+void Step::backward(std::size_t i, const std::function<void(int64_t)>& layer_done) {
+  const DevicePass& p = passes_[i];
+  const bool last = i + 1 == passes_.size();  // the student's answer, and so the taps, lie in the last pass
+  transformer_.backward(p, last ? std::span<const Tap>(taps_) : std::span<const Tap>(), layer_done);
+  feed_latents_backward(model_, arena_, transformer_, p, feeds_[i]);
+  if (p.ids.cols > 0 && (model_.dembedding || model_.dnew_tokens))
+    ops_.embed_bwd(model_.dembedding, model_.dnew_tokens, transformer_.dinput().row_range(p.begin + p.fed, p.end), p.ids);
 }
 
 void add_step(Model& model, Arena& arena, std::span<const Sample> samples, const BatchTotals& totals, const StepOptions& options,

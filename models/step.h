@@ -30,6 +30,7 @@ class Step {
   void plan();
   void forward();
   void backward();
+  void backward(std::size_t pass, const std::function<void(int64_t)>& layer_done);
 
   // Rows of the head's product: the student's, then the teacher's.
   struct Head {

@@ -112,6 +112,11 @@ class Ops {
   /// Bytes given out by allocate and commit and not given back.
   int64_t held_bytes() const { return held_; }
 
+  /// Runs body, which asks for ops and room of this arena and for nothing else of the backend. A device may record what it queues and
+  /// launch it as a whole; where that fails, or memory has to be asked for, it runs body once more, so that must ask for the same again.
+  /// Passes of one key ask for the same ops in the same order, as a rule. An observer is told of every op, and nothing is recorded then.
+  void pass(Arena& arena, int64_t key, const std::function<void()>& body);
+
   /// Runs body(task) for every task in 0..tasks-1 on the host, on the backend's threads where it has some.
   void on_host(int64_t tasks, const std::function<void(int64_t)>& body) {
     if (!dry_) do_on_host(tasks, body);
@@ -264,6 +269,7 @@ class Ops {
   virtual void do_on_host(int64_t tasks, const std::function<void(int64_t)>& body) {
     for (int64_t t = 0; t < tasks; ++t) body(t);
   }
+  virtual void do_pass(Arena&, int64_t, const std::function<void()>& body) { body(); }
   virtual void do_upload(const Tensor& y, const void* host) = 0;
   virtual void do_download(void* host, const Tensor& x) = 0;
   virtual void do_begin_download(const Tensor& x) { do_download(downloaded_.data(), x); }

@@ -187,6 +187,20 @@ TEST_CASE("a device that fails ends a run with its exit code, and the last check
   }
 }
 
+TEST_CASE("a run whose graphs fail says so in one line and gives what one with graphs does") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const TempFolder folder;
+  const Ended with = train_20(folder, "with", {"--device", "cuda"});
+  REQUIRE((with.code == 0 && with.err.empty()));
+  const WithVariable fail("KAVA_EMULATED_FAIL", "capture:9");
+  const Ended without = train_20(folder, "without", {"--device", "cuda"});
+  CHECK(without.code == 0);
+  CHECK(without.err ==
+        "cuda (emulated): kernels are launched one by one, as graphs failed: cudaStreamEndCapture: operation failed due to a "
+        "previous error during capture\n");
+  check_same_run(folder.path() / "with", folder.path() / "without");
+}
+
 TEST_CASE("kava_bench runs everything on emulated cuda and says that its times mean nothing") {
   if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
   const TempFolder folder;

@@ -4,6 +4,8 @@
 //
 // KAVA_EMULATED_FAIL=memory:K   the K-th request of memory is refused
 //                    fault:K    the K-th launch faults; the next call that waits tells, and so does every call after it
+//                    capture:K  the K-th recording of what is queued is spoilt
+//                    update:K   the K-th update of an executable graph is refused
 //                    lost:K     the K-th call and all after it find the device lost
 //                    count      prints at the end how many there were of each
 #include <sys/mman.h>
@@ -15,6 +17,7 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <string_view>
 #include <thread>
 #include <unordered_map>
@@ -33,7 +36,7 @@ namespace {
 
 constexpr int64_t kAddresses = int64_t{1} << 38;
 // The runtime's numbers for what can go wrong here.
-constexpr int kOutOfMemory = 2, kUncorrectableEcc = 214, kIllegalAddress = 700;
+constexpr int kOutOfMemory = 2, kUncorrectableEcc = 214, kIllegalAddress = 700, kNotWhileCapturing = 900, kCaptureSpoilt = 901;
 
 int device_count() {
   const char* given = std::getenv("KAVA_EMULATED_DEVICES");
@@ -51,6 +54,18 @@ void spoil(void* data, int64_t bytes) { std::memset(data, 0xff, static_cast<std:
 int64_t whole_pages(int64_t bytes) { return (std::max<int64_t>(bytes, 1) + 4095) / 4096 * 4096; }
 
 }  // namespace
+}  // namespace kava
+
+/// What was queued, in its order. A discard is no node: a device would know nothing of it.
+struct CUgraph_st {
+  std::vector<std::function<void()>> work;
+  int64_t nodes = 0;
+};
+struct CUgraphExec_st {
+  CUgraph_st holds;
+};
+
+namespace kava {
 
 const char* gpu_backend_name() { return "cuda (emulated)"; }
 bool gpu_is_emulated() { return true; }
@@ -78,6 +93,7 @@ struct GpuRuntime::State {
     void queue(std::function<void()> launch) override { state.launch(*this, std::move(launch)); }
     void queue_until(std::function<bool()> over) override {
       state.call();
+      if (this == &state.main) state.not_captured("a call of a library");
       push(std::move(over));
     }
     void push(std::function<bool()> over) { work.push_back(std::move(over)), ++queued; }
@@ -114,17 +130,28 @@ struct GpuRuntime::State {
   void launch(Stream& stream, std::function<void()> work) {
     call();
     const bool faults = ++launches == number && kind == "fault";
-    stream.push([this, faults, work = std::move(work)] {
+    auto node = [this, faults, work = std::move(work)] {
       if (faults) lose("an illegal memory access was encountered", kIllegalAddress);
       else work();
-      return true;
-    });
-    constexpr std::size_t kMost = 4096;
-    if (stream.work.size() >= kMost) run();
+    };
+    if (captured && &stream == &main) return captured->work.emplace_back(std::move(node)), void(++captured->nodes);
+    stream.push([node = std::move(node)] { return node(), true; });
+    if (stream.work.size() >= kMostQueued) run();
   }
-  void later(std::function<void()> copy) {
+  void later(const char* name, std::function<void()> copy) {
     call();
+    not_captured(name);
     main.push([copy = std::move(copy)] { return copy(), true; });
+  }
+  void discard(std::function<void()> spoils) {
+    if (captured) captured->work.push_back(std::move(spoils));
+    else if (!failure) main.push([spoils = std::move(spoils)] { return spoils(), true; });
+  }
+  /// What cannot be recorded: it fails, and spoils the recording that goes on.
+  void not_captured(const char* name) {
+    if (!captured) return;
+    spoilt = true;
+    throw GpuError(name, kNotWhileCapturing, "operation not permitted when stream is capturing");
   }
 
   /// Goes on with what is queued until nothing moves or something holds; what goes wrong is kept for the next call. What may run beside the
@@ -150,8 +177,11 @@ struct GpuRuntime::State {
 
   void lose(const char* text, int status) { failure = std::make_exception_ptr(GpuError("cudaStreamSynchronize", status, text)); }
 
+  static constexpr std::size_t kMostQueued = 4096;
   std::string_view kind;
-  int64_t number = 0, calls = 0, requests = 0, launches = 0;
+  int64_t number = 0, calls = 0, requests = 0, launches = 0, captures = 0, updates = 0;
+  std::unique_ptr<CUgraph_st> captured;  // what is being recorded of the main stream
+  bool spoilt = false;
   Stream main{*this}, side{*this};
   std::vector<std::chrono::steady_clock::time_point> marks;
   int64_t forked = 0, joined = 0;  // how much of each stream the other waits for
@@ -176,6 +206,7 @@ GpuRuntime::~GpuRuntime() {
 int64_t GpuRuntime::free_bytes() const { return available_memory(); }
 
 void* GpuRuntime::allocate(int64_t bytes) {
+  state_->not_captured("cudaMalloc");
   state_->request_memory(counts_.allocations);
   const int64_t size = whole_pages(bytes);
   char* data = map_pages(size, PROT_READ | PROT_WRITE);
@@ -185,6 +216,7 @@ void* GpuRuntime::allocate(int64_t bytes) {
 }
 void GpuRuntime::release(void* data) {
   if (!data) return;
+  state_->spoilt |= state_->captured != nullptr;
   state_->run();
   const auto it = state_->sizes.find(data);
   KAVA_CHECK(it != state_->sizes.end(), "memory released that was not allocated");
@@ -194,6 +226,7 @@ void GpuRuntime::release(void* data) {
 
 AddressRange GpuRuntime::reserve() { return {map_pages(kAddresses, PROT_NONE), kAddresses}; }
 void GpuRuntime::commit(void* data, int64_t bytes) {
+  state_->not_captured("cuMemCreate");
   state_->request_memory(counts_.commits);
   if (mprotect(data, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE) != 0)
     throw GpuError("cuMemCreate", kOutOfMemory, "out of memory");
@@ -203,13 +236,14 @@ void GpuRuntime::unreserve(const AddressRange& range, int64_t) {
   munmap(range.begin, static_cast<std::size_t>(range.bytes));
 }
 void GpuRuntime::discard(void* data, int64_t bytes) {
-  if (!state_->failure) state_->main.push([=] { return spoil(data, bytes), true; });
+  state_->discard([=] { spoil(data, bytes); });
 }
 
 void GpuRuntime::write(void* device, const void* host, int64_t bytes) {
   ++counts_.uploads;
   const auto* from = static_cast<const char*>(host);
-  state_->later([device, taken = std::vector<char>(from, from + bytes)] { std::memcpy(device, taken.data(), taken.size()); });
+  state_->later("cudaMemcpyAsync",
+                [device, taken = std::vector<char>(from, from + bytes)] { std::memcpy(device, taken.data(), taken.size()); });
 }
 void GpuRuntime::read(void* host, const void* device, int64_t bytes) {
   ++counts_.reads;
@@ -219,36 +253,76 @@ void GpuRuntime::read(void* host, const void* device, int64_t bytes) {
 void GpuRuntime::begin_read(const void* device, int64_t bytes) {
   ++counts_.reads;
   state_->arrived = false;
-  state_->later(
-      [this, from = static_cast<const char*>(device), bytes] { state_->begun.assign(from, from + bytes), state_->arrived = true; });
+  state_->later("cudaMemcpyAsync", [this, from = static_cast<const char*>(device), bytes] {
+    state_->begun.assign(from, from + bytes), state_->arrived = true;
+  });
 }
 void GpuRuntime::end_read(void* host, int64_t bytes) {
+  state_->not_captured("cudaEventSynchronize");
   while (watch_ && !state_->arrived && !state_->failure) state_->go_on(&state_->arrived), watch_();
   state_->wait(&state_->arrived);
   std::memcpy(host, state_->begun.data(), static_cast<std::size_t>(bytes));
 }
 int64_t GpuRuntime::launches() const { return state_->launches; }
 void GpuRuntime::finish() {
+  state_->not_captured("cudaStreamSynchronize");
   // Asks at least once, as a wait for a device that computes does.
   for (bool asked = false; watch_ && !(idle() && asked); asked = true) watch_();
   state_->wait();
 }
-void GpuRuntime::zero(void* device, int64_t bytes) {
-  state_->later([=] { std::memset(device, 0, static_cast<std::size_t>(bytes)); });
+
+void GpuRuntime::begin_capture() {
+  state_->call();
+  state_->not_captured("cudaStreamBeginCapture");
+  state_->captured = std::make_unique<CUgraph_st>();
+  state_->spoilt = ++state_->captures == state_->number && state_->kind == "capture";
+  capturing_ = true;
 }
+CUgraph_st* GpuRuntime::end_capture(int64_t& nodes) {
+  capturing_ = false;
+  std::unique_ptr<CUgraph_st> graph = std::move(state_->captured);
+  state_->call();
+  if (state_->spoilt) throw GpuError("cudaStreamEndCapture", kCaptureSpoilt, "operation failed due to a previous error during capture");
+  nodes = graph->nodes;
+  return graph.release();
+}
+void GpuRuntime::abandon_capture() noexcept {
+  capturing_ = false;
+  state_->captured.reset();
+}
+CUgraphExec_st* GpuRuntime::instantiate(CUgraph_st* graph) {
+  state_->call();
+  return new CUgraphExec_st{*graph};
+}
+bool GpuRuntime::update(CUgraphExec_st* executable, CUgraph_st* graph) {
+  if (++state_->updates == state_->number && state_->kind == "update") return false;
+  if (executable->holds.nodes != graph->nodes) return false;
+  executable->holds = *graph;
+  return true;
+}
+void GpuRuntime::launch(CUgraphExec_st* executable) {
+  state_->call();
+  for (const auto& work : executable->holds.work) state_->main.push([work] { return work(), true; });
+  if (state_->main.work.size() >= State::kMostQueued) state_->run();
+}
+void GpuRuntime::drop(CUgraph_st* graph) noexcept { delete graph; }
+void GpuRuntime::drop(CUgraphExec_st* executable) noexcept { delete executable; }
 
 CUstream_st* GpuRuntime::side() { return &state_->side; }
 void GpuRuntime::fork() {
   state_->call();
+  state_->not_captured("cudaEventRecord");
   state_->forked = state_->main.queued;
   state_->side.push([s = state_, mark = state_->forked] { return s->main.done >= mark; });
 }
 void GpuRuntime::join() {
   state_->call();
+  state_->not_captured("cudaStreamWaitEvent");
   state_->joined = state_->side.queued;
   state_->main.push([s = state_, mark = state_->joined] { return s->side.done >= mark; });
 }
 void GpuRuntime::mark(CUstream_st* stream) {
+  state_->not_captured("cudaEventRecord");
   const std::size_t i = state_->marks.size();
   state_->marks.emplace_back();
   static_cast<State::Stream*>(stream)->push([s = state_, i] { return s->marks[i] = std::chrono::steady_clock::now(), true; });
@@ -259,12 +333,17 @@ std::vector<double> GpuRuntime::take_marks() {
   state_->marks.clear();
   return seconds;
 }
-bool GpuRuntime::forked() { return state_->failure || state_->main.done >= state_->forked; }
+bool GpuRuntime::forked() {
+  state_->not_captured("cudaEventQuery");
+  return state_->failure || state_->main.done >= state_->forked;
+}
 bool GpuRuntime::joined() {
+  state_->not_captured("cudaEventQuery");
   state_->go_on();
   return state_->failure || state_->side.done >= state_->joined;
 }
 bool GpuRuntime::idle() {
+  state_->not_captured("cudaStreamQuery");
   state_->go_on();
   return state_->main.work.empty();
 }

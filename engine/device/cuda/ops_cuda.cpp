@@ -9,6 +9,7 @@ namespace kava {
 CudaOps::CudaOps(int device, bool dry) : Ops(dry), device_(device) {
   if (dry) return;
   runtime_ = std::make_unique<GpuRuntime>(device);
+  graphs_ = std::make_unique<PassGraphs>(*runtime_);
   factors_ = runtime_->allocate(sizeof(AdamwFactors));
   std::string why;
   lt_ = MatmulLt::open(*runtime_, why);
@@ -25,7 +26,10 @@ CudaOps::~CudaOps() {
 void* CudaOps::do_allocate(int64_t bytes) { return runtime_->allocate(bytes); }
 void CudaOps::do_release(void* data, int64_t) { runtime_->release(data); }
 AddressRange CudaOps::do_reserve() { return runtime_->reserve(); }
-void CudaOps::do_commit(void* data, int64_t bytes) { runtime_->commit(data, bytes); }
+void CudaOps::do_commit(void* data, int64_t bytes) {
+  if (runtime_->capturing()) throw NotRecordable();
+  runtime_->commit(data, bytes);
+}
 void CudaOps::do_unreserve(const AddressRange& range, int64_t committed) { runtime_->unreserve(range, committed); }
 void CudaOps::do_upload(const Tensor& y, const void* host) {
   const int64_t row = y.cols * size_of(y.dtype);
@@ -69,7 +73,7 @@ bool CudaOps::products_agree() {
     std::vector<char> bytes[2];
     for (const bool by_lt : {false, true}) {
       void* c = (by_lt ? other : own).data;
-      runtime_->zero(c, kM * kN * 4);
+      kava::fill_rows(stream(), Rows<float>{static_cast<float*>(c), kN}, 0.f, kM, kN);
       GemmBatch<bf16> batch;
       Gemm<bf16>& g = batch.gemms[batch.count++];
       if (output == 0) g.set = {static_cast<bf16*>(c), kN}, g.bias = form == GemmForm::nt ? static_cast<const bf16*>(bias.data) : nullptr;

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "engine/device/cuda/matmul_lt.h"
+#include "engine/device/cuda/pass_graphs.h"
 #include "engine/device/cuda/runtime.h"
 #include "engine/device/ops.h"
 #include "kernels/gemm.h"
@@ -24,6 +25,7 @@ class CudaOps final : public Ops {
   }
   const GpuRuntime& runtime() const { return *runtime_; }
   GpuRuntime& runtime() { return *runtime_; }
+  const PassGraphs& graphs() const { return *graphs_; }
   bool queues() const override { return true; }
   int64_t launches() const override { return runtime_ ? runtime_->launches() : 0; }
 
@@ -36,6 +38,7 @@ class CudaOps final : public Ops {
   void do_in_use(void* data, int64_t bytes, bool used) override {
     if (!used) runtime_->discard(data, bytes);
   }
+  void do_pass(Arena& arena, int64_t key, const std::function<void()>& body) override { graphs_->run(arena, key, body); }
   void do_upload(const Tensor& y, const void* host) override;
   void do_download(void* host, const Tensor& x) override;
   void do_begin_download(const Tensor& x) override { runtime_->begin_read(x.data, x.count() * size_of(x.dtype)); }
@@ -116,6 +119,7 @@ class CudaOps final : public Ops {
   int device_;
   std::unique_ptr<GpuRuntime> runtime_;  // null in a dry backend
   std::unique_ptr<MatmulLt> lt_;         // null where there is no cuBLASLt
+  std::unique_ptr<PassGraphs> graphs_;   // null in a dry backend
   void* factors_ = nullptr;              // an AdamwFactors
 };
 

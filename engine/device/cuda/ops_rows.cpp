@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 
 #include "engine/device/cuda/ops_cuda.h"
 
@@ -29,7 +28,6 @@ Tensor moved(Tensor t) {
 }  // namespace
 
 void CudaOps::do_fill(const Tensor& y, double value) {
-  if (value == 0 && !std::signbit(value) && y.contiguous()) return runtime_->zero(y.data, y.count() * size_of(y.dtype));
   if (y.dtype == DType::i32) return fill_pieces(stream(), y, static_cast<int32_t>(value));
   if (y.dtype == DType::f64) return fill_pieces(stream(), y, value);
   if (y.dtype == DType::bf16) return fill_pieces(stream(), y, to_bf16(static_cast<float>(value)));

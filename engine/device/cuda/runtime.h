@@ -9,6 +9,8 @@
 #include "engine/device/arena.h"
 
 struct CUstream_st;
+struct CUgraph_st;
+struct CUgraphExec_st;
 
 namespace kava {
 
@@ -75,7 +77,20 @@ class GpuRuntime {
   void begin_read(const void* device, int64_t bytes);
   void end_read(void* host, int64_t bytes);
   void finish();
-  void zero(void* device, int64_t bytes);
+
+  /// Until end_capture() or abandon_capture() what is queued on stream() is recorded, not done. No more may be asked for: another call
+  /// fails, and so does end_capture() then.
+  void begin_capture();
+  bool capturing() const { return capturing_; }
+  CUgraph_st* end_capture(int64_t& nodes);
+  /// Ends a recording, if one goes on, and forgets it with the failures that were told since, so that no later call tells of them.
+  void abandon_capture() noexcept;
+  CUgraphExec_st* instantiate(CUgraph_st* graph);
+  /// Gives an executable what another recording of the same topology holds, for its next launches; false: it is of no use any more.
+  bool update(CUgraphExec_st* executable, CUgraph_st* graph);
+  void launch(CUgraphExec_st* executable);
+  static void drop(CUgraph_st* graph) noexcept;
+  static void drop(CUgraphExec_st* executable) noexcept;
 
   /// Beside stream(): goes on after what was queued on that before fork(), which goes on after what was queued here before join().
   CUstream_st* side();
@@ -98,6 +113,7 @@ class GpuRuntime {
   CUstream_st* stream_ = nullptr;
   [[maybe_unused]] int device_ = 0;  // the emulated one has no use for it
   std::function<void()> watch_;
+  bool capturing_ = false;
   struct State;
   State* state_ = nullptr;
 };

@@ -68,14 +68,10 @@ int gpu_count(std::string& why) {
 struct GpuRuntime::State {
   std::vector<cudaEvent_t> marks;
   cudaStream_t side = nullptr;
-  cudaEvent_t forked = nullptr, joined = nullptr;
-  char* data = nullptr;
-  cudaEvent_t done[2] = {};
-  int64_t used = 0;
+  cudaEvent_t forked = nullptr, joined = nullptr, done[2] = {}, arrived = nullptr;
+  char *data = nullptr, *begun = nullptr;
+  int64_t used = 0, begun_room = 0;
   int half = 0;
-  char* begun = nullptr;
-  int64_t begun_room = 0;
-  cudaEvent_t arrived = nullptr;
 };
 
 GpuInfo gpu_info(int device) {
@@ -89,8 +85,7 @@ GpuInfo gpu_info(int device) {
   char address[32] = {};
   KAVA_CUDA(cudaDeviceGetPCIBusId(address, sizeof address, device));
   info.address = address;
-  cudaDriverGetVersion(&info.driver);
-  cudaRuntimeGetVersion(&info.runtime);
+  cudaDriverGetVersion(&info.driver), cudaRuntimeGetVersion(&info.runtime);
   return info;
 }
 
@@ -215,7 +210,37 @@ void GpuRuntime::finish() {
   KAVA_CUDA(cudaStreamSynchronize(stream_));
 }
 
-void GpuRuntime::zero(void* device, int64_t bytes) { KAVA_CUDA(cudaMemsetAsync(device, 0, static_cast<std::size_t>(bytes), stream_)); }
+void GpuRuntime::begin_capture() {
+  // Of this thread alone: the streams and threads of libraries go on.
+  KAVA_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  capturing_ = true;
+}
+CUgraph_st* GpuRuntime::end_capture(int64_t& nodes) {
+  CUgraph_st* graph = nullptr;
+  std::size_t count = 0;
+  capturing_ = false;
+  KAVA_CUDA(cudaStreamEndCapture(stream_, &graph));
+  KAVA_CUDA(cudaGraphGetNodes(graph, nullptr, &count));
+  nodes = static_cast<int64_t>(count);
+  return graph;
+}
+void GpuRuntime::abandon_capture() noexcept {
+  CUgraph_st* graph = nullptr;
+  if (std::exchange(capturing_, false) && cudaStreamEndCapture(stream_, &graph) == cudaSuccess) drop(graph);
+  (void)cudaGetLastError();
+}
+CUgraphExec_st* GpuRuntime::instantiate(CUgraph_st* graph) {
+  CUgraphExec_st* executable = nullptr;
+  KAVA_CUDA(cudaGraphInstantiate(&executable, graph, 0));
+  return executable;
+}
+bool GpuRuntime::update(CUgraphExec_st* executable, CUgraph_st* graph) {
+  cudaGraphExecUpdateResultInfo info{};
+  return cudaGraphExecUpdate(executable, graph, &info) == cudaSuccess;
+}
+void GpuRuntime::launch(CUgraphExec_st* executable) { KAVA_CUDA(cudaGraphLaunch(executable, stream_)); }
+void GpuRuntime::drop(CUgraph_st* graph) noexcept { cudaGraphDestroy(graph); }
+void GpuRuntime::drop(CUgraphExec_st* executable) noexcept { cudaGraphExecDestroy(executable); }
 
 CUstream_st* GpuRuntime::side() { return state_->side; }
 void GpuRuntime::fork() {

@@ -1,0 +1,70 @@
+#include "engine/device/cuda/pass_graphs.h"
+
+#include <fmt/core.h>
+
+#include "engine/cli.h"
+#include "kernels/gpu_error.h"
+
+namespace kava {
+
+PassGraphs::~PassGraphs() {
+  for (auto& [key, pass] : passes_)
+    for (const auto& [nodes, executable] : pass.executables)
+      if (executable) GpuRuntime::drop(executable);
+}
+
+void PassGraphs::run(Arena& arena, int64_t key, const std::function<void()>& body) {
+  Pass& pass = passes_[key];
+  // The first time loads the kernels and takes the memory.
+  if (!std::exchange(pass.seen, true) || off_ || pass.made == kMostMade) return body();
+  const Arena::Mark mark = arena.mark();
+  std::string why;
+  if (recorded(pass, body, why)) return;
+  arena.release(mark);
+  body();
+  if (why.empty()) return;
+  off_ = true;
+  print_note(fmt::format("{}: kernels are launched one by one, as graphs failed: {}", gpu_backend_name(), why));
+}
+
+bool PassGraphs::recorded(Pass& pass, const std::function<void()>& body, std::string& why) {
+  try {
+    ++counts_.captures;
+    runtime_.begin_capture();
+    body();
+    launch(pass);
+    return true;
+  } catch (const NotRecordable&) {
+    runtime_.abandon_capture();
+  } catch (const GpuError& e) {
+    runtime_.abandon_capture();
+    why = e.what();
+  } catch (...) {
+    runtime_.abandon_capture();
+    throw;
+  }
+  return false;
+}
+
+void PassGraphs::launch(Pass& pass) {
+  struct Recording {
+    explicit Recording(GpuRuntime& runtime) : graph(runtime.end_capture(nodes)) {}
+    ~Recording() { GpuRuntime::drop(graph); }
+    int64_t nodes = 0;
+    CUgraph_st* graph;
+  } const recording(runtime_);
+  CUgraphExec_st*& executable = pass.executables[recording.nodes];
+  if (executable) {
+    if (runtime_.update(executable, recording.graph)) {
+      ++counts_.updated;
+    } else {
+      runtime_.abandon_capture();
+      GpuRuntime::drop(std::exchange(executable, nullptr));
+    }
+  }
+  if (!executable) executable = runtime_.instantiate(recording.graph), ++pass.made, ++counts_.instantiated;
+  runtime_.launch(executable);
+  ++counts_.launched;
+}
+
+}  // namespace kava

@@ -1,0 +1,52 @@
+// Passes of a step as CUDA graphs: what a pass queues is recorded and launched as one graph, by an executable that is made once and updated
+// from then on.
+#pragma once
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "engine/device/arena.h"
+#include "engine/device/cuda/runtime.h"
+
+namespace kava {
+
+/// Thrown in a pass that is being recorded by a request of memory, which cannot be recorded: the pass is run again without a recording.
+struct NotRecordable {};
+
+class PassGraphs {
+ public:
+  explicit PassGraphs(GpuRuntime& runtime) : runtime_(runtime) {}
+  ~PassGraphs();
+  PassGraphs(const PassGraphs&) = delete;
+  PassGraphs& operator=(const PassGraphs&) = delete;
+
+  /// As Ops::pass. What fails while a pass is recorded or its graph made ends all recording: the pass is run again without it, and where
+  /// that goes well a line on standard error says why.
+  void run(Arena& arena, int64_t key, const std::function<void()>& body);
+
+  struct Counts {
+    int64_t captures = 0;  // begun; as many as are launched where nothing failed
+    int64_t instantiated = 0, updated = 0, launched = 0;
+  };
+  const Counts& counts() const { return counts_; }
+
+  /// Executables made for one pass; one that needed as many is not recorded any more.
+  static constexpr int kMostMade = 16;
+
+ private:
+  struct Pass {
+    bool seen = false;
+    int made = 0;
+    std::map<int64_t, CUgraphExec_st*> executables;  // by the number of nodes, without which no update is tried
+  };
+  bool recorded(Pass& pass, const std::function<void()>& body, std::string& why);
+  void launch(Pass& pass);
+
+  GpuRuntime& runtime_;
+  std::map<int64_t, Pass> passes_;
+  Counts counts_;
+  bool off_ = false;
+};
+
+}  // namespace kava
