@@ -181,6 +181,15 @@ SafetensorsFile SafetensorsFile::open(const std::string& path) {
   return file;
 }
 
+SafetensorsFile SafetensorsFile::of_tensors(const std::string& path, std::vector<TensorInfo> tensors) {
+  SafetensorsFile file(path);
+  file.tensors_ = std::move(tensors);
+  std::ranges::sort(file.tensors_, {}, &TensorInfo::name);
+  if (const auto twice = std::ranges::adjacent_find(file.tensors_, {}, &TensorInfo::name); twice != file.tensors_.end())
+    fail(path, named(twice->name) + " is there twice");
+  return file;
+}
+
 namespace {
 
 // What is often given in place of a safetensors file, by its first bytes, which none has as an allowed length of its header.
@@ -202,6 +211,7 @@ void SafetensorsFile::parse_header() {
   if (header_bytes_ > kLargestHeader) refuse_other_file(path(), std::string_view(reinterpret_cast<const char*>(&header_bytes_), 8));
   if (header_bytes_ > kLargestHeader) fail(path(), fmt::format("claims a header of {} bytes, more than {}", header_bytes_, kLargestHeader));
   if (header_bytes_ > file_.size() - 8) fail(path(), fmt::format("claims a header of {} bytes, more than the file has", header_bytes_));
+  data_begin_ = 8 + header_bytes_;
   const std::string text = header_text();
   const auto first = text.find_first_not_of(" \t\r\n");
   if (first == std::string::npos || text[first] != '{') fail(path(), "has a header that is not a JSON object");
@@ -232,7 +242,7 @@ void SafetensorsFile::read(const TensorInfo& tensor, void* out) const { read(ten
 
 void SafetensorsFile::read(const TensorInfo& tensor, std::uint64_t offset, void* out, std::size_t count) const {
   KAVA_CHECK(offset + count <= tensor.end - tensor.begin, "bytes {}..{} of {}", offset, offset + count, tensor.name);
-  file_.read_at(8 + header_bytes_ + tensor.begin + offset, out, count);
+  file_.read_at(data_begin_ + tensor.begin + offset, out, count);
 }
 
 bool SafetensorsFile::is_floating(const TensorInfo& tensor) {

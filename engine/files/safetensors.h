@@ -17,7 +17,7 @@ struct TensorInfo {
   std::string name;
   std::string dtype;  // as in the file: F64 F32 F16 BF16 I64 I32 ...
   std::vector<std::int64_t> shape;
-  std::uint64_t begin = 0, end = 0;  // bytes, from the end of the header
+  std::uint64_t begin = 0, end = 0;  // bytes, from where the data begins
 
   /// Elements; checked not to overflow when the file was opened.
   std::int64_t count() const;
@@ -32,6 +32,10 @@ class SafetensorsFile {
   /// Error(code data) unless the file is well-formed: header at most 100 MB and inside the file, no key twice, known dtypes, metadata of
   /// strings, byte ranges that fit their shapes and cover the rest of the file exactly once.
   static SafetensorsFile open(const std::string& path);
+
+  /// A file of another format in which these tensors lie, each in one piece: begin and end count from the file's start. The caller has
+  /// checked that dtypes, shapes and ranges fit each other and the file. Error(code data) where two have one name.
+  static SafetensorsFile of_tensors(const std::string& path, std::vector<TensorInfo> tensors);
 
   const std::string& path() const { return file_.path(); }
   /// Sorted by name.
@@ -59,7 +63,7 @@ class SafetensorsFile {
   void parse_header();
 
   FileReader file_;
-  std::uint64_t header_bytes_ = 0;
+  std::uint64_t header_bytes_ = 0, data_begin_ = 0;
   std::vector<TensorInfo> tensors_;
   std::map<std::string, std::string> metadata_;
 };
