@@ -8,8 +8,10 @@
 #include "engine/files/json.h"
 #include "engine/files/paths.h"
 #include "engine/files/safetensors.h"
+#include "engine/files/torch_file.h"
 #include "models/peft_config.h"
 #include "models/recipe.h"
+#include "models/upstream.h"
 
 namespace kava {
 
@@ -24,8 +26,8 @@ bool is_lora_tensor(const std::string& name) { return name.starts_with(kLoraPref
 
 // Reads those parameters that `belongs` says are in this file; the file must hold exactly them.
 template <class Belongs>
-void load_file(Model& model, const std::string& path, Belongs belongs) {
-  const SafetensorsFile file = SafetensorsFile::open(path);
+void load_file(Model& model, const SafetensorsFile& file, Belongs belongs) {
+  const std::string& path = file.path();
   std::size_t found = 0;
   for (const Parameter& p : model.parameters.all()) {
     if (!belongs(p.name)) continue;
@@ -124,7 +126,10 @@ void write_base_files(const std::string& base, DType type, FolderWriter& folder,
     folder.write_file(prefix + name, read_file((fs::path(base) / name).string(), std::size_t{256} << 20));
 }
 
+SafetensorsFile open_adapter_file(const std::string& folder) { return open_either_file(folder, "adapter_model", "adapter_model"); }
+
 void load_adapter(Model& model, const std::string& folder) {
+  if (UpstreamAdapter::is_at(folder)) return load_upstream_adapter(model, folder);
   const bool all = model.config.train.trainable == Trainable::all;
   if (all) {
     const ModelConfig shape = ModelConfig::load(folder);
@@ -136,14 +141,14 @@ void load_adapter(Model& model, const std::string& folder) {
       mismatch(shape.source, "describes another model than " + model.shape.source);
   } else {
     check_peft_config(model.config, model.shape, path_in(folder, "adapter_config.json"));
-    load_file(model, path_in(folder, "adapter_model.safetensors"), is_lora_tensor);
+    load_file(model, open_adapter_file(folder), is_lora_tensor);
   }
   const std::string extra = path_in(folder, "kava.safetensors");
   const bool wanted = recipe_of(model.config).markers;
   if (wanted != is_there(extra))
     mismatch(extra, fmt::format("is {}there, but method {} has {}new tokens", wanted ? "not " : "", name_of(model.config.method),
                                 wanted ? "" : "no "));
-  if (wanted) load_file(model, extra, is_kava_tensor);
+  if (wanted) load_file(model, SafetensorsFile::open(extra), is_kava_tensor);
   model.parameters.refresh();
 }
 

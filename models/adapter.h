@@ -5,10 +5,14 @@
 #include <optional>
 #include <string>
 
+#include "engine/files/safetensors.h"
 #include "engine/files/writers.h"
 #include "models/model.h"
 
 namespace kava {
+
+/// The file of an adapter's tensors: adapter_model.safetensors, else adapter_model.bin.
+SafetensorsFile open_adapter_file(const std::string& folder);
 
 /// Sets every trainable of the model from the folder. Names, shapes and adapter_config.json must match the run's configuration exactly, all
 /// values must be finite: else Error(code data) naming the tensor or the key.

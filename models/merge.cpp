@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
-#include <memory>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -13,6 +13,7 @@
 #include "engine/files/safetensors.h"
 #include "models/adapter.h"
 #include "models/peft_config.h"
+#include "models/upstream.h"
 #include "models/weights.h"
 
 namespace kava {
@@ -31,21 +32,42 @@ struct Lora {
   const TensorInfo *a = nullptr, *b = nullptr;
 };
 
-// The adapter's pairs by the full name of their module.
-std::map<std::string, Lora> lora_of(const SafetensorsFile& file) {
-  std::map<std::string, Lora> modules;
-  for (const TensorInfo& t : file.tensors()) {
-    const bool a = t.name.ends_with(kA), b = t.name.ends_with(kB);
-    if (!t.name.starts_with(kLoraPrefix) || (!a && !b)) other_base(file.path(), "tensor " + escaped(t.name) + " is no part of LoRA");
-    if (t.shape.size() != 2 || !SafetensorsFile::is_floating(t)) other_base(file.path(), "tensor " + escaped(t.name) + " is no matrix");
-    Lora& m = modules[t.name.substr(kLoraPrefix.size(), t.name.size() - kLoraPrefix.size() - kA.size())];
+// An adapter's file, with its pairs by the full name of their module.
+class AdapterTensors {
+ public:
+  explicit AdapterTensors(const std::string& folder) {
+    std::map<std::string, const TensorInfo*> named;
+    if (UpstreamAdapter::is_at(folder)) {
+      upstream_ = UpstreamAdapter::open(folder);
+      for (const auto& [name, t] : upstream_->tensors())
+        if (name.starts_with(kLoraPrefix)) named[name] = t;
+    } else {
+      peft_ = open_adapter_file(folder);
+      for (const TensorInfo& t : peft_->tensors()) named[t.name] = &t;
+    }
+    for (const auto& [name, t] : named) add(name, *t);
+    for (const auto& [name, m] : modules_)
+      if (!m.a || !m.b || m.a->shape[0] != m.b->shape[1])
+        other_base(file().path(), "lora_A and lora_B of " + escaped(name) + " do not belong together");
+  }
+
+  const SafetensorsFile& file() const { return upstream_ ? upstream_->file() : *peft_; }
+  const std::map<std::string, Lora>& modules() const { return modules_; }
+  const std::optional<UpstreamAdapter>& upstream() const { return upstream_; }
+
+ private:
+  void add(const std::string& name, const TensorInfo& t) {
+    const bool a = name.ends_with(kA), b = name.ends_with(kB);
+    if (!name.starts_with(kLoraPrefix) || (!a && !b)) other_base(file().path(), "tensor " + escaped(name) + " is no part of LoRA");
+    if (t.shape.size() != 2 || !SafetensorsFile::is_floating(t)) other_base(file().path(), "tensor " + escaped(name) + " is no matrix");
+    Lora& m = modules_[name.substr(kLoraPrefix.size(), name.size() - kLoraPrefix.size() - kA.size())];
     (a ? m.a : m.b) = &t;
   }
-  for (const auto& [name, m] : modules)
-    if (!m.a || !m.b || m.a->shape[0] != m.b->shape[1])
-      other_base(file.path(), "lora_A and lora_B of " + escaped(name) + " do not belong together");
-  return modules;
-}
+
+  std::optional<SafetensorsFile> peft_;
+  std::optional<UpstreamAdapter> upstream_;
+  std::map<std::string, Lora> modules_;
+};
 
 // A model saved without its head lacks the first part of its names.
 const Lora* find_lora(const std::map<std::string, Lora>& modules, const std::string& tensor) {
@@ -103,19 +125,31 @@ class Product {
 
 struct Source {
   const SafetensorsFile* weights;
-  const TensorInfo* tensor;
-  const SafetensorsFile* adapter;
-  const Lora* lora;
+  const TensorInfo* tensor;      // may have more rows than are taken
+  std::vector<int64_t> shape{};  // of what is taken
+  const SafetensorsFile* adapter = nullptr;
+  const Lora* lora = nullptr;
+  const std::map<int64_t, TensorRow>* rows = nullptr;  // of the adapter, in the place of these
 };
 
+// The tensor as it is, but for rows of the adapter's own.
+void fill_plain(const Source& source, DType type, void* out) {
+  int64_t count = 1;
+  for (const int64_t dim : source.shape) count *= dim;
+  source.weights->read_as(*source.tensor, 0, count, type, out, true);
+  if (!source.rows) return;
+  const int64_t cols = source.shape[1];
+  for (const auto& [id, row] : *source.rows)
+    source.adapter->read_as(*row.tensor, row.row * cols, cols, type, static_cast<char*>(out) + id * cols * size_of(type), true);
+}
+
 void fill_merged(Ops& ops, const Source& source, const MergeInput& input, DType type, void* out) {
-  const TensorInfo& t = *source.tensor;
-  if (!source.lora) return source.weights->read_as(t, type, out, true);
+  if (!source.lora) return fill_plain(source, type, out);
   const Product product(*source.adapter, *source.lora, input.scale, input.transposed);
-  const int64_t cols = t.shape[1];
-  ops.on_host(t.shape[0], [&](int64_t row) {
+  const int64_t cols = source.shape[1];
+  ops.on_host(source.shape[0], [&](int64_t row) {
     std::vector<double> w(static_cast<std::size_t>(cols));
-    source.weights->read_as(t, row * cols, cols, DType::f64, w.data(), true);
+    source.weights->read_as(*source.tensor, row * cols, cols, DType::f64, w.data(), true);
     product.add_to(w.data(), row);
     for (int64_t i = 0; i < cols; ++i) {
       const double x = w[static_cast<std::size_t>(i)];
@@ -124,6 +158,32 @@ void fill_merged(Ops& ops, const Source& source, const MergeInput& input, DType 
     }
   });
 }
+
+// What an adapter of PCCoT or CODI holds of the base, in the place of the base's own.
+class UpstreamBase {
+ public:
+  UpstreamBase(const UpstreamAdapter& adapter, const ModelConfig& shape) : adapter_(adapter), shape_(shape), rows_(adapter.rows(shape)) {
+    for (WeightSpec& spec : weight_specs(shape)) specs_.emplace(spec.name, std::move(spec));
+    embedding_ = shape.architecture().prefix + shape.architecture().embedding + ".weight";
+  }
+
+  /// name: of the tensor in a model with its head.
+  void replace(Source& source, const std::string& name) const {
+    const std::string own = shape_.tied && name == kHeadName ? embedding_ : name;
+    source.adapter = &adapter_.file();
+    if (own == embedding_) source.rows = &rows_.embedding;
+    if (adapter_.program() != UpstreamAdapter::Program::codi) return;
+    source.weights = &adapter_.file(), source.tensor = adapter_.base_tensor(specs_.at(own), shape_);
+    if (!source.tensor) other_base(adapter_.file().path(), "has no tensor for " + own);
+  }
+
+ private:
+  const UpstreamAdapter& adapter_;
+  const ModelConfig& shape_;
+  UpstreamAdapter::Rows rows_;
+  std::map<std::string, WeightSpec> specs_;
+  std::string embedding_;
+};
 
 }  // namespace
 
@@ -150,16 +210,26 @@ MergeInput peft_merge_input(const std::string& adapter, const std::string& base)
   config.lora.rank = static_cast<int64_t>(number("r")), config.lora.alpha = number("lora_alpha");
   config.lora.targets.clear();
   std::set<std::string> targets;
-  const SafetensorsFile file = SafetensorsFile::open(path_in(adapter, "adapter_model.safetensors"));
-  for (const auto& [module, pair] : lora_of(file)) {
-    if (pair.a->shape[0] != config.lora.rank) other_base(file.path(), fmt::format("the rank of {} is not r", escaped(module)));
+  const AdapterTensors tensors(adapter);
+  for (const auto& [module, pair] : tensors.modules()) {
+    if (pair.a->shape[0] != config.lora.rank) other_base(tensors.file().path(), fmt::format("the rank of {} is not r", escaped(module)));
     for (const auto& group : shape.architecture().maps)
       for (const LinearSpec& map : group)
         if (names_map(map.path, module)) targets.insert(map.path);
   }
   config.lora.targets.assign(targets.begin(), targets.end());
-  check_peft_config(config, shape, path);
+  check_peft_config(config, shape, path, tensors.upstream() ? tensors.upstream()->config_keys() : std::set<std::string>());
   return {base, base, adapter, config.lora.alpha / static_cast<double>(config.lora.rank), shape.architecture().transposed};
+}
+
+MergeInput codi_merge_input(const std::string& adapter, const std::string& base, const RunConfig& config) {
+  if (!UpstreamAdapter::is_at(adapter)) mismatch(path_in(adapter, "adapter_config.json"), "is not there");
+  const AdapterTensors tensors(adapter);
+  for (const auto& [module, pair] : tensors.modules())
+    if (pair.a->shape[0] != config.lora.rank)
+      mismatch(tensors.file().path(), fmt::format("the rank of {} is not lora.rank", escaped(module)));
+  const bool transposed = ModelConfig::load(base).architecture().transposed;
+  return {base, base, adapter, config.lora.alpha / static_cast<double>(config.lora.rank), transposed};
 }
 
 void write_merged(Ops& ops, const MergeInput& input, DType type, FolderWriter& out) {
@@ -167,29 +237,29 @@ void write_merged(Ops& ops, const MergeInput& input, DType type, FolderWriter& o
   const WeightFiles checked = WeightFiles::open(input.weights, shape);
   std::vector<SafetensorsFile> files;
   for (const std::string& path : checked.paths()) files.push_back(SafetensorsFile::open(path));
-  std::unique_ptr<SafetensorsFile> adapter;
-  std::map<std::string, Lora> modules;
-  if (!input.adapter.empty()) {
-    adapter = std::make_unique<SafetensorsFile>(SafetensorsFile::open(path_in(input.adapter, "adapter_model.safetensors")));
-    modules = lora_of(*adapter);
-  }
+  std::optional<AdapterTensors> adapter;
+  std::optional<UpstreamBase> upstream;
+  if (!input.adapter.empty()) adapter.emplace(input.adapter);
+  if (adapter && adapter->upstream()) upstream.emplace(*adapter->upstream(), shape);
   std::vector<TensorOut> tensors;
   std::size_t merged = 0;
   for (const SafetensorsFile& file : files)
     for (const TensorInfo& t : file.tensors()) {
       if (checked.passes_over(t.name)) continue;
-      const Lora* lora = find_lora(modules, t.name);
-      if (lora) {
-        std::vector<int64_t> shape = {lora->b->shape[0], lora->a->shape[1]};
-        if (input.transposed) std::swap(shape[0], shape[1]);
-        if (t.shape != shape) other_base(adapter->path(), "LoRA of " + escaped(t.name) + " has another shape than the base");
+      Source source{&file, &t, t.shape};
+      if (upstream) upstream->replace(source, checked.name_with_prefix(t.name));
+      if (const Lora* lora = adapter ? find_lora(adapter->modules(), t.name) : nullptr) {
+        std::vector<int64_t> product = {lora->b->shape[0], lora->a->shape[1]};
+        if (input.transposed) std::swap(product[0], product[1]);
+        if (t.shape != product) other_base(adapter->file().path(), "LoRA of " + escaped(t.name) + " has another shape than the base");
+        source.adapter = &adapter->file(), source.lora = lora;
         ++merged;
       }
-      const Source source{&file, &t, adapter.get(), lora};
       tensors.push_back({checked.name_with_prefix(t.name), type == DType::bf16 ? "BF16" : "F32", t.shape, nullptr,
                          [&ops, &input, source, type](void* to) { fill_merged(ops, source, input, type, to); }});
     }
-  if (merged != modules.size()) other_base(adapter->path(), "holds LoRA of a module that the base does not have");
+  if (adapter && merged != adapter->modules().size())
+    other_base(adapter->file().path(), "holds LoRA of a module that the base does not have");
   write_base_files(input.base, type, out, "");
   FileWriter file = out.file("model.safetensors");
   write_safetensors(file, std::move(tensors));

@@ -2,6 +2,7 @@
 #pragma once
 #include <string>
 
+#include "engine/config/config.h"
 #include "engine/device/ops.h"
 #include "engine/files/writers.h"
 
@@ -18,6 +19,8 @@ struct MergeInput {
 /// What a PEFT folder's adapter_config.json says of its base and its scale. Error(code data) where it describes more than LoRA on whole
 /// linears, or other tensors than the folder holds.
 MergeInput peft_merge_input(const std::string& adapter, const std::string& base);
+/// The same of CODI's folder, whose scale the run's configuration tells. Error(code data) where it is none, or of another rank.
+MergeInput codi_merge_input(const std::string& adapter, const std::string& base, const RunConfig& config);
 /// base_model_name_or_path of an adapter folder; Error(code data) where it has none.
 std::string peft_base(const std::string& adapter);
 

@@ -108,6 +108,11 @@ Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s, Values values, Mo
   parameters.refresh();
 }
 
+Tensor Model::base_tensor(const std::string& name) const {
+  const auto it = std::ranges::find(frozen_, name, &std::pair<std::string, Tensor>::first);
+  return it == frozen_.end() ? Tensor{} : it->second;
+}
+
 Tensor Model::allocate(DType dtype, int64_t rows, int64_t cols) { return owned_.emplace_back(ops, dtype, rows, cols).tensor(); }
 
 // The packed tensors of frozen maps; each map's own rows get their values by its name.

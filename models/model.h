@@ -72,6 +72,9 @@ class Model {
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
+  /// What the model has of the base under this name; empty where that is nothing, or trained.
+  Tensor base_tensor(const std::string& name) const;
+
   /// The rotary tables reach at least this many positions afterwards; learned ones must.
   void ensure_positions(int64_t count);
 

@@ -12,6 +12,7 @@
 #include "models/footprint.h"
 #include "models/recipe.h"
 #include "models/training_state.h"
+#include "models/upstream.h"
 #include "models/weights.h"
 
 namespace kava {
@@ -112,6 +113,9 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
                   "give a checkpoint in a run directory");
     m.adapter = path / "adapter";
     m.weights = "checkpoints/" + path.filename().string();
+  } else if (UpstreamAdapter::is_at(path.string())) {
+    throw Error(Exit::data, shown_path(path), "is an adapter of PCCoT's or CODI's own program, which does not tell the whole configuration",
+                "name it adapter/ beside a config.toml, and give the folder of both");
   } else if (is_there(path / "config.json")) {
     m.weights = "the folder's own";
   } else if (is_there(path / "adapter_config.json")) {

@@ -111,7 +111,8 @@ void mismatch(const std::string& file, const std::string& what) {
   throw Error(Exit::data, file, what, "use the configuration that the adapter was trained with");
 }
 
-void check_peft_config(const RunConfig& config, const ModelConfig& shape, const std::string& path) {
+void check_peft_config(const RunConfig& config, const ModelConfig& shape, const std::string& path,
+                       const std::set<std::string>& read_elsewhere) {
   const Json json = read_json(path, std::size_t{1} << 20);
   if (!json.is_object()) mismatch(path, "not a JSON object");
   if (json.value("peft_type", Json()) != "LORA") mismatch(path, "peft_type is not \"LORA\"");
@@ -142,7 +143,8 @@ void check_peft_config(const RunConfig& config, const ModelConfig& shape, const 
                           "velora_config",
                           "monteclora_config",
                           "lora_ga_config"})
-    if (auto it = json.find(key); it != json.end() && !off(*it) && !(transposed && *it == true && key == fan_in_fan_out))
+    if (auto it = json.find(key);
+        it != json.end() && !off(*it) && !read_elsewhere.contains(key) && !(transposed && *it == true && key == fan_in_fan_out))
       mismatch(path, fmt::format("{} = {} is not supported", key, escaped(it->dump())));
   // The other ways to begin (pissa, olora, ...) take their start from the base's weights, which PEFT does again when it loads the adapter.
   const Json start = json.value("init_lora_weights", Json(true));

@@ -168,15 +168,17 @@ void read_transposed(Ops& ops, const Tensor& to, const SafetensorsFile& file, co
 
 }  // namespace
 
-void read_tensor(Ops& ops, const Tensor& to, const SafetensorsFile& file, const TensorInfo& tensor, bool transposed) {
+void read_tensor(Ops& ops, const Tensor& to, const SafetensorsFile& file, const TensorInfo& tensor, bool transposed,
+                 std::int64_t first_row) {
   constexpr std::int64_t kElements = std::int64_t{1} << 20;
-  KAVA_CHECK(tensor.count() == to.count(), "{} read as [{}, {}]", tensor.name, to.rows, to.cols);
+  const std::int64_t first = first_row * to.cols;
+  KAVA_CHECK(tensor.count() >= first + to.count(), "{} read as [{}, {}]", tensor.name, to.rows, to.cols);
   if (transposed) return read_transposed(ops, to, file, tensor);
   const std::int64_t rows = std::max<std::int64_t>(1, kElements / std::max<std::int64_t>(to.cols, 1));
   std::vector<char> host(static_cast<std::size_t>(std::min(rows, to.rows) * to.cols * size_of(to.dtype)));
   for (std::int64_t row = 0; row < to.rows; row += rows) {
     const Tensor piece = to.row_range(row, std::min(to.rows, row + rows));
-    file.read_as(tensor, row * to.cols, piece.count(), to.dtype, host.data(), true);
+    file.read_as(tensor, first + row * to.cols, piece.count(), to.dtype, host.data(), true);
     ops.upload(piece, host.data());
   }
 }

@@ -27,9 +27,10 @@ struct WeightSpec {
 std::vector<WeightSpec> weight_specs(const ModelConfig& config);
 
 /// Sets the elements of a tensor (f32, f64 or bf16) to those of a file, each rounded once to nearest even, through a buffer of a
-/// few megabytes, or of the whole tensor where the file has it transposed. Error(code data) naming the tensor where a value is, or becomes
-/// in that type, NaN or infinite.
-void read_tensor(Ops& ops, const Tensor& to, const SafetensorsFile& file, const TensorInfo& tensor, bool transposed = false);
+/// few megabytes, or of the whole tensor where the file has it transposed. first_row: of the file's tensor, where `to` is a part of its
+/// rows. Error(code data) naming the tensor where a value is, or becomes in that type, NaN or infinite.
+void read_tensor(Ops& ops, const Tensor& to, const SafetensorsFile& file, const TensorInfo& tensor, bool transposed = false,
+                 std::int64_t first_row = 0);
 
 /// The files that the weights of a folder are read from, whether they are there or not: model.safetensors, else the index and the shards
 /// that it names; model.safetensors where there is neither. Error(code data) for an index that is none.

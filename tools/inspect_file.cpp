@@ -14,7 +14,9 @@
 #include "engine/files/hub.h"
 #include "engine/files/json.h"
 #include "engine/files/safetensors.h"
+#include "models/adapter.h"
 #include "models/config.h"
+#include "models/upstream.h"
 #include "models/weights.h"
 
 namespace kava {
@@ -55,12 +57,11 @@ NotFinite scan(const SafetensorsFile& file, const TensorInfo& tensor) {
   return out;
 }
 
-SafetensorsFile list_safetensors(const fs::path& path) {
-  SafetensorsFile file = SafetensorsFile::open(path.string());
+void list_tensors(const SafetensorsFile& file) {
   NotFinite all;
   std::int64_t elements = 0;
   std::uint64_t bytes = 0;
-  fmt::print("{}\n", shown_path(path));
+  fmt::print("{}\n", shown_path(file.path()));
   for (const auto& [key, value] : file.metadata()) fmt::print("  metadata {} = {}\n", escaped(key), escaped(value));
   for (const TensorInfo& t : file.tensors()) {
     const NotFinite found = scan(file, t);
@@ -73,6 +74,11 @@ SafetensorsFile list_safetensors(const fs::path& path) {
     bytes += t.end - t.begin;
   }
   fmt::print("  {} tensors, {} elements, {} bytes, nan {}, inf {}\n", file.tensors().size(), elements, bytes, all.nan, all.inf);
+}
+
+SafetensorsFile list_safetensors(const fs::path& path) {
+  SafetensorsFile file = SafetensorsFile::open(path.string());
+  list_tensors(file);
   return file;
 }
 
@@ -147,7 +153,9 @@ void check_kava_tensors(const SafetensorsFile& file) {
 
 void list_adapter(const fs::path& folder) {
   const AdapterConfig config = read_adapter_config(folder / "adapter_config.json");
-  check_lora(list_safetensors(folder / "adapter_model.safetensors"), config);
+  const SafetensorsFile file = open_adapter_file(folder.string());
+  list_tensors(file);
+  check_lora(file, config);
   fmt::print("{}: LoRA adapter of rank {} on {}\n", shown_path(folder), config.rank,
              escaped(fmt::format("{}", Json(config.targets).dump()), 400));
 }
@@ -160,9 +168,17 @@ void list_model(const fs::path& folder) {
              config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim, config.vocab);
 }
 
+void list_upstream(const fs::path& folder) {
+  const UpstreamAdapter adapter = UpstreamAdapter::open(folder.string());
+  list_tensors(adapter.file());
+  const bool pccot = adapter.program() == UpstreamAdapter::Program::pccot;
+  fmt::print("{}: LoRA and new tokens as the program of {} writes them\n", shown_path(folder), pccot ? "PCCoT" : "CODI");
+}
+
 // An adapter folder or a model folder, each with kava.safetensors where the method has latents.
 void list_weights_folder(const fs::path& folder) {
-  if (is_there(folder / "adapter_config.json")) list_adapter(folder);
+  if (UpstreamAdapter::is_at(folder.string())) list_upstream(folder);
+  else if (is_there(folder / "adapter_config.json")) list_adapter(folder);
   else if (is_there(folder / "config.json")) list_model(folder);
   else fail(folder, "is no run, checkpoint, adapter or model folder", "give one of these or a safetensors file");
   if (is_there(folder / "kava.safetensors")) check_kava_tensors(list_safetensors(folder / "kava.safetensors"));

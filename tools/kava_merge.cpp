@@ -11,6 +11,7 @@
 #include "engine/files/paths.h"
 #include "models/merge.h"
 #include "models/open_model.h"
+#include "models/upstream.h"
 #include "tools/choice_option.h"
 #include "tools/command.h"
 #include "tools/device.h"
@@ -28,7 +29,7 @@ struct MergeCommand {
 
 // What lies beside the merged weights and has no place in them.
 void print_left_out(const fs::path& adapter) {
-  if (is_there(adapter / "kava.safetensors"))
+  if (is_there(adapter / "kava.safetensors") || UpstreamAdapter::is_at(adapter.string()))
     fmt::print(
         "the rows of bot, eot and latent and the latents' projection are no part of a plain model and were left out: the folder writes\n"
         "its chain of thought\n");
@@ -53,8 +54,12 @@ Opened open_input(const MergeCommand& command) {
     throw Error(Exit::data, shown_path(given), "is a plain model folder: there is nothing to merge",
                 "give a run, a checkpoint or an adapter");
   fmt::print("{}\n", opened.weights);
-  const bool all = opened.config.train.trainable == Trainable::all;
-  return {all ? MergeInput{base, adapter, "", 1, false} : peft_merge_input(adapter, base), adapter, opened.lock};
+  const auto input = [&]() -> MergeInput {
+    if (opened.config.train.trainable == Trainable::all) return {base, adapter, "", 1, false};
+    const bool of_peft = is_there(opened.adapter / "adapter_config.json");
+    return of_peft ? peft_merge_input(adapter, base) : codi_merge_input(adapter, base, opened.config);
+  };
+  return {input(), adapter, opened.lock};
 }
 
 /// The new folder, made and locked: of several that would write it at a time the first one does.

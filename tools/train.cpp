@@ -20,6 +20,7 @@
 #include "models/traces.h"
 #include "models/train_samples.h"
 #include "models/trainer.h"
+#include "models/upstream.h"
 #include "models/validation.h"
 #include "tools/op_check.h"
 #include "tools/plan.h"
@@ -127,6 +128,9 @@ class Run {
 
   void prepare(const std::optional<Continued>& before, TrainingState& state) {
     if (before) require_contents_there(config_);
+    else if (const std::string& adapter = config_.model.adapter; !adapter.empty() && UpstreamAdapter::is_at(adapter))
+      throw Error(Exit::data, shown_path(adapter), "holds parts of its base, which an adapter trained from it would lack",
+                  "make a base of it with kava_merge, and name that in model.path");
     text_ = open_text_model(config_.model.path);
     text_.shape.require_for_training(config_.model.dropout);
     if (!text_.note.empty() && comm_.leads()) print_note(text_.note);

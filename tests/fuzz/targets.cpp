@@ -11,11 +11,13 @@
 #include "engine/files/checkpoint.h"
 #include "engine/files/json.h"
 #include "engine/files/safetensors.h"
+#include "engine/files/torch_file.h"
 #include "engine/text/split_pattern.h"
 #include "engine/text/tokenizer.h"
 #include "models/config.h"
 #include "models/merge.h"
 #include "models/training_state.h"
+#include "models/upstream.h"
 #include "models/weights.h"
 #include "tests/folders.h"
 
@@ -37,14 +39,34 @@ FuzzTarget of_file(std::string name, std::vector<std::string> endings, const std
 
 std::string folder_of(const std::string& path) { return fs::path(path).parent_path().string(); }
 
-void read_safetensors(const std::string& path) {
-  const SafetensorsFile file = SafetensorsFile::open(path);
+void read_values(const SafetensorsFile& file) {
   std::vector<float> values;
   for (const TensorInfo& t : file.tensors()) {
     if (t.count() > 1 << 16 || !SafetensorsFile::is_floating(t)) continue;
     values.resize(static_cast<std::size_t>(t.count()));
     file.read_as(t, DType::f32, values.data());
   }
+}
+
+void read_safetensors(const std::string& path) { read_values(SafetensorsFile::open(path)); }
+
+void read_torch(const std::string& path) { read_values(open_torch_file(path)); }
+
+// CODI's weights: all that is asked of them on a base.
+void read_upstream(const std::string& folder, const std::string& base) {
+  if (!UpstreamAdapter::is_at(folder)) return;
+  const UpstreamAdapter adapter = UpstreamAdapter::open(folder);
+  const ModelConfig shape = ModelConfig::load(base);
+  adapter.rows(shape);
+  for (const WeightSpec& spec : weight_specs(shape)) adapter.base_tensor(spec, shape);
+}
+
+void read_pccot(const std::string& folder) {
+  const float row = 1;
+  overwrite(fs::path(folder) / "adapter_config.json", R"({"trainable_token_indices": {"embed_tokens": [61, 62, 63]}})");
+  write_safetensors(folder + "/adapter_model.safetensors",
+                    {{"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "F32", {1, 1}, &row}});
+  UpstreamAdapter::open(folder);
 }
 
 void read_tokenizer(const std::string& path) {
@@ -72,6 +94,10 @@ std::vector<FuzzTarget> fuzz_targets(const fs::path& models) {
       of_file("config", {".toml"}, "a.toml", [](const std::string& path) { load_config(path); }),
       of_file("toml", {".toml"}, "a.toml", [](const std::string& path) { read_toml(path); }),
       of_file("safetensors", {".safetensors"}, "a.safetensors", read_safetensors),
+      of_file("torch", {".bin"}, "a.bin", read_torch),
+      of_file("upstream", {"model.safetensors"}, "model.safetensors",
+              [llama](const std::string& path) { read_upstream(folder_of(path), llama); }),
+      of_file("pccot_args", {"pccot_args.json"}, "pccot_args.json", [](const std::string& path) { read_pccot(folder_of(path)); }),
       of_file("model_config", {"config.json"}, "config.json", [](const std::string& path) { ModelConfig::load(folder_of(path)); }),
       of_file("tokenizer", {"tokenizer.json"}, "tokenizer.json", read_tokenizer),
       of_file("manifest", {"manifest.json"}, "manifest.json", [](const std::string& path) { open_checkpoint(folder_of(path)); }),

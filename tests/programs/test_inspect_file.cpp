@@ -26,6 +26,13 @@ void make_adapter(const fs::path& folder, std::int64_t rank = 2, const std::stri
 
 }  // namespace
 
+TEST_CASE("kava_inspect file says whose program wrote an adapter") {
+  const Ended run = inspect("file '" + source_dir() + "/tests/errors/adapters/codi'");
+  CHECK(run.err.empty());
+  CHECK(run.out.find("codi.base_model.model.model.embed_tokens.weight  BF16  [64, 16]\n") != std::string::npos);
+  CHECK(run.out.ends_with("adapters/codi: LoRA and new tokens as the program of CODI writes them\nok\n"));
+}
+
 TEST_CASE("kava_inspect file lists tensors and counts what is not finite") {
   TempFolder folder;
   const float values[] = {1, NAN, -INFINITY, INFINITY, 2};
