@@ -6,6 +6,7 @@
 * Bases whose config.json names another type than F32, trained with train.trainable = "all": the written folder has every tokenizer file of
   the base, transformers loads it in the type of its weights, and its logits are those of kava.
 * Models in forms that transformers reads without writing them (FORMS): equal logits.
+* Adapters whose adapter_config.json says with other keys what it could leave out (ADAPTERS): the logits of PEFT's model.
 
 Ends with 1 on a difference, with 4 (skipped) where a package or a program is missing.
 """
@@ -94,13 +95,13 @@ def base_files():
             "additional_chat_templates/tool.jinja": "{{ tools }}"}
 
 
-def compare_logits(binaries, root, folder):
+def compare_logits(binaries, root, folder, adapter=None):
     """Logits of the first rows of root/run.toml by both; what is wrong, or nothing."""
     import safetensors.numpy
     import torch
 
     ended = run(binaries / "kava_inspect", "step", root / "run.toml", "--set", "model.init=pretrained", "--set", f"model.path={folder}",
-                "--out", root / "step.safetensors", "--threads", 1)
+                *(["--adapter", adapter] if adapter else []), "--out", root / "step.safetensors", "--threads", 1)
     if ended.returncode:
         return ended.stderr
     step = safetensors.numpy.load_file(root / "step.safetensors")
@@ -108,6 +109,10 @@ def compare_logits(binaries, root, folder):
     model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), attn_implementation="eager", **options).eval()
     if model.dtype != torch.float32:
         return f"transformers loads {model.dtype}"
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter)).eval()
     rows = []
     for sample in range(4):
         question, trace, answer = (step[f"ids.{part}"][slice(*step[f"ids.{part}_offsets"][sample:sample + 2])].tolist()
@@ -138,10 +143,49 @@ FORMS = {
     "the tied head alone": ("llama", {}, head_alone),
     "a Qwen2 saved without its head": ("qwen2", {"architectures": ["Qwen2Model"]}, headless),
     "a window in which no layer slides": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}, str),
+    "dropout, which only training has": ("llama", {"attention_dropout": 0.5}, str),
+    "dropout of a Qwen2": ("qwen2", {"attention_dropout": 0.5}, str),
+    "swish of a Qwen2": ("qwen2", {"hidden_act": "swish"}, str),
+    "swish of a Qwen3": ("qwen3", {"hidden_act": "swish"}, str),
+    "linear positions by 1 of a Qwen2": ("qwen2", {"rope_scaling": {"rope_type": "linear", "factor": 1.0}}, str),
+    "the architecture of a Qwen2 without a head": ("qwen2", {"architectures": ["Qwen2Model"]}, str),
+    "a Qwen3 saved without its head": ("qwen3", {"architectures": ["Qwen3Model"]}, headless),
+    "metadata that is null": ("llama", {}, str, lambda header: header | {"__metadata__": None}),
+}
+
+# Changes of adapter_config.json that change no adapter.
+ADAPTERS = {
+    "modules excluded that are none": {"exclude_modules": ["lm_head", "up_proj"]},
+    "targets as a pattern": {"target_modules": r"model\.layers\.\d+\.self_attn\.[qkvo]_proj"},
+    "every layer by its number": {"layers_to_transform": [1, 0]},
+    "a rank that is r": {"rank_pattern": {"q_proj": 2}},
+    "an alpha that is lora_alpha": {"alpha_pattern": {".*v_proj": 3}},
 }
 
 
-def check_form(binaries, root, family, changes, renamed):
+def change_header(path, change):
+    """Writes a safetensors file's header anew."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(change(json.loads(content[8:end]))).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+
+
+def write_run(root, method_keys=""):
+    write(root, {"run.toml": f'method = "full_cot"\n[model]\npath = "base"\ndtype = "f32"\ndropout = "off"\n[data]\n'
+                             f'train = ["{GOLDEN}/data/rows.jsonl"]\n[train]\nbatch = 4\n[lora]\ndropout = 0.0\n{method_keys}'})
+
+
+def check_adapter(binaries, root, family, changes):
+    """A tiny adapter with another adapter_config.json; what is wrong, or nothing."""
+    source, adapter = GOLDEN / "adapters" / family, root / "adapter"
+    write(adapter, {"adapter_config.json": json.loads((source / "adapter_config.json").read_text()) | changes})
+    (adapter / "adapter_model.safetensors").write_bytes((source / "adapter_model.safetensors").read_bytes())
+    write_run(root, "rank = 2\nalpha = 3.0\n")
+    return compare_logits(binaries, root, GOLDEN / "models" / family, adapter)
+
+
+def check_form(binaries, root, family, changes, renamed, change=None):
     """A tiny model in another form; what is wrong, or nothing."""
     import safetensors.numpy
 
@@ -149,8 +193,9 @@ def check_form(binaries, root, family, changes, renamed):
     write(root / "base", {"config.json": json.loads((source / "config.json").read_text()) | changes})
     tensors = safetensors.numpy.load_file(source / "model.safetensors")
     safetensors.numpy.save_file({renamed(name): t for name, t in tensors.items()}, root / "base" / "model.safetensors", {"format": "pt"})
-    write(root, {"run.toml": f'method = "full_cot"\n[model]\npath = "base"\ndtype = "f32"\n[data]\ntrain = ["{GOLDEN}/data/rows.jsonl"]\n'
-                             '[train]\nbatch = 4\n[lora]\ndropout = 0.0\n'})
+    if change:
+        change_header(root / "base" / "model.safetensors", change)
+    write_run(root)
     return compare_logits(binaries, root, root / "base")
 
 
@@ -204,6 +249,18 @@ def main():
             checked, failed = checked + 1, failed + bool(wrong)
             if wrong:
                 print(f"{name}: {wrong}")
+        try:
+            import peft  # noqa: F401
+        except ImportError as missing:
+            print(f"adapters were not compared: {missing}")
+        else:
+            for family in ("llama", "qwen2", "qwen3"):
+                for name, changes in ADAPTERS.items():
+                    with tempfile.TemporaryDirectory() as root:
+                        wrong = check_adapter(binaries, pathlib.Path(root), family, changes)
+                    checked, failed = checked + 1, failed + bool(wrong)
+                    if wrong:
+                        print(f"{family}, {name}: {wrong}")
     print(f"{checked} checks with transformers {transformers.__version__}, {failed} failed")
     return 1 if failed else 0
 
