@@ -11,8 +11,8 @@ namespace {
 constexpr auto kPause = std::chrono::seconds(5);
 }
 
-ProgressFile::ProgressFile(std::filesystem::path run, int64_t first_step, int64_t total_steps)
-    : path_(std::move(run) / "progress.json"),
+ProgressFile::ProgressFile(const std::filesystem::path& run, int64_t first_step, int64_t total_steps)
+    : path_(run / "progress.json"),
       first_step_(first_step),
       total_steps_(total_steps),
       start_(std::chrono::steady_clock::now()),

@@ -9,7 +9,7 @@ namespace kava {
 
 class ProgressFile {
  public:
-  ProgressFile(std::filesystem::path run, int64_t first_step, int64_t total_steps);
+  ProgressFile(const std::filesystem::path& run, int64_t first_step, int64_t total_steps);
 
   /// Rewrites the file where the last time is 5 seconds ago, and at the last step.
   void step(const StepReport& report, const Speed& speed);
