@@ -28,9 +28,10 @@ class StepRun {
     OpCounter::Counts asked;
   };
 
-  Result step(int64_t stage, bool reset) {
+  Result step(int64_t stage, bool reset, bool counted) {
     OpCounter counter(ops_);
-    const Observed observed(ops_, counter);
+    std::optional<Observed> observed;
+    if (counted) observed.emplace(ops_, counter);
     const auto begin = Clock::now();
     if (reset) model_.parameters.reset_moments();
     const Recipe recipe = recipe_of(what_.config, stage);
@@ -91,21 +92,24 @@ MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* 
   if (lines)
     fmt::print(lines, "\nstep: {}, bf16, batch {}, method {}, {:.1f} GFLOP a sample at least; ready after {:.1f} s\n", what.name,
                what.samples.size(), name_of(what.config.method), result.flops / batch / 1e9, seconds_since(start));
-  if (what.stage_before >= 0) run.step(what.stage_before, false), run.step(what.stage_before, false);
-  for (int i = 0; i <= steps + (apart ? 1 : 0); ++i) {
-    const bool timed_by_op = apart && i > steps;
-    if (timed_by_op) observed.emplace(ops, timer);
+  if (what.stage_before >= 0) run.step(what.stage_before, false, !apart), run.step(what.stage_before, false, !apart);
+  for (int i = 0; i <= steps; ++i) {
     timer.clear();
-    const StepRun::Result r = run.step(what.stage, i == 0 && what.stage_before >= 0);
-    if (i > 0)
-      for (const auto& [op, t] : timer.times()) result.ops[op] += t.seconds / (apart ? 1 : steps);
+    const StepRun::Result r = run.step(what.stage, i == 0 && what.stage_before >= 0, !apart);
+    for (const auto& [op, t] : timer.times())
+      if (i > 0) result.ops[op] += t.seconds / steps;
     result.asked = r.asked;
-    if (timed_by_op) break;
     if (lines)
       fmt::print(lines, "step {}: {:.3f} s, {:.1f} samples/s, loss {:.4f}, grad norm {:.3f}\n", i, r.seconds, batch / r.seconds, r.loss,
                  r.norm);
     if (i > 0) result.seconds.push_back(r.seconds);
     if (i == 0 && what.stage_before >= 0) result.after_change = r.seconds;
+  }
+  if (apart) {
+    for (int i = 0; i < steps; ++i) result.one_by_one.push_back(run.step(what.stage, false, true).seconds);
+    observed.emplace(ops, timer);
+    result.asked = run.step(what.stage, false, true).asked;
+    for (const auto& [op, t] : timer.times()) result.ops[op] = t.seconds;
   }
   result.peak_bytes = run.peak_bytes();
   return result;

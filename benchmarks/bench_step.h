@@ -24,6 +24,7 @@ struct StepCase {
 struct MeasuredStep {
   double flops = 0;                   // the fewest that the step takes (models/flops.h)
   std::vector<double> seconds;        // of the steps after the first
+  std::vector<double> one_by_one;     // of as many whose kernels a device launches one by one; empty on the cpu
   double after_change = 0;            // seconds of the first step of the stage, the reset included; 0 without stage_before
   std::map<std::string, double> ops;  // seconds of a step, by op
   int64_t peak_bytes = 0;             // of the step's arena
@@ -34,7 +35,8 @@ struct MeasuredStep {
 };
 
 /// Runs 1 + steps steps of which the first warms up. lines: where the head line and a line for each step go; nullptr: nowhere.
-/// The ops of a device are timed in a further step of their own, as waiting for each of them would slow it down.
+/// A device's steps are made again with an observer, so that no pass is launched as a whole, and its ops are timed in one more, as waiting
+/// for each of them would slow it down.
 MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* lines);
 
 /// Cases side by side: each is measured in turn, in `rounds` rounds, and counts by its fastest step.

@@ -1,5 +1,5 @@
 // kava_bench: the ops and the whole step of a backend against what the machine can do, measured in the same run.
-#include <fmt/core.h>
+#include <fmt/format.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -13,16 +13,16 @@
 #include <stdexcept>
 
 #include "benchmarks/bench_comm.h"
+#include "benchmarks/bench_rivals.h"
 #include "benchmarks/bench_shapes.h"
 #include "benchmarks/bench_step.h"
 #include "benchmarks/bench_tokenizer.h"
 #include "benchmarks/kernel_counts.h"
-#include "engine/clock.h"
+#include "benchmarks/measuring.h"
 #include "engine/device/cuda_module.h"
 #include "engine/device/host.h"
 #include "engine/files/files.h"
 #include "engine/files/json.h"
-#include "engine/rng.h"
 #include "engine/text/split_pattern.h"
 #include "models/kava.h"
 #include "tools/choice_option.h"
@@ -35,24 +35,6 @@ namespace kava {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-/// Seconds a call: the median of five rounds, each of at least 50 ms. What a device was asked for is waited for once a round.
-template <class F>
-double time_of(Ops& ops, F&& run) {
-  auto seconds_of = [&](int64_t calls) {
-    ops.finish();
-    const auto start = Clock::now();
-    for (int64_t i = 0; i < calls; ++i) run();
-    ops.finish();
-    return seconds_since(start) / static_cast<double>(calls);
-  };
-  seconds_of(1);
-  const int64_t calls = std::clamp<int64_t>(std::lround(0.05 / seconds_of(1) + 0.5), 1, 10000);
-  std::vector<double> rounds;
-  for (int round = 0; round < 5; ++round) rounds.push_back(seconds_of(calls));
-  std::ranges::nth_element(rounds, rounds.begin() + 2);
-  return rounds[2];
-}
-
 // A whole step beside others.
 struct Compared {
   std::string name, shape;
@@ -89,6 +71,7 @@ class Bench {
     attention_ops();
     objective_ops();
     if (counts_) return;
+    if (ops_.name() != "cpu") rivals();
     if (wanted("step")) step();
     // Comparisons take minutes: only where they are asked for.
     if (asked("method", method_cases(shapes_))) methods();
@@ -98,23 +81,14 @@ class Bench {
 
   const std::vector<Result>& results() const { return results_; }
   const std::vector<Compared>& compared() const { return compared_; }
+  const std::vector<std::string>& missing() const { return missing_; }
   double step_share() const { return step_share_; }
   const OpCounter::Counts& step_asked() const { return asked_; }
 
  private:
   Tensor tensor(DType t, int64_t rows, int64_t cols, double scale = 1) {
-    Tensor x = arena_.alloc(t, rows, cols);
-    if (counts_) return x;  // counts do not depend on values
-    std::vector<float> host(static_cast<std::size_t>(x.count()));
-    const auto key = philox_key(Purpose::bench, 1);
-    for (std::size_t i = 0; i < host.size(); ++i) {
-      const auto w = philox({static_cast<uint32_t>(i / 2), static_cast<uint32_t>(i >> 33), 0, 0}, key);
-      host[i] = static_cast<float>(scale * normal_pair(w[0], w[1])[i % 2]);
-    }
-    const Tensor wide = arena_.alloc(DType::f32, rows, cols);
-    ops_.upload(wide, host.data());
-    ops_.copy(x, wide);
-    return x;
+    // Counts do not depend on values.
+    return counts_ ? arena_.alloc(t, rows, cols) : random_tensor(ops_, arena_, t, rows, cols, scale);
   }
 
   Tensor scalars(int64_t n) {
@@ -126,7 +100,11 @@ class Bench {
   void record(const std::string& name, double amount, bool is_flops, const std::function<void()>& body) {
     if (!wanted(name)) return;
     if (counts_) return counts_->count(ops_, name, is_flops ? amount / kMmaFlops : 0, body);
-    const double s = time_of(ops_, body), rate = amount / s / 1e9, ceiling = is_flops ? matrix_rate_ : copy_rate_;
+    report(name, time_of(ops_, body), amount, is_flops);
+  }
+
+  void report(const std::string& name, double s, double amount, bool is_flops) {
+    const double rate = amount / s / 1e9, ceiling = is_flops ? matrix_rate_ : copy_rate_;
     results_.push_back({name, s, amount, is_flops ? "GFLOP/s" : "GB/s", ceiling});
     fmt::print("{:<40} {:>10.3f} ms {:>9.1f} {:<8} {:>5.1f} %\n", name, s * 1e3, rate, is_flops ? "GFLOP/s" : "GB/s", 100 * rate / ceiling);
   }
@@ -295,11 +273,20 @@ class Bench {
     });
   }
 
+  void rivals() {
+    Rivals found = bench_rivals(ops_, shapes_, [&](const std::string& name) { return wanted(name); });
+    for (const Rivals::Row& r : found.rows) report(r.name, r.seconds, r.flops, true);
+    missing_ = std::move(found.missing);
+  }
+
   void step() {
     StepCase what{fmt::format("{}'s shape", shapes_.name == "smollm2" ? "SmolLM2-135M" : shapes_.name), bench_config(Method::kava, shapes_),
                   shapes_.model(), bench_samples(V, shapes_.batch)};
     what.config.train.recompute = recompute_;
     const MeasuredStep step = measure_step(ops_, what, 3, stdout);
+    if (!step.one_by_one.empty())
+      fmt::print("the fastest step: {:.3f} ms, kernels launched one by one: {:.3f} ms\n", step.fastest() * 1e3,
+                 *std::ranges::min_element(step.one_by_one) * 1e3);
     print_ops(step);
     asked_ = step.asked;
     fmt::print("asked for in a step: {} launches, {} calls of ops, {} uploads, {} reads, {} allocations\n", asked_.launches, asked_.calls,
@@ -392,6 +379,7 @@ class Bench {
   OpCounter::Counts asked_;
   std::vector<Result> results_;
   std::vector<Compared> compared_;
+  std::vector<std::string> missing_;  // rivals
 };
 
 struct BenchCommand {
@@ -406,6 +394,37 @@ SplitPattern filter_of(const BenchCommand& command) {
   } catch (const std::invalid_argument&) {
     throw Error(Exit::usage, "--filter", "\"" + escaped(command.filter) + "\" is not a regular expression", "give one, such as attention");
   }
+}
+
+void write_results(const std::string& file, const std::string& device, const Shapes& shapes, const Bench& bench,
+                   const std::optional<KernelCounts>& counts) {
+  require_printed();
+  Json out = Json::array();
+  for (const Result& r : bench.results())
+    out.push_back({{"name", r.name},
+                   {"device", device},
+                   {"shape", shapes.name},
+                   {"seconds", r.seconds},
+                   {"rate", r.amount / r.seconds / 1e9},
+                   {"unit", r.unit},
+                   {"ceiling", r.ceiling}});
+  if (bench.step_share() > 0) {
+    const OpCounter::Counts& asked = bench.step_asked();
+    out.push_back({{"name", "step"},
+                   {"device", device},
+                   {"shape", shapes.name},
+                   {"share", bench.step_share()},
+                   {"launches", asked.launches},
+                   {"calls", asked.calls},
+                   {"uploads", asked.uploads},
+                   {"reads", asked.reads},
+                   {"allocations", asked.allocations}});
+  }
+  for (const Compared& c : bench.compared())
+    out.push_back({{"name", c.name}, {"device", device}, {"shape", c.shape}, {"share", c.share}, {"of_first", c.of_first}});
+  if (counts)
+    for (const Json& of : counts->results()) out.push_back(of);
+  write_file(file, out.dump(2) + "\n");
 }
 
 int bench(const BenchCommand& command, Comm& comm, const World& world) {
@@ -439,35 +458,9 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
   }
   Bench bench(*ops, filter, !command.filter.empty(), recompute, shapes, model_shapes, nullptr);
   bench.run();
-  if (!command.json) return 0;
-  require_printed();
-  Json out = Json::array();
-  for (const Result& r : bench.results())
-    out.push_back({{"name", r.name},
-                   {"device", ops->name()},
-                   {"shape", shapes.name},
-                   {"seconds", r.seconds},
-                   {"rate", r.amount / r.seconds / 1e9},
-                   {"unit", r.unit},
-                   {"ceiling", r.ceiling}});
-  if (bench.step_share() > 0) {
-    const OpCounter::Counts& asked = bench.step_asked();
-    out.push_back({{"name", "step"},
-                   {"device", ops->name()},
-                   {"shape", shapes.name},
-                   {"share", bench.step_share()},
-                   {"launches", asked.launches},
-                   {"calls", asked.calls},
-                   {"uploads", asked.uploads},
-                   {"reads", asked.reads},
-                   {"allocations", asked.allocations}});
-  }
-  for (const Compared& c : bench.compared())
-    out.push_back({{"name", c.name}, {"device", ops->name()}, {"shape", c.shape}, {"share", c.share}, {"of_first", c.of_first}});
-  if (counts)
-    for (const Json& of : counts->results()) out.push_back(of);
-  write_file(*command.json, out.dump(2) + "\n");
-  return 0;
+  if (command.json) write_results(*command.json, ops->name(), shapes, bench, counts);
+  if (bench.missing().empty()) return 0;
+  throw Error(Exit::preflight, "rivals", fmt::format("{}", fmt::join(bench.missing(), "; ")), "install cuBLASLt of CUDA 13 and cuDNN 9");
 }
 
 }  // namespace

@@ -54,6 +54,11 @@ std::unique_ptr<Ops> make_cuda_ops(int number) {
 
 std::unique_ptr<Ops> make_dry_cuda_ops() { return std::unique_ptr<Ops>(loaded().module ? loaded().module->dry_ops() : nullptr); }
 
+CudaInside cuda_inside(Ops& ops) {
+  const CudaModule* cuda = loaded().module;
+  return cuda && ops.name() == cuda->name ? cuda->inside(ops) : CudaInside{};
+}
+
 int64_t free_memory(const Ops& ops) {
   const CudaModule* cuda = loaded().module;
   return cuda && ops.name() == cuda->name ? cuda->free_memory(ops) : available_memory();

@@ -6,6 +6,8 @@
 
 #include "engine/device/ops.h"
 
+struct CUstream_st;
+
 namespace kava {
 
 class Comm;
@@ -27,6 +29,14 @@ std::unique_ptr<Ops> make_cuda_ops(int number = 0);
 /// A dry backend, which needs neither device nor driver; null where this build has none.
 std::unique_ptr<Ops> make_dry_cuda_ops();
 
+/// What a comparison with other libraries asks of a cuda backend: the stream that its ops lie on, and whether cuBLASLt makes its large
+/// products. Of another backend null and false.
+struct CudaInside {
+  CUstream_st* stream = nullptr;
+  bool cublaslt = false;
+};
+CudaInside cuda_inside(Ops& ops);
+
 /// Bytes that a backend's memory can still give.
 int64_t free_memory(const Ops& ops);
 
@@ -43,6 +53,7 @@ struct CudaModule {
   std::string (*device_text)(int device);
   Ops* (*ops)(int device);
   Ops* (*dry_ops)();
+  CudaInside (*inside)(Ops& ops);
   int64_t (*free_memory)(const Ops& ops);
   DeviceLink* (*link)(Comm& comm, Ops& ops, std::string& why);
 };

@@ -24,6 +24,11 @@ Ops* make_dry_ops() { return new CudaOps(0, true); }
 
 DeviceLink* make_link(Comm& comm, Ops& ops, std::string& why) { return make_device_link(comm, static_cast<CudaOps&>(ops), why).release(); }
 
+CudaInside inside(Ops& ops) {
+  auto& cuda = static_cast<CudaOps&>(ops);
+  return {cuda.runtime().stream(), cuda.has_lt()};
+}
+
 int64_t free_bytes(const Ops& ops) { return static_cast<const CudaOps&>(ops).runtime().free_bytes(); }
 
 }  // namespace
@@ -37,6 +42,7 @@ const kava::CudaModule kava_cuda_module = {.name = kava::gpu_backend_name(),
                                            .device_text = kava::device_text,
                                            .ops = kava::make_ops,
                                            .dry_ops = kava::make_dry_ops,
+                                           .inside = kava::inside,
                                            .free_memory = kava::free_bytes,
                                            .link = kava::make_link};
 }

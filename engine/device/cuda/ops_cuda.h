@@ -25,6 +25,7 @@ class CudaOps final : public Ops {
   }
   const GpuRuntime& runtime() const { return *runtime_; }
   GpuRuntime& runtime() { return *runtime_; }
+  bool has_lt() const { return lt_ != nullptr; }
   const PassGraphs& graphs() const { return *graphs_; }
   bool queues() const override { return true; }
   int64_t launches() const override { return runtime_ ? runtime_->launches() : 0; }
