@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds NCCL from its source for the GPU architectures that are given, stripped, so that it can travel in an archive beside the programs.
+# Builds NCCL from its source for the GPU architectures that are given, stripped, so that it can travel in an archive beside the programs:
+# with the two collectives that kava calls, sums of f32 and broadcasts, in every algorithm and protocol (a quarter of the kernels).
 # From 2.30 on two ranks may share a GPU (NCCL_MULTI_RANK_GPU_ENABLE=1): what a machine with one GPU needs to try data parallel. Needs nvcc.
 # Usage: tools/build_nccl.sh SOURCE --out DIR [--arch 90] [--jobs N]
 #   SOURCE   a checkout of NCCL's repository, a bare one (its newest tag v2.*), or an archive of it (.tar.gz, .tar.xz, .zip)
@@ -49,7 +50,8 @@ version=$(sed -n 's/^NCCL_\(MAJOR\|MINOR\|PATCH\) *:= *//p' "$makefile/version.m
 mkdir "$work/include"
 find "$cuda/include/" -mindepth 1 -maxdepth 1 ! -name 'nccl*' -exec ln -s -t "$work/include" {} +
 echo "build_nccl: NCCL $version for compute capability $arch, $jobs jobs"
-make -C "$tree" -j "$jobs" src.build CUDA_HOME="$cuda" CUDA_INC="$work/include" NVCC_GENCODE="-gencode=arch=compute_$arch,code=sm_$arch" >"$work/log" 2>&1 ||
+make -C "$tree" -j "$jobs" src.build CUDA_HOME="$cuda" CUDA_INC="$work/include" ONLY_FUNCS='Broadcast * *|AllReduce Sum f32 * *' \
+  NVCC_GENCODE="-gencode=arch=compute_$arch,code=sm_$arch" >"$work/log" 2>&1 ||
   { tail -n 20 "$work/log" >&2; fail 'the build failed' 1; }
 mkdir -p "$out"
 strip --strip-unneeded -o "$out/libnccl.so.2.part" "$(readlink -f "$tree/build/lib/libnccl.so.2")"
