@@ -15,7 +15,8 @@ namespace kava {
 
 namespace {
 
-constexpr int kNormWarps = 8, kNormThreads = kNormWarps * kWarpSize;
+constexpr int kNormWarps = 8;
+[[maybe_unused]] constexpr int kNormThreads = kNormWarps * kWarpSize;  // where launch bounds mean something
 constexpr std::size_t kNormShared = 96 << 10;  // of a block, so that every GPU has it; rows of f32 with a gradient: 12,288 columns
 
 /// This warp's row, -1 beyond the last.

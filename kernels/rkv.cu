@@ -17,7 +17,7 @@ namespace kava {
 namespace {
 
 constexpr int kRkvThreads = 128, kRkvWarps = kRkvThreads / kWarpSize;
-constexpr int kRkvBlocks = 8;  // per SM at least; without a number ptxas spills for occupancy
+[[maybe_unused]] constexpr int kRkvBlocks = 8;  // per SM at least; without a number ptxas spills for occupancy
 constexpr double kNormEps = 1e-8;
 
 template <class T>
