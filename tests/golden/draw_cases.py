@@ -15,13 +15,12 @@ import subprocess
 import sys
 import tempfile
 
-import numpy as np
-
 SKIPPED = 4
 EXIT_DATA = 4
 GOLDEN = pathlib.Path(__file__).resolve().parent
 
 try:
+    import numpy as np
     import torch
     from safetensors.torch import load_file, save_file
 
