@@ -1,4 +1,5 @@
-// Memory between two guard pages: an access beyond its end, or before its first page, is a fault at the line that does it.
+// Memory between two guard pages: an access beyond its end, or before its first page, is a fault at the line that does it. Where it
+// has to begin at a multiple of `align`, up to as many bytes before the page behind it are not guarded.
 #pragma once
 #include <sys/mman.h>
 #include <unistd.h>
@@ -10,14 +11,14 @@ namespace simt {
 
 class GuardedBytes {
  public:
-  explicit GuardedBytes(std::size_t bytes) : bytes_(bytes) {
+  explicit GuardedBytes(std::size_t bytes, std::size_t align = 1) : bytes_(bytes) {
     const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE)), room = (bytes + page - 1) / page * page;
     mapped_ = room + 2 * page;
     void* p = mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
     begin_ = static_cast<unsigned char*>(p);
     if (room && mprotect(begin_ + page, room, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
-    data_ = begin_ + page + room - bytes;
+    data_ = begin_ + page + room - (bytes + align - 1) / align * align;
   }
   ~GuardedBytes() { munmap(begin_, mapped_); }
   GuardedBytes(const GuardedBytes&) = delete;

@@ -251,7 +251,7 @@ void run_blocks(Launch& launch, std::size_t count) {
   b.warps.resize(static_cast<std::size_t>((b.size + 31) / 32));
   b.order.resize(b.threads.size());
   b.turn.resize(b.threads.size());
-  b.smem = std::make_unique<GuardedBytes>(launch.smem);
+  b.smem = std::make_unique<GuardedBytes>(launch.smem, 16);  // as a GPU's begins
   const std::size_t most = watched().most_blocks, ran = watching() && most > 0 ? std::min(most, count) : count;
   if (watching()) {
     b.watcher = std::make_unique<Watcher>(
