@@ -35,7 +35,7 @@ std::string packed(const std::vector<DecodeResult>& results) {
 class Unpacker {
  public:
   explicit Unpacker(const std::string& bytes) : words_(bytes.size() / sizeof(int32_t)) {
-    std::memcpy(words_.data(), bytes.data(), words_.size() * sizeof(int32_t));
+    if (!words_.empty()) std::memcpy(words_.data(), bytes.data(), words_.size() * sizeof(int32_t));
   }
   bool more() const { return at_ < words_.size(); }
   DecodeResult next() {
