@@ -5,7 +5,8 @@
 #   test      the README's test command; the CUDA kernels must compile; whole: and every shape of plan_peak, 200 rounds of rank_failures
 #   emulated  the cuda backend on the kernels' emulator: its kernels, steps and counts, ranks over TCP that fail; whole: every test and
 #             count, 200 rounds of rank_links and of rank_failures over TCP
-#   mutants   three kernels broken in one place each, which the tests must notice; whole: in every place (tools/mutants.sh), hours
+#   mutants   the kernels broken in one place at a time, which the tests must notice: ten places of one source drawn by the commit; whole:
+#             every place (tools/mutants.py)
 #   cuda      nvcc for every target: the backend's module; whole: every program, and docs/kernels_table.md current and within its budgets
 #   asan      AddressSanitizer and UBSan over all but the longest tests; whole: every test and kill -9
 #   tsan      ThreadSanitizer over what has threads; whole: every test
@@ -101,9 +102,9 @@ lane_emulated() {
 }
 
 lane_mutants() {
-  tools/setup.sh
-  build emulated kava_tests
-  if [ "$short" = yes ]; then tools/mutants.sh --sample 3 --seed "$(date +%s)"; else tools/mutants.sh --all; fi
+  tools/setup.sh python3
+  build cpu kava_tests
+  if [ "$short" = yes ]; then tools/mutants.py --sample 10 --seed "$(git rev-parse HEAD)"; else tools/mutants.py --all; fi
 }
 
 lane_cuda() {
