@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kGainThreads) norm_gain_sum_kernel(float* dw, 
 
 template <class T, class G>
 void norm_gains(Stream stream, float* dw, float* db, float* workspace, const NormGradient<T, G>& p, int64_t rows, int64_t cols) {
-  if ((!dw && !db) || rows == 0) return;
+  if (!dw && !db) return;
   const int blocks = static_cast<int>(div_up(rows, int64_t{kGainRows}));
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(div_up(cols, int64_t{kWarpSize})));
   launch(stream, norm_gain_kernel<T, G>, grid, kGainThreads, 2 * kGainThreads * sizeof(float), workspace, p, rows, static_cast<int>(cols));

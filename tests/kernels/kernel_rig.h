@@ -23,6 +23,10 @@ class Device {
  public:
   /// aligned: bases and strides are multiples of 16 bytes; else they are odd numbers of elements.
   explicit Device(bool aligned) : aligned_(aligned) {}
+  /// All are aligned but matrix `number`, whose rows, or whose begin, are not.
+  enum class Odd { rows, begin };
+  Device(std::size_t number, Odd how) : aligned_(true), odd_(number), how_(how) {}
+  std::size_t matrices() const { return slots_.size(); }
 
   template <class T>
   Rows<const T> in(const Matrix& m) {
@@ -73,8 +77,9 @@ class Device {
   template <class T>
   Rows<T> place(int64_t rows, int64_t cols) {
     constexpr int64_t kSize = sizeof(T), kChunk = 16 / kSize;
-    const int64_t stride = aligned_ ? (cols + kChunk - 1) / kChunk * kChunk + kChunk : cols + (cols % 2 ? 4 : 3);
-    const int64_t front = aligned_ ? 64 : 64 + kSize, payload = ((rows - 1) * stride + cols) * kSize;
+    const bool odd = slots_.size() == odd_, odd_rows = !aligned_ || (odd && how_ == Odd::rows), odd_begin = !aligned_ || (odd && !odd_rows);
+    const int64_t stride = odd_rows ? cols + (cols % 2 ? 4 : 3) : (cols + kChunk - 1) / kChunk * kChunk + kChunk;
+    const int64_t front = odd_begin ? 64 + kSize : 64, payload = ((rows - 1) * stride + cols) * kSize;
     const int64_t bytes = front + payload;
     Slot& s = slots_.emplace_back(static_cast<std::size_t>(aligned_ ? (bytes + 15) / 16 * 16 : bytes));
     std::memset(s.memory.data(), 0xff, s.memory.size());
@@ -95,6 +100,8 @@ class Device {
   }
 
   bool aligned_;
+  std::size_t odd_ = static_cast<std::size_t>(-1);
+  Odd how_ = Odd::rows;
   std::deque<Slot> slots_;
 };
 

@@ -1,12 +1,17 @@
 // The CUDA kernels, run by the emulator, against the cpu backend in f64.
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 #include <random>
+#include <tuple>
+#include <utility>
 
 #include "kernels/dropout.h"
 #include "kernels/gemm.h"
+#include "kernels/gpu.h"
 #include "tests/kernels/kernel_rig.h"
 #include "tests/ops/group_rig.h"
 
@@ -329,9 +334,318 @@ TEST_CASE("attention kernels give the same output where no lse is wanted") {
   CHECK(output.operator()<float>(true) == output.operator()<float>(false));
 }
 
+TEST_CASE("attention gives queries and keys no gradient where all values are equal, whatever the size of scores") {
+  SKIP_IF_UNSUPPORTED();
+  simt::set_schedule({});
+  Random random(34);
+  // The sum of a row's weights is then as far from 1 as the rounding of lse, some 1e-4, makes it.
+  const AttentionCase c{long_segments(), {2, 1, 16}};
+  const Matrices in = {random.normal(77, 32, 400), random.normal(275, 16), Matrix(275, 16, 1),
+                       random.normal(77, 32),      Matrix(275, 16),        Matrix(275, 16)};
+  Device device(true);
+  const Matrices out = attention_kernels<float>(c, in, device);
+  for (std::size_t i : {2u, 3u})
+    for (double v : out[i].at) REQUIRE(std::fabs(v) < 1e-4);
+  // Each row adds its dout to the keys' dv, by weights whose sum is 1.
+  for (int64_t col = 0; col < 16; ++col) {
+    double sum = 0, want = 0;
+    for (int64_t r = 0; r < 275; ++r) sum += out[4](r, col);
+    for (int64_t r = 0; r < 76; ++r) want += in[3](r, col) + in[3](r, 16 + col);
+    REQUIRE(std::fabs(sum - want) < 1e-4);
+  }
+}
+
+TEST_CASE("kernels take any one matrix whose rows, or whose begin, are not aligned") {
+  SKIP_IF_UNSUPPORTED();
+  simt::set_schedule({});
+  auto check = [](const Matrices& exact, const Matrices& rounded, const std::function<Matrices(Device&)>& kernel) {
+    Device even(true);
+    kernel(even);
+    for (std::size_t number = 0; number < even.matrices(); ++number)
+      for (Device::Odd how : {Device::Odd::rows, Device::Odd::begin}) {
+        INFO("matrix " << number << (how == Device::Odd::rows ? ", rows" : ", begin"));
+        Device device(number, how);
+        const Matrices got = kernel(device);
+        REQUIRE(device.guards_hold());
+        check_errors(got, exact, rounded, 1e-12);
+      }
+  };
+  Random random(35);
+  const AttentionCase c{tree(), {3, 1, 32}};
+  Matrices in = {random.normal(12, 96), random.normal(20, 32), random.normal(20, 32),
+                 random.normal(12, 96), random.normal(20, 32), random.normal(20, 32)};
+  for (Matrix& m : in) m = stored<bf16>(m);
+  check(attention_cpu(c, in), attention_reference<bf16, float>(c, in), [&](Device& d) { return attention_kernels<bf16>(c, in, d); });
+  for (GemmForm form : {GemmForm::nt, GemmForm::nn, GemmForm::tn}) {
+    INFO("form " << static_cast<int>(form));
+    const GemmCase product{form, 40, 72, 48, 24, false, true};
+    const Matrices operands = gemm_inputs<bf16>(product, 36);
+    check({gemm_reference<double>(product, operands, {}, 0.75)}, {gemm_reference<bf16>(product, operands, {}, 0.75)}, [&](Device& d) {
+      return Matrices{gemm_kernel<bf16>(d, product, operands, {0, 0}, 0.75)};
+    });
+  }
+  const Matrix z = stored<float>(random.normal(3, 40));
+  Matrix gradient(3, 40);
+  for (int64_t r = 0; r < 3; ++r) {
+    double sum = 0;
+    for (int64_t c = 0; c < 40; ++c) sum += std::exp(z(r, c));
+    for (int64_t c = 0; c < 40; ++c) gradient(r, c) = std::exp(z(r, c)) / sum - (c == 7 ? 1 : 0);
+  }
+  check({gradient}, {stored<bf16>(gradient)}, [&](Device& d) {
+    HeadOutputs<bf16> out;
+    out.dz = d.out<bf16>(3, 40);
+    head_rows<bf16>(nullptr, out, d.in<float>(z), d.index({7, 7, 7}), d.index({0, 0, 0}), {1, 1}, 3, 40);
+    return Matrices{read(out.dz, 3, 40)};
+  });
+}
+
+TEST_CASE("rows at multiples of 16 bytes are moved 16 bytes at a time") {
+  if (!simt::supported() || !simt::watchable()) SKIP("kernels tell their accesses in builds without a sanitizer alone");
+  simt::set_schedule({});
+  Random random(38);
+  const Matrix x = stored<bf16>(random.normal(32, 64));
+  auto requests = [&](bool aligned) {
+    Device device(aligned);
+    const Rows<bf16> y = device.out<bf16>(32, 64);
+    simt::take_counts();
+    simt::set_watched({.counts = true});
+    copy_rows<bf16, bf16>(nullptr, y, device.in<bf16>(x), 32, 64);
+    simt::set_watched({});
+    CHECK(read(y, 32, 64).at == x.at);
+    return simt::take_counts().at(0).total.requests;
+  };
+  CHECK(requests(true) == 2 * 32 * 64 / 8 / 32);
+  CHECK(requests(false) == 2 * 32 * 64 / 32);
+}
+
+TEST_CASE("products copy, meet and multiply no more than what is not zero by their bands") {
+  if (!simt::supported() || !simt::watchable()) SKIP("kernels tell their accesses in builds without a sanitizer alone");
+  simt::set_schedule({});
+  struct Stretch {
+    int64_t begin, end;
+  };
+  // Bands of the second product, and what of its k they need, in whole sixteens, for each tile of 64 columns.
+  struct Case {
+    int64_t m, n, k, k2;
+    std::vector<Band> bands;
+    std::vector<Stretch> stretches;
+  };
+  const Case cases[] = {{40, 72, 48, 0, {}, {}},
+                        {64, 128, 32, 0, {}, {}},
+                        {16, 192, 32, 128, {{0, 64, 0, 40}, {64, 160, 40, 96}}, {{0, 48}, {32, 96}, {32, 96}}},
+                        {97, 160, 16, 120, {{0, 100, 8, 56}, {100, 128, 64, 120}, {128, 160, 100, 120}}, {{0, 64}, {0, 120}, {96, 120}}},
+                        {16, 192, 32, 64, {{64, 128, 0, 64}}, {{0, 0}, {0, 64}, {0, 0}}}};
+  for (const Case& c : cases)
+    for (bool aligned : {true, false}) {
+      INFO(c.m << " x " << c.n << " x " << c.k << " + " << c.k2 << (aligned ? "" : ", odd"));
+      GemmCase product{GemmForm::nt, c.m, c.n, c.k, c.k2, false, false};
+      Matrices in = gemm_inputs<bf16>(product, 39);
+      auto in_band = [&](int64_t n, int64_t k) {
+        return std::any_of(c.bands.begin(), c.bands.end(),
+                           [&](const Band& b) { return n >= b.n_begin && n < b.n_end && k >= b.k_begin && k < b.k_end; });
+      };
+      for (int64_t n = 0; n < c.n && !c.bands.empty(); ++n)
+        for (int64_t k = 0; k < c.k2; ++k)
+          if (!in_band(n, k)) in[3](n, k) = 0;
+      int64_t copies = 0, barriers = 0, mma = 0;
+      for (int64_t row = 0; row < c.m; row += 64)
+        for (int64_t col = 0; col < c.n; col += 64) {
+          const int64_t warps = (std::min<int64_t>(64, c.m - row) + 31) / 32 * ((std::min<int64_t>(64, c.n - col) + 31) / 32);
+          auto add = [&](int64_t k) {
+            const int64_t steps = (k + 31) / 32;
+            copies += (steps + 2) * 2 * 64 * 32 / 8, barriers += steps + 1, mma += warps * steps * 2 * 2 * 4;
+          };
+          add(c.k);
+          if (c.k2 == 0) continue;
+          const Stretch s = c.bands.empty() ? Stretch{0, c.k2} : c.stretches[static_cast<std::size_t>(col / 64)];
+          add(s.end - s.begin);
+        }
+      product.bands = c.bands;
+      simt::take_counts();
+      simt::set_watched({.counts = true});
+      Device device(aligned);
+      const Matrix got = gemm_kernel<bf16>(device, product, in, {0, 0}, 1);
+      simt::set_watched({});
+      const simt::LaunchCounts counts = simt::take_counts().at(0);
+      CHECK(counts.copies == (aligned ? copies : 0));
+      CHECK(counts.barriers == barriers);
+      CHECK(counts.mma == mma);
+      CHECK(normalised_error(got, gemm_reference<bf16>(product, in, {}, 1)) < 1e-4);
+    }
+}
+
+TEST_CASE("tiles of 128 are taken from 2048 x 2048 on") {
+  if (!simt::supported() || !simt::watchable()) SKIP("kernels tell their accesses in builds without a sanitizer alone");
+  simt::set_schedule({});
+  for (int64_t n : {2040, 2048}) {
+    GemmBatch<bf16> batch;
+    Device device(true);
+    Gemm<bf16>& g = batch.gemms[batch.count++];
+    g.m = 2048, g.n = static_cast<int>(n), g.set = device.out<bf16>(2048, n);
+    g.then(device.in<bf16>(Matrix(2048, 16)), device.in<bf16>(Matrix(n, 16)), 16);
+    simt::take_counts();
+    simt::set_watched({.counts = true, .most_blocks = 1});
+    gemm<GemmForm::nt>(nullptr, batch);
+    simt::set_watched({});
+    CHECK(simt::take_counts().at(0).blocks == (n == 2048 ? 16 * 16 : 32 * 32));
+  }
+}
+
+TEST_CASE("attention copies, meets and multiplies no more than what its tiles see") {
+  if (!simt::supported() || !simt::watchable()) SKIP("kernels tell their accesses in builds without a sanitizer alone");
+  simt::set_schedule({});
+  Random random(37);
+  // Ends at and beside those of sixteens and of tiles; keys without queries; queries without keys before them.
+  Layout l{{{range(0, 64), 0, 64},
+            {range(64, 129), 64, 3},
+            {range(130, 162), 67, 16},
+            {range(0, 20), 83, 0},
+            {range(163, 291), 83, 33},
+            {range(300, 332), 116, 15}},
+           {0, 1, 4, 5, 6},
+           332,
+           132};
+  for (const Heads heads : {Heads{1, 1, 16}, Heads{4, 2, 32}, Heads{3, 1, 64}, Heads{2, 1, 128}}) {
+    INFO("heads " << heads.heads << "/" << heads.kv_heads << " of " << heads.dim);
+    struct Work {
+      int64_t copies = 0, barriers = 0, mma = 0;
+      bool operator==(const Work&) const = default;
+    } forward, queries, keys;
+    const int64_t D = heads.dim, group = heads.heads / heads.kv_heads, steps = D / 16, parts = D > 64 ? 2 : 1;
+    auto sixteens = [](int64_t n) { return (n + 15) / 16; };
+    for (const SegmentSpec& s : l.segments) {
+      const int64_t n = s.queries * group, all = std::ssize(s.keys);
+      auto seen = [&](int64_t row) { return all - s.queries + 1 + std::min(row, n - 1) / group; };
+      for (int64_t first = 0; first < n; first += 64) {
+        const int64_t tiles = (seen(first + 63) + 63) / 64;
+        forward.copies += (64 + tiles * 2 * 64) * D / 8, queries.copies += (2 * 64 + tiles * 2 * 64) * D / 8;
+        forward.barriers += 2 * tiles, queries.barriers += 2 * tiles;
+        for (int64_t row = first; row < std::min(first + 64, n); row += 16)
+          forward.mma += 4 * steps * sixteens(seen(row + 15)), queries.mma += 6 * steps * sixteens(seen(row + 15));
+      }
+      for (int64_t first_key = 0; n > 0 && first_key < all; first_key += 64) {
+        int64_t row = 0;
+        while (seen(row) <= first_key) ++row;
+        const int64_t tiles = (n + 31) / 32 - row / 32;
+        keys.copies += (2 * 64 + tiles * 2 * 32) * D / 8;
+        keys.barriers += (parts == 2 ? 3 : 2) * tiles;
+        for (int64_t key = first_key; key < std::min(first_key + 64, all); key += 16)
+          for (int64_t r = row / 32 * 32; r < n; r += 16)
+            if (seen(r + 15) > key) keys.mma += 8 * steps;
+      }
+    }
+    for (Work* w : {&forward, &queries, &keys})
+      for (int64_t* x : {&w->copies, &w->barriers, &w->mma}) *x *= heads.kv_heads;
+    const int64_t width = heads.heads * D, kv = heads.kv_heads * D;
+    const Matrices in = {random.normal(132, width), random.normal(332, kv), random.normal(332, kv),
+                         random.normal(132, width), Matrix(332, kv),        Matrix(332, kv)};
+    simt::take_counts();
+    simt::set_watched({.counts = true});
+    Device device(true);
+    attention_kernels<bf16>({l, heads}, in, device);
+    simt::set_watched({});
+    const std::vector<simt::LaunchCounts> counts = simt::take_counts();
+    REQUIRE(counts.size() == 4);
+    auto check = [](const simt::LaunchCounts& c, const Work& want) {
+      INFO(c.kernel);
+      CHECK(c.copies == want.copies);
+      CHECK(c.barriers == want.barriers);
+      CHECK(c.mma == want.mma);
+    };
+    check(counts[0], forward), check(counts[2], queries), check(counts[3], keys);
+  }
+}
+
+namespace {
+
+/// Counts what is launched on it and runs none of it.
+struct Unrun : CUstream_st {
+  int launches = 0;
+  void queue(std::function<void()>) override { ++launches; }
+  void queue_until(std::function<bool()>) override {}
+};
+
+}  // namespace
+
+TEST_CASE("kernels launch nothing where there is nothing to do") {
+  Unrun none;
+  const Rows<float> x{nullptr, 8};
+  const Rows<const float> cx = x;
+  const float weights[2] = {1, 1};
+  const RopeTables at{nullptr, cx, cx};
+  fill_rows<float>(&none, x, 0, 0, 8), fill_rows<float>(&none, x, 0, 3, 0), copy_rows<float, float>(&none, x, cx, 0, 8);
+  embed_bwd(&none, x, x, cx, nullptr, 0, 8), embed_bwd(&none, x, x, cx, nullptr, 3, 0);
+  add_rms_norm_fwd<float>(&none, x, {}, {}, cx, {}, nullptr, 0, 0, 8);
+  rms_norm_bwd<float, float>(&none, x, nullptr, nullptr, cx, cx, cx, nullptr, 0, 8);
+  add_layer_norm_fwd<float>(&none, x, {}, x, x, cx, {}, nullptr, nullptr, 0, 0, 8);
+  layer_norm_bwd<float, float>(&none, x, nullptr, nullptr, nullptr, cx, cx, cx, cx, nullptr, 0, 8);
+  rope<float, float>(&none, x, cx, nullptr, cx, cx, 0, 2, 8, false);
+  norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, 0, 2, 8);
+  norm_rope_bwd<float, float>(&none, x, nullptr, nullptr, cx, cx, cx, nullptr, at, 0, 2, 8);
+  head_rows<float>(&none, {}, cx, nullptr, nullptr, weights, 0, 8);
+  head_loss(&none, nullptr, nullptr, nullptr, 0), head_correct(&none, nullptr, nullptr, nullptr, 0);
+  distill<float>(&none, nullptr, {}, nullptr, cx, cx, nullptr, nullptr, GroupDistance::mse, 1, 1, 0, 4, 8);
+  bias_bwd<float>(&none, nullptr, cx, 0, 8), bias_bwd<float>(&none, nullptr, cx, 3, 0);
+  for (const auto& [samples, kv_heads] : {std::pair{0, 2}, {3, 0}}) {
+    RkvDims dims{.samples = samples, .heads = 2, .kv_heads = kv_heads, .head_dim = 8, .latents = 2, .trace_tokens = 4};
+    rkv_select<float>(&none, {}, nullptr, {}, dims);
+  }
+  for (const auto& [count, groups, queries] : {std::tuple{0, 1, 1}, {1, 0, 1}, {1, 1, 0}}) {
+    SegmentLists lists;
+    lists.count = count, lists.groups = groups, lists.most_queries = queries;
+    attention_fwd<bf16>(&none, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
+    attention_fwd<float>(&none, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
+    attention_bwd<bf16>(&none, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
+    attention_bwd<float>(&none, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
+  }
+  for (const auto& [m, n] : {std::pair{0, 3}, {3, 0}}) {
+    GemmBatch<float> batch;
+    batch.gemms[batch.count++].m = m, batch.gemms[0].n = n;
+    gemm<GemmForm::nt>(&none, batch);
+    gemm<GemmForm::nt>(&none, GemmBatch<float>{});
+  }
+  CHECK(none.launches == 0);
+  // What is left of a launcher's work.
+  auto launched = [&] { return std::exchange(none.launches, 0); };
+  moments<float>(&none, nullptr, nullptr, cx, nullptr, 0, 4, 8);
+  CHECK(launched() == 1);
+  sum_squares<float>(&none, nullptr, nullptr, static_cast<const float*>(nullptr), 0);
+  CHECK(launched() == 1);
+  adamw(&none, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, {}, 0);
+  CHECK(launched() == 1);
+  rms_norm_bwd<float, float>(&none, x, nullptr, nullptr, cx, cx, cx, nullptr, 3, 8);
+  CHECK(launched() == 1);
+  for (const auto& [w, b] : {std::pair{true, false}, {false, true}}) {
+    float gain;
+    layer_norm_bwd<float, float>(&none, x, w ? &gain : nullptr, b ? &gain : nullptr, nullptr, cx, cx, cx, cx, nullptr, 3, 8);
+    CHECK(launched() == 3);
+  }
+}
+
+TEST_CASE("kernels take the largest counts that they say, and refuse the next") {
+  Unrun none;
+  const Rows<float> x{nullptr, 8};
+  const Rows<const float> cx = x;
+  const int64_t most = int64_t{1} << 31;
+  CHECK_NOTHROW(copy_rows<float, float>(&none, x, cx, most - 1, 8));
+  CHECK_THROWS_AS((copy_rows<float, float>(&none, x, cx, most, 8)), std::invalid_argument);
+  CHECK_NOTHROW(copy_rows<float, float>(&none, x, cx, 1, kLongestRow));
+  CHECK_THROWS_AS((copy_rows<float, float>(&none, x, cx, 1, kLongestRow + 1)), std::invalid_argument);
+  // Of two bytes as many columns are filled in whole chunks; of four element by element.
+  CHECK_NOTHROW(fill_rows<bf16>(&none, {nullptr, 8}, {}, 1, kLongestRow));
+  CHECK_NOTHROW(fill_rows<float>(&none, x, 0, 1, kLongestRow));
+  CHECK_NOTHROW((rope<float, float>(&none, x, cx, nullptr, cx, cx, most - 1, 2, 8, false)));
+  CHECK_THROWS_AS((rope<float, float>(&none, x, cx, nullptr, cx, cx, most, 2, 8, false)), std::invalid_argument);
+  const RopeTables at{nullptr, cx, cx};
+  CHECK_NOTHROW(norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, most - 1, 8, 8));
+  CHECK_THROWS_AS(norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, most, 8, 8), std::invalid_argument);
+  for (const AttentionDims& dims : {AttentionDims{2, 2, 1, 1.f}, AttentionDims{1, 1, 128, 1.f}, AttentionDims{6, 3, 64, 1.f}})
+    CHECK_NOTHROW(attention_fwd<bf16>(&none, {}, {}, {}, {}, {}, {}, dims));
+}
+
 TEST_CASE("kernels refuse dimensions that they do not take and have nothing to do without rows") {
-  for (const AttentionDims& dims :
-       {AttentionDims{2, 1, 129, 1.f}, AttentionDims{2, 1, 0, 1.f}, AttentionDims{3, 2, 64, 1.f}, AttentionDims{0, 1, 64, 1.f}}) {
+  for (const AttentionDims& dims : {AttentionDims{2, 1, 129, 1.f}, AttentionDims{2, 1, 0, 1.f}, AttentionDims{3, 2, 64, 1.f},
+                                    AttentionDims{0, 1, 64, 1.f}, AttentionDims{2, 0, 64, 1.f}, AttentionDims{0, 0, 64, 1.f}}) {
     CHECK_THROWS_AS(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, dims), std::invalid_argument);
     CHECK_THROWS_AS(attention_bwd<float>(nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, dims), std::invalid_argument);
   }

@@ -1,6 +1,7 @@
 #include "engine/device/cuda/ops_cuda.h"
 #include "simt.h"
 #include "tests/ops/op_rig.h"
+#include "watch.h"
 
 namespace kava::test {
 
@@ -18,5 +19,7 @@ void take_schedule(int number) {
       {Order::forward, 0, true, false, 0}, {Order::reverse, 0, true, true, 0}, {Order::random, 4, false, true, 0}};
   simt::set_schedule(kTaken[number]);
 }
+
+void search_races(bool on) { simt::set_watched({.races = on && simt::watchable()}); }
 
 }  // namespace kava::test

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/device/ops.h"
+#include "guarded_bytes.h"
 
 namespace kava::test {
 
@@ -57,11 +58,24 @@ inline Ops& cpu(int threads) {
   return *ops;
 }
 
+/// The cuda backend on the emulator's device, whose memory is the host's; null where the emulator cannot run.
+Ops* emulated_cuda();
+std::unique_ptr<Ops> make_emulated_cuda();
+/// Takes a schedule for the launches that follow, 0 <= number < kSchedules.
+constexpr int kSchedules = 3;
+void take_schedule(int number);
+/// Whether launches that follow are searched for races, which makes them slow.
+void search_races(bool on);
+
 enum class Kind { storage, sum, i32, f64 };
 
-/// Tensors of one run of an op. Each lies in memory of its own, rows apart by `gap` elements, surrounded by bytes that must not change.
+/// Tensors of one run of an op. Each lies in pages of its own, its last element right before a guard page, rows apart by `gap` elements;
+/// before and between the rows lie bytes that must not change.
 class Rig {
  public:
+  /// A gap for rows that begin at multiples of eight elements.
+  static constexpr int64_t kToEights = -1;
+
   /// round_to: the type that storage and sum values are rounded to (storage itself, but for the f64 algorithm with rounded tensors).
   Rig(Ops& backend, DType storage, DType round_to, int64_t gap)
       : ops(backend), arena(backend), storage_(storage), round_to_(round_to), gap_(gap) {}
@@ -74,7 +88,7 @@ class Rig {
     Tensor t = place(m.rows, m.cols, kind, 0x5A);
     for (int64_t r = 0; r < m.rows; ++r)
       for (int64_t c = 0; c < m.cols; ++c) put(t, kind, r, c, m(r, c));
-    slots_.back().before = slots_.back().memory;
+    slots_.back().remember();
     return t;
   }
   Tensor in_out(const Matrix& m, Kind kind = Kind::storage) {
@@ -94,6 +108,17 @@ class Rig {
   }
   /// Without gaps, for ops that need it.
   Rig& packed() { return next_gap_ = 0, *this; }
+
+  /// Of the tensors to come number `tensor` alone has rows that begin anywhere, or begins anywhere itself: an element early.
+  enum class Odd { none, rows, begin };
+  void set_odd(std::size_t tensor, Odd how) { odd_tensor_ = tensor, odd_ = how; }
+  /// Numbers of the tensors whose rows consist of whole chunks of eight elements.
+  std::vector<std::size_t> chunked() const {
+    std::vector<std::size_t> numbers;
+    for (std::size_t i = 0; i < slots_.size(); ++i)
+      if (const Tensor& t = slots_[i].tensor; t.cols > 0 && t.cols % 8 == 0 && slots_[i].may_gap) numbers.push_back(i);
+    return numbers;
+  }
 
   /// Whether this is the f64 algorithm with rounded tensors; round() then rounds a tensor that the op stores on its way.
   bool emulates() const { return storage_ != round_to_; }
@@ -115,17 +140,15 @@ class Rig {
   std::vector<unsigned char> bytes() const {
     ops.finish();
     std::vector<unsigned char> all;
-    for (const Slot& s : slots_) all.insert(all.end(), s.memory.begin(), s.memory.end());
+    for (const Slot& s : slots_) all.insert(all.end(), s.memory.data(), s.memory.data() + s.memory.size());
     return all;
   }
   /// Nothing but the elements of outputs changed.
   bool guards_hold() const {
     ops.finish();
-    for (const Slot& s : slots_) {
-      if (s.memory == s.before) continue;
+    for (const Slot& s : slots_)
       for (std::size_t i = 0; i < s.memory.size(); ++i)
-        if (s.memory[i] != s.before[i] && (s.written.empty() || !s.written[i])) return false;
-    }
+        if (s.memory.data()[i] != s.before[i] && (s.written.empty() || !s.written[i])) return false;
     return true;
   }
 
@@ -134,26 +157,32 @@ class Rig {
 
  private:
   struct Slot {
-    std::vector<unsigned char> memory, before;
+    Slot(std::size_t bytes, Kind k) : memory(bytes), kind(k) { std::memset(memory.data(), 0xC3, bytes); }
+    void remember() { before.assign(memory.data(), memory.data() + memory.size()); }
+    simt::GuardedBytes memory;
+    std::vector<unsigned char> before;
     std::vector<char> written;  // empty: nothing may change
     Kind kind;
     Tensor tensor;
+    bool may_gap = true;
   };
-  static constexpr std::size_t kGuard = 80;  // so that rows without gaps lie at multiples of 16 bytes where their length allows it
+  static constexpr int64_t kGuard = 80;  // so that rows without gaps lie at multiples of 16 bytes where their length allows it
 
   Tensor place(int64_t rows, int64_t cols, Kind kind, unsigned char inside) {
     const DType t = type(kind);
-    const int64_t gap = next_gap_ >= 0 ? next_gap_ : gap_, stride = cols + gap, size = size_of(t);
+    const Odd odd = slots_.size() == odd_tensor_ && next_gap_ < 0 ? odd_ : Odd::none;
+    const int64_t to_eights = (8 - cols % 8) % 8, usual = gap_ == kToEights ? to_eights : gap_;
+    const int64_t gap = next_gap_ >= 0 ? next_gap_ : odd == Odd::rows ? usual + 3 : usual, stride = cols + gap, size = size_of(t);
+    // What of a last row's gap makes the first row begin at a multiple of 16 bytes, and an element behind one that begins early.
+    const int64_t behind = gap_ == kToEights ? to_eights : odd == Odd::begin ? 1 : 0;
+    const int64_t elements = rows > 0 ? (rows - 1) * stride + cols + behind : 0;
+    Slot& placed = slots_.emplace_back(static_cast<std::size_t>(kGuard + elements * size), kind);
+    placed.may_gap = next_gap_ < 0;
     next_gap_ = -1;
-    Slot s;
-    s.kind = kind;
-    s.memory.assign(kGuard * 2 + static_cast<std::size_t>(std::max<int64_t>(rows * stride, 1) * size), 0xC3);
-    slots_.push_back(std::move(s));
-    Slot& placed = slots_.back();
-    placed.tensor = {placed.memory.data() + kGuard, t, rows, cols, stride};
-    for (int64_t r = 0; r < rows; ++r)
-      std::memset(placed.memory.data() + kGuard + r * stride * size, inside, static_cast<std::size_t>(cols * size));
-    placed.before = placed.memory;
+    unsigned char* data = placed.memory.data() + kGuard;
+    placed.tensor = {data, t, rows, cols, stride};
+    for (int64_t r = 0; r < rows; ++r) std::memset(data + r * stride * size, inside, static_cast<std::size_t>(cols * size));
+    placed.remember();
     return placed.tensor;
   }
   void mark_written(const Tensor& t) {
@@ -161,8 +190,8 @@ class Rig {
     s.written.assign(s.memory.size(), 0);
     for (int64_t r = 0; r < t.rows; ++r)
       for (int64_t i = 0; i < t.cols * size_of(t.dtype); ++i)
-        s.written[kGuard + static_cast<std::size_t>(r * t.stride * size_of(t.dtype) + i)] = 1;
-    s.before = s.memory;
+        s.written[static_cast<std::size_t>(kGuard + r * t.stride * size_of(t.dtype) + i)] = 1;
+    s.remember();
   }
   Kind kind_of(const Tensor& t) const {
     for (const Slot& s : slots_) {
@@ -208,7 +237,17 @@ class Rig {
   std::deque<Slot> slots_;
   DType storage_, round_to_;
   int64_t gap_, next_gap_ = -1;
+  std::size_t odd_tensor_ = 0;
+  Odd odd_ = Odd::none;
 };
+
+/// The cpu backend in every storage type, and the emulated cuda backend in those that it has.
+inline std::vector<std::pair<Ops*, DType>> every_backend() {
+  std::vector<std::pair<Ops*, DType>> all = {{&cpu(2), DType::f64}, {&cpu(2), DType::f32}, {&cpu(2), DType::bf16}};
+  take_schedule(0);
+  if (emulated_cuda()) all.insert(all.end(), {{emulated_cuda(), DType::f32}, {emulated_cuda(), DType::bf16}});
+  return all;
+}
 
 using Matrices = std::vector<Matrix>;
 /// Places its inputs in the rig, calls the op and returns the outputs.
@@ -232,13 +271,6 @@ inline double normalised_error(const Matrix& y, const Matrix& x) {
   return square > 0 ? error / square : error;
 }
 
-/// The cuda backend on the emulator's device, whose memory is the host's; null where the emulator cannot run.
-Ops* emulated_cuda();
-std::unique_ptr<Ops> make_emulated_cuda();
-/// Takes a schedule for the launches that follow, 0 <= number < kSchedules.
-constexpr int kSchedules = 3;
-void take_schedule(int number);
-
 /// The error against f64 is at most twice that of the f64 algorithm with rounded tensors, plus a floor.
 inline void check_errors(const Matrices& got, const Matrices& exact, const Matrices& rounded, double floor) {
   for (std::size_t i = 0; i < got.size(); ++i) {
@@ -248,9 +280,10 @@ inline void check_errors(const Matrices& got, const Matrices& exact, const Matri
   }
 }
 
-/// Runs the op in f64, f32 and bf16 with 1, 2 and 3 threads, twice, with gaps between rows and without, and in f32 and bf16 on the emulated
-/// cuda backend under several schedules: guards hold, no output is NaN, the bytes of a backend are equal, and the errors are those of
-/// check_errors with a floor of 1e-12 (relative RMS 1e-6: sums in f32).
+/// Runs the op in f64, f32 and bf16 with 1, 2 and 3 threads, twice, with and without gaps between rows and with rows at multiples of eight
+/// elements, and in f32 and bf16 on the emulated cuda backend under several schedules, the first of which is searched for races: guards
+/// hold, no output is NaN, the bytes of a backend are equal, and the errors are those of check_errors with a floor of 1e-12 (relative RMS
+/// 1e-6: sums in f32). In bf16 on cuda then with one tensor after the other that begins, or whose rows begin, anywhere.
 /// tensor_cores: the op's products take operands that are rounded to bf16 on their way, which the f64 algorithm does not know; its bf16 is
 /// judged by tests/kernels.
 inline void check_op(const char* name, const Matrices& in, const OpRun& op, bool tensor_cores = false) {
@@ -258,7 +291,8 @@ inline void check_op(const char* name, const Matrices& in, const OpRun& op, bool
   for (DType storage : {DType::f64, DType::f32, DType::bf16}) {
     Rig rounded_rig(1, DType::f64, storage, 0);
     const Matrices rounded = read_all(rounded_rig, op(rounded_rig, in));
-    for (int64_t gap : {0, 3}) {
+    const bool on_cuda = emulated_cuda() && storage != DType::f64 && !(storage == DType::bf16 && tensor_cores);
+    for (int64_t gap : {int64_t{0}, int64_t{3}, Rig::kToEights}) {
       std::vector<unsigned char> first;
       auto run = [&](Ops& backend) {
         Rig rig(backend, storage, storage, gap);
@@ -269,17 +303,32 @@ inline void check_op(const char* name, const Matrices& in, const OpRun& op, bool
         check_errors(got, exact, rounded, storage == DType::f64 ? 1e-28 : 1e-12);
       };
       for (int threads : {1, 2, 3, 1}) {
+        if (gap == Rig::kToEights) break;
         INFO(name << " in " << name_of(storage) << ", " << threads << " threads, gap " << gap);
         run(cpu(threads));
       }
       first.clear();
-      for (int schedule = 0; schedule < kSchedules && emulated_cuda(); ++schedule) {
-        if (storage == DType::f64 || (storage == DType::bf16 && tensor_cores)) break;
+      for (int schedule = 0; schedule < (gap == Rig::kToEights ? 1 : kSchedules) && on_cuda; ++schedule) {
         INFO(name << " in " << name_of(storage) << ", emulated cuda, schedule " << schedule << ", gap " << gap);
         take_schedule(schedule);
+        search_races(schedule == 0);
         run(*emulated_cuda());
+        search_races(false);
       }
     }
+    if (!on_cuda || storage != DType::bf16) continue;
+    take_schedule(1);
+    Rig even(*emulated_cuda(), storage, storage, 0);
+    op(even, in);
+    for (std::size_t tensor : even.chunked())
+      for (Rig::Odd how : {Rig::Odd::rows, Rig::Odd::begin}) {
+        INFO(name << ", emulated cuda, tensor " << tensor << (how == Rig::Odd::rows ? " with odd rows" : " with an odd begin"));
+        Rig rig(*emulated_cuda(), storage, storage, 0);
+        rig.set_odd(tensor, how);
+        const Matrices got = read_all(rig, op(rig, in));
+        REQUIRE(rig.guards_hold());
+        check_errors(got, exact, rounded, 1e-12);
+      }
   }
 }
 

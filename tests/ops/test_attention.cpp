@@ -141,8 +141,9 @@ TEST_CASE("attention of a sample has the same bytes whatever samples stand besid
 }
 
 TEST_CASE("attention survives logits of any size") {
-  for (DType type : {DType::f32, DType::bf16, DType::f64}) {
-    Rig rig(1, type, type, 0);
+  for (auto [ops, type] : every_backend()) {
+    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    Rig rig(*ops, type, type, 0);
     const Matrices in = {Matrix(11, 4, 100), Matrix(20, 4, 100), Matrix(20, 4, 3)};
     Matrices opposite = in;
     for (int64_t r = 0; r < 20; r += 2)
@@ -161,9 +162,9 @@ TEST_CASE("attention that one key takes all of has no gradient to queries and ke
   for (double& v : in[0].at) v = 10 + v;
   for (int64_t r = 0; r < 8; ++r)
     for (int64_t c = 0; c < 16; ++c) in[1](r, c) += r == 0 ? 30 : -30;
-  for (DType type : {DType::f64, DType::f32, DType::bf16}) {
-    INFO(name_of(type));
-    Rig rig(1, type, type, 0);
+  for (auto [ops, type] : every_backend()) {
+    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    Rig rig(*ops, type, type, 0);
     const Matrices out = read_all(rig, attention_bwd(l, h)(rig, in));
     for (std::size_t i : {0u, 1u})
       for (double v : out[i].at) REQUIRE(v == 0);

@@ -51,31 +51,37 @@ TEST_CASE("moments and inverse_std are those of the valid rows, also far from ze
   REQUIRE(std::fabs(out[1](0, 0) * std::sqrt(squares / (n - 1)) - 1) < 1e-12);
 
   // f32 numbers whose spread is far below their mean.
-  Rig rig(2, DType::f32, DType::f32, 0);
   Matrix far(4, 64);
   for (std::size_t i = 0; i < far.at.size(); ++i) far.at[i] = 10000 + double(i % 4) / 64;
-  const Matrices got = read_all(rig, moments_call({4})(rig, {far}));
-  REQUIRE(std::fabs(got[0](0, 2) / (256 * 1.25 / 4096) - 1) < 1e-5);
+  for (auto [ops, type] : every_backend()) {
+    if (type == DType::bf16) continue;
+    Rig rig(*ops, type, type, 0);
+    const Matrices got = read_all(rig, moments_call({4})(rig, {far}));
+    REQUIRE(std::fabs(got[0](0, 2) / (256 * 1.25 / 4096) - 1) < 1e-5);
+  }
 }
 
 TEST_CASE("inverse_std pools rows of moments, and is 0 where the spread is zero or undefined") {
   Random random(37);
   const Matrix x = random.normal(24, 9, 1, 3);
-  Rig rig(1, DType::f64, DType::f64, 0);
-  Tensor tx = rig.in(x), three = rig.out(3, 3, Kind::sum), one = rig.out(1, 3, Kind::sum), full = rig.in(row_of({8}), Kind::i32);
-  Tensor whole = rig.in(row_of({24}), Kind::i32), pooled = rig.out(1, 1), direct = rig.out(1, 1);
-  for (int64_t l = 0; l < 3; ++l) rig.ops.moments(rig.arena, three.row_range(l, l + 1), tx.row_range(8 * l, 8 * l + 8), full);
-  rig.ops.moments(rig.arena, one, tx, whole);
-  rig.ops.inverse_std(pooled, three);
-  rig.ops.inverse_std(direct, one);
-  const double once = rig.read(direct)(0, 0);
-  REQUIRE(std::fabs(rig.read(pooled)(0, 0) / once - 1) < 1e-13);
-  rig.ops.inverse_std(direct, one, 2);
-  REQUIRE(std::fabs(rig.read(direct)(0, 0) / (once * once) - 1) < 1e-13);
+  for (auto [ops, type] : every_backend()) {
+    const double tolerance = type == DType::f64 ? 1e-13 : 1e-6;
+    Rig rig(*ops, type, type, 0);
+    Tensor tx = rig.in(x), three = rig.out(3, 3, Kind::sum), one = rig.out(1, 3, Kind::sum), full = rig.in(row_of({8}), Kind::i32);
+    Tensor whole = rig.in(row_of({24}), Kind::i32), pooled = rig.out(1, 1, Kind::sum), direct = rig.out(1, 1, Kind::sum);
+    for (int64_t l = 0; l < 3; ++l) rig.ops.moments(rig.arena, three.row_range(l, l + 1), tx.row_range(8 * l, 8 * l + 8), full);
+    rig.ops.moments(rig.arena, one, tx, whole);
+    rig.ops.inverse_std(pooled, three);
+    rig.ops.inverse_std(direct, one);
+    const double once = rig.read(direct)(0, 0);
+    REQUIRE(std::fabs(rig.read(pooled)(0, 0) / once - 1) < tolerance);
+    rig.ops.inverse_std(direct, one, 2);
+    REQUIRE(std::fabs(rig.read(direct)(0, 0) / (once * once) - 1) < tolerance);
+  }
   for (const auto& [m, valid] :
        {std::pair{Matrix(4, 5, 0.1), std::vector<int>{2, 2}}, {random.normal(2, 1), {1, 0}}, {random.normal(2, 3), {0, 0}}})
-    for (DType type : {DType::f64, DType::f32, DType::bf16}) {
-      Rig flat(2, type, type, 0);
+    for (auto [ops, type] : every_backend()) {
+      Rig flat(*ops, type, type, 0);
       REQUIRE(read_all(flat, moments_call(valid)(flat, {m}))[1](0, 0) == 0);
     }
 }
@@ -105,17 +111,36 @@ TEST_CASE("distill adds its loss, sets the gradient of valid rows and zeroes the
       }
       check_gradient("distill", smooth, [&](const Matrices& m) { return 2 * run_f64(call, m)[0](0, 0); }, {0}, {run_f64(call, smooth)[1]});
     }
-  // Equal rows: no loss, no gradient; a spread of zero: nothing.
+  // Equal rows: no loss, no gradient; a spread of zero: nothing. A NaN stays one.
   const Matrices same = {Matrix(2, 3, 1), Matrix(2, 3, 1), Matrix(1, 1)};
-  for (Distance kind : {Distance::smooth_l1, Distance::mse, Distance::l1})
-    for (const Matrix& m : run_f64(distill_call({2}, kind, 0, 1, 1), same))
-      for (double v : m.at) REQUIRE(v == 0);
-  Rig rig(1, DType::f32, DType::f32, 0);
-  Tensor x = rig.in(Matrix(2, 3, 4)), y = rig.in(Matrix(2, 3, 1)), v = rig.in(row_of({2}), Kind::i32),
-         loss = rig.in_out(Matrix(1, 1, 0.5), Kind::f64);
-  Tensor zero = rig.in(Matrix(1, 1)), dx = rig.out(2, 3), bad = rig.in(row_of({1, 1, 0}), Kind::i32);
-  rig.ops.distill(rig.arena, loss, dx, x, y, v, zero, Distance::mse, 1, 1);
-  REQUIRE(rig.read(loss)(0, 0) == 0.5);
-  REQUIRE(rig.read(dx).at == std::vector<double>(6, 0.0));
-  REQUIRE_THROWS_AS(rig.ops.distill(rig.arena, loss, dx, x, y, bad, zero, Distance::mse, 1, 1), Error);
+  Matrices unknown = same;
+  unknown[0](0, 1) = std::nan("");
+  for (auto [ops, type] : every_backend()) {
+    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    for (Distance kind : {Distance::smooth_l1, Distance::mse, Distance::l1}) {
+      Rig rig(*ops, type, type, 0);
+      for (const Matrix& m : read_all(rig, distill_call({2}, kind, 0, 1, 1)(rig, same)))
+        for (double v : m.at) REQUIRE(v == 0);
+      const Matrices lost = read_all(rig, distill_call({2}, kind, 0, 1, 1)(rig, unknown));
+      REQUIRE(std::isnan(lost[0](0, 0)));
+      for (int64_t c = 0; c < 3; ++c) REQUIRE(std::isnan(lost[1](0, c)) == (c == 1));
+      // The loss alone.
+      Tensor alone = rig.in_out(Matrix(1, 1), Kind::f64), valid = rig.in(row_of({2}), Kind::i32);
+      rig.ops.distill(rig.arena, alone, {}, rig.in(Matrix(2, 3, 3)), rig.in(Matrix(2, 3, 1)), valid, {}, kind, 1, 1);
+      REQUIRE(rig.read(alone)(0, 0) == 6 * naive_distance(kind, 2));
+      // A distance of one.
+      const Matrices far = {Matrix(2, 3, 2), Matrix(2, 3, 1), Matrix(1, 1)};
+      const Matrices one = read_all(rig, distill_call({2}, kind, 0, 1, 1)(rig, far));
+      REQUIRE(one[0](0, 0) == (kind == Distance::smooth_l1 ? 3 : 6));
+      REQUIRE(one[1](1, 2) == (kind == Distance::mse ? 2 : 1));
+    }
+    Rig rig(*ops, type, type, 0);
+    Tensor x = rig.in(Matrix(2, 3, 4)), y = rig.in(Matrix(2, 3, 1)), v = rig.in(row_of({2}), Kind::i32),
+           loss = rig.in_out(Matrix(1, 1, 0.5), Kind::f64);
+    Tensor zero = rig.in(Matrix(1, 1), Kind::sum), dx = rig.out(2, 3, Kind::sum), bad = rig.in(row_of({1, 1, 0}), Kind::i32);
+    rig.ops.distill(rig.arena, loss, dx, x, y, v, zero, Distance::mse, 1, 1);
+    REQUIRE(rig.read(loss)(0, 0) == 0.5);
+    REQUIRE(rig.read(dx).at == std::vector<double>(6, 0.0));
+    REQUIRE_THROWS_AS(rig.ops.distill(rig.arena, loss, dx, x, y, bad, zero, Distance::mse, 1, 1), Error);
+  }
 }

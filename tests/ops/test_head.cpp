@@ -77,31 +77,71 @@ TEST_CASE("head_cross_entropy is the cross-entropy of the head's softmax and has
   }
 }
 
+TEST_CASE("head_cross_entropy of long rows is exact, with logits of any size") {
+  Random random(28);
+  // Rows of more than one stretch of the cuda kernel, whole chunks long and not.
+  for (int64_t V : {2600, 3501}) {
+    Matrices in = head_inputs(random, 2, 4, V);
+    check_op("head_cross_entropy", in, head());
+    // Logits of some hundreds; those of the last row are below zero.
+    for (double& v : in[0].at) v *= 100;
+    for (int64_t c = 0; c < 4; ++c) in[0](1, c) = 100;
+    for (int64_t j = 0; j < V; ++j)
+      for (int64_t c = 0; c < 4; ++c) in[1](j, c) = -std::fabs(in[1](j, c));
+    for (auto [ops, type] : every_backend()) {
+      if (type == DType::bf16) continue;
+      INFO("V " << V << (ops == emulated_cuda() ? ", emulated cuda, " : ", cpu, ") << name_of(type));
+      Rig rig(*ops, type, type, 0);
+      const Matrices out = read_all(rig, head()(rig, in));
+      Matrix losses(1, 2), best(1, 2);
+      for (int64_t i = 0; i < 2; ++i) {
+        int64_t most = 0;
+        double sum = 0;
+        for (int64_t j = 1; j < V; ++j)
+          if (out[3](i, j) > out[3](i, most)) most = j;
+        for (int64_t j = 0; j < V; ++j) sum += std::exp(out[3](i, j) - out[3](i, most));
+        losses(0, int64_t(in[4](0, i))) += std::log(sum) + out[3](i, most) - out[3](i, int64_t(in[2](0, i)));
+        best(0, i) = double(most);
+      }
+      require_close(out[0], losses, type == DType::f64 ? 1e-11 : 1e-5);
+      Tensor got = rig.out(1, 2, Kind::i32);
+      rig.ops.head_argmax(rig.arena, got, rig.in(in[0]), rig.in(in[1]));
+      REQUIRE(rig.read(got).at == best.at);
+    }
+  }
+}
+
 TEST_CASE("head_argmax gives the first best token, also of many rows, as head_cross_entropy judges it") {
   Random random(27);
-  const int64_t n = 4200, samples = 40;
-  const Matrices in = head_inputs(random, n, 3, 5);
-  const Matrices out = run_f64(head(), in);
-  Rig rig(2, DType::f64, DType::f64, 0);
-  Tensor h = rig.in(in[0]), w = rig.in(in[1]), best = rig.out(1, n, Kind::i32);
-  rig.ops.head_argmax(rig.arena, best, h, w);
-  REQUIRE(rig.guards_hold());
-  const Matrix got = rig.read(best);
-  for (int64_t i = 0; i < n; ++i) {
-    const auto row = out[3].at.begin() + i * 5;
-    REQUIRE(got(0, i) == double(std::max_element(row, row + 5) - row));
+  const int64_t samples = 40;
+  for (auto [ops, type] : every_backend()) {
+    const int64_t n = ops == emulated_cuda() ? 300 : 4200;
+    const Matrices in = head_inputs(random, n, 3, 5);
+    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    Rig rig(*ops, type, type, 0);
+    const Matrices out = read_all(rig, head()(rig, in));
+    Tensor h = rig.in(in[0]), w = rig.in(in[1]), best = rig.out(1, n, Kind::i32);
+    rig.ops.head_argmax(rig.arena, best, h, w);
+    REQUIRE(rig.guards_hold());
+    const Matrix got = rig.read(best);
+    for (int64_t i = 0; i < n; ++i) {
+      const auto row = out[3].at.begin() + i * 5;
+      REQUIRE(got(0, i) == double(std::max_element(row, row + 5) - row));
+    }
+    // Every row but those of two samples has its best token as target; sample 7 owns no row, and the last rows belong to nobody.
+    Matrix targets = got, owners(1, n);
+    for (int64_t i = 0; i < n; ++i) owners(0, i) = i % samples == 7 || i > n - 50 ? -1 : double(i % samples);
+    for (int64_t i : {int64_t{3}, int64_t{80}, int64_t{7}, n - 10}) targets(0, i) = double((int64_t(targets(0, i)) + 1) % 5);
+    Tensor correct = rig.out(1, samples, Kind::i32), losses = rig.in_out(Matrix(1, 2), Kind::f64);
+    rig.ops.head_cross_entropy(rig.arena, losses, {}, {}, correct, {}, h, w, rig.in(targets, Kind::i32), rig.in(in[4], Kind::i32),
+                               rig.in(owners, Kind::i32), kWeights);
+    const Matrix judged = rig.read(correct);
+    for (int64_t b = 0; b < samples; ++b) REQUIRE(judged(0, b) == (b == 3 || b == 0 ? 0 : 1));
+    Matrix same(40, 3, 1);
+    Tensor tied = rig.in(same), first = rig.out(1, 1, Kind::i32), one = rig.in(Matrix(1, 3, 1));
+    rig.ops.head_argmax(rig.arena, first, one, tied);
+    REQUIRE(rig.read(first)(0, 0) == 0);
+    rig.ops.head_argmax(rig.arena, first, rig.in(Matrix(1, 3, std::nan(""))), tied);
+    REQUIRE((rig.read(first)(0, 0) >= 0 && rig.read(first)(0, 0) < 40));
   }
-  // Every row but those of two samples has its best token as target; sample 7 owns no row, and the last rows belong to nobody.
-  Matrix targets = got, owners(1, n);
-  for (int64_t i = 0; i < n; ++i) owners(0, i) = i % samples == 7 || i > n - 50 ? -1 : double(i % samples);
-  for (int64_t i : {3, 80, 7, 4190}) targets(0, i) = double((int64_t(targets(0, i)) + 1) % 5);
-  Tensor correct = rig.out(1, samples, Kind::i32), losses = rig.in_out(Matrix(1, 2), Kind::f64);
-  rig.ops.head_cross_entropy(rig.arena, losses, {}, {}, correct, {}, h, w, rig.in(targets, Kind::i32), rig.in(in[4], Kind::i32),
-                             rig.in(owners, Kind::i32), kWeights);
-  const Matrix judged = rig.read(correct);
-  for (int64_t b = 0; b < samples; ++b) REQUIRE(judged(0, b) == (b == 3 || b == 0 ? 0 : 1));
-  Matrix same(40, 3, 1);
-  Tensor tied = rig.in(same), first = rig.out(1, 1, Kind::i32), one = rig.in(Matrix(1, 3, 1));
-  rig.ops.head_argmax(rig.arena, first, one, tied);
-  REQUIRE(rig.read(first)(0, 0) == 0);
 }

@@ -101,13 +101,44 @@ TEST_CASE("add_rms_norm adds, normalises each row and has the gradient of centra
 TEST_CASE("add_rms_norm may add into its own input") {
   Random random(2);
   const Matrix a = random.normal(5, 40), b = random.normal(5, 40), w = random.normal(1, 40);
-  const Matrices apart = run_f64(rms_norm_fwd(true), {a, b, w});
-  Rig rig(2, DType::f64, DType::f64, 1);
-  Tensor ta = rig.in_out(a), tb = rig.in(b), tw = rig.in(w), y = rig.out(5, 40);
-  rig.ops.add_rms_norm_fwd(y, ta, {}, ta, tb, tw, 1e-5);
-  REQUIRE(rig.guards_hold());
-  REQUIRE(rig.read(y).at == apart[0].at);
-  REQUIRE(rig.read(ta).at == apart[2].at);
+  for (auto [ops, type] : every_backend()) {
+    Rig rig(*ops, type, type, 1);
+    const Matrices apart = read_all(rig, rms_norm_fwd(true)(rig, {a, b, w}));
+    Tensor ta = rig.in_out(a), tb = rig.in(b), tw = rig.in(w), y = rig.out(5, 40);
+    rig.ops.add_rms_norm_fwd(y, ta, {}, ta, tb, tw, 1e-5);
+    REQUIRE(rig.guards_hold());
+    REQUIRE(rig.read(y).at == apart[0].at);
+    REQUIRE(rig.read(ta).at == apart[2].at);
+  }
+}
+
+TEST_CASE("norms store a sum of one term, and add the gradients that are wanted") {
+  Random random(3);
+  const Matrix a = random.normal(70, 40), w = random.normal(1, 40), bias = random.normal(1, 40), dy = random.normal(70, 40);
+  for (auto [ops, type] : every_backend()) {
+    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    Rig rig(*ops, type, type, 0);
+    Tensor ta = rig.in(a), tw = rig.in(w), tb = rig.in(bias), y = rig.out(70, 40);
+    Tensor sum = rig.out(70, 40), layer_sum = rig.out(70, 40), mean = rig.out(70, 1, Kind::sum), rstd = rig.out(70, 1, Kind::sum);
+    rig.ops.add_rms_norm_fwd(y, sum, {}, ta, {}, tw, 1e-5);
+    rig.ops.add_layer_norm_fwd(y, layer_sum, mean, rstd, ta, {}, tw, tb, 1e-5);
+    REQUIRE(rig.read(sum).at == rig.read(ta).at);
+    REQUIRE(rig.read(layer_sum).at == rig.read(ta).at);
+    auto gradients = [&](bool with_dw, bool with_db) {
+      Tensor dx = rig.in_out(a), dw = rig.in_out(w, Kind::sum), db = rig.in_out(w, Kind::sum), t = rig.in(dy);
+      rig.ops.layer_norm_bwd(rig.arena, dx, with_dw ? dw : Tensor{}, with_db ? db : Tensor{}, t, ta, mean, rstd, tw);
+      return read_all(rig, {dx, dw, db});
+    };
+    const Matrices both = gradients(true, true), none = gradients(false, false);
+    for (bool with_dw : {false, true}) {
+      const Matrices one = gradients(with_dw, !with_dw);
+      REQUIRE(one[0].at == both[0].at);
+      REQUIRE(one[1].at == (with_dw ? both : none)[1].at);
+      REQUIRE(one[2].at == (with_dw ? none : both)[2].at);
+    }
+    REQUIRE(none[0].at == both[0].at);
+    REQUIRE(rig.guards_hold());
+  }
 }
 
 TEST_CASE("add_layer_norm adds, normalises each row and has the gradient of central differences") {

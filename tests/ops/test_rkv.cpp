@@ -215,21 +215,50 @@ TEST_CASE("rkv_select of a sample has the same bytes alone as in a batch") {
 TEST_CASE("rkv_select gives ties to the lower index, and a zero key no NaN") {
   const Batch b{.queries = {2}, .traces = {6}, .heads = 1, .kv_heads = 1, .dim = 4};
   const Matrices equal = {Matrix(2, 4, 1), Matrix(6, 4, 2), Matrix(6, 4, 1), Matrix(6, 4, 1)};
-  for (bool by_score : {false, true})
-    REQUIRE(run_f64(select(b, {.order_by_score = by_score, .latents = 3}), equal)[2].at == std::vector<double>{0, 1, 2});
-  Matrices zero = equal;
+  Matrices zero = equal, unknown = equal;
   zero[1] = Matrix(6, 4);
-  const Matrices out = run_f64(select(b, {.latents = 3}), zero);
-  for (double v : out[5].at) REQUIRE(std::fabs(v - 1.0 / 6) < 1e-12);
+  unknown[1](3, 1) = std::nan("");
+  for (auto [ops, type] : every_backend()) {
+    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    Rig rig(*ops, type, type, 0);
+    for (bool by_score : {false, true})
+      for (const Matrices& m : {equal, unknown})
+        REQUIRE(read_all(rig, select(b, {.order_by_score = by_score, .latents = 3})(rig, m))[2].at == std::vector<double>{0, 1, 2});
+    const Matrices out = read_all(rig, select(b, {.latents = 3})(rig, zero));
+    for (double v : out[5].at) REQUIRE(std::fabs(v - 1.0 / 6) < (type == DType::f64 ? 1e-12 : 1e-7));
+  }
+}
+
+TEST_CASE("rkv_select survives logits of any size") {
+  Random random(47);
+  Matrices in = inputs_of(kBatch, random);
+  for (double& v : in[0].at) v *= 1000;
+  for (double& v : in[1].at) v *= 1000;
+  for (auto [ops, type] : every_backend())
+    for (Grouping group : {Grouping::max_logits, Grouping::max_prob, Grouping::mean_prob}) {
+      INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type) << ", group " << int(group));
+      Rig rig(*ops, type, type, 0);
+      const Matrix importance = rig.read(select(kBatch, {.group = group, .latents = 3})(rig, in)[3]);
+      for (std::size_t b : {0u, 3u, 4u})
+        for (int64_t h = 0; h < kBatch.kv_heads; ++h) {
+          double sum = 0;
+          for (int i = offsets_of(kBatch.traces)[b]; i < offsets_of(kBatch.traces)[b + 1]; ++i) sum += importance(h, i);
+          if (group == Grouping::max_prob) REQUIRE((sum > 0.99 && sum < 3.01));
+          else REQUIRE(std::fabs(sum - 1) < 1e-6);
+        }
+    }
 }
 
 TEST_CASE("rkv_select finds the two keys of a trace of two equally redundant, so that the first is kept") {
   Random random(41);
   const Batch b{.queries = {1}, .traces = {2}, .heads = 1, .kv_heads = 1, .dim = 5};
-  for (int trial = 0; trial < 200; ++trial) {
+  const auto backends = every_backend();
+  for (std::size_t trial = 0; trial < 200; ++trial) {
     const Matrices in = inputs_of(b, random);
+    const auto [ops, type] = backends[trial % backends.size()];
     for (int64_t m : {1, 2}) {
-      const Matrices out = run_f64(select(b, {.policy = Policy::cosine, .order_by_score = true, .latents = m}), in);
+      Rig rig(*ops, type, type, 0);
+      const Matrices out = read_all(rig, select(b, {.policy = Policy::cosine, .order_by_score = true, .latents = m})(rig, in));
       REQUIRE(out[4].at == std::vector<double>{0.5, 0.5});
       REQUIRE(out[2].at == (m == 1 ? std::vector<double>{0} : std::vector<double>{0, 1}));
     }
@@ -276,17 +305,64 @@ TEST_CASE("rkv_select gathers the keys themselves where no others are given") {
   Matrices in = inputs_of(b, random);
   in[2] = in[1];
   const RkvOptions o{.latents = 4, .heads = b.heads, .kv_heads = b.kv_heads};
-  const Matrices want = run_f64(select(b, o), in);
-  Rig rig(2, DType::f64, DType::f64, 1);
-  std::vector<int> q_rows(3), k_rows(9);
-  std::iota(q_rows.begin(), q_rows.end(), 0);
-  std::iota(k_rows.begin(), k_rows.end(), 0);
-  auto index = [&](const std::vector<int>& list) { return rig.in(row_of(list), Kind::i32); };
-  Tensor tk = rig.out(8, 16), tv = rig.out(8, 16), kept = rig.out(8, 2, Kind::i32);
-  rig.ops.rkv_select(rig.arena, tk, tv, kept, {}, {}, {}, rig.in(in[0]), index(q_rows), index(offsets_of(b.queries)), rig.in(in[1]),
-                     rig.in(in[3]), index(k_rows), index(offsets_of(b.traces)), {}, o);
-  REQUIRE(rig.guards_hold());
-  REQUIRE(rig.read(tk).at == want[0].at);
-  REQUIRE(rig.read(tv).at == want[1].at);
-  REQUIRE(rig.read(kept).at == want[2].at);
+  for (auto [ops, type] : every_backend()) {
+    Rig rig(*ops, type, type, 1);
+    const Matrices want = read_all(rig, select(b, o)(rig, in));
+    std::vector<int> q_rows(3), k_rows(9);
+    std::iota(q_rows.begin(), q_rows.end(), 0);
+    std::iota(k_rows.begin(), k_rows.end(), 0);
+    auto index = [&](const std::vector<int>& list) { return rig.in(row_of(list), Kind::i32); };
+    Tensor tk = rig.out(8, 16), tv = rig.out(8, 16), kept = rig.out(8, 2, Kind::i32);
+    rig.ops.rkv_select(rig.arena, tk, tv, kept, {}, {}, {}, rig.in(in[0]), index(q_rows), index(offsets_of(b.queries)), rig.in(in[1]),
+                       rig.in(in[3]), index(k_rows), index(offsets_of(b.traces)), {}, o);
+    REQUIRE(rig.guards_hold());
+    REQUIRE(rig.read(tk).at == want[0].at);
+    REQUIRE(rig.read(tv).at == want[1].at);
+    REQUIRE(rig.read(kept).at == want[2].at);
+  }
+}
+
+TEST_CASE("rkv_select on cuda keeps and gathers what its scores say, in every policy") {
+  if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  Random random(46);
+  Matrices in = inputs_of(kBatch, random);
+  for (Matrix& m : in)
+    for (double& v : m.at) v = static_cast<float>(v);
+  for (Grouping group : {Grouping::max_logits, Grouping::max_prob, Grouping::mean_prob})
+    for (Policy policy : {Policy::rkv, Policy::crop, Policy::uniform, Policy::random})
+      for (bool by_score : {false, true})
+        for (int64_t latents : {1, 9, 40}) {
+          if (group != Grouping::mean_prob && policy != Policy::rkv) continue;
+          INFO("group " << int(group) << ", policy " << int(policy) << ", by score " << by_score << ", M " << latents);
+          const RkvOptions o{
+              .policy = policy, .group = group, .lambda = 0.3, .order_by_score = by_score, .latents = latents, .seed = 5, .layer = 3};
+          take_schedule(latents % 3);
+          search_races(latents == 9);
+          Rig rig(*emulated_cuda(), DType::f32, DType::f32, 0), drawn(2, DType::f32, DType::f32, 0);
+          const Matrices out = read_all(rig, select(kBatch, o)(rig, in));
+          search_races(false);
+          REQUIRE(rig.guards_hold());
+          const Matrix kept = drawn.read(select(kBatch, o)(drawn, in)[2]);
+          for (std::size_t b = 0; b < kBatch.traces.size(); ++b)
+            for (int64_t h = 0; h < kBatch.kv_heads; ++h) {
+              const Scores want = naive_scores(in, kBatch, b, h, group, 0.3);
+              const int64_t k0 = offsets_of(kBatch.traces)[b];
+              for (int64_t i = 0; i < kBatch.traces[b]; ++i) {
+                REQUIRE(std::fabs(out[3](h, k0 + i) - want.importance[std::size_t(i)]) < 1e-6);
+                REQUIRE(std::fabs(out[4](h, k0 + i) - want.redundancy[std::size_t(i)]) < 1e-6);
+                REQUIRE(std::fabs(out[5](h, k0 + i) - want.score[std::size_t(i)]) < 1e-6);
+              }
+              const std::vector<int> slots = naive_slots(want.score, policy, latents, by_score);
+              for (int64_t s = 0; s < latents; ++s) {
+                const int64_t row = int64_t(b) * latents + s;
+                const int slot = policy == Policy::random ? int(kept(row, h)) : s < int64_t(slots.size()) ? slots[std::size_t(s)] : -1;
+                REQUIRE(out[2](row, h) == slot);
+                for (int64_t d = 0; d < kBatch.dim; ++d) {
+                  const int64_t c = h * kBatch.dim + d;
+                  REQUIRE(out[0](row, c) == (slot >= 0 ? in[2](k0 + slot, c) : 0));
+                  REQUIRE(out[1](row, c) == (slot >= 0 ? in[3](k0 + slot, c) : 0));
+                }
+              }
+            }
+        }
 }
