@@ -40,8 +40,11 @@ class ThreadComm final : public Comm {
       return;
     }
     auto over = [&] { return meeting_->round != round || meeting_->gone >= 0; };
-    if (!meeting_->changed.wait_for(lock, std::chrono::duration<double>(timeout()), over)) fail_late();
-    if (meeting_->round == round) fail(fmt::format("rank {} has gone", meeting_->gone));
+    const bool in_time = meeting_->changed.wait_for(lock, std::chrono::duration<double>(timeout()), over);
+    if (meeting_->round != round) return;
+    --meeting_->waiting;  // who comes now does not meet this rank, whose bytes are no longer there
+    if (!in_time) fail_late();
+    fail(fmt::format("rank {} has gone", meeting_->gone));
   }
 
   void do_gather(void* all, const void* mine, int64_t bytes) override {

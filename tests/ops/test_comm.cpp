@@ -128,6 +128,7 @@ TEST_CASE("a rank that goes without the others is named by them, one that is lat
     while (!others_failed) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   });
   CHECK_THAT(failed[0], ContainsSubstring("6 rank 0 of 2: agreeing: another rank did not come within 0.2 s (--comm-timeout)"));
+  CHECK_THAT(failed[1], ContainsSubstring("rank 0 has gone"));
 }
 
 namespace {
