@@ -53,7 +53,11 @@ struct Lanes<bf16> {
   };
   static constexpr int64_t kPack = 2;
   static constexpr int64_t kStep = kPack * kLanes<float>;
-  static Block load(const void* x) { return widened(*static_cast<const Vector<uint32_t>*>(x)); }
+  static Block load(const void* x) {
+    Vector<uint32_t> pairs;
+    std::memcpy(&pairs, x, sizeof pairs);  // Clang takes what a reference names for aligned
+    return widened(pairs);
+  }
   static Block spread(const void* unit) {
     uint32_t x;
     std::memcpy(&x, unit, sizeof x);

@@ -30,8 +30,8 @@ Vector<S> folded(const Vector<S>& a, const Vector<S>& b) {
 }
 
 // The sums of the lanes of four accumulators. Each depends on its own accumulator alone.
-template <class S, class Acc>
-void sums_of(S* out, const Acc* acc) {
+template <class S>
+void sums_of(S* out, const Vector<S>* acc) {
   constexpr int L = kLanes<S>;
   // After the first two folds a quarter of the lanes belongs to each of the four; the others halve that quarter.
   Vector<S> v = folded<S, L / 2>(folded<S, L>(acc[0], acc[1]), folded<S, L>(acc[2], acc[3]));
