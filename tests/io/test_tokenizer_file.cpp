@@ -109,15 +109,15 @@ TEST_CASE("a tokenizer.json that is malformed or not supported is refused with t
        [](Json& j) {
          j["decoder"] = {{"type", "WordPiece"}};
        }},
-      {"has id 300 here", [](Json& j) { j["added_tokens"] = {added_token(300, "<s>", true)}; }},
-      {"has id 5 here", [](Json& j) { j["added_tokens"] = {added_token(5, "<s>", true)}; }},
-      {"added_tokens[0].id: must be a whole number", [](Json& j) { j["added_tokens"] = {added_token(-1, "<s>", true)}; }},
+      {"has id 300 here", [](Json& j) { j["added_tokens"] = Json::array({added_token(300, "<s>", true)}); }},
+      {"has id 5 here", [](Json& j) { j["added_tokens"] = Json::array({added_token(5, "<s>", true)}); }},
+      {"added_tokens[0].id: must be a whole number", [](Json& j) { j["added_tokens"] = Json::array({added_token(-1, "<s>", true)}); }},
       {"added_tokens[0].special: must be true or false",
-       [](Json& j) { j["added_tokens"] = {added_token(260, "<s>", true)}, j["added_tokens"][0]["special"] = 1; }},
-      {"take more than", [](Json& j) { j["added_tokens"] = {added_token(260, std::string(5000000, 'x'), true)}; }},
+       [](Json& j) { j["added_tokens"] = Json::array({added_token(260, "<s>", true)}), j["added_tokens"][0]["special"] = 1; }},
+      {"take more than", [](Json& j) { j["added_tokens"] = Json::array({added_token(260, std::string(5000000, 'x'), true)}); }},
       {"added_tokens[1]: the added token \"<s>\" is given twice",
        [](Json& j) {
-         j["added_tokens"] = {added_token(260, "<s>", true), added_token(260, "<s>", false)};
+         j["added_tokens"] = Json::array({added_token(260, "<s>", true), added_token(260, "<s>", false)});
        }},
       {"pretokenizers[100]: more than 100",
        [](Json& j) {
@@ -132,7 +132,7 @@ TEST_CASE("a tokenizer.json that is malformed or not supported is refused with t
       {"both \"\u1e69\" once normalized",
        [](Json& j) {
          j["normalizer"] = {{"type", "NFC"}};
-         j["added_tokens"] = {added_token(260, "s\u0323\u0307", false), added_token(261, "\u1e69", false)};
+         j["added_tokens"] = Json::array({added_token(260, "s\u0323\u0307", false), added_token(261, "\u1e69", false)});
          for (Json& token : j["added_tokens"]) token["normalized"] = true;
        }},
       {"must be an object", [](Json& j) { j = Json::array(); }},
