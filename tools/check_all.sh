@@ -8,9 +8,8 @@
 #   mutants   the kernels broken in one place at a time, which the tests must notice: ten places of one source drawn by the commit; whole:
 #             every place (tools/mutants.py)
 #   cuda      nvcc for every target: the backend's module; whole: every program, and docs/kernels_table.md current and within its budgets
-#   asan      AddressSanitizer and UBSan over all but the longest tests; whole: every test and kill -9
+#   asan      a build by clang without a warning, with AddressSanitizer and UBSan: all but the longest tests; whole: every test and kill -9
 #   tsan      ThreadSanitizer over what has threads; whole: every test
-#   clang     a build by clang without a warning; whole: and its tests
 #   kill      runs killed at every failpoint and 3 random moments; whole: 1,000 moments and every error
 #   slurm     ranks, jobs and replicate below a Slurm of one host (tests/slurm.sh)
 #   trackers  export_metrics.py to every tracker, read back by its own reader, in a Python environment made for it from PyPI
@@ -29,6 +28,7 @@ if [ "${1:-}" = --short ]; then
 fi
 lane=${1:-}
 jobs=$(nproc)
+clang=(clang-16 libomp-16-dev libclang-rt-16-dev)  # what the presets asan and tsan build by
 
 build() {  # PRESET [TARGET...]
   local preset=$1
@@ -41,7 +41,7 @@ build() {  # PRESET [TARGET...]
 tests() {  # PRESET [SPEC...]
   local preset=$1 failed=0 i pids=() run=()
   shift
-  # ThreadSanitizer of GCC 12 knows fewer address layouts than newer kernels draw from.
+  # ThreadSanitizer of Clang 16 knows fewer address layouts than newer kernels draw from.
   if [ "$preset" = tsan ] && setarch "$(uname -m)" -R true 2>/dev/null; then run=(setarch "$(uname -m)" -R); fi
   for ((i = 0; i < jobs; ++i)); do
     "${run[@]}" "build/$preset/bin/kava_tests" --filenames-as-tags --shard-count "$jobs" --shard-index "$i" "$@" &
@@ -56,7 +56,8 @@ shorter='~"a plan (--plan)*"~"a step on the cuda backend*"~"a split pattern that
 shorter+='~"a forward that does not fit*"~"attention kernels*"~"product kernels*"~"a sample'"'"'s tokens and latents*"'
 shorter+='~"every line of the real data*"~"a stop signal writes*"~"two hundred KaVa steps*"~"every tensor of the step equals*"'
 shorter+='~"attention over key lists*"~"a forward with its backward sends*"~"what a step keeps or computes again*"'
-shorter+='~"what is kept and what is computed again*"~"the quickstart goes to any*"~"two hundred finished runs*"'
+shorter+='~"what is kept and what is computed again*"~"the quickstart goes to any*"~"two hundred finished runs*"~"no program loses or half*"'
+shorter+='~"ten skipped steps in a row*"~"a run on cuda takes a step'"'"'s scalars*"~"a training step on cuda is read once*"'
 # What asks the programs for --device cuda; the kernels and the backend below them are tested in every build.
 emulated='[#test_cuda_programs],[#test_cuda_ranks],"every tensor of the step on cuda*","bf16 gradients on cuda*"'
 # What starts more than one thread: of the backend, of ranks, and around the tokenizer and checkpoints that data and files are read by.
@@ -118,7 +119,7 @@ lane_cuda() {
 }
 
 lane_asan() {
-  tools/setup.sh
+  tools/setup.sh "${clang[@]}"
   build asan
   # Open MPI leaves memory to the end of the process.
   if [ "$short" = yes ]; then
@@ -132,7 +133,7 @@ lane_asan() {
 }
 
 lane_tsan() {
-  tools/setup.sh
+  tools/setup.sh "${clang[@]}"
   if [ "$short" = yes ]; then
     build tsan kava_tests
     tests tsan "$threaded"
@@ -140,12 +141,6 @@ lane_tsan() {
     build tsan
     tests tsan
   fi
-}
-
-lane_clang() {
-  tools/setup.sh clang-16 libomp-16-dev libclang-rt-16-dev
-  build clang
-  if [ "$short" = no ]; then tests clang; fi
 }
 
 lane_kill() {
@@ -174,7 +169,7 @@ lane_trackers() {
 }
 
 lane_fuzz() {
-  tools/setup.sh
+  tools/setup.sh "${clang[@]}"
   build asan fuzz
   if [ "$short" = yes ]; then build/asan/tests/fuzz --seconds 60; else build/asan/tests/fuzz --seconds 27600 --seed "$(date +%s)"; fi
 }

@@ -32,7 +32,7 @@ bool forget_highest() {
 }  // namespace
 
 TEST_CASE("saving a checkpoint takes no more memory than its largest tensor") {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(KAVA_ASAN) || defined(KAVA_TSAN)
   SKIP("a sanitizer keeps what is freed");
 #endif
   TempFolder folder;

@@ -9,7 +9,7 @@
 #include "engine/device/ops.h"
 #include "engine/memory.h"
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef KAVA_ASAN
 #include <sanitizer/asan_interface.h>
 #endif
 
@@ -119,7 +119,7 @@ TEST_CASE("a step that no machine holds is refused with exit 3, and the arena st
 }
 
 TEST_CASE("memory that was given out and is not touched yet is not given twice") {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(KAVA_ASAN) || defined(KAVA_TSAN)
   SKIP("a sanitizer keeps books of its own for every byte");
 #else
   const std::unique_ptr<Ops> ops = make_cpu_ops(1);
@@ -137,7 +137,7 @@ TEST_CASE("memory that was given out and is not touched yet is not given twice")
 }
 
 TEST_CASE("a sanitizer knows which memory of an arena is in use") {
-#ifndef __SANITIZE_ADDRESS__
+#ifndef KAVA_ASAN
   SKIP("not built with the address sanitizer");
 #else
   const std::unique_ptr<Ops> ops = make_cpu_ops(1);

@@ -4,9 +4,9 @@ using namespace kava;
 using namespace kava::test;
 
 // A sanitizer's allocator ends the program where malloc would refuse, unless told to refuse too.
-#if defined(__SANITIZE_THREAD__)
+#if defined(KAVA_TSAN)
 extern "C" const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
-#elif defined(__SANITIZE_ADDRESS__)
+#elif defined(KAVA_ASAN)
 extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
 #endif
 

@@ -128,7 +128,7 @@ TEST_CASE("every key is listed by --keys, and --help and --version take little t
       least = std::min(least, children() - before);
     }
     CAPTURE(option, least);
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if !defined(KAVA_ASAN) && !defined(KAVA_TSAN)
     CHECK(least < 0.020);
 #endif
   }

@@ -50,9 +50,10 @@ TEST_CASE("a stop signal ends a file of questions behind a batch, with 75 and th
   for (int i = 0; i < 1000; ++i) lines += fmt::format("What is {}+{}?\n", i, i);
   const std::string file = tiny.write("questions.txt", lines), out = tiny.folder / "out";
   overwrite(out, "");
-  const Ended stopped = run_command(fmt::format(
-      "kava_generate '{}' --file '{}' --max-new-tokens 30 --threads 1 >'{}' & until [ -s '{}' ]; do :; done; kill -USR1 $!; wait $!",
-      tiny.dir.string(), file, out, out));
+  const Ended stopped =
+      run_command(fmt::format("kava_generate '{}' --file '{}' --max-new-tokens 30 --threads 1 >'{}' & until [ -s '{}' ]; do sleep 0.01; "
+                              "done; kill -USR1 $!; wait $!",
+                              tiny.dir.string(), file, out, out));
   INFO(stopped.err);
   CHECK(stopped.code == 75);
   const std::string answers = read_file(out, 1 << 24);
@@ -90,7 +91,7 @@ TEST_CASE("weights that no memory holds are refused before they are read, and we
 }
 
 TEST_CASE("memory that runs out anywhere is exit 3") {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(KAVA_ASAN) || defined(KAVA_TSAN)
   SKIP("a sanitizer's own memory does not fit into a limited address space");
 #else
   TextRun tiny;

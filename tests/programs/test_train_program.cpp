@@ -325,7 +325,7 @@ class ControlGroup {
 }  // namespace
 
 TEST_CASE("a forward that does not fit the memory is refused with one that does") {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(KAVA_ASAN) || defined(KAVA_TSAN)
   SKIP("a sanitizer's own memory does not fit into a limited address space");
 #endif
   const bool grouped = GENERATE(false, true);

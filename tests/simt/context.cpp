@@ -1,6 +1,6 @@
 #include "context.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(KAVA_ASAN)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -41,7 +41,7 @@ thread_local Context* t_left = nullptr;
 void Context::prepare(unsigned char* stack, std::size_t bytes, void (*entry)()) {
   stack_ = stack;
   stack_bytes_ = bytes;
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(KAVA_ASAN)
   __asan_unpoison_memory_region(stack, bytes);
 #endif
 #if defined(__x86_64__)
@@ -60,14 +60,14 @@ void Context::prepare(unsigned char* stack, std::size_t bytes, void (*entry)()) 
 }
 
 void Context::arrived() {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(KAVA_ASAN)
   __sanitizer_finish_switch_fiber(nullptr, &t_left->stack_, &t_left->stack_bytes_);
 #endif
 }
 
 void Context::jump(Context& from, Context& to, bool for_good) {
   t_left = &from;
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(KAVA_ASAN)
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(for_good ? nullptr : &fake_stack, to.stack_, to.stack_bytes_);
 #endif
@@ -76,7 +76,7 @@ void Context::jump(Context& from, Context& to, bool for_good) {
 #else
   swapcontext(&from.ucontext_, &to.ucontext_);
 #endif
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(KAVA_ASAN)
   __sanitizer_finish_switch_fiber(fake_stack, &t_left->stack_, &t_left->stack_bytes_);
 #endif
 }

@@ -284,7 +284,7 @@ void do_copy(const Copy& c) {
 void set_schedule(const Schedule& schedule) { g_schedule = schedule; }
 
 bool supported() {
-#if defined(__SANITIZE_THREAD__)
+#if defined(KAVA_TSAN)
   return false;
 #else
   return true;

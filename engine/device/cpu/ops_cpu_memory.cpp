@@ -7,13 +7,6 @@
 #include "engine/device/cpu/ops_cpu.h"
 #include "engine/memory.h"
 
-#if defined(__SANITIZE_ADDRESS__)
-#define KAVA_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define KAVA_ASAN 1
-#endif
-#endif
 #ifdef KAVA_ASAN
 #include <sanitizer/asan_interface.h>
 #endif
