@@ -7,6 +7,7 @@
 #             count, 200 rounds of rank_links and of rank_failures over TCP
 #   mutants   the kernels broken in one place at a time, which the tests must notice: ten places of one source drawn by the commit; whole:
 #             every place (tools/mutants.py)
+#   coverage  every line of kernels/ and of the cuda backend's host code is run by the tests on the emulator (tools/coverage.sh)
 #   cuda      nvcc for every target: the backend's module; whole: every program, and docs/kernels_table.md current and within its budgets
 #   asan      a build by clang without a warning, with AddressSanitizer and UBSan: all but the longest tests; whole: every test and kill -9
 #   tsan      ThreadSanitizer over what has threads; whole: every test
@@ -106,6 +107,11 @@ lane_mutants() {
   tools/setup.sh python3
   build cpu kava_tests
   if [ "$short" = yes ]; then tools/mutants.py --sample 10 --seed "$(git rev-parse HEAD)"; else tools/mutants.py --all; fi
+}
+
+lane_coverage() {
+  tools/setup.sh python3
+  tools/coverage.sh
 }
 
 lane_cuda() {
@@ -226,7 +232,7 @@ if [ "$short" = no ]; then
     echo "$summary"
     echo "commit $(git describe --always --dirty), $(date -u +%Y-%m-%dT%H:%MZ), $jobs cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
     echo
-    tail -n 40 "$log" | cut -c 1-200
+    tail -n 60 "$log" | cut -c 1-200
   } >"docs/results/checks/$lane.txt"
 fi
 echo "$summary" | tee "build/checks/$lane.summary"
