@@ -4,6 +4,7 @@
 // a chunk is read and written element by element and ends with the row. What lies beyond the row is read as zero.
 #pragma once
 #include <stdexcept>
+#include <type_traits>
 
 #include "kernels/gpu.h"
 #include "kernels/kernels.h"
@@ -26,10 +27,9 @@ __device__ __forceinline__ ColumnsOf<kCount> load_columns(const T* row, int firs
 #pragma unroll
     for (int i = 0; i < kCount; ++i) x.at[i] = first + i < cols ? to_float(row[first + i]) : 0.f;
   } else if constexpr (sizeof(T) == 2) {
-    const auto bytes = [&] {
-      if constexpr (kCount == kChunk) return load_16(row + first);
-      else return load_8(row + first);
-    }();
+    std::conditional_t<kCount == kChunk, Bytes16, Bytes8> bytes;
+    if constexpr (kCount == kChunk) bytes = load_16(row + first);
+    else bytes = load_8(row + first);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) x.at[i] = to_float(bf16{static_cast<uint16_t>(bytes.word[i / 2] >> (i % 2 * 16))});
   } else {

@@ -82,10 +82,8 @@ void LtPlans::add(const LtKey& key, const LtPlan& plan, std::string& note) {
 }
 
 std::string LtPlans::line_of(const LtKey& key, const LtPlan& plan) {
-  std::string line = fmt::format("{} {} {} {} {:d} {:d} {:d} {}", kForms[static_cast<int>(key.form)], key.m, key.n, key.k, key.sums,
-                                 key.adds, key.bias, plan.workspace);
-  for (uint64_t word : plan.algorithm) line += fmt::format(" {:016x}", word);
-  return line;
+  return fmt::format("{} {} {} {} {:d} {:d} {:d} {} {:016x}", kForms[static_cast<int>(key.form)], key.m, key.n, key.k, key.sums, key.adds,
+                     key.bias, plan.workspace, fmt::join(plan.algorithm, " "));
 }
 
 bool LtPlans::parse(const std::string& line, LtKey& key, LtPlan& plan) {
