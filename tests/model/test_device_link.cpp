@@ -5,10 +5,12 @@
 #include "engine/device/cuda/device_link.h"
 #include "engine/device/cuda_module.h"
 #include "engine/device/host.h"
+#include "gpu_emulated.h"
 #include "simt.h"
 #include "tests/model/step_rig.h"
 #include "tests/model/train_rig.h"
 #include "tests/ops/op_rig.h"
+#include "tests/programs/programs.h"
 #include "tests/rank_threads.h"
 
 using namespace kava;
@@ -119,6 +121,62 @@ TEST_CASE("ranks that share one cuda device sum through the host") {
   });
   for (const std::string& f : failed) CHECK(f == "");
   for (const std::string& r : reasons) CHECK(r == "ranks 0 and 1 share a device");
+}
+
+TEST_CASE("a sum among cuda devices that is wrong ends the ranks at their start") {
+  require_fibers();
+  const WithVariable wrong("KAVA_NCCL_FAIL", "wrong");
+  const auto failed = on_rank_threads(2, 60, [&](Comm& comm) { Linked r(comm); });
+  for (const std::string& f : failed)
+    CHECK_THAT(f, ContainsSubstring("trying NCCL: element 0 of a sum is 0 and not 1, of a broadcast 0 and not 0"));
+}
+
+TEST_CASE("what a sum among cuda devices takes is told as hidden where something is computed beside it, else as exposed") {
+  require_fibers();
+  using std::chrono::milliseconds;
+  const auto failed = on_rank_threads(2, 60, [&](Comm& comm) {
+    Linked r(comm);
+    const Buffer a(*r.ops, DType::f32, 1, 10);
+    r.ops->fill(a.tensor(), 1);
+    r.link->measure();
+    auto sum = [&](int beside) {
+      const OverlapTime before = r.link->overlap();
+      comm.barrier("beginning");
+      if (!comm.leads() && beside == 0) std::this_thread::sleep_for(milliseconds(500));
+      r.link->sum(std::array{a.tensor()}, "adding");
+      r.link->sum(std::array{a.tensor()}, "adding more");
+      if (beside > 0) r.ops->runtime().stream()->queue([&] { std::this_thread::sleep_for(milliseconds(beside)); });
+      r.link->join();
+      const OverlapTime& now = r.link->overlap();
+      return OverlapTime{.hidden = now.hidden - before.hidden, .exposed = now.exposed - before.exposed};
+    };
+    const OverlapTime late = sum(0), beside = sum(500);
+    if (comm.leads() && (late.exposed < 0.3 || late.hidden > late.exposed))
+      throw Error(Exit::internal, "late", fmt::format("{} s are hidden, {} s exposed", late.hidden, late.exposed));
+    if (beside.hidden < 0.3 || beside.exposed > beside.hidden)
+      throw Error(Exit::internal, "beside", fmt::format("{} s are hidden, {} s exposed", beside.hidden, beside.exposed));
+    const OverlapTime all = r.link->overlap();
+    r.link->join();
+    if (r.link->overlap().hidden != all.hidden || r.link->overlap().exposed != all.exposed)
+      throw Error(Exit::internal, "", "no sum takes time");
+    if (to_host(*r.ops, a.tensor())[0] != 16) throw Error(Exit::internal, "", "a sum is wrong");
+  });
+  for (const std::string& f : failed) CHECK(f == "");
+}
+
+TEST_CASE("cuda ranks without an NCCL that can be used sum through the host and are told why") {
+  require_fibers();
+  for (const auto& [variable, value, why] : {std::tuple("KAVA_EMULATED_NCCL", "libkava_none.so", "rank 0: no libkava_none.so is found"),
+                                             {"KAVA_NCCL_FAIL", "old", "rank 0: libkava_nccl.so is older than 2.18"}}) {
+    const WithVariable given(variable, value);
+    std::string reasons[2];
+    const auto failed = on_rank_threads(2, 60, [&](Comm& comm) {
+      CudaOps ops(comm.rank(), false);
+      if (make_device_link(comm, ops, reasons[comm.rank()])) throw Error(Exit::internal, "", "there is a link");
+    });
+    for (const std::string& f : failed) CHECK(f == "");
+    for (const std::string& r : reasons) CHECK(r == why);
+  }
 }
 
 TEST_CASE("linked cuda ranks train as far from f64 as one does, all to the same bytes") {

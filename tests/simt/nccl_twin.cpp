@@ -9,6 +9,8 @@
 //                         Broadcast, GroupEnd
 //                hang:K   it goes on without end
 //                count    prints how many there were, when the communicator ends
+//                wrong    the first element of a sum is not what it should be
+//                old      it is of a version before the oldest that can be used
 #include <arpa/inet.h>
 #include <fmt/format.h>
 #include <ifaddrs.h>
@@ -23,6 +25,7 @@
 #include <memory>
 #include <mutex>
 #include <numeric>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -37,7 +40,7 @@ namespace {
 
 enum Result : int { kSuccess = 0, kSystemError = 2, kInvalidUsage = 5, kInProgress = 7 };
 enum Type : int { kFloat32 = 7, kFloat64 = 8, kBfloat16 = 9 };
-constexpr int kVersion = 22809;
+constexpr int kVersion = 22809, kTooOld = 21705;
 
 struct UniqueId {
   int magic, port;
@@ -53,6 +56,11 @@ struct Config {
 
 thread_local std::string last_error;
 std::atomic<int> calls{0};
+
+bool fails(std::string_view how) {
+  const char* given = std::getenv("KAVA_NCCL_FAIL");
+  return given && given == how;
+}
 
 // What is to happen at this call.
 enum class Fate { none, fail, hang };
@@ -281,6 +289,7 @@ struct ncclComm {
         for (std::size_t n = 1; n < parts.size(); ++n) to[i] += value(n);
       }
     }
+    if (fails("wrong")) to[0] = T{};
   }
 
   const int rank_, size_, port_;
@@ -358,7 +367,10 @@ int collective(int kind, const void* send, void* receive, std::size_t count, int
 
 extern "C" {
 
-int ncclGetVersion(int* version) { return *version = kVersion, kSuccess; }
+int ncclGetVersion(int* version) {
+  *version = fails("old") ? kTooOld : kVersion;
+  return kSuccess;
+}
 const char* ncclGetErrorString(int status) {
   return status == kSystemError ? "unhandled system error" : status == kInvalidUsage ? "invalid usage" : "no error";
 }

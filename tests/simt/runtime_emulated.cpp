@@ -7,7 +7,9 @@
 //                    capture:K  the K-th recording of what is queued is spoilt
 //                    update:K   the K-th update of an executable graph is refused
 //                    lost:K     the K-th call and all after it find the device lost
+//                    busy       the device does not say what it is
 //                    count      prints at the end how many there were of each
+// KAVA_EMULATED_NCCL names another file to take for NCCL's library.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -35,8 +37,9 @@ namespace kava {
 namespace {
 
 constexpr int64_t kAddresses = int64_t{1} << 38;
+constexpr int kCuda = 13000;  // the version that it claims
 // The runtime's numbers for what can go wrong here.
-constexpr int kOutOfMemory = 2, kUncorrectableEcc = 214, kIllegalAddress = 700, kNotWhileCapturing = 900, kCaptureSpoilt = 901;
+constexpr int kOutOfMemory = 2, kBusy = 46, kUncorrectableEcc = 214, kIllegalAddress = 700, kNotWhileCapturing = 900, kCaptureSpoilt = 901;
 
 int device_count() {
   const char* given = std::getenv("KAVA_EMULATED_DEVICES");
@@ -69,6 +72,10 @@ namespace kava {
 
 const char* gpu_backend_name() { return "cuda (emulated)"; }
 bool gpu_is_emulated() { return true; }
+std::string gpu_nccl_library() {
+  const char* given = std::getenv("KAVA_EMULATED_NCCL");
+  return given ? given : "libkava_nccl.so";
+}
 
 int gpu_count(std::string& why) {
   const int count = device_count();
@@ -79,11 +86,15 @@ int gpu_count(std::string& why) {
 GpuInfo gpu_info(int device) {
   std::string why;
   require_device(0, gpu_count(why), why);  // there is any where there is one
+  const char* fail = std::getenv("KAVA_EMULATED_FAIL");
+  if (fail && std::string_view(fail) == "busy") throw GpuError("cudaGetDeviceProperties", kBusy, "the device is busy or unavailable");
   return {.name = "emulated",
           .address = std::to_string(device),
           .memory_bytes = machine_memory(),
           .compute_capability = 90,
-          .multiprocessors = 1};
+          .multiprocessors = 1,
+          .driver = kCuda,
+          .runtime = kCuda};
 }
 
 struct GpuRuntime::State {

@@ -7,20 +7,16 @@
 #include "engine/device/cuda/comm_nccl.h"
 #include "engine/device/cuda/runtime.h"
 #include "engine/device/library_search.h"
-#include "engine/device/module.h"
 
 namespace kava {
 
 namespace {
 
 void* load(std::string& why) {
-  if (gpu_is_emulated()) {
-    LoadedModule twin = load_module("libkava_nccl.so");
-    return why = twin.why, twin.library;
-  }
-  for (const std::string& place : library_places("libnccl.so.2", [](const char* name) -> const char* { return std::getenv(name); }))
+  const std::string name = gpu_nccl_library();
+  for (const std::string& place : library_places(name, [](const char* variable) -> const char* { return std::getenv(variable); }))
     if (void* library = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
-  why = "no libnccl.so.2 is found";
+  why = fmt::format("no {} is found", name);
   return nullptr;
 }
 
@@ -38,7 +34,7 @@ std::unique_ptr<Nccl> Nccl::open(std::string& why) {
   find(a.GroupEnd, "ncclGroupEnd"), find(a.AllReduce, "ncclAllReduce"), find(a.Broadcast, "ncclBroadcast");
   find(a.GetErrorString, "ncclGetErrorString"), find(a.GetLastError, "ncclGetLastError");
   if (all && a.GetVersion(&n->version_) == kNcclSuccess && n->version_ >= kOldestNccl) return n;
-  why = fmt::format("libnccl.so.2 is older than {}.{}", kOldestNccl / 10000, kOldestNccl / 100 % 100);
+  why = fmt::format("{} is older than {}.{}", gpu_nccl_library(), kOldestNccl / 10000, kOldestNccl / 100 % 100);
   return nullptr;
 }
 

@@ -26,6 +26,8 @@ struct GpuInfo {
 /// "cuda", or "cuda (emulated)".
 const char* gpu_backend_name();
 bool gpu_is_emulated();
+/// The file of NCCL's library: "libnccl.so.2", or that of its twin.
+std::string gpu_nccl_library();
 
 /// How many devices there are. Where there is none, `why` says it in a line: no driver, a driver too old, the toolkit's link stub on the
 /// library path, or no device.

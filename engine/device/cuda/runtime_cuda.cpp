@@ -54,6 +54,7 @@ constexpr int64_t kStagingBytes = int64_t{32} << 20;
 
 const char* gpu_backend_name() { return "cuda"; }
 bool gpu_is_emulated() { return false; }
+std::string gpu_nccl_library() { return "libnccl.so.2"; }
 
 int gpu_count(std::string& why) {
   int version = 0, count = 0;
