@@ -93,6 +93,19 @@ TEST_CASE("the emulated cuda backend is named so, and taken only where it is ask
   check_refusal(run_command(step + " --device cuda --set model.dtype=f64"), 2, "model.dtype");
 }
 
+TEST_CASE("--version says what the cuda device is, or why it does not say it, and a run on that ends with 3") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const std::string version = run_command("kava_inspect --version").out;
+  CHECK(version.find("\n  cuda (emulated): emulated, ") != std::string::npos);
+  CHECK(version.find(" GiB, compute capability 9.0, driver for CUDA 13.0\n") != std::string::npos);
+  const TempFolder folder;
+  const WithVariable fail("KAVA_EMULATED_FAIL", "busy");
+  const Ended busy = run_command("kava_inspect --version");
+  CHECK(busy.code == 0);
+  CHECK(busy.out.find("\n  cuda (emulated): cudaGetDeviceProperties: the device is busy or unavailable\n") != std::string::npos);
+  check_refusal(run_command("kava_inspect step '" + kCase + "' --device cuda --out '" + folder / "step" + "'"), 3, "device");
+}
+
 TEST_CASE("20 steps on cuda are the cpu's as far as f32 can, and twice the same bytes", "[device]") {
   if (programs_cuda().empty()) SKIP(kNoCuda);
   const TempFolder folder;

@@ -14,7 +14,7 @@ std::string device_text(int device) {
       text += fmt::format(", compute capability {}.{}, driver for CUDA {}.{}", d.compute_capability / 10, d.compute_capability % 10,
                           d.driver / 1000, d.driver % 1000 / 10);
     return text;
-  } catch (const Error& e) {
+  } catch (const std::exception& e) {
     return e.what();
   }
 }
