@@ -1,15 +1,54 @@
-// There is no cuBLASLt for an emulated device: the own kernels make all products.
+// There is no cuBLASLt for an emulated device: the own kernels make all products. A twin that takes what cuBLASLt would, and makes it by
+// the own kernels too, is there where a variable asks for it:
+//
+// KAVA_EMULATED_LT=all       it makes all of them
+//                  none:K    it has no way to make the K-th
+//                  wrong:K   the first element of the K-th is not what it should be
+#include <cstdlib>
+#include <string>
+
+#include "engine/device/cuda/lt_plans.h"
 #include "engine/device/cuda/matmul_lt.h"
 
 namespace kava {
 
-struct MatmulLt::State {};
+struct MatmulLt::State {
+  GpuRuntime& runtime;
+  std::string kind;
+  int64_t number, products = 0;
+};
 MatmulLt::~MatmulLt() = default;
 
-std::unique_ptr<MatmulLt> MatmulLt::open(GpuRuntime&, std::string& why) {
-  why = "the emulator has no cuBLASLt";
-  return nullptr;
+std::unique_ptr<MatmulLt> MatmulLt::open(GpuRuntime& runtime, std::string& why) {
+  const char* given = std::getenv("KAVA_EMULATED_LT");
+  if (!given) {
+    why = "the emulator has no cuBLASLt";
+    return nullptr;
+  }
+  const std::string text = given;
+  const std::size_t colon = text.find(':');
+  std::unique_ptr<MatmulLt> lt(new MatmulLt);
+  lt->state_ = std::make_unique<State>(runtime, text.substr(0, colon), colon == text.npos ? 0 : std::atoll(given + colon + 1));
+  return lt;
 }
-bool MatmulLt::run(GemmForm, const Gemm<bf16>&, bool) { return false; }
+
+bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size) {
+  State& s = *state_;
+  LtKey key;
+  if (!lt_takes(form, g, any_size, key)) return false;
+  const bool meant = ++s.products == s.number;
+  if (meant && s.kind == "none") return false;
+  const Stream stream = s.runtime.stream();
+  GemmBatch<bf16> batch;
+  batch.gemms[batch.count++] = g;
+  if (form == GemmForm::nt) gemm<GemmForm::nt>(stream, batch);
+  else if (form == GemmForm::nn) gemm<GemmForm::nn>(stream, batch);
+  else gemm<GemmForm::tn>(stream, batch);
+  if (meant && s.kind == "wrong") {
+    if (key.sums) fill_rows(stream, key.adds ? g.add : g.set_sum, 1e6f, 1, 1);
+    else fill_rows(stream, g.set, to_bf16(1e6f), 1, 1);
+  }
+  return true;
+}
 
 }  // namespace kava

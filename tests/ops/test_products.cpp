@@ -1,0 +1,83 @@
+// Products by cuBLASLt, whose twin in the emulator makes them by the own kernels: which of them it is asked for, and when it is not
+// trusted.
+#include "engine/device/cuda/ops_cuda.h"
+#include "simt.h"
+#include "tests/ops/group_rig.h"
+#include "tests/programs/programs.h"
+
+using namespace kava;
+using namespace kava::test;
+
+namespace {
+
+constexpr const char* kLt = "KAVA_EMULATED_LT";
+constexpr const char* kNoFibers = "ThreadSanitizer does not know the emulator's fibers";
+constexpr int kTried = 12;  // products that a backend compares at its start
+
+std::unique_ptr<CudaOps> backend(const std::string& lt) {
+  const WithVariable given(kLt, lt);
+  return std::make_unique<CudaOps>(0, false);
+}
+
+// Outputs: y, y streamed, dx, dW.
+Matrices linear(Ops& ops, DType type, const Matrices& m, int64_t rank) {
+  Rig rig(ops, type, type, 0);
+  const PlacedGroup t = place_group(rig, m, {rank}, 0.5);
+  const int64_t rows = m[0].rows, in = m[0].cols, outs = t.map.outs();
+  const Tensor y = rig.out(rows, outs), streamed = rig.out(rows, outs), dx = rig.out(rows, in);
+  const Tensor dxa = rank > 0 ? rig.out(rows, rank) : Tensor{}, dw = rig.in_out(Matrix(outs, in, 1), Kind::sum);
+  if (rank > 0) ops.lora_fwd(rig.arena, t.xx, t.map, {});
+  ops.linear_group_fwd(rig.arena, y, t.xx, t.map);
+  ops.linear_group_fwd(rig.arena, streamed, t.xx, t.map, Reads::streamed);
+  ops.linear_group_bwd_input(rig.arena, dx, dxa, t.dy, t.map, {});
+  ops.linear_group_bwd_params(rig.arena, {.dw = dw}, t.dy, dxa, t.xx, t.map, {});
+  REQUIRE(rig.guards_hold());
+  return read_all(rig, {y, streamed, dx, dw});
+}
+
+Matrices inputs(int64_t rows, int64_t in, int64_t outs, int64_t rank) {
+  Random random(51);
+  return {random.normal(rows, in), random.normal(outs, in),   random.normal(1, outs),
+          random.normal(rank, in), random.normal(outs, rank), random.normal(rows, outs)};
+}
+
+}  // namespace
+
+TEST_CASE("cuBLASLt makes products on cuda only where all that are tried are the own kernels'") {
+  if (!simt::supported()) SKIP(kNoFibers);
+  take_schedule(0);
+  CHECK_FALSE(CudaOps(0, false).has_lt());
+  CHECK(backend("all")->has_lt());
+  for (int k = 1; k <= kTried; ++k) CHECK_FALSE(backend(fmt::format("wrong:{}", k))->has_lt());
+  for (int k : {1, kTried}) CHECK_FALSE(backend(fmt::format("none:{}", k))->has_lt());
+  CHECK(backend(fmt::format("wrong:{}", kTried + 1))->has_lt());
+}
+
+TEST_CASE("cuBLASLt makes the large plain products of bf16 on cuda, and the own kernels all others") {
+  if (!simt::supported()) SKIP(kNoFibers);
+  take_schedule(0);
+  const Matrices large = inputs(5, 256, 256, 0), small = inputs(5, 256, 8, 0);
+  auto differing = [](const Matrices& a, const Matrices& b) {
+    std::string all;
+    for (std::size_t i = 0; i < a.size(); ++i)
+      if (a[i].at != b[i].at) all += "ysxw"[i];
+    return all;
+  };
+  const Matrices own = linear(*emulated_cuda(), DType::bf16, large, 0);
+  const std::unique_ptr<CudaOps> all = backend("all");
+  CHECK(differing(linear(*all, DType::bf16, large, 0), own).empty());
+  // Asked for y, dx and dW in turn, and for nothing that is small or f32.
+  const char* results[] = {"y", "x", "w", ""};
+  for (int i = 0; i < 4; ++i) {
+    const std::unique_ptr<CudaOps> ops = backend(fmt::format("wrong:{}", kTried + 1 + i));
+    CHECK(differing(linear(*ops, DType::bf16, small, 0), linear(*emulated_cuda(), DType::bf16, small, 0)).empty());
+    CHECK(differing(linear(*ops, DType::f32, large, 0), linear(*emulated_cuda(), DType::f32, large, 0)).empty());
+    CHECK(differing(linear(*ops, DType::bf16, large, 0), own) == results[i]);
+  }
+  CHECK(differing(linear(*backend(fmt::format("none:{}", kTried + 2)), DType::bf16, large, 0), own).empty());
+  // With ranks y is one product over [x | xa], and dx a sum of two.
+  const Matrices ranks = inputs(5, 256, 256, 8), own_ranks = linear(*emulated_cuda(), DType::bf16, ranks, 8);
+  const Matrices by_lt = linear(*all, DType::bf16, ranks, 8);
+  CHECK(normalised_error(by_lt[0], own_ranks[0]) < 1e-6);
+  for (std::size_t i : {1u, 2u, 3u}) CHECK(by_lt[i].at == own_ranks[i].at);
+}
