@@ -9,7 +9,7 @@
 #include "engine/device/cuda/runtime.h"
 #include "engine/device/library_search.h"
 #include "engine/files/files.h"
-#include "tests/folders.h"
+#include "tests/programs/programs.h"
 
 namespace kava {
 
@@ -99,10 +99,27 @@ TEST_CASE("recorded algorithms come back as they were, and what others recorded 
   CHECK(*third.find(key) == plan);
   REQUIRE(third.find(other));
   CHECK(third.find(other)->algorithm[0] == 9);
+  {
+    const WithVariable cache("KAVA_CACHE", folder / "cache");
+    CHECK(LtPlans::file_for("NVIDIA H200", 130000) == file);
+    CHECK(LtPlans::file_for("GB200 (a/b)", 1) == folder / "cache/cublaslt-GB200__a_b_-1.txt");
+  }
   LtPlans unwritable("/proc/kava/plans.txt");
   unwritable.add(key, plan, note);
   CHECK(!note.empty());
   REQUIRE(unwritable.find(key));
+  note.clear();
+  unwritable.add(other, plan, note);
+  CHECK(note.empty());  // said once
+}
+
+TEST_CASE("without a home no algorithm is recorded, and that is said") {
+  const WithVariable cache("KAVA_CACHE", ""), xdg("XDG_CACHE_HOME", ""), home("HOME", "");
+  const std::string file = LtPlans::file_for("NVIDIA H200", 130000);
+  CHECK(file.empty());
+  std::string note;
+  LtPlans(file).add({}, {}, note);
+  CHECK(note.find("KAVA_CACHE") != std::string::npos);
 }
 
 TEST_CASE("an algorithm is chosen for a number of rows that is rounded up, and forward for any number of them") {

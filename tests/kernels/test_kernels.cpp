@@ -649,6 +649,8 @@ TEST_CASE("kernels refuse dimensions that they do not take and have nothing to d
     CHECK_THROWS_AS(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, dims), std::invalid_argument);
     CHECK_THROWS_AS(attention_bwd<float>(nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, dims), std::invalid_argument);
   }
+  CHECK_THROWS_AS(fill_rows(nullptr, Rows<float>{}, 0.f, int64_t{1} << 31, 1), std::invalid_argument);
+  CHECK_THROWS_AS(fill_rows(nullptr, Rows<float>{}, 0.f, 1, kLongestRow + 1), std::invalid_argument);
   CHECK_NOTHROW(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, {2, 1, 64, 1.f}));
   CHECK_NOTHROW(attention_bwd<float>(nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {2, 1, 64, 1.f}));
 }

@@ -25,9 +25,9 @@ OpRun gelu_fwd(Gelu form) {
   };
 }
 
-OpRun gelu_bwd(Gelu form) {
-  return [form](Rig& rig, const Matrices& in) {
-    Tensor x = rig.in(in[0]), dy = rig.in(in[1]), dx = rig.out(in[0].rows, in[0].cols);
+OpRun gelu_bwd(Gelu form, Kind of_dy = Kind::storage) {
+  return [=](Rig& rig, const Matrices& in) {
+    Tensor x = rig.in(in[0]), dy = rig.in(in[1], of_dy), dx = rig.out(in[0].rows, in[0].cols);
     rig.ops.gelu_bwd(dx, dy, x, form);
     return std::vector<Tensor>{dx};
   };
@@ -50,6 +50,7 @@ TEST_CASE("swiglu and gelu have the values of their formulas and the gradients o
     for (Gelu form : {Gelu::erf, Gelu::tanh}) {
       check_op("gelu_fwd", in, gelu_fwd(form));
       check_op("gelu_bwd", {in[0], in[2]}, gelu_bwd(form));
+      check_op("gelu_bwd of a gradient in the sum type", {in[0], in[2]}, gelu_bwd(form, Kind::sum));
       require_close(run_f64(gelu_fwd(form), in)[0], form == Gelu::erf ? by_erf : by_tanh);
       check_gradient(
           "gelu", in, [&](const Matrices& m) { return weighted(run_f64(gelu_fwd(form), m), {in[2]}); }, {0},

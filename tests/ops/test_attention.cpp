@@ -140,6 +140,25 @@ TEST_CASE("attention of a sample has the same bytes whatever samples stand besid
   }
 }
 
+TEST_CASE("attention of heads that the cuda backend has no kernels for ends with a line, in a dry run too") {
+  const Heads h{1, 1, 129};
+  const Matrices in = {Matrix(11, 129), Matrix(20, 129), Matrix(20, 129)};
+  Rig on_cpu(1, DType::f32, DType::f32, 0);
+  REQUIRE_NOTHROW(attention_fwd(kTree, h)(on_cpu, in));
+  if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  const auto dry = emulated_cuda()->dry_twin();
+  for (Ops* ops : {emulated_cuda(), dry.get()}) {
+    Rig rig(*ops, DType::f32, DType::f32, 0);
+    try {
+      attention_fwd(kTree, h)(rig, in);
+      FAIL("it took them");
+    } catch (const Error& e) {
+      REQUIRE(e.code() == Exit::preflight);
+      REQUIRE(std::string(e.what()).find("heads of 129 numbers, 128 at most") != std::string::npos);
+    }
+  }
+}
+
 TEST_CASE("attention survives logits of any size") {
   for (auto [ops, type] : every_backend()) {
     INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));

@@ -41,6 +41,23 @@ TEST_CASE("fill, copy and add treat storage and sum types and every stride, and 
   REQUIRE_THROWS_AS(rig.ops.copy(longer, single), Error);
 }
 
+TEST_CASE("upload and download take the host's rows without gaps, whatever lies between a tensor's") {
+  for (Ops* ops : {&cpu(1), emulated_cuda()})
+    for (int64_t gap : {0, 3}) {
+      if (!ops) continue;
+      INFO(ops->name() << ", gap " << gap);
+      Rig rig(*ops, DType::f32, DType::f32, gap);
+      const Tensor x = rig.out(5, 7);
+      std::vector<float> sent(35), got(35);
+      for (std::size_t i = 0; i < sent.size(); ++i) sent[i] = float(i) + 0.5f;
+      ops->upload(x, sent.data());
+      REQUIRE(rig.guards_hold());
+      REQUIRE(rig.read(x)(3, 2) == 23.5);
+      ops->download(got.data(), x);
+      REQUIRE(got == sent);
+    }
+}
+
 TEST_CASE("copying to bf16 rounds to nearest, ties to even, and keeps infinities and NaN") {
   for (auto [ops, type] : every_backend()) {
     if (type != DType::f32) continue;

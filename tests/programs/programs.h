@@ -5,6 +5,7 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <cstdlib>
+#include <optional>
 
 #include "engine/files/files.h"
 #include "tests/folders.h"
@@ -31,13 +32,20 @@ inline Ended run_command(const std::string& line, const std::filesystem::path& f
 /// A variable of the environment, for the programs that are run while this object lives.
 class WithVariable {
  public:
-  WithVariable(const char* name, const std::string& value) : name_(name) { ::setenv(name, value.c_str(), 1); }
-  ~WithVariable() { ::unsetenv(name_); }
+  WithVariable(const char* name, const std::string& value) : name_(name) {
+    if (const char* given = std::getenv(name)) before_ = given;
+    ::setenv(name, value.c_str(), 1);
+  }
+  ~WithVariable() {
+    if (before_) ::setenv(name_, before_->c_str(), 1);
+    else ::unsetenv(name_);
+  }
   WithVariable(const WithVariable&) = delete;
   WithVariable& operator=(const WithVariable&) = delete;
 
  private:
   const char* name_;
+  std::optional<std::string> before_;
 };
 
 /// Whether the programs' --device cuda is the emulated one.
