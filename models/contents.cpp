@@ -28,14 +28,14 @@ std::size_t count_of(const std::vector<DataDigest>& all, const std::string& key)
 
 }  // namespace
 
-FileDigests model_digests(const TextModel& text, Init init) {
-  const fs::path folder = text.folder;
+FileDigests model_digests(const std::string& base, const ModelConfig& shape, Init init) {
+  const fs::path folder = base;
   FileDigests digests;
   for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                            "vocab.json", "merges.txt"})
     if (is_there(folder / name)) digests[name] = sha256(read_file((folder / name).string(), kLargestText));
   if (init == Init::pretrained)
-    for (const std::string& path : WeightFiles::open(text.folder, text.shape).paths())
+    for (const std::string& path : WeightFiles::open(base, shape).paths())
       digests[fs::path(path).filename().string()] = sha256_file(path);
   return digests;
 }

@@ -19,7 +19,7 @@ struct DataDigest {
 using FileDigests = std::map<std::string, std::string>;  // file of a folder -> SHA-256
 
 /// Of config.json, the tokenizer's files and, unless the weights are random, the weight files of a model folder.
-FileDigests model_digests(const TextModel& text, Init init);
+FileDigests model_digests(const std::string& base, const ModelConfig& shape, Init init);
 
 /// Of all files of an adapter folder.
 FileDigests folder_digests(const std::string& folder);

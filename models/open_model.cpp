@@ -74,8 +74,9 @@ void take_state(OpenedModel& m) {
   if (!is_there(checkpoint / "state.json")) return;
   const TrainingState state = load_training_state(checkpoint);
   if (state.last_stage && m.config.stages.fixed < 0) m.config.stages.last = *state.last_stage;
-  if (!state.model.empty())
-    require_same_files("the base", m.config.model.path, state.model, model_digests(m.text, m.config.model.init), "name it with --base DIR");
+  if (state.model.empty()) return;
+  m.base_before = state.model;
+  m.base_now = std::async(std::launch::async, model_digests, m.text.folder, m.text.shape, m.config.model.init);
 }
 
 // Linux gives memory that it does not have and ends the program when it is used.
@@ -165,11 +166,16 @@ void require_stage(const OpenedModel& m, std::optional<Method> method, std::opti
                 fmt::format("give 0 to {}", m.config.coconut.max_stage + 1));
 }
 
+void require_same_base(const OpenedModel& m) {
+  if (m.base_now.valid()) require_same_files("the base", m.config.model.path, m.base_before, m.base_now.get(), "name it with --base DIR");
+}
+
 std::unique_ptr<Model> load_model(Ops& ops, const OpenedModel& opened) {
   require_room_for_weights(opened.config, opened.text.shape);
   const Values values = opened.adapter.empty() ? Values::start : Values::loaded;
   auto model = std::make_unique<Model>(ops, opened.config, opened.text.shape, values, ModelUse::inference);
   if (!opened.adapter.empty()) load_adapter(*model, opened.adapter.string());
+  require_same_base(opened);
   return model;
 }
 

@@ -1,11 +1,13 @@
 // MODEL of the command line: a Hugging Face folder, a run directory, or a checkpoint in one.
 #pragma once
 #include <filesystem>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "engine/files/checkpoint.h"
+#include "models/contents.h"
 #include "models/model.h"
 #include "models/text.h"
 
@@ -20,13 +22,15 @@ struct OpenedModel {
   std::shared_ptr<const PathLock> lock;  // keeps its checkpoint from being pruned
   std::optional<int64_t> step;           // of the checkpoint whose weights these are
   std::string note;                      // why a better choice was passed over; mostly empty
+  FileDigests base_before;                   // of a run's base when it was trained
+  std::shared_future<FileDigests> base_now;  // computed while the weights are loaded; invalid where the run does not tell
 
   bool plain() const { return run_dir.empty(); }
 };
 
 /// Reads configurations and the tokenizer, no weights. Of a run its best checkpoint is taken if it verifies, else its adapter folder, else
 /// the newest checkpoint that verifies. dtype in place of the run's; `base` is where a run's base lies, if not where config.toml says.
-/// Error(code data) naming what is missing or broken, or the file of the base that is not what the run was trained on.
+/// Error(code data) naming what is missing or broken.
 OpenedModel open_model(const std::string& path, std::optional<StorageType> dtype = std::nullopt,
                        const std::optional<std::string>& base = std::nullopt);
 
@@ -36,7 +40,10 @@ void require_method(const OpenedModel& opened, std::optional<Method> method);
 /// Error(code usage) where the method has no stages that decode apart, or not this one.
 void require_stage(const OpenedModel& opened, std::optional<Method> method, std::optional<int64_t> stage);
 
-/// The weights.
+/// Error(code data) naming the file of the base that is not what the run was trained on.
+void require_same_base(const OpenedModel& opened);
+
+/// The weights, with require_same_base.
 std::unique_ptr<Model> load_model(Ops& ops, const OpenedModel& opened);
 
 }  // namespace kava

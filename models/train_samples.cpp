@@ -38,7 +38,7 @@ std::string key_of(const TextModel& text, const RunConfig& config, const SampleO
   }
   if (config.data.fraction < 1) key += fmt::format("seed {}\n", config.seed);
   key += fmt::format("{} {} {} {}\n", options.needs_prompt, options.before_answer, options.eos, options.vocab_size);
-  for (const auto& [name, digest] : model_digests(text, Init::random))
+  for (const auto& [name, digest] : model_digests(text.folder, text.shape, Init::random))
     if (name != "config.json") key += name + " " + digest + "\n";
   for (const DataFile& file : config.data.train)
     key += fmt::format("{} {}\n", file.format ? name_of(*file.format) : "any", sha256_file(file.path));

@@ -33,6 +33,7 @@ Tokenizer tokenizer_of(const std::string& given) {
   const std::string what_for = "no text can be read", remedy = "give a model with a tokenizer";
   if (is_there(std::filesystem::path(model) / "vocab.json")) Tokenizer::refuse_missing(model, what_for, remedy);
   OpenedModel opened = open_model(model);
+  require_same_base(opened);
   if (!opened.text.tokenizer) Tokenizer::refuse_missing(opened.text.folder, what_for, remedy);
   return std::move(*opened.text.tokenizer);
 }

@@ -212,7 +212,7 @@ class Run {
 
   // What the run reads is, wherever it lies now, what it was at its start.
   void take_contents(TrainingState& state, bool resumed) {
-    const FileDigests model = model_digests(text_, config_.model.init), adapter = folder_digests(config_.model.adapter);
+    const FileDigests model = model_digests(text_.folder, text_.shape, config_.model.init), adapter = folder_digests(config_.model.adapter);
     if (resumed) {
       require_same_data(config_, state.data, data_.digests);
       require_same_counts(state);

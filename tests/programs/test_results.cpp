@@ -133,7 +133,8 @@ TEST_CASE("a run is evaluated wherever it and its base lie, on the base that it 
   const auto ops = make_cpu_ops(1);
   Model model(*ops, tiny.config, ModelConfig::load(tiny.config.model.path));
   TrainingState state;
-  state.step = state.total_steps = 5, state.model = model_digests(open_text_model(tiny.config.model.path), Init::random);
+  const std::string& base = tiny.config.model.path;
+  state.step = state.total_steps = 5, state.model = model_digests(base, ModelConfig::load(base), Init::random);
   write_checkpoint(tiny.dir, 5, config_hash(tiny.config), [&](FolderWriter& out) {
     save_adapter(model, out, "adapter/");
     save_training_state(out, model, state);
