@@ -35,8 +35,7 @@ FileDigests model_digests(const std::string& base, const ModelConfig& shape, Ini
                            "vocab.json", "merges.txt"})
     if (is_there(folder / name)) digests[name] = sha256(read_file((folder / name).string(), kLargestText));
   if (init == Init::pretrained)
-    for (const std::string& path : WeightFiles::open(base, shape).paths())
-      digests[fs::path(path).filename().string()] = sha256_file(path);
+    for (const std::string& path : WeightFiles::open(base, shape).paths()) digests[fs::path(path).filename().string()] = sha256_file(path);
   return digests;
 }
 

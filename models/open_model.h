@@ -16,12 +16,12 @@ namespace kava {
 struct OpenedModel {
   RunConfig config;  // of the run, stages.last that which it reaches; for a plain folder full_cot without trainables
   TextModel text;
-  std::filesystem::path run_dir;         // empty for a plain folder
-  std::filesystem::path adapter;         // whose weights are loaded on the base; empty for a plain folder
-  std::string weights;                   // the same in words: "checkpoints/step_20 (best)", "adapter", "the folder's own"
-  std::shared_ptr<const PathLock> lock;  // keeps its checkpoint from being pruned
-  std::optional<int64_t> step;           // of the checkpoint whose weights these are
-  std::string note;                      // why a better choice was passed over; mostly empty
+  std::filesystem::path run_dir;             // empty for a plain folder
+  std::filesystem::path adapter;             // whose weights are loaded on the base; empty for a plain folder
+  std::string weights;                       // the same in words: "checkpoints/step_20 (best)", "adapter", "the folder's own"
+  std::shared_ptr<const PathLock> lock;      // keeps its checkpoint from being pruned
+  std::optional<int64_t> step;               // of the checkpoint whose weights these are
+  std::string note;                          // why a better choice was passed over; mostly empty
   FileDigests base_before;                   // of a run's base when it was trained
   std::shared_future<FileDigests> base_now;  // computed while the weights are loaded; invalid where the run does not tell
 
