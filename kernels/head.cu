@@ -2,7 +2,8 @@
 // negative log-likelihood of the target, and the gradient weight (softmax - onehot); then the sums of the losses by class.
 //
 // A block owns a row. It walks the row once with a running maximum and sum per thread, and once more for the gradient; of each stretch of
-// the row a thread owns two chunks of four columns.
+// the row a thread owns two chunks of four columns. The gradient may take the place of the logits: where it is narrower, a stretch of it
+// lies on logits of this stretch or earlier ones, which all threads have read by then.
 #include "kernels/chunks.h"
 
 namespace kava {
@@ -95,8 +96,12 @@ __global__ void __launch_bounds__(kHeadThreads) head_rows_kernel(const __grid_co
   }
   if (!p.dz.data) return;
   const float weight = p.classes[r] == 0 ? p.weights[0] : p.weights[1], scale = weight / s.sum;
-  for (int first = first_column(); first < p.V; first += kStretch) {
-    Columns x = load_both<kAligned>(z, first, p.V);
+  for (int begin = 0; begin < p.V; begin += kStretch) {
+    const int first = begin + first_column();
+    Columns x{};
+    if (first < p.V) x = load_both<kAligned>(z, first, p.V);
+    __syncthreads();  // what the gradient overwrites was read
+    if (first >= p.V) continue;
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) x.at[i] = expf(x.at[i] - s.most) * scale - (column(first, i) == target ? weight : 0.f);
     store_columns<T, kAligned>(p.dz[r], first, p.V, ColumnsOf<kHalfChunk>{x.at[0], x.at[1], x.at[2], x.at[3]});

@@ -123,7 +123,8 @@ struct HeadOutputs {
   int32_t *best = nullptr, *hit = nullptr;
   Rows<T> dz = {};
 };
-/// From logits z [rows, V]. targets: null where only best is wanted; classes, 0 or 1, are read for dz.
+/// From logits z [rows, V]. targets: null where only best is wanted; classes, 0 or 1, are read for dz, whose rows may begin where those of
+/// z do.
 template <class T>
 void head_rows(Stream stream, const HeadOutputs<T>& out, Rows<const float> z, const int32_t* targets, const int32_t* classes,
                const float (&weights)[2], int64_t rows, int64_t vocabulary);

@@ -16,6 +16,9 @@ clang-format-14 --dry-run -Werror "${sources[@]}" || failed+=(clang-format)
 shellcheck "${scripts[@]}" || failed+=(shellcheck)
 # Names of others' files, and words that mean something here.
 codespell --ignore-words-list=ans,ot,te,fo,nd,indx,uint,als,ue,theses,bu,dout,ned,chekc,fromat,trian --skip=tests/golden "${texts[@]}" || failed+=(codespell)
+# What calls vendors' libraries is compiled by nvcc alone, and no test runs it without a GPU.
+vendors=(kernels/gpu_cuda.h engine/device/cuda/{runtime_cuda,matmul_lt,comm_nccl}.cpp)
+[ "$(cat "${vendors[@]}" | wc -l)" -le 600 ] || failed+=("more than 600 lines in ${vendors[*]}")
 if [ "${1:-}" = --tidy ]; then
   # Source by source, where nothing is built.
   cmake --preset cpu -B build/tidy -Wno-dev -DCMAKE_UNITY_BUILD=OFF -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON -DKAVA_TESTS=OFF \

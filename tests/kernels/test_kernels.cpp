@@ -399,6 +399,28 @@ TEST_CASE("kernels take any one matrix whose rows, or whose begin, are not align
   });
 }
 
+TEST_CASE("a gradient takes the place of its logits under every schedule") {
+  SKIP_IF_UNSUPPORTED();
+  constexpr int64_t kVocabulary = 5000;  // three stretches of a block, the last one not whole
+  Random random(37);
+  const Matrix logits = stored<float>(random.normal(2, kVocabulary));
+  Matrix gradient(2, kVocabulary);
+  for (int64_t r = 0; r < 2; ++r) {
+    double sum = 0;
+    for (int64_t c = 0; c < kVocabulary; ++c) sum += std::exp(logits(r, c));
+    for (int64_t c = 0; c < kVocabulary; ++c) gradient(r, c) = std::exp(logits(r, c)) / sum - (c == 4999 ? 1 : 0);
+  }
+  check_kernel({gradient}, {stored<bf16>(gradient)}, [&](Device& d) {
+    const Rows<float> z = d.out<float>(2, kVocabulary);
+    for (int64_t r = 0; r < 2; ++r)
+      for (int64_t c = 0; c < kVocabulary; ++c) z[r][c] = static_cast<float>(logits(r, c));
+    HeadOutputs<bf16> out;
+    out.dz = {reinterpret_cast<bf16*>(z.data), 2 * z.stride};
+    head_rows<bf16>(nullptr, out, {z.data, z.stride}, d.index({4999, 4999}), d.index({0, 0}), {1, 1}, 2, kVocabulary);
+    return Matrices{read(out.dz, 2, kVocabulary)};
+  });
+}
+
 TEST_CASE("rows at multiples of 16 bytes are moved 16 bytes at a time") {
   if (!simt::supported() || !simt::watchable()) SKIP("kernels tell their accesses in builds without a sanitizer alone");
   simt::set_schedule({});

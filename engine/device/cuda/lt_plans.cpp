@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <utility>
 
 #include "engine/error.h"
 #include "engine/files/cache.h"
@@ -36,7 +37,7 @@ LtKey rounded_key(LtKey key) {
 
 bool lt_takes(GemmForm form, const Gemm<bf16>& g, bool any_size, LtKey& key) {
   const Product<bf16>& p = g.products[0];
-  if (g.count != 1 || (g.scaled == 1 && (g.masked || g.factor != 1)) || g.m == 0 || g.n == 0 || p.k == 0) return false;
+  if (g.count != 1 || (g.scaled == 1 && g.masked) || g.m == 0 || g.n == 0 || p.k == 0) return false;
   const bool adds = g.add.data != nullptr, sums = adds || g.set_sum.data != nullptr;
   key = {form, g.m, g.n, p.k, sums, adds, g.bias != nullptr};
   const LtKey chosen_for = rounded_key(key);
@@ -66,7 +67,7 @@ const LtPlan* LtPlans::find(const LtKey& key) const {
   return it == plans_.end() ? nullptr : &it->second;
 }
 
-void LtPlans::add(const LtKey& key, const LtPlan& plan, std::string& note) {
+std::string LtPlans::add(const LtKey& key, const LtPlan& plan) {
   plans_[key] = plan;
   read();  // what another process has recorded since; what is here stays
   std::string text;
@@ -76,9 +77,10 @@ void LtPlans::add(const LtKey& key, const LtPlan& plan, std::string& note) {
     fs::create_directories(fs::path(file_).parent_path());
     write_file(file_, text);
   } catch (const std::exception& e) {
-    if (!told_) note = fmt::format("cuBLASLt's algorithms cannot be recorded, so another run may take others: {}", e.what());
-    told_ = true;
+    if (!std::exchange(told_, true))
+      return fmt::format("cuBLASLt's algorithms cannot be recorded, so another run may take others: {}", e.what());
   }
+  return "";
 }
 
 std::string LtPlans::line_of(const LtKey& key, const LtPlan& plan) {

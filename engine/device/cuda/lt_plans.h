@@ -41,8 +41,8 @@ class LtPlans {
   explicit LtPlans(std::string file);
 
   const LtPlan* find(const LtKey& key) const;
-  /// Recorded on the disk at once. Where that fails, `note` says so, once.
-  void add(const LtKey& key, const LtPlan& plan, std::string& note);
+  /// Recorded on the disk at once. Returns a line that says so where that failed, once.
+  std::string add(const LtKey& key, const LtPlan& plan);
 
   static std::string line_of(const LtKey& key, const LtPlan& plan);
   static bool parse(const std::string& line, LtKey& key, LtPlan& plan);

@@ -24,8 +24,9 @@ constexpr const char* kLibrary = "libcublasLt.so.13";
 constexpr std::size_t kWorkspace = std::size_t{32} << 20;
 
 void check(cublasStatus_t status, const char* call) {
-  constexpr int kLaunchFailure = 719;
-  if (status != CUBLAS_STATUS_SUCCESS) throw GpuError(call, kLaunchFailure, fmt::format("cuBLASLt status {}", static_cast<int>(status)));
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  const int meaning = status == CUBLAS_STATUS_ALLOC_FAILED ? cudaErrorMemoryAllocation : cudaErrorLaunchFailure;
+  throw GpuError(call, meaning, fmt::format("cuBLASLt status {}", static_cast<int>(status)));
 }
 #define KAVA_LT(call) check(call, #call)
 #define KAVA_LT_FUNCTION(field, name) decltype(&name) field = find<decltype(&name)>(#name)
@@ -126,9 +127,7 @@ struct MatmulLt::State {
     algorithm = result.algo;
     LtPlan plan;
     std::memcpy(plan.algorithm.data(), &algorithm, sizeof algorithm), plan.workspace = static_cast<int64_t>(result.workspaceSize);
-    std::string note;
-    plans->add(key, plan, note);
-    if (!note.empty()) print_note(note);
+    if (const std::string note = plans->add(key, plan); !note.empty()) print_note(note);
     return true;
   }
 };
@@ -171,9 +170,9 @@ bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size) {
   cublasLtMatmulHeuristicResult_t checked{};
   if (s.algo_check(s.handle, call.desc, call.b, call.a, call.c, call.c, &algorithm, &checked) != CUBLAS_STATUS_SUCCESS) return false;
   if (checked.workspaceSize > kWorkspace) return false;
-  const float one = 1, onto = key.adds ? 1 : 0;
-  KAVA_LT(s.matmul(s.handle, call.desc, &one, p.b.data, call.b, p.a.data, call.a, &onto, out, call.c, out, call.c, &algorithm, s.workspace,
-                   kWorkspace, reinterpret_cast<cudaStream_t>(s.runtime.stream())));
+  const float factor = g.scaled == 1 ? g.factor : 1, onto = key.adds ? 1 : 0;
+  KAVA_LT(s.matmul(s.handle, call.desc, &factor, p.b.data, call.b, p.a.data, call.a, &onto, out, call.c, out, call.c, &algorithm,
+                   s.workspace, kWorkspace, reinterpret_cast<cudaStream_t>(s.runtime.stream())));
   ++launched;
   return true;
 }

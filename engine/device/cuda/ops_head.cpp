@@ -5,8 +5,13 @@
 namespace kava {
 
 namespace {
-constexpr int64_t kHeadBytes = int64_t{96} << 20;  // of logits at a time
+// Of logits at a time: about a thousand rows of a large vocabulary, for which the head's weights are read three times as fast as they are
+// multiplied on an H100 (989 TFLOP/s, 3.35 TB/s by NVIDIA's data sheet).
+constexpr int64_t kHeadBytes = int64_t{512} << 20;
 int64_t chunk_rows(int64_t vocab) { return std::clamp<int64_t>(kHeadBytes / (vocab * 4) / 64 * 64, 64, 4096); }
+
+// The gradient in the place of the logits.
+Tensor in_place(const Tensor& z, DType dtype) { return {z.data, dtype, z.rows, z.cols, z.stride * (size_of(z.dtype) / size_of(dtype))}; }
 }  // namespace
 
 void CudaOps::do_head_cross_entropy(Arena& arena, const Tensor& losses, const Tensor& dh, const Tensor& dw, const Tensor& correct,
@@ -22,7 +27,7 @@ void CudaOps::do_head_cross_entropy(Arena& arena, const Tensor& losses, const Te
     const int64_t last = std::min(n, first + chunk);
     const Tensor hc = h.row_range(first, last);
     const Tensor z = logits ? logits.row_range(first, last) : arena.alloc(DType::f32, hc.rows, V);
-    const Tensor dz = backward ? arena.alloc(h.dtype, hc.rows, V) : Tensor{};
+    const Tensor dz = !backward ? Tensor{} : logits ? arena.alloc(h.dtype, hc.rows, V) : in_place(z, h.dtype);
     if (dry()) continue;
     product(z, hc, false, w, true);
     on_storage(h.dtype, [&]<class T>() {

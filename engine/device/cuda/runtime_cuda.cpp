@@ -31,8 +31,7 @@ F driver_function(const char* name) {
     throw Error(Exit::preflight, "cuda", fmt::format("the driver has no {}", name), "install a newer driver");
   return reinterpret_cast<F>(address);
 }
-// The driver's numbers of errors are the runtime's.
-void check_driver(CUresult status, const char* call) { check(static_cast<cudaError_t>(status), call); }
+void check_driver(CUresult status, const char* call) { check(static_cast<cudaError_t>(status), call); }  // whose numbers are the runtime's
 
 struct Driver {
   decltype(&cuMemAddressReserve) reserve = driver_function<decltype(&cuMemAddressReserve)>("cuMemAddressReserve");
