@@ -151,7 +151,7 @@ lane_tsan() {
 
 lane_kill() {
   tools/setup.sh
-  build cpu kava_train kill_resume replicate_kills replicate kava_eval
+  build cpu kava_train kava_data kava_eval kava_report kill_resume replicate replicate_kills
   if [ "$short" = yes ]; then
     build/cpu/tests/kill_resume --rounds 3 --bin build/cpu/bin
   else
