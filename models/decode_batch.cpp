@@ -13,6 +13,10 @@ namespace {
 
 constexpr int64_t kLogitsBytes = int64_t{32} << 20;  // at a time, on the device
 
+// Keys of Ops::pass. Those of a training step are not negative.
+int64_t key_of(Reads reads) { return -1 - static_cast<int64_t>(reads); }
+int64_t key_of_layout(std::size_t pass) { return -100 - static_cast<int64_t>(pass); }
+
 // Of logits, or of the hidden states that they are made of.
 void require_finite(std::span<const double> values) {
   if (!std::ranges::all_of(values, [](double x) { return std::isfinite(x); }))
@@ -47,18 +51,20 @@ void DecodeBatch::allocate(int64_t answers, const Extra& extra) {
 }
 
 void DecodeBatch::run_layout() {
-  for (const Pass& p : layout_.passes) {
+  for (std::size_t i = 0; i < layout_.passes.size(); ++i) {
     ArenaScope scope(arena_);
-    check_pass(model_, p);
+    check_pass(model_, layout_.passes[i]);
     DevicePass d;
     FeedState feeds;
     IndexBlock block;
-    add_pass(block, d, p);
-    add_feeds(block, feeds, layout_, p);
+    add_pass(block, d, layout_.passes[i]);
+    add_feeds(block, feeds, layout_, layout_.passes[i]);
     block.send(ops_, arena_);
-    feed_latents(model_, arena_, transformer_, d, feeds);
-    if (d.ids.cols > 0) ops_.embed_fwd(transformer_.inputs(d).row_range(d.fed, d.rows()), model_.embedding, model_.new_tokens, d.ids);
-    transformer_.forward(d);
+    ops_.pass(arena_, key_of_layout(i), [&] {
+      feed_latents(model_, arena_, transformer_, d, feeds);
+      if (d.ids.cols > 0) ops_.embed_fwd(transformer_.inputs(d).row_range(d.fed, d.rows()), model_.embedding, model_.new_tokens, d.ids);
+      transformer_.forward(d);
+    });
   }
 }
 
@@ -67,8 +73,10 @@ void DecodeBatch::run_pass(const Pass& p, Reads reads) {
   check_pass(model_, p);
   DevicePass d = upload_pass(ops_, arena_, p);
   d.reads = reads;
-  ops_.embed_fwd(transformer_.inputs(d), model_.embedding, model_.new_tokens, d.ids);
-  transformer_.forward(d);
+  ops_.pass(arena_, key_of(reads), [&] {
+    ops_.embed_fwd(transformer_.inputs(d), model_.embedding, model_.new_tokens, d.ids);
+    transformer_.forward(d);
+  });
 }
 
 DecodeBatch::Start DecodeBatch::given_start(std::size_t b) const {

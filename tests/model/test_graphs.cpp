@@ -7,6 +7,7 @@
 #include "engine/device/host.h"
 #include "engine/device/op_observer.h"
 #include "kernels/gpu_error.h"
+#include "models/decode.h"
 #include "simt.h"
 #include "tests/model/train_rig.h"
 #include "tests/ops/op_rig.h"
@@ -71,6 +72,28 @@ Trained train(const std::vector<std::string>& sets, int64_t steps, bool observed
 }
 
 }  // namespace
+
+TEST_CASE("decoding on cuda with graphs has the tokens of that without, and one executable for a prompt and one for a token") {
+  if (!simt::supported()) SKIP(kNoFibers);
+  auto decoded = [](bool observed) {
+    TinyRun run({}, 1, make_emulated_cuda());
+    Arena arena(*run.ops);
+    OpCounter counter(*run.ops);
+    std::optional<Observed> watching;
+    if (observed) watching.emplace(*run.ops, counter);
+    DecodeOptions options;
+    options.max_new_tokens = 8;
+    std::vector<std::vector<int32_t>> ids;
+    for (int i = 0; i < 3; ++i)
+      for (const DecodeResult& r : decode(*run.model, arena, run.samples, options)) ids.push_back(r.ids);
+    return std::pair(ids, graphs_of(*run.ops));
+  };
+  const auto with = decoded(false), without = decoded(true);
+  CHECK(with.first == without.first);
+  CHECK(without.second.captures == 0);
+  CHECK(with.second.launched > 2 * with.second.instantiated);
+  CHECK(with.second.instantiated <= 2 + 4);  // and of latents
+}
 
 TEST_CASE("20 steps on cuda with graphs have the bytes of those without, and as many executables as passes after ten as after twenty") {
   if (!simt::supported()) SKIP(kNoFibers);
