@@ -54,7 +54,8 @@ struct Trace {
   __device__ const T* key(int i) const { return p.in.k[row(i)] + head * dim; }
 };
 
-/// x[i] = exp(factor (x[i] - max)) / sum over a thread's share of n words that the whole block holds.
+/// x[i] = exp(factor (x[i] - max)) / sum over n words, of which thread t holds every kRkvThreads-th from t on. Others may read them after a
+/// barrier.
 __device__ void block_softmax(double* x, int n, double* scratch, double factor = 1) {
   double most = -INFINITY;
 #pragma unroll 1
@@ -66,7 +67,6 @@ __device__ void block_softmax(double* x, int n, double* scratch, double factor =
   const double inverse = 1 / block_sum<double, kRkvThreads>(sum, scratch);
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < n; i += kRkvThreads) x[i] *= inverse;
-  __syncthreads();  // the block's words are final
 }
 
 __device__ __forceinline__ double warp_sum_f64(double v) {
@@ -154,7 +154,6 @@ __device__ void importance_of(const Trace<T>& t, double* scratch) {
     if (!by_head) block_softmax(t.pooled, t.n, scratch);
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < t.n; i += kRkvThreads) t.importance[i] += weight * t.pooled[i];
-    __syncthreads();  // pooled has been read before the next query overwrites it
   }
 }
 
@@ -168,7 +167,8 @@ __device__ __forceinline__ double ranked_by(const Trace<T>& t, int i) {
                 philox_key(Purpose::eviction, d.seed))[0];
 }
 
-/// rank[i] = how many tokens come before i: a larger value, or an equal one at a lower index; a NaN counts as the least.
+/// rank[i] = how many tokens come before i: a larger value, or an equal one at a lower index; a NaN counts as the least. They are there for
+/// other threads after a barrier.
 template <class T>
 __device__ void rank_tokens(const Trace<T>& t) {
 #pragma unroll 1
@@ -186,7 +186,6 @@ __device__ void rank_tokens(const Trace<T>& t) {
     }
     t.rank[i] = before;
   }
-  __syncthreads();  // all ranks are there
 }
 
 /// The slot of token i, -1 where it is evicted.
@@ -219,7 +218,7 @@ __global__ void __launch_bounds__(kRkvThreads, kRkvBlocks) rkv_select_kernel(con
   const int M = p.dims.latents;
   if (t.n > 0) {
     importance_of(t, scratch);
-    __syncthreads();  // the logits in redundancy's place have been read
+    __syncthreads();  // pooled, and the logits in redundancy's place, have been read
     redundancy_of(t, unit, scratch);
     rank_tokens(t);
   }
@@ -233,7 +232,7 @@ __global__ void __launch_bounds__(kRkvThreads, kRkvBlocks) rkv_select_kernel(con
   }
 #pragma unroll 1
   for (int m = static_cast<int>(threadIdx.x); m < M; m += kRkvThreads) slots[m] = -1;
-  __syncthreads();  // all slots are empty
+  __syncthreads();  // all slots are empty, and all ranks are there
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < t.n; i += kRkvThreads) {
     const int slot = slot_of(t, i);

@@ -2,7 +2,8 @@
 //
 // All but the embedding's gradient are maps over chunks of eight columns. That gradient sums rows that may repeat, in their order: the
 // block of the first row that holds an id owns the id's sum; the blocks of its later rows end at once.
-#include <cstring>
+#include <array>
+#include <bit>
 
 #include "kernels/chunks.h"
 
@@ -119,10 +120,9 @@ void fill_rows(Stream stream, Rows<Y> y, Y value, int64_t rows, int64_t cols) {
   const Rows<bf16> as_bytes{reinterpret_cast<bf16*>(y.data), y.stride * kColumns};
   if (!chunked(as_bytes, cols * kColumns) || cols * kColumns > kLongestRow)
     return map_chunks(stream, Fill<Y>{y, value, static_cast<int>(cols)}, rows, cols);
-  FillBytes fill{as_bytes, {}};
-  for (std::size_t at = 0; at < sizeof fill.value; at += sizeof value)
-    std::memcpy(reinterpret_cast<char*>(&fill.value) + at, &value, sizeof value);
-  map_chunks(stream, fill, rows, cols * kColumns);
+  std::array<Y, sizeof(Bytes16) / sizeof(Y)> values;
+  values.fill(value);
+  map_chunks(stream, FillBytes{as_bytes, std::bit_cast<Bytes16>(values)}, rows, cols * kColumns);
 }
 template void fill_rows(Stream, Rows<float>, float, int64_t, int64_t);
 template void fill_rows(Stream, Rows<bf16>, bf16, int64_t, int64_t);

@@ -215,9 +215,11 @@ void check_attention(const char* type) {
 
 struct GemmCase {
   GemmForm form;
-  int64_t m, n, k, k2;  // k2: of a second product, which is not scaled; 0: none. The mask on an operand is for one product
+  int64_t m, n, k, k2;  // k2: of a second product; 0: none. The mask on an operand is for one product
   bool masked, bias;
-  std::vector<Band> bands = {};  // of the first product; b is zero outside them
+  std::vector<Band> bands = {};  // of the last product; b is zero outside them
+  int scaled = 1;                // products
+  uint32_t threshold = dropout_threshold(0.3);
 };
 
 // Output C. in: a, b, a2, b2, bias; rows of x, the masked operand, are those of c (nn), a (nt) or b (tn).
@@ -229,7 +231,7 @@ Matrix gemm_reference(const GemmCase& c, const Matrices& in, const std::vector<i
     uint32_t bits[4];
     dropout_bits(bits, 7, 3, 2, keys[static_cast<std::size_t>(2 * row)], keys[static_cast<std::size_t>(2 * row + 1)],
                  static_cast<uint32_t>(col / 8));
-    return dropout_keep(bits, static_cast<uint32_t>(col), dropout_threshold(0.3));
+    return dropout_keep(bits, static_cast<uint32_t>(col), c.threshold);
   };
   const bool a_by_k = c.form == GemmForm::tn, b_by_k = c.form != GemmForm::nt;
   auto at = [](const Matrix& x, bool by_k, int64_t outer, int64_t k) { return by_k ? x(k, outer) : x(outer, k); };
@@ -241,9 +243,13 @@ Matrix gemm_reference(const GemmCase& c, const Matrices& in, const std::vector<i
         if (c.form == GemmForm::tn && !kept(k, j)) continue;
         sum += at(in[0], a_by_k, i, k) * at(in[1], b_by_k, j, k);
       }
-      if (c.form == GemmForm::nn && !kept(i, j)) sum = 0;
-      sum *= factor;
-      for (int64_t k = 0; k < c.k2; ++k) sum += at(in[2], a_by_k, i, k) * at(in[3], b_by_k, j, k);
+      double second = 0;
+      for (int64_t k = 0; k < c.k2; ++k) second += at(in[2], a_by_k, i, k) * at(in[3], b_by_k, j, k);
+      for (int scaled = 0; double* x : {&sum, &second}) {
+        if (scaled++ == c.scaled) break;
+        *x *= c.form == GemmForm::nn && !kept(i, j) ? 0 : factor;
+      }
+      sum += second;
       out(i, j) = stored<T>(sum + (c.bias ? in[4](0, j) : 0));
     }
   return out;
@@ -252,10 +258,10 @@ Matrix gemm_reference(const GemmCase& c, const Matrices& in, const std::vector<i
 template <class T>
 Matrix gemm_kernel(Device& device, const GemmCase& c, const Matrices& in, const std::vector<int>& keys, double factor) {
   GemmBatch<T> batch;
-  batch.mask = {device.index(keys), 7, 3, 2, dropout_threshold(0.3), 1};
+  batch.mask = {device.index(keys), 7, 3, 2, c.threshold, 1};
   Gemm<T>& g = batch.gemms[batch.count++];
   g.set = device.out<T>(c.m, c.n);
-  g.m = static_cast<int>(c.m), g.n = static_cast<int>(c.n), g.scaled = 1, g.factor = static_cast<float>(factor), g.masked = c.masked;
+  g.m = static_cast<int>(c.m), g.n = static_cast<int>(c.n), g.scaled = c.scaled, g.factor = static_cast<float>(factor), g.masked = c.masked;
   g.then(device.in<T>(in[0]), device.in<T>(in[1]), static_cast<int>(c.k));
   if (c.k2 > 0) g.then(device.in<T>(in[2]), device.in<T>(in[3]), static_cast<int>(c.k2));
   if (c.bias) g.bias = device.in<T>(in[4]).data;
@@ -304,6 +310,13 @@ void check_gemms(const char* type) {
   std::printf("products, %s: error at most %.2f of what is allowed\n", type, worst);
 }
 
+/// Counts what is launched on it and runs none of it.
+struct Unrun : CUstream_st {
+  int launches = 0;
+  void queue(std::function<void()>) override { ++launches; }
+  void queue_until(std::function<bool()>) override {}
+};
+
 }  // namespace
 
 TEST_CASE("attention kernels are as exact as bf16 tensor cores allow and the same under every schedule") {
@@ -346,6 +359,33 @@ TEST_CASE("attention gives queries and keys no gradient where all values are equ
   const Matrices out = attention_kernels<float>(c, in, device);
   for (std::size_t i : {2u, 3u})
     for (double v : out[i].at) REQUIRE(std::fabs(v) < 1e-4);
+  // Weights are divided by their sum: of n equal scores each is 1/n, though lse is rounded. Queries have no last column, keys differ there.
+  Matrices equal = in;
+  for (int64_t r = 0; r < 77; ++r)
+    for (int64_t d = 0; d < 32; ++d) equal[0](r, d) = d % 16 == 0 ? stored<float>(in[0](r, d) * 10) : 0;
+  for (int64_t r = 0; r < 275; ++r)
+    for (int64_t d = 0; d < 16; ++d) equal[1](r, d) = d == 0 ? 1 : d == 15 ? in[1](r, d) : 0;
+  equal[2] = stored<float>(random.normal(275, 16));
+  Device other(true);
+  const Matrices got = attention_kernels<float>(c, equal, other);
+  for (const SegmentSpec& s : c.layout.segments)
+    for (int i = 0; i < s.queries; ++i)
+      for (int64_t head = 0; head < 2; ++head) {
+        const std::size_t seen = s.keys.size() - static_cast<std::size_t>(s.queries - 1 - i);
+        const int64_t row = s.query_begin + i;
+        double mean = 0, want = 0, size = 0;
+        std::vector<double> dp;
+        for (std::size_t j = 0; j < seen; ++j) {
+          double sum = 0;
+          for (int64_t d = 0; d < 16; ++d) sum += equal[3](row, head * 16 + d) * equal[2](s.keys[j], d);
+          dp.push_back(sum), mean += sum / static_cast<double>(seen);
+        }
+        for (std::size_t j = 0; j < seen; ++j) {
+          const double term = c.heads.scale() / static_cast<double>(seen) * (dp[j] - mean) * equal[1](s.keys[j], 15);
+          want += term, size += std::fabs(term);
+        }
+        REQUIRE(std::fabs(got[2](row, head * 16 + 15) - want) <= 3e-6 * size);
+      }
   // Each row adds its dout to the keys' dv, by weights whose sum is 1.
   for (int64_t col = 0; col < 16; ++col) {
     double sum = 0, want = 0;
@@ -454,8 +494,9 @@ TEST_CASE("products copy, meet and multiply no more than what is not zero by the
   };
   const Case cases[] = {{40, 72, 48, 0, {}, {}},
                         {64, 128, 32, 0, {}, {}},
-                        {16, 192, 32, 128, {{0, 64, 0, 40}, {64, 160, 40, 96}}, {{0, 48}, {32, 96}, {32, 96}}},
+                        {32, 192, 32, 128, {{0, 64, 0, 40}, {64, 160, 40, 96}}, {{0, 48}, {32, 96}, {32, 96}}},
                         {97, 160, 16, 120, {{0, 100, 8, 56}, {100, 128, 64, 120}, {128, 160, 100, 120}}, {{0, 64}, {0, 120}, {96, 120}}},
+                        {16, 64, 16, 120, {{0, 32, 64, 120}, {32, 64, 8, 40}}, {{0, 120}}},
                         {16, 192, 32, 64, {{64, 128, 0, 64}}, {{0, 0}, {0, 64}, {0, 0}}}};
   for (const Case& c : cases)
     for (bool aligned : {true, false}) {
@@ -494,6 +535,34 @@ TEST_CASE("products copy, meet and multiply no more than what is not zero by the
       CHECK(counts.mma == mma);
       CHECK(normalised_error(got, gemm_reference<bf16>(product, in, {}, 1)) < 1e-4);
     }
+}
+
+TEST_CASE("products scale as many of their parts as they are told, and keep what lies at the threshold") {
+  SKIP_IF_UNSUPPORTED();
+  auto check = [](const GemmCase& c) {
+    INFO("form " << static_cast<int>(c.form) << ", scaled " << c.scaled << ", threshold " << c.threshold);
+    check_gemm<bf16>(c, 40);
+    check_gemm<float>(c, 40);
+  };
+  for (int scaled : {0, 1, 2}) check({GemmForm::nn, 40, 24, 16, 40, false, false, {}, scaled});
+  // Half-words of the mask at even and odd columns of rows that each form has; row 1 has the keys (0, 99).
+  uint32_t bits[4];
+  dropout_bits(bits, 7, 3, 2, 0, 99, 0);
+  for (GemmForm form : {GemmForm::nt, GemmForm::nn, GemmForm::tn})
+    for (const uint32_t threshold : {bits[1] & 0xffff, bits[2] >> 16}) check({form, 3, 8, 8, 0, true, false, {}, 1, threshold});
+}
+
+TEST_CASE("a product reads no problem beyond those of its batch") {
+  Unrun none;
+  const simt::GuardedBytes memory(sizeof(GemmBatch<bf16>));
+  for (int m : {0, 3}) {
+    auto* batch = new (memory.data()) GemmBatch<bf16>;
+    Gemm<bf16>& g = batch->gemms[batch->count++];
+    g.m = m, g.n = 3;
+    g.then({nullptr, 8}, {nullptr, 8}, 8);
+    gemm<GemmForm::nt>(&none, *batch);
+    CHECK(none.launches == (m == 0 ? 0 : 1));
+  }
 }
 
 TEST_CASE("tiles of 128 are taken from 2048 x 2048 on") {
@@ -577,17 +646,6 @@ TEST_CASE("attention copies, meets and multiplies no more than what its tiles se
     check(counts[0], forward), check(counts[2], queries), check(counts[3], keys);
   }
 }
-
-namespace {
-
-/// Counts what is launched on it and runs none of it.
-struct Unrun : CUstream_st {
-  int launches = 0;
-  void queue(std::function<void()>) override { ++launches; }
-  void queue_until(std::function<bool()>) override {}
-};
-
-}  // namespace
 
 TEST_CASE("kernels launch nothing where there is nothing to do") {
   Unrun none;

@@ -112,6 +112,8 @@ __global__ void copy_kernel(float* y, const float* x, int bytes, bool wait) {
   for (int i = 0; i < 4; ++i) y[i] = shared[4 * threadIdx.x + i];
 }
 
+__global__ void whole_kernel(float* y, const float* x) { store_16(y, load_16(x)); }
+__global__ void half_kernel(float* y, const float* x) { store_8(y, load_8(x)); }
 __global__ void read_smem_kernel(float* y, int index) { *y = dynamic_smem<float>()[index]; }
 __global__ void read_kernel(float* y, const float* x) { *y = *x; }
 __global__ void recursion_kernel(volatile int* depth) {
@@ -225,6 +227,11 @@ TEST_CASE("the emulator reports accesses out of range") {
   std::vector<float> y(4);
   CHECK_THAT(report(copy_kernel, 2, 16, y.data(), x, 16, true), ContainsSubstring("beyond the 16 bytes"));
   CHECK_THAT(report(copy_kernel, 1, 16, y.data(), x + 1, 16, true), ContainsSubstring("misaligned global address"));
+  alignas(16) float to[8];
+  for (int odd : {0, 1}) {
+    CHECK_THAT(report(whole_kernel, 1, 0, to + odd, x + 1 - odd), ContainsSubstring("a misaligned address at"));
+    CHECK_THAT(report(half_kernel, 1, 0, to + odd, x + 1 - odd), ContainsSubstring("a misaligned address at"));
+  }
   for (int bytes : {-2, 18})
     CHECK_THAT(report(copy_kernel, 1, 16, y.data(), x, bytes, true), ContainsSubstring("a copy of 16 bytes that reads"));
 

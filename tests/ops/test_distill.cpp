@@ -37,6 +37,7 @@ TEST_CASE("moments and inverse_std are those of the valid rows, also far from ze
   const std::vector<int> valid = {3, 0, 7, 1};
   const Matrices in = {random.normal(28, 19, 2, 50)};
   check_op("moments", in, moments_call(valid));
+  check_op("moments of no first group", in, moments_call({0, 3, 7, 1}));
   const Matrices out = run_f64(moments_call(valid), in);
   std::vector<double> x;
   for (int64_t g = 0; g < 4; ++g)
@@ -86,6 +87,15 @@ TEST_CASE("inverse_std pools rows of moments, and is 0 where the spread is zero 
     }
 }
 
+TEST_CASE("inverse_std of two numbers is that of their difference") {
+  for (auto [ops, type] : every_backend()) {
+    Rig rig(*ops, type, type, 0);
+    Matrix two(2, 1, 1);
+    two(1, 0) = 3;
+    REQUIRE(std::fabs(read_all(rig, moments_call({2})(rig, {two}))[1](0, 0) - 1 / std::sqrt(2.0)) < 1e-6);
+  }
+}
+
 TEST_CASE("distill adds its loss, sets the gradient of valid rows and zeroes the others") {
   Random random(38);
   const std::vector<int> valid = {3, 0, 5};
@@ -95,6 +105,7 @@ TEST_CASE("distill adds its loss, sets the gradient of valid rows and zeroes the
       const double s = 0.3 * (inverse > 0 ? inverse : 1);
       const OpRun call = distill_call(valid, kind, inverse, 0.3, 2);
       check_op("distill", in, call);
+      check_op("distill of whole chunks", {random.normal(15, 24, 1.5), random.normal(15, 24), Matrix(1, 1, 2.5)}, call);
       const Matrices out = run_f64(call, in);
       double want = 2.5;
       for (int64_t r = 0; r < 15; ++r)

@@ -98,7 +98,7 @@ TEST_CASE("add_rms_norm adds, normalises each row and has the gradient of centra
   }
 }
 
-TEST_CASE("add_rms_norm may add into its own input") {
+TEST_CASE("norms may add into their own input") {
   Random random(2);
   const Matrix a = random.normal(5, 40), b = random.normal(5, 40), w = random.normal(1, 40);
   for (auto [ops, type] : every_backend()) {
@@ -109,6 +109,12 @@ TEST_CASE("add_rms_norm may add into its own input") {
     REQUIRE(rig.guards_hold());
     REQUIRE(rig.read(y).at == apart[0].at);
     REQUIRE(rig.read(ta).at == apart[2].at);
+    const Matrices layer = read_all(rig, layer_norm_fwd(true)(rig, {a, b, w, w}));
+    Tensor again = rig.in_out(a), mean = rig.out(5, 1, Kind::sum), rstd = rig.out(5, 1, Kind::sum);
+    rig.ops.add_layer_norm_fwd(y, again, mean, rstd, again, tb, tw, tw, 1e-5);
+    REQUIRE(rig.guards_hold());
+    REQUIRE(rig.read(y).at == layer[0].at);
+    REQUIRE(rig.read(again).at == layer[3].at);
   }
 }
 

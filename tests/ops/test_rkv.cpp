@@ -231,18 +231,19 @@ TEST_CASE("rkv_select gives ties to the lower index, and a zero key no NaN") {
 
 TEST_CASE("rkv_select survives logits of any size") {
   Random random(47);
-  Matrices in = inputs_of(kBatch, random);
+  const Batch batch{.queries = {5, 1, 0, 3, 4}, .traces = {9, 0, 3, 1, 300}};
+  Matrices in = inputs_of(batch, random);
   for (double& v : in[0].at) v *= 1000;
   for (double& v : in[1].at) v *= 1000;
   for (auto [ops, type] : every_backend())
     for (Grouping group : {Grouping::max_logits, Grouping::max_prob, Grouping::mean_prob}) {
       INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type) << ", group " << int(group));
       Rig rig(*ops, type, type, 0);
-      const Matrix importance = rig.read(select(kBatch, {.group = group, .latents = 3})(rig, in)[3]);
+      const Matrix importance = rig.read(select(batch, {.group = group, .latents = 3})(rig, in)[3]);
       for (std::size_t b : {0u, 3u, 4u})
         for (int64_t h = 0; h < kBatch.kv_heads; ++h) {
           double sum = 0;
-          for (int i = offsets_of(kBatch.traces)[b]; i < offsets_of(kBatch.traces)[b + 1]; ++i) sum += importance(h, i);
+          for (int i = offsets_of(batch.traces)[b]; i < offsets_of(batch.traces)[b + 1]; ++i) sum += importance(h, i);
           if (group == Grouping::max_prob) REQUIRE((sum > 0.99 && sum < 3.01));
           else REQUIRE(std::fabs(sum - 1) < 1e-6);
         }
@@ -325,44 +326,47 @@ TEST_CASE("rkv_select gathers the keys themselves where no others are given") {
 TEST_CASE("rkv_select on cuda keeps and gathers what its scores say, in every policy") {
   if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   Random random(46);
-  Matrices in = inputs_of(kBatch, random);
-  for (Matrix& m : in)
-    for (double& v : m.at) v = static_cast<float>(v);
-  for (Grouping group : {Grouping::max_logits, Grouping::max_prob, Grouping::mean_prob})
-    for (Policy policy : {Policy::rkv, Policy::crop, Policy::uniform, Policy::random})
-      for (bool by_score : {false, true})
-        for (int64_t latents : {1, 9, 40}) {
-          if (group != Grouping::mean_prob && policy != Policy::rkv) continue;
-          INFO("group " << int(group) << ", policy " << int(policy) << ", by score " << by_score << ", M " << latents);
-          const RkvOptions o{
-              .policy = policy, .group = group, .lambda = 0.3, .order_by_score = by_score, .latents = latents, .seed = 5, .layer = 3};
-          take_schedule(latents % 3);
-          search_races(latents == 9);
-          Rig rig(*emulated_cuda(), DType::f32, DType::f32, 0), drawn(2, DType::f32, DType::f32, 0);
-          const Matrices out = read_all(rig, select(kBatch, o)(rig, in));
-          search_races(false);
-          REQUIRE(rig.guards_hold());
-          const Matrix kept = drawn.read(select(kBatch, o)(drawn, in)[2]);
-          for (std::size_t b = 0; b < kBatch.traces.size(); ++b)
-            for (int64_t h = 0; h < kBatch.kv_heads; ++h) {
-              const Scores want = naive_scores(in, kBatch, b, h, group, 0.3);
-              const int64_t k0 = offsets_of(kBatch.traces)[b];
-              for (int64_t i = 0; i < kBatch.traces[b]; ++i) {
-                REQUIRE(std::fabs(out[3](h, k0 + i) - want.importance[std::size_t(i)]) < 1e-6);
-                REQUIRE(std::fabs(out[4](h, k0 + i) - want.redundancy[std::size_t(i)]) < 1e-6);
-                REQUIRE(std::fabs(out[5](h, k0 + i) - want.score[std::size_t(i)]) < 1e-6);
-              }
-              const std::vector<int> slots = naive_slots(want.score, policy, latents, by_score);
-              for (int64_t s = 0; s < latents; ++s) {
-                const int64_t row = int64_t(b) * latents + s;
-                const int slot = policy == Policy::random ? int(kept(row, h)) : s < int64_t(slots.size()) ? slots[std::size_t(s)] : -1;
-                REQUIRE(out[2](row, h) == slot);
-                for (int64_t d = 0; d < kBatch.dim; ++d) {
-                  const int64_t c = h * kBatch.dim + d;
-                  REQUIRE(out[0](row, c) == (slot >= 0 ? in[2](k0 + slot, c) : 0));
-                  REQUIRE(out[1](row, c) == (slot >= 0 ? in[3](k0 + slot, c) : 0));
+  // The second one has more tokens and columns than the block has threads.
+  for (const Batch& batch : {kBatch, Batch{.queries = {2}, .traces = {140}, .heads = 4, .kv_heads = 2, .dim = 130}}) {
+    Matrices in = inputs_of(batch, random);
+    for (Matrix& m : in)
+      for (double& v : m.at) v = static_cast<float>(v);
+    for (Grouping group : {Grouping::max_logits, Grouping::max_prob, Grouping::mean_prob})
+      for (Policy policy : {Policy::rkv, Policy::crop, Policy::uniform, Policy::random})
+        for (bool by_score : {false, true})
+          for (int64_t latents : {1, 8, 40}) {
+            if (group != Grouping::mean_prob && policy != Policy::rkv) continue;
+            INFO("group " << int(group) << ", policy " << int(policy) << ", by score " << by_score << ", M " << latents);
+            const RkvOptions o{
+                .policy = policy, .group = group, .lambda = 0.3, .order_by_score = by_score, .latents = latents, .seed = 5, .layer = 3};
+            take_schedule(latents % 3);
+            search_races(latents == 8);
+            Rig rig(*emulated_cuda(), DType::f32, DType::f32, 0), drawn(2, DType::f32, DType::f32, 0);
+            const Matrices out = read_all(rig, select(batch, o)(rig, in));
+            search_races(false);
+            REQUIRE(rig.guards_hold());
+            const Matrix kept = drawn.read(select(batch, o)(drawn, in)[2]);
+            for (std::size_t b = 0; b < batch.traces.size(); ++b)
+              for (int64_t h = 0; h < batch.kv_heads; ++h) {
+                const Scores want = naive_scores(in, batch, b, h, group, 0.3);
+                const int64_t k0 = offsets_of(batch.traces)[b];
+                for (int64_t i = 0; i < batch.traces[b]; ++i) {
+                  REQUIRE(std::fabs(out[3](h, k0 + i) - want.importance[std::size_t(i)]) < 1e-6);
+                  REQUIRE(std::fabs(out[4](h, k0 + i) - want.redundancy[std::size_t(i)]) < 1e-6);
+                  REQUIRE(std::fabs(out[5](h, k0 + i) - want.score[std::size_t(i)]) < 1e-6);
+                }
+                const std::vector<int> slots = naive_slots(want.score, policy, latents, by_score);
+                for (int64_t s = 0; s < latents; ++s) {
+                  const int64_t row = int64_t(b) * latents + s;
+                  const int slot = policy == Policy::random ? int(kept(row, h)) : s < int64_t(slots.size()) ? slots[std::size_t(s)] : -1;
+                  REQUIRE(out[2](row, h) == slot);
+                  for (int64_t d = 0; d < batch.dim; ++d) {
+                    const int64_t c = h * batch.dim + d;
+                    REQUIRE(out[0](row, c) == (slot >= 0 ? in[2](k0 + slot, c) : 0));
+                    REQUIRE(out[1](row, c) == (slot >= 0 ? in[3](k0 + slot, c) : 0));
+                  }
                 }
               }
-            }
-        }
+          }
+  }
 }

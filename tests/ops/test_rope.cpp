@@ -65,22 +65,24 @@ TEST_CASE("rope turns pairs by the angle of the row's position, and inverse turn
 
 TEST_CASE("rope_bwd turns back, casts and packs in one pass") {
   Random random(43);
-  const int64_t n = 37, dim = 6;
-  Matrix angle = random.normal(11, dim / 2), cosine = angle, sine = angle;
-  for (double& v : cosine.at) v = std::cos(v);
-  for (double& v : sine.at) v = std::sin(v);
-  const Matrix positions = random.whole(1, n, 0, 10);
-  const Matrices in = {random.normal(n, 4 * dim), random.normal(n, 2 * dim), random.normal(n, 2 * dim), positions, cosine, sine};
-  auto turned = [&](const Matrix& x) { return run_f64(rope_call(Kind::storage, dim, true), {x, positions, cosine, sine})[0]; };
-  const Matrix want[] = {turned(in[0]), turned(in[1]), in[2]};
-  for (auto [with_q, with_kv, packed] : {std::tuple{true, true, false}, {true, true, true}, {true, false, true}, {false, true, false}}) {
-    const OpRun call = rope_back(dim, with_q, with_kv, packed);
-    check_op("rope_bwd", in, call);
-    const Matrix got = run_f64(call, in)[0];
-    int64_t first = 0;
-    for (std::size_t i = with_q ? 0 : 1; i < (with_kv ? 3u : 1u); first += want[i++].cols)
-      for (int64_t r = 0; r < n; ++r)
-        for (int64_t c = 0; c < want[i].cols; ++c) REQUIRE(got(r, first + c) == want[i](r, c));
-    REQUIRE(first == got.cols);
+  const int64_t n = 37;
+  for (int64_t dim : {6, 16}) {
+    Matrix angle = random.normal(11, dim / 2), cosine = angle, sine = angle;
+    for (double& v : cosine.at) v = std::cos(v);
+    for (double& v : sine.at) v = std::sin(v);
+    const Matrix positions = random.whole(1, n, 0, 10);
+    const Matrices in = {random.normal(n, 4 * dim), random.normal(n, 2 * dim), random.normal(n, 2 * dim), positions, cosine, sine};
+    auto turned = [&](const Matrix& x) { return run_f64(rope_call(Kind::storage, dim, true), {x, positions, cosine, sine})[0]; };
+    const Matrix want[] = {turned(in[0]), turned(in[1]), in[2]};
+    for (auto [with_q, with_kv, packed] : {std::tuple{true, true, false}, {true, true, true}, {true, false, true}, {false, true, false}}) {
+      const OpRun call = rope_back(dim, with_q, with_kv, packed);
+      check_op("rope_bwd", in, call);
+      const Matrix got = run_f64(call, in)[0];
+      int64_t first = 0;
+      for (std::size_t i = with_q ? 0 : 1; i < (with_kv ? 3u : 1u); first += want[i++].cols)
+        for (int64_t r = 0; r < n; ++r)
+          for (int64_t c = 0; c < want[i].cols; ++c) REQUIRE(got(r, first + c) == want[i](r, c));
+      REQUIRE(first == got.cols);
+    }
   }
 }

@@ -107,22 +107,32 @@ inline std::uint32_t smem_addr(const void* p) {
 using FourWords [[gnu::vector_size(16), gnu::may_alias]] = std::uint32_t;
 using TwoWords [[gnu::vector_size(8), gnu::may_alias]] = std::uint32_t;
 template <class Words, class Bytes>
-[[gnu::always_inline]] inline Bytes load_whole(const void* p) {
+[[gnu::always_inline]] inline Bytes load_whole(const void* p, const simt::Where& where) {
+  if (reinterpret_cast<std::uintptr_t>(p) % sizeof(Words) != 0) simt::misaligned(where);
   const Words words = *static_cast<const Words*>(p);
   Bytes bytes;
   std::memcpy(&bytes, &words, sizeof bytes);
   return bytes;
 }
 template <class Words, class Bytes>
-[[gnu::always_inline]] inline void store_whole(void* p, const Bytes& bytes) {
+[[gnu::always_inline]] inline void store_whole(void* p, const Bytes& bytes, const simt::Where& where) {
+  if (reinterpret_cast<std::uintptr_t>(p) % sizeof(Words) != 0) simt::misaligned(where);
   Words words;
   std::memcpy(&words, &bytes, sizeof words);
   *static_cast<Words*>(p) = words;
 }
-[[gnu::always_inline]] inline Bytes16 load_16(const void* p) { return load_whole<FourWords, Bytes16>(p); }
-[[gnu::always_inline]] inline void store_16(void* p, const Bytes16& bytes) { store_whole<FourWords>(p, bytes); }
-[[gnu::always_inline]] inline Bytes8 load_8(const void* p) { return load_whole<TwoWords, Bytes8>(p); }
-[[gnu::always_inline]] inline void store_8(void* p, const Bytes8& bytes) { store_whole<TwoWords>(p, bytes); }
+[[gnu::always_inline]] inline Bytes16 load_16(const void* p, simt::Where where = simt::Where::current()) {
+  return load_whole<FourWords, Bytes16>(p, where);
+}
+[[gnu::always_inline]] inline void store_16(void* p, const Bytes16& bytes, simt::Where where = simt::Where::current()) {
+  store_whole<FourWords>(p, bytes, where);
+}
+[[gnu::always_inline]] inline Bytes8 load_8(const void* p, simt::Where where = simt::Where::current()) {
+  return load_whole<TwoWords, Bytes8>(p, where);
+}
+[[gnu::always_inline]] inline void store_8(void* p, const Bytes8& bytes, simt::Where where = simt::Where::current()) {
+  store_whole<TwoWords>(p, bytes, where);
+}
 
 [[gnu::always_inline]] inline void cp_async_16(std::uint32_t dst, const void* src, int bytes, simt::Where where = simt::Where::current()) {
   simt::copy_async(dst - kSmemStart, src, 16, bytes, where);

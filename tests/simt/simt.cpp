@@ -355,6 +355,7 @@ void warp_meet(std::uint32_t mask, void* slot, WarpOp op, const Where& where) {
   w.arrived = 0;
 }
 
+void misaligned(const Where& where) { fail("a misaligned address at " + text(where)); }
 void bad_shuffle(unsigned source) {
   fail("a shuffle reads lane " + std::to_string(source) + ", which its mask does not name, at " +
        text(t_block->warps[static_cast<std::size_t>(t_block->current / 32)].where));

@@ -4,7 +4,7 @@
 //
 // Found and reported as simt::Error with file and line: barriers that threads of a block reach at different lines or not at all, warp
 // operations that lanes named in the mask do not reach together, shared addresses out of range or misaligned in ldmatrix and cp.async,
-// and copies that read more than they write.
+// misaligned accesses of 8 and 16 bytes, and copies that read more than they write.
 // Plain accesses beyond dynamic shared memory or a fiber's stack hit a guard page. Dynamic shared memory starts as NaN.
 #pragma once
 #include <cstddef>
@@ -49,6 +49,8 @@ bool block_any(bool value, const Where& where);
 /// Meets the other lanes of `mask`; the last one to arrive runs op(slots) for all of them, slots[lane] being null outside the mask.
 using WarpOp = void (*)(void* const (&slots)[32]);
 void warp_meet(std::uint32_t mask, void* slot, WarpOp op, const Where& where);
+/// An access at an address that is no multiple of its bytes.
+[[noreturn]] void misaligned(const Where& where);
 /// A shuffle that reads a lane which its mask does not name.
 [[noreturn]] void bad_shuffle(unsigned source);
 unsigned lane();
