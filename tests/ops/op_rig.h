@@ -70,7 +70,8 @@ void search_races(bool on);
 enum class Kind { storage, sum, i32, f64 };
 
 /// Tensors of one run of an op. Each lies in pages of its own, its last element right before a guard page, rows apart by `gap` elements;
-/// before and between the rows lie bytes that must not change.
+/// before and between the rows lie bytes that must not change. With rows at multiples of eight elements it is the first one that lies right
+/// behind a guard page.
 class Rig {
  public:
   /// A gap for rows that begin at multiples of eight elements.
@@ -157,7 +158,7 @@ class Rig {
 
  private:
   struct Slot {
-    Slot(std::size_t bytes, Kind k) : memory(bytes), kind(k) { std::memset(memory.data(), 0xC3, bytes); }
+    Slot(std::size_t bytes, Kind k, std::size_t align) : memory(bytes, align), kind(k) { std::memset(memory.data(), 0xC3, bytes); }
     void remember() { before.assign(memory.data(), memory.data() + memory.size()); }
     simt::GuardedBytes memory;
     std::vector<unsigned char> before;
@@ -166,7 +167,8 @@ class Rig {
     Tensor tensor;
     bool may_gap = true;
   };
-  static constexpr int64_t kGuard = 80;  // so that rows without gaps lie at multiples of 16 bytes where their length allows it
+  /// Bytes before a tensor, so many that rows without gaps lie at multiples of 16 bytes where their length allows it.
+  int64_t before() const { return gap_ == kToEights ? 0 : 80; }
 
   Tensor place(int64_t rows, int64_t cols, Kind kind, unsigned char inside) {
     const DType t = type(kind);
@@ -176,10 +178,11 @@ class Rig {
     // What of a last row's gap makes the first row begin at a multiple of 16 bytes, and an element behind one that begins early.
     const int64_t behind = gap_ == kToEights ? to_eights : odd == Odd::begin ? 1 : 0;
     const int64_t elements = rows > 0 ? (rows - 1) * stride + cols + behind : 0;
-    Slot& placed = slots_.emplace_back(static_cast<std::size_t>(kGuard + elements * size), kind);
+    Slot& placed =
+        slots_.emplace_back(static_cast<std::size_t>(before() + elements * size), kind, before() > 0 ? 1 : simt::GuardedBytes::kBegin);
     placed.may_gap = next_gap_ < 0;
     next_gap_ = -1;
-    unsigned char* data = placed.memory.data() + kGuard;
+    unsigned char* data = placed.memory.data() + before();
     placed.tensor = {data, t, rows, cols, stride};
     for (int64_t r = 0; r < rows; ++r) std::memset(data + r * stride * size, inside, static_cast<std::size_t>(cols * size));
     placed.remember();
@@ -190,7 +193,7 @@ class Rig {
     s.written.assign(s.memory.size(), 0);
     for (int64_t r = 0; r < t.rows; ++r)
       for (int64_t i = 0; i < t.cols * size_of(t.dtype); ++i)
-        s.written[static_cast<std::size_t>(kGuard + r * t.stride * size_of(t.dtype) + i)] = 1;
+        s.written[static_cast<std::size_t>(before() + r * t.stride * size_of(t.dtype) + i)] = 1;
     s.remember();
   }
   Kind kind_of(const Tensor& t) const {

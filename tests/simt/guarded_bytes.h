@@ -1,5 +1,6 @@
 // Memory between two guard pages: an access beyond its end, or before its first page, is a fault at the line that does it. Where it
-// has to begin at a multiple of `align`, up to as many bytes before the page behind it are not guarded.
+// has to begin at a multiple of `align`, up to as many bytes before the page behind it are not guarded. kBegin: it begins right behind the
+// page before it instead, and the rest of its last page is not guarded.
 #pragma once
 #include <sys/mman.h>
 #include <unistd.h>
@@ -11,6 +12,8 @@ namespace simt {
 
 class GuardedBytes {
  public:
+  static constexpr std::size_t kBegin = 0;
+
   explicit GuardedBytes(std::size_t bytes, std::size_t align = 1) : bytes_(bytes) {
     const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE)), room = (bytes + page - 1) / page * page;
     mapped_ = room + 2 * page;
@@ -18,7 +21,7 @@ class GuardedBytes {
     if (p == MAP_FAILED) throw std::bad_alloc();
     begin_ = static_cast<unsigned char*>(p);
     if (room && mprotect(begin_ + page, room, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
-    data_ = begin_ + page + room - (bytes + align - 1) / align * align;
+    data_ = begin_ + page + (align == kBegin ? 0 : room - (bytes + align - 1) / align * align);
   }
   ~GuardedBytes() { munmap(begin_, mapped_); }
   GuardedBytes(const GuardedBytes&) = delete;
