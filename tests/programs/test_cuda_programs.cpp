@@ -93,7 +93,7 @@ TEST_CASE("the emulated cuda backend is named so, and taken only where it is ask
   check_refusal(run_command(step + " --device cuda --set model.dtype=f64"), 2, "model.dtype");
 }
 
-TEST_CASE("--version says what the cuda device is, or why it does not say it, and a run on that ends with 3") {
+TEST_CASE("what --version says of a cuda device is what it is, or why it does not say it, and a run on that ends with 3") {
   if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
   const std::string version = run_command("kava_inspect --version").out;
   CHECK(version.find("\n  cuda (emulated): emulated, ") != std::string::npos);
