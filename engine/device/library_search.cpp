@@ -37,6 +37,9 @@ std::vector<std::string> library_places(const std::string& name, const std::func
   for (const fs::path& root : folders_in("/usr/local", "cuda-")) toolkit(root);
 
   std::vector<fs::path> environments;
+  // Not resolved: the interpreter of an environment is a link to one that has other packages. Of one without a folder PATH tells.
+  if (const fs::path python = value("KAVA_PYTHON"); python.has_parent_path())
+    environments.push_back(fs::absolute(python).parent_path().parent_path());
   for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"})
     if (const std::string root = value(variable); !root.empty()) environments.emplace_back(root);
   std::istringstream path(value("PATH"));

@@ -7,8 +7,8 @@
 namespace kava {
 
 /// Places to load `name` ("libcublasLt.so.13") from, in the order in which they are tried: as the system finds it, then the toolkit
-/// (CUDA_PATH, CUDA_HOME, /usr/local/cuda and its versions), then the nvidia packages of the Python environments that are active or on
-/// PATH. But for the first, only files that are there. `environment` is like getenv.
+/// (CUDA_PATH, CUDA_HOME, /usr/local/cuda and its versions), then the nvidia packages of Python environments: that of the interpreter
+/// KAVA_PYTHON, those that are active, those on PATH. But for the first, only files that are there. `environment` is like getenv.
 std::vector<std::string> library_places(const std::string& name, const std::function<const char*(const char*)>& environment);
 
 }  // namespace kava

@@ -19,6 +19,7 @@ TEST_CASE("a library of CUDA is looked for by its name, in the toolkit, and in P
   const TempFolder folder;
   const std::string name = "libkava_test.so.13";
   const std::map<std::string, std::string> places = {{"CUDA_PATH", folder / "toolkit/lib64"},
+                                                     {"KAVA_PYTHON", folder / "named/lib/python3.13/site-packages/nvidia/cu13/lib"},
                                                      {"VIRTUAL_ENV", folder / "venv/lib/python3.11/site-packages/nvidia/cu13/lib"},
                                                      {"PATH", folder / "env/lib/python3.12/site-packages/nvidia/cublas/lib"}};
   for (const auto& [variable, place] : places) {
@@ -26,12 +27,15 @@ TEST_CASE("a library of CUDA is looked for by its name, in the toolkit, and in P
     overwrite(place + "/" + name, "");
   }
   const std::map<std::string, std::string> variables = {{"CUDA_PATH", folder / "toolkit"},
+                                                        {"KAVA_PYTHON", folder / "named/bin/python3"},
                                                         {"VIRTUAL_ENV", folder / "venv"},
                                                         {"PATH", "relative:" + folder / "env/bin" + ":" + folder / "none"}};
   auto environment = [&](const char* variable) { return variables.contains(variable) ? variables.at(variable).c_str() : nullptr; };
-  CHECK(library_places(name, environment) == std::vector<std::string>{name, places.at("CUDA_PATH") + "/" + name,
-                                                                      places.at("VIRTUAL_ENV") + "/" + name,
-                                                                      places.at("PATH") + "/" + name});
+  fs::create_directories(folder / "named/bin");
+  fs::create_symlink("/usr/bin/true", folder / "named/bin/python3");
+  CHECK(library_places(name, environment) ==
+        std::vector<std::string>{name, places.at("CUDA_PATH") + "/" + name, places.at("KAVA_PYTHON") + "/" + name,
+                                 places.at("VIRTUAL_ENV") + "/" + name, places.at("PATH") + "/" + name});
   CHECK(library_places(name, [](const char*) { return nullptr; }) == std::vector<std::string>{name});
 }
 
