@@ -249,6 +249,20 @@ TEST_CASE("gpu_check on emulated cuda writes what it found, and without a device
   CHECK(result["results"]["samples_per_s"].get<double>() > 0);
   for (const Json& c : result["checks"]) CHECK(c["result"] == "ok");
   CHECK(run(check + " --part 4").code == 2);
+  {  // A doctor that misses nothing but what the device needs.
+    const fs::path bin = folder.path() / "bin";
+    fs::create_directories(bin);
+    fs::create_symlink(bin_dir() + "/kava_train", bin / "kava_train");
+    overwrite((bin / "kava_inspect").string(),
+              "#!/bin/sh\ncase \"$*\" in *--help) ;; 'doctor --device cuda') echo missing; exit 3 ;; *) exec '" + bin_dir() +
+                  "/kava_inspect' \"$@\" ;; esac\n");
+    fs::permissions(bin / "kava_inspect", fs::perms::owner_exec, fs::perm_options::add);
+    const Ended wrong =
+        run("'" + source_dir() + "/tools/gpu_check.sh' --part 1 --bin '" + bin.string() + "' --out '" + folder / "wrong" + "'");
+    INFO(wrong.out << wrong.err);
+    CHECK(wrong.code == 1);
+    CHECK(wrong.out.find("failed   doctor: exit 3: missing") != std::string::npos);
+  }
   const WithVariable no_device("KAVA_EMULATED_DEVICES", "0");
   const Ended none = run(check);
   CHECK(none.code == 3);
