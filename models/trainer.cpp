@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "engine/clock.h"
+#include "engine/device/cuda_module.h"
 #include "engine/device/host.h"
 #include "engine/error.h"
 #include "engine/files/digest.h"
@@ -24,12 +25,14 @@ constexpr int64_t kLeastBucket = int64_t{4} << 20;  // bytes that are worth a ca
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-nlohmann::ordered_json metrics_line(const StepReport& r, const Speed& speed, double matrix_rate, double seconds, int64_t memory) {
+nlohmann::ordered_json metrics_line(const StepReport& r, const Speed& speed, double matrix_rate, double seconds, int64_t memory,
+                                    int64_t device_memory) {
   nlohmann::ordered_json line = {{"step", r.step}, {"epoch", r.epoch}, {"samples", r.samples}};
   line.update(step_metrics(r, speed));
   line["mfu"] = matrix_rate > 0 ? speed.flops_per_s / matrix_rate : 0.0;
   line["seconds"] = seconds;
   line["memory_bytes"] = memory;
+  if (device_memory > 0) line["device_bytes"] = device_memory;
   if (r.latent_norm_ratio) line["latent_norm_ratio"] = *r.latent_norm_ratio;
   for (const auto& [name, norm] : r.term_grads) line[name] = norm;
   if (r.stage) line["stage"] = *r.stage, line["latents"] = r.latents, line["left"] = r.left;
@@ -340,7 +343,7 @@ void Trainer::log(RunFolder* folder, const TrainingHooks& hooks, const StepRepor
   if (is_logged(report.step)) {
     const int64_t memory = model_.ops.name() == "cpu" ? peak_resident_memory() : model_.ops.held_bytes();
     const double rate = hooks.matrix_rate ? hooks.matrix_rate(speed.flops_per_s) : 0;
-    if (folder) folder->append(metrics_line(report, speed, rate, state_.seconds, memory).dump());
+    if (folder) folder->append(metrics_line(report, speed, rate, state_.seconds, memory, taken_memory(model_.ops)).dump());
     logged_seconds_ = logged_flops_ = 0, logged_samples_ = logged_tokens_ = 0;
   }
   if (hooks.on_step) hooks.on_step(report, speed);

@@ -29,7 +29,7 @@ inline std::string content_of(const std::filesystem::path& path) {
   std::istringstream lines(std::exchange(text, ""));
   for (std::string line; std::getline(lines, line);) {
     Json json = parse_json(line, path.string());
-    for (const char* key : {"samples_per_s", "tokens_per_s", "mfu", "seconds", "memory_bytes"}) json.erase(key);
+    for (const char* key : {"samples_per_s", "tokens_per_s", "mfu", "seconds", "memory_bytes", "device_bytes"}) json.erase(key);
     text += json.dump() + "\n";
   }
   return text;

@@ -68,6 +68,9 @@ RunData read_data(const TextModel& text, const RunConfig& config, bool tell) {
   return data;
 }
 
+// Bytes that one of the ranks on this machine may take of its backend's memory.
+int64_t memory_for_a_rank(const Ops& ops, int ranks_here) { return free_memory(ops) / (ops.name() == "cpu" ? ranks_here : 1); }
+
 class Run {
  public:
   Run(const TrainCommand& command, Comm& comm, fs::path out, RunConfig config, std::unique_ptr<Ops> ops)
@@ -143,7 +146,7 @@ class Run {
       say(fmt::format("validation  {} rows, {} of them over {}", data_.valid->rows(), data_.valid->dropped(),
                       length_limit(config_, text_.shape)));
     const MemoryPlanner planner(*ops_, config_, text_.shape, data_.samples, data_.valid ? &*data_.valid : nullptr, comm_.size());
-    require_memory(planner, config_, text_.shape, free_memory(*ops_) / (ops_->name() == "cpu" ? ranks_here_ : 1));
+    require_memory(planner, config_, text_.shape, memory_for_a_rank(*ops_, ranks_here_));
     take_contents(state, before.has_value());
   }
 
@@ -317,7 +320,10 @@ class Run {
     std::string text =
         fmt::format("finished at step {} in {}: {}", thousands(state.step), duration_text(state.seconds), shown_path(out_ / "adapter"));
     if (state.best) text += fmt::format("; best {:.2f} % strict at step {}", 100 * state.best->score, thousands(state.best->step));
-    say(text + fmt::format("; peak memory {:.2f} GB", static_cast<double>(peak_resident_memory()) * 1e-9));
+    const double host = static_cast<double>(peak_resident_memory()) * 1e-9, device = static_cast<double>(taken_memory(*ops_)) * 1e-9;
+    text += ops_->name() == "cpu" ? fmt::format("; peak memory {:.2f} GB", host)
+                                  : fmt::format("; peak memory {:.2f} GB of the device, {:.2f} GB of the host", device, host);
+    say(text);
     const std::string data = config_.data.valid.empty() ? "FILE" : shell_word(fs::proximate(config_.data.valid).string());
     say(fmt::format("next: {} {} --data {}", program_beside("kava_eval"), shell_word(out_.string()), data));
   }
@@ -386,12 +392,19 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
   require_token_init(config);
   say(parameter_table(config, text) + run_summary(config, text.shape, data.samples, data.dropped));
   const MemoryPlanner planner(ops, config, text.shape, data.samples, data.valid ? &*data.valid : nullptr, ranks);
-  print_plan(command.plan_options, planner, config, text.shape, available_memory() / ranks_here);
+  // A dry backend has no memory; one is planned with --memory alone.
+  print_plan(command.plan_options, planner, config, text.shape, ops.dry() ? 0 : memory_for_a_rank(ops, ranks_here));
 }
 
 // The backend asked for; where only its memory is planned, one that takes what it would.
 std::unique_ptr<Ops> make_planned_ops(const TrainCommand& command, int local_rank) {
-  if (!command.plan || !command.plan_options.memory) return make_ops(command.device, local_rank);
+  if (!command.plan) return make_ops(command.device, local_rank);
+  if (!command.plan_options.memory) {
+    std::string why;
+    if (command.device.device == "cuda" && cuda_devices(why) == 0)
+      throw Error(Exit::preflight, "--device", why, "give the memory of the device to plan for: --memory 80GB");
+    return make_ops(command.device, local_rank);
+  }
   if (command.device.device == "cuda")
     if (auto dry = make_dry_cuda_ops()) return dry;
   try {

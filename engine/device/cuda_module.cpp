@@ -64,6 +64,11 @@ int64_t free_memory(const Ops& ops) {
   return cuda && ops.name() == cuda->name ? cuda->free_memory(ops) : available_memory();
 }
 
+int64_t taken_memory(Ops& ops) {
+  const CudaModule* cuda = loaded().module;
+  return cuda && ops.name() == cuda->name ? cuda->taken_memory(ops) : 0;
+}
+
 std::unique_ptr<DeviceLink> link_devices(Comm& comm, Ops& ops, const std::string& log_folder, std::string& why) {
   const CudaModule* cuda = loaded().module;
   if (comm.alone()) return nullptr;

@@ -39,6 +39,9 @@ CudaInside cuda_inside(Ops& ops);
 
 /// Bytes that a backend's memory can still give.
 int64_t free_memory(const Ops& ops);
+/// The most bytes that a cuda backend's device itself counted as taken since the backend was opened, by whatever process, at the times that
+/// this was asked: nothing that is queued is waited for. 0 of another backend.
+int64_t taken_memory(Ops& ops);
 
 /// What sums tensors among the ranks' devices by NCCL, its log in this folder; nothing where tensors go through the host, with the reason
 /// in `why` where the backend has devices. Every rank calls it. Error(code usage) where their
@@ -55,6 +58,7 @@ struct CudaModule {
   Ops* (*dry_ops)();
   CudaInside (*inside)(Ops& ops);
   int64_t (*free_memory)(const Ops& ops);
+  int64_t (*taken_memory)(Ops& ops);
   DeviceLink* (*link)(Comm& comm, Ops& ops, std::string& why);
 };
 

@@ -98,7 +98,7 @@ inline std::vector<Json> timeless(const fs::path& run) {
   std::ifstream in(run / "metrics.jsonl");
   for (std::string line; std::getline(in, line);) {
     lines.push_back(Json::parse(line));
-    for (const char* key : {"samples_per_s", "tokens_per_s", "mfu", "seconds", "memory_bytes"}) lines.back().erase(key);
+    for (const char* key : {"samples_per_s", "tokens_per_s", "mfu", "seconds", "memory_bytes", "device_bytes"}) lines.back().erase(key);
   }
   return lines;
 }

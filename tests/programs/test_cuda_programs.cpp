@@ -1,5 +1,6 @@
 // The programs on --device cuda where its kernels are emulated: what a run gives, and how it ends when the device fails.
 #include <algorithm>
+#include <catch2/catch_approx.hpp>
 #include <map>
 
 #include "engine/files/safetensors.h"
@@ -68,6 +69,58 @@ TEST_CASE("a plan (--plan) for a device that is not here takes what the cuda bac
   CHECK(absent.err.empty());
   CHECK(absent.out == there.out);
   CHECK(absent.out.find("memory.host.temporaries  0 bytes") != std::string::npos);
+}
+
+TEST_CASE("a plan (--plan) for a device that is here is judged by its memory as the run is, and one without asks for --memory") {
+  const TempFolder folder;
+  overwrite(folder / "c.toml", tiny_toml());
+  const std::vector<std::string> plan = {folder / "c.toml", "--plan", "--device", "cuda"};
+  {
+    const WithVariable no_device("KAVA_EMULATED_DEVICES", "0");
+    if (programs_cuda() != "cuda") check_refusal(train(plan), 3, "--memory 80GB");
+  }
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const Ended roomy = train(plan);
+  REQUIRE(roomy.code == 0);
+  const std::string key = "memory.device.total  ";
+  REQUIRE(roomy.out.find(key) != std::string::npos);
+  const int64_t total = std::stoll(roomy.out.substr(roomy.out.find(key) + key.size()));
+  {
+    const WithVariable less("KAVA_EMULATED_MEMORY", std::to_string(total / 4 * 3));
+    const Ended planned = train(plan);
+    CHECK(planned.code == 3);
+    CHECK(planned.out.find("fits  false") != std::string::npos);
+    check_refusal(train_20(folder, "less", {"--device", "cuda"}), 3, "available");
+    CHECK(train({folder / "c.toml", "--plan", "--device", "cpu"}).code == 0);
+    CHECK(train({folder / "c.toml", "--plan", "--device", "cuda", "--memory", "80GB"}).code == 0);
+  }
+  const WithVariable enough("KAVA_EMULATED_MEMORY", std::to_string(total + (int64_t{8} << 20)));
+  CHECK(train(plan).code == 0);
+  CHECK(train_20(folder, "enough", {"--device", "cuda"}).code == 0);
+}
+
+TEST_CASE("a run on cuda tells what the device itself counts, beside the host's memory") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const TempFolder folder;
+  const Ended run = train_20(folder, "run", {"--device", "cuda"});
+  REQUIRE(run.code == 0);
+  double device = 0, host = 0;
+  const std::size_t at = run.out.find("peak memory ");
+  REQUIRE(at != std::string::npos);
+  REQUIRE(std::sscanf(run.out.c_str() + at, "peak memory %lf GB of the device, %lf GB of the host", &device, &host) == 2);
+  int64_t most = 0;
+  for (const Json& line : lines_of(folder.path() / "run/metrics.jsonl")) {
+    if (!line.contains("device_bytes")) continue;
+    most = line["device_bytes"];
+    // What the engine counts, in whole pages, and what the backend keeps besides.
+    CHECK(most > line["memory_bytes"].get<int64_t>());
+    CHECK(most < line["memory_bytes"].get<int64_t>() + (1 << 20));
+  }
+  CHECK(most > 0);
+  CHECK(device == Catch::Approx(1e-9 * static_cast<double>(most)).margin(0.005));
+  CHECK(host > 0);
+  CHECK(train_20(folder, "cpu", {"--device", "cpu"}).out.find("GB of the") == std::string::npos);
+  for (const Json& line : lines_of(folder.path() / "cpu/metrics.jsonl")) CHECK(!line.contains("device_bytes"));
 }
 
 TEST_CASE("a device of auto says in one line why it takes the cpu, and cuda that there is none") {

@@ -46,6 +46,12 @@ int device_count() {
   return given ? std::max(0, std::atoi(given)) : 1;
 }
 
+/// What KAVA_EMULATED_MEMORY gives each device, in bytes; 0: as much as there is.
+int64_t given_memory() {
+  const char* given = std::getenv("KAVA_EMULATED_MEMORY");
+  return given ? std::atoll(given) : 0;
+}
+
 char* map_pages(int64_t bytes, int protection) {
   void* data = mmap(nullptr, static_cast<std::size_t>(bytes), protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) throw GpuError("mmap", kOutOfMemory, "out of memory");
@@ -90,7 +96,7 @@ GpuInfo gpu_info(int device) {
   if (fail && std::string_view(fail) == "busy") throw GpuError("cudaGetDeviceProperties", kBusy, "the device is busy or unavailable");
   return {.name = "emulated",
           .address = std::to_string(device),
-          .memory_bytes = machine_memory(),
+          .memory_bytes = given_memory() > 0 ? given_memory() : machine_memory(),
           .compute_capability = 90,
           .multiprocessors = 1,
           .driver = kCuda,
@@ -132,11 +138,13 @@ struct GpuRuntime::State {
     if (++calls == number && kind == "lost") lose("uncorrectable ECC error encountered", kUncorrectableEcc);
     if (failure) std::rethrow_exception(failure);
   }
-  void request_memory(int64_t& count) {
+  void request_memory(int64_t& count, int64_t bytes) {
     call();
-    if (++requests == number && kind == "memory") throw GpuError("cudaMalloc", kOutOfMemory, "out of memory");
-    ++count;
+    if ((++requests == number && kind == "memory") || (given_memory() > 0 && bytes > free()))
+      throw GpuError("cudaMalloc", kOutOfMemory, "out of memory");
+    ++count, held += bytes;
   }
+  int64_t free() const { return std::max<int64_t>(0, room - held); }
 
   void launch(Stream& stream, std::function<void()> work) {
     call();
@@ -197,8 +205,9 @@ struct GpuRuntime::State {
   std::vector<std::chrono::steady_clock::time_point> marks;
   int64_t forked = 0, joined = 0;  // how much of each stream the other waits for
   std::exception_ptr failure;
-  std::unordered_map<void*, int64_t> sizes;  // of allocations
-  std::vector<char> begun;                   // what a read that was begun copies to
+  std::unordered_map<void*, int64_t> sizes;                                           // of allocations
+  int64_t room = given_memory() > 0 ? given_memory() : available_memory(), held = 0;  // bytes
+  std::vector<char> begun;                                                            // what a read that was begun copies to
   bool arrived = false;
 };
 
@@ -214,12 +223,12 @@ GpuRuntime::~GpuRuntime() {
   delete state_;
 }
 
-int64_t GpuRuntime::free_bytes() const { return available_memory(); }
+int64_t GpuRuntime::free_bytes() const { return state_->free(); }
 
 void* GpuRuntime::allocate(int64_t bytes) {
   state_->not_captured("cudaMalloc");
-  state_->request_memory(counts_.allocations);
   const int64_t size = whole_pages(bytes);
+  state_->request_memory(counts_.allocations, size);
   char* data = map_pages(size, PROT_READ | PROT_WRITE);
   spoil(data, size);
   state_->sizes[data] = size;
@@ -232,18 +241,20 @@ void GpuRuntime::release(void* data) {
   const auto it = state_->sizes.find(data);
   KAVA_CHECK(it != state_->sizes.end(), "memory released that was not allocated");
   munmap(data, static_cast<std::size_t>(it->second));
+  state_->held -= it->second;
   state_->sizes.erase(it);
 }
 
 AddressRange GpuRuntime::reserve() { return {map_pages(kAddresses, PROT_NONE), kAddresses}; }
 void GpuRuntime::commit(void* data, int64_t bytes) {
   state_->not_captured("cuMemCreate");
-  state_->request_memory(counts_.commits);
+  state_->request_memory(counts_.commits, bytes);
   if (mprotect(data, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE) != 0)
     throw GpuError("cuMemCreate", kOutOfMemory, "out of memory");
 }
-void GpuRuntime::unreserve(const AddressRange& range, int64_t) {
+void GpuRuntime::unreserve(const AddressRange& range, int64_t committed) {
   state_->run();
+  state_->held -= committed;
   munmap(range.begin, static_cast<std::size_t>(range.bytes));
 }
 void GpuRuntime::discard(void* data, int64_t bytes) {

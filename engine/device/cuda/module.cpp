@@ -29,6 +29,7 @@ CudaInside inside(Ops& ops) {
   return {cuda.runtime().stream(), cuda.has_lt()};
 }
 
+int64_t taken_bytes(Ops& ops) { return static_cast<CudaOps&>(ops).taken_bytes(); }
 int64_t free_bytes(const Ops& ops) { return static_cast<const CudaOps&>(ops).runtime().free_bytes(); }
 
 }  // namespace
@@ -44,5 +45,6 @@ const kava::CudaModule kava_cuda_module = {.name = kava::gpu_backend_name(),
                                            .dry_ops = kava::make_dry_ops,
                                            .inside = kava::inside,
                                            .free_memory = kava::free_bytes,
+                                           .taken_memory = kava::taken_bytes,
                                            .link = kava::make_link};
 }

@@ -1,5 +1,6 @@
 #include "engine/device/cuda/ops_cuda.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "engine/cli.h"
@@ -9,6 +10,7 @@ namespace kava {
 CudaOps::CudaOps(int device, bool dry) : Ops(dry), device_(device) {
   if (dry) return;
   runtime_ = std::make_unique<GpuRuntime>(device);
+  first_free_ = least_free_ = runtime_->free_bytes();
   graphs_ = std::make_unique<PassGraphs>(*runtime_);
   factors_ = runtime_->allocate(sizeof(AdamwFactors));
   std::string why;
@@ -21,6 +23,11 @@ CudaOps::CudaOps(int device, bool dry) : Ops(dry), device_(device) {
 }
 CudaOps::~CudaOps() {
   if (factors_) runtime_->release(factors_);
+}
+
+int64_t CudaOps::taken_bytes() {
+  if (runtime_) least_free_ = std::min(least_free_, runtime_->free_bytes());
+  return first_free_ - least_free_;
 }
 
 void* CudaOps::do_allocate(int64_t bytes) { return runtime_->allocate(bytes); }

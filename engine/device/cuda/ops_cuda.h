@@ -27,6 +27,8 @@ class CudaOps final : public Ops {
   GpuRuntime& runtime() { return *runtime_; }
   bool has_lt() const { return lt_ != nullptr; }
   const PassGraphs& graphs() const { return *graphs_; }
+  /// As taken_memory() of cuda_module.h.
+  int64_t taken_bytes();
   bool queues() const override { return true; }
   int64_t launches() const override { return runtime_ ? runtime_->launches() : 0; }
 
@@ -118,10 +120,11 @@ class CudaOps final : public Ops {
   void product(const Tensor& c, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, bool add = false);
 
   int device_;
-  std::unique_ptr<GpuRuntime> runtime_;  // null in a dry backend
-  std::unique_ptr<MatmulLt> lt_;         // null where there is no cuBLASLt
-  std::unique_ptr<PassGraphs> graphs_;   // null in a dry backend
-  void* factors_ = nullptr;              // an AdamwFactors
+  std::unique_ptr<GpuRuntime> runtime_;      // null in a dry backend
+  std::unique_ptr<MatmulLt> lt_;             // null where there is no cuBLASLt
+  std::unique_ptr<PassGraphs> graphs_;       // null in a dry backend
+  void* factors_ = nullptr;                  // an AdamwFactors
+  int64_t first_free_ = 0, least_free_ = 0;  // bytes, by the device's count
 };
 
 /// The rows of a tensor as kernels take them; an empty tensor is a null pointer.
