@@ -81,7 +81,7 @@ struct TrainingHooks {
   std::function<bool()> stop;                                                // asked between steps
   std::function<bool()> checkpoint;                                          // asked between steps: one is wanted now
   std::function<std::optional<Validation>(Arena&, int64_t stage)> validate;  // nothing: it was stopped
-  std::function<double(double reached)> matrix_rate;  // FLOP/s that mfu is a share of, at least those of a step; nothing: mfu is 0
+  std::function<double(double reached)> matrix_rate;  // FLOP/s that mfu is a share of, after a step reached so many; nothing: mfu is 0
 };
 
 /// What a step of so many forwards keeps in its arena for all of them: f64 [1, kStepSums of each, and the square of the gradient's norm].

@@ -14,16 +14,18 @@
 namespace kava {
 
 /// What the machine's matrix products reach, in FLOP/s: the rate that shares are told of. Measured at the start for a small part of the
-/// time that a run takes; a step that beats it has shown a higher one.
+/// time that a run takes. On the cpu a step that beats it has shown a higher one. On a device, whose calls are queued, it is the mean of
+/// large products on random numbers, many queued at a time, once it is hot, and stays as it is.
 class MatrixRate {
  public:
   MatrixRate(Ops& ops, DType storage, double run_flops);
   double measured() const { return rate_; }
-  /// The rate, measured again where a step reached more, and never less than that.
-  double at_least(double reached);
+  /// The rate after a step reached so much. On the cpu it is measured again where that is more, and never less than that.
+  double after(double reached);
 
  private:
   double measure() const;
+  double measure_queued() const;
 
   Ops& ops_;
   DType storage_;

@@ -270,7 +270,7 @@ class Run {
     hooks.on_step = [&](const StepReport& r, const Speed& s) {
       stepped_ = true;
       tell_not_finite(progress, r);
-      progress.step(r, s, rate ? s.flops_per_s / rate->at_least(s.flops_per_s) : 0);
+      progress.step(r, s, rate ? s.flops_per_s / rate->after(s.flops_per_s) : 0);
       if (folder) outside.step(r, s);
       warn(alarms.step(r));
       if (!r.updated) progress.note(not_finite_text(r));
@@ -283,7 +283,7 @@ class Run {
     hooks.note = [&](const std::string& text) { progress.note(text); };
     hooks.stop = [&] { return stop_requested() || out_of_time(); };
     hooks.checkpoint = checkpoint_requested;
-    if (rate) hooks.matrix_rate = [&](double reached) { return rate->at_least(reached); };
+    if (rate) hooks.matrix_rate = [&](double reached) { return rate->after(reached); };
     const auto stop_of_any = [&] { return comm_.any(hooks.stop(), "validation"); };
     if (data_.valid)
       hooks.validate = [&](Arena& arena, int64_t stage) {

@@ -1,6 +1,7 @@
 // Whole steps on the cuda backend, its kernels emulated, against the cpu backend.
 #include <catch2/catch_test_macros.hpp>
 #include <optional>
+#include <set>
 #include <sstream>
 
 #include "engine/device/cuda/ops_cuda.h"
@@ -11,6 +12,7 @@
 #include "tests/model/step_rig.h"
 #include "tests/model/train_rig.h"
 #include "tests/ops/op_rig.h"
+#include "tools/progress.h"
 
 using namespace kava;
 using namespace kava::test;
@@ -207,4 +209,41 @@ TEST_CASE("ten skipped steps in a row are told as such where an eleventh is queu
   }
   CHECK(told == std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10});
   CHECK(run.model->parameters.get(run.model->parameters.m()) == m);
+}
+
+TEST_CASE("the matrix rate is measured once on cuda, on random numbers, and again on the cpu where a step beats it") {
+  if (!simt::supported()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  struct Products : OpObserver {
+    explicit Products(Ops& o) : ops(o) {}
+    void before(const OpCall& call) override {
+      if (std::string(call.name) != "linear_group_fwd") return;
+      ++count;
+      if (count > 1) return;
+      for (const Tensor& x : call.inputs) {
+        if (!x || x.rows == 1) continue;
+        const std::vector<double> values = to_host(ops, x);
+        distinct.push_back(std::set<double>(values.begin(), values.end()).size());
+      }
+    }
+    Ops& ops;
+    int count = 0;
+    std::vector<std::size_t> distinct;
+  };
+  for (const bool on_cuda : {false, true}) {
+    const std::unique_ptr<Ops> ops = on_cuda ? make_emulated_cuda() : make_cpu_ops(1);
+    Products products(*ops);
+    const Observed observed(*ops, products);
+    MatrixRate rate(*ops, DType::bf16, 1e9);
+    const double measured = rate.measured();
+    const int before = products.count;
+    CHECK(measured > 0);
+    CHECK((rate.after(measured / 2) == measured && products.count == before));
+    REQUIRE(products.distinct.size() >= 2);
+    if (on_cuda) {
+      for (std::size_t n : products.distinct) CHECK(n > 1000);
+      CHECK((rate.after(100 * measured) == measured && products.count == before));
+    } else {
+      CHECK((rate.after(100 * measured) == 100 * measured && products.count > before));
+    }
+  }
 }
