@@ -84,6 +84,7 @@ class Bench {
   const std::vector<std::string>& missing() const { return missing_; }
   double step_share() const { return step_share_; }
   const OpCounter::Counts& step_asked() const { return asked_; }
+  const CudaInside& step_graphs() const { return graphs_; }
 
  private:
   Tensor tensor(DType t, int64_t rows, int64_t cols, double scale = 1) {
@@ -289,6 +290,10 @@ class Bench {
                  *std::ranges::min_element(step.one_by_one) * 1e3);
     print_ops(step);
     asked_ = step.asked;
+    graphs_ = cuda_inside(ops_);
+    if (ops_.name() != "cpu")
+      fmt::print("passes as graphs: {} recorded, {} of these by an update, {} kernel by kernel\n", graphs_.recorded, graphs_.updated,
+                 graphs_.fallbacks);
     fmt::print("asked for in a step: {} launches, {} calls of ops, {} uploads, {} reads, {} allocations\n", asked_.launches, asked_.calls,
                asked_.uploads, asked_.reads, asked_.allocations);
     measure_matrix_rate();  // again: the machine may have been busier before
@@ -377,6 +382,7 @@ class Bench {
                 V = shapes_.vocab;
   double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0;
   OpCounter::Counts asked_;
+  CudaInside graphs_;
   std::vector<Result> results_;
   std::vector<Compared> compared_;
   std::vector<std::string> missing_;  // rivals
@@ -419,6 +425,9 @@ void write_results(const std::string& file, const std::string& device, const Sha
                    {"uploads", asked.uploads},
                    {"reads", asked.reads},
                    {"allocations", asked.allocations}});
+    const CudaInside& graphs = bench.step_graphs();
+    if (device != "cpu")
+      out.back()["graphs"] = {{"recorded", graphs.recorded}, {"updated", graphs.updated}, {"fallbacks", graphs.fallbacks}};
   }
   for (const Compared& c : bench.compared())
     out.push_back({{"name", c.name}, {"device", device}, {"shape", c.shape}, {"share", c.share}, {"of_first", c.of_first}});

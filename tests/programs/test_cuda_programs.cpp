@@ -286,6 +286,11 @@ TEST_CASE("kava_bench runs everything on emulated cuda and says that its times m
   REQUIRE(step != results.end());
   CHECK(((*step)["uploads"] == 1 && (*step)["reads"] == 1 && (*step)["allocations"] == 0));
   CHECK((*step)["launches"] > (*step)["calls"]);
+  // Of four steps the first runs kernel by kernel; each pass has a form and a graph of its own.
+  const Json& graphs = (*step)["graphs"];
+  CHECK(graphs["recorded"] > 0);
+  CHECK(graphs["recorded"].get<int64_t>() == 3 * (graphs["recorded"].get<int64_t>() - graphs["updated"].get<int64_t>()));
+  CHECK(graphs["fallbacks"] == 0);
   check_refusal(run_command("kava_bench --shape 7b"), 2, "--shape");
 }
 

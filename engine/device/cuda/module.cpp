@@ -26,7 +26,8 @@ DeviceLink* make_link(Comm& comm, Ops& ops, std::string& why) { return make_devi
 
 CudaInside inside(Ops& ops) {
   auto& cuda = static_cast<CudaOps&>(ops);
-  return {cuda.runtime().stream(), cuda.has_lt()};
+  const PassGraphs::Counts& graphs = cuda.graphs().counts();
+  return {cuda.runtime().stream(), cuda.has_lt(), graphs.launched, graphs.updated, graphs.fallbacks};
 }
 
 int64_t taken_bytes(Ops& ops) { return static_cast<CudaOps&>(ops).taken_bytes(); }

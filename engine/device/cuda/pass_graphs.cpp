@@ -16,11 +16,18 @@ PassGraphs::~PassGraphs() {
 void PassGraphs::run(Arena& arena, int64_t key, const std::function<void()>& body) {
   Pass& pass = passes_[key];
   // The first time loads the kernels and takes the memory.
-  if (!std::exchange(pass.seen, true) || off_ || pass.made == kMostMade) return body();
+  if (!std::exchange(pass.seen, true)) return body();
+  if (pass.made == kMostMade && !off_ && !std::exchange(many_told_, true))
+    print_note(fmt::format("{}: the kernels of a pass are launched one by one, as it needed {} graphs", gpu_backend_name(), kMostMade));
+  if (off_ || pass.made == kMostMade) {
+    ++counts_.fallbacks;
+    return body();
+  }
   const Arena::Mark mark = arena.mark();
   std::string why;
   if (recorded(pass, body, why)) return;
   arena.release(mark);
+  ++counts_.fallbacks;
   body();
   if (why.empty()) return;
   off_ = true;

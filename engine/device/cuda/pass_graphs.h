@@ -22,12 +22,13 @@ class PassGraphs {
   PassGraphs& operator=(const PassGraphs&) = delete;
 
   /// As Ops::pass. What fails while a pass is recorded or its graph made ends all recording: the pass is run again without it, and where
-  /// that goes well a line on standard error says why.
+  /// that goes well a line on standard error says why. A line also says that a pass had too many executables, of the first such pass.
   void run(Arena& arena, int64_t key, const std::function<void()>& body);
 
   struct Counts {
     int64_t captures = 0;  // begun; as many as are launched where nothing failed
     int64_t instantiated = 0, updated = 0, launched = 0;
+    int64_t fallbacks = 0;  // passes run kernel by kernel, but for the first time of each
   };
   const Counts& counts() const { return counts_; }
 
@@ -46,7 +47,7 @@ class PassGraphs {
   GpuRuntime& runtime_;
   std::map<int64_t, Pass> passes_;
   Counts counts_;
-  bool off_ = false;
+  bool off_ = false, many_told_ = false;
 };
 
 }  // namespace kava
