@@ -323,7 +323,7 @@ def main():
         mean = sum(seconds[1:]) / len(seconds[1:])
         print(f"{mean:.4f} s/step, {len(rows) / mean:.3f} samples/s")
     if arguments.device.startswith("cuda"):
-        print(f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB at most")
+        print(f"{torch.cuda.max_memory_allocated()} bytes at most in tensors, {torch.cuda.max_memory_reserved()} bytes reserved")
 
 
 if __name__ == "__main__":

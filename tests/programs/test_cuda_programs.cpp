@@ -304,7 +304,12 @@ TEST_CASE("gpu_check on emulated cuda writes what it found, and without a device
   CHECK(whole.code == 0);
   const Json result = read_json(folder / "out/gpu_check.json");
   CHECK(result["emulated"] == true);
-  CHECK(result["results"]["samples_per_s"].get<double>() > 0);
+  const Json& results = result["results"];
+  CHECK(results["samples_per_s"].get<double>() > 0);
+  CHECK((results["plan_bytes"].get<int64_t>() > 0 && results["peak_bytes"].get<int64_t>() > 0));
+  CHECK(results["peak_to_plan"].get<double>() ==
+        Catch::Approx(results["peak_bytes"].get<double>() / results["plan_bytes"].get<double>()).margin(1e-4));
+  for (const char* bench : {"bench_qwen05b", "bench_llama3b"}) CHECK(results[bench].back()["graphs"]["fallbacks"] == 0);
   for (const Json& c : result["checks"]) CHECK(c["result"] == "ok");
   CHECK(run(check + " --part 4").code == 2);
   {  // A doctor that misses nothing but what the device needs.
