@@ -1,6 +1,7 @@
 #include "benchmarks/bench_shapes.h"
 
 #include <cmath>
+#include <filesystem>
 
 #include "engine/error.h"
 
@@ -28,6 +29,7 @@ uint64_t hashed(uint64_t n) {
 }  // namespace
 
 ModelConfig Shapes::model() const {
+  if (given) return *given;
   ModelConfig m;
   m.family = family;
   m.layers = layers, m.hidden = hidden, m.heads = heads, m.kv_heads = kv_heads, m.head_dim = head_dim, m.mlp = mlp, m.vocab = vocab;
@@ -36,18 +38,29 @@ ModelConfig Shapes::model() const {
   return m;
 }
 
-const Shapes& shapes_named(const std::string& name) {
+Shapes shapes_of(const std::string& name, const std::string& base) {
   std::string all;
   for (const Shapes& s : kShapes) {
     if (s.name == name) return s;
     all += (all.empty() ? "" : &s == std::end(kShapes) - 1 ? " or " : ", ") + s.name;
   }
-  throw Error(Exit::usage, "--shape", "\"" + escaped(name) + "\" is none", "give " + all);
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(name, ignored))
+    throw Error(Exit::usage, "--shape", "\"" + escaped(name) + "\" is none", "give " + all + ", or the folder of a model");
+  Shapes s = shapes_of(base, base);
+  ModelConfig m = ModelConfig::load(name);
+  s.name = escaped(std::filesystem::weakly_canonical(name).filename().string());
+  s.family = m.family, s.layers = m.layers, s.hidden = m.hidden, s.heads = m.heads, s.kv_heads = m.kv_heads, s.head_dim = m.head_dim;
+  s.mlp = m.mlp, s.vocab = m.vocab, s.rope_theta = m.rope_theta;
+  m.dropouts.clear();
+  s.given = std::move(m);
+  return s;
 }
 
 std::string shapes_help() {
-  return "smollm2 (default on the cpu), llama1b (default on cuda), qwen05b, llama3b, qwen3_06b or tiny. Where cuda is emulated, "
-         "kernels are counted at it (default llama1b, qwen05b and llama3b), and all is run once at tiny";
+  return "smollm2 (default on the cpu), llama1b (default on cuda), qwen05b, llama3b, qwen3_06b or tiny; or the folder of a model, of which "
+         "config.json is read, with batch and rows as by default. Where cuda is emulated, kernels are counted at it (default llama1b, "
+         "qwen05b and llama3b), and all is run once at tiny";
 }
 
 std::vector<Sample> bench_samples(int64_t vocab, int64_t batch) {

@@ -1,6 +1,7 @@
 // The shapes that kava_bench measures, and samples for them that need no file.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,13 +17,14 @@ struct Shapes {
   double rope_theta;
   int64_t batch, rows;  // samples of a step; rows of the ops alone
   int64_t rank, head_rows, params, copied,
-      product;  // of LoRA; of the head; elements of an update; bytes of a copy; sides of the largest product
+      product;                            // of LoRA; of the head; elements of an update; bytes of a copy; sides of the largest product
+  std::optional<ModelConfig> given = {};  // that they were taken from
 
   ModelConfig model() const;
 };
 
-/// Error(usage) naming those there are.
-const Shapes& shapes_named(const std::string& name);
+/// Of that name, or of a model folder's config.json with all else as at `base`. Error(usage) naming those there are.
+Shapes shapes_of(const std::string& name_or_folder, const std::string& base);
 /// Their names, the default of each device said.
 std::string shapes_help();
 

@@ -438,9 +438,9 @@ void write_results(const std::string& file, const std::string& device, const Sha
 
 int bench(const BenchCommand& command, Comm& comm, const World& world) {
   const SplitPattern filter = filter_of(command);
+  const Shapes rank_shapes = shapes_of(command.shape.value_or("smollm2"), "smollm2");
   if (!comm.alone())
-    return bench_ranks(comm, world, command.device,
-                       {finds(filter, "comm"), finds(filter, "step"), &shapes_named(command.shape.value_or("smollm2")), command.json});
+    return bench_ranks(comm, world, command.device, {finds(filter, "comm"), finds(filter, "step"), &rank_shapes, command.json});
   if (!command.tokenizer.empty()) {
     std::vector<std::string> lines;
     std::istringstream text(read_file(command.text, std::size_t{1} << 30));
@@ -452,8 +452,9 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
   const Recompute recompute = choice_option<Recompute>("--recompute", command.recompute).value_or(Recompute::none);
   const std::unique_ptr<Ops> ops = make_ops(command.device);
   const bool emulated = cuda_is_emulated() && ops->name() == cuda_name();
-  const Shapes& shapes = shapes_named(emulated ? "tiny" : command.shape.value_or(ops->name() == "cuda" ? "llama1b" : "smollm2"));
-  Shapes model_shapes = command.shape || emulated ? shapes : shapes_named("qwen3_06b");
+  const std::string by_default = ops->name() == "cpu" ? "smollm2" : "llama1b";
+  const Shapes shapes = shapes_of(emulated ? "tiny" : command.shape.value_or(by_default), by_default);
+  Shapes model_shapes = command.shape || emulated ? shapes : shapes_of("qwen3_06b", by_default);
   if (ops->name() == "cpu") model_shapes.batch = std::min<int64_t>(model_shapes.batch, 8);
   if (command.json) require_writable("--json", *command.json);
   if (emulated) fmt::print("emulated: this shows that everything runs; times and rates say nothing of a GPU\n");
@@ -463,7 +464,10 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
     counts.emplace();
     const std::vector<std::string> counted =
         command.shape ? std::vector{*command.shape} : std::vector<std::string>{"llama1b", "qwen05b", "llama3b"};
-    for (const std::string& name : counted) Bench(*ops, filter, true, recompute, shapes_named(name), shapes_named(name), &*counts).run();
+    for (const std::string& name : counted) {
+      const Shapes at = shapes_of(name, by_default);
+      Bench(*ops, filter, true, recompute, at, at, &*counts).run();
+    }
   }
   Bench bench(*ops, filter, !command.filter.empty(), recompute, shapes, model_shapes, nullptr);
   bench.run();

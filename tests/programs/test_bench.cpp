@@ -1,6 +1,7 @@
 // kava_bench's refusals, all before anything is measured, and its comparisons of whole steps.
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <cmath>
 
 #include "engine/files/json.h"
 #include "tests/programs/programs.h"
@@ -32,6 +33,24 @@ TEST_CASE("kava_bench refuses what it cannot do in one line before it measures")
     CHECK(std::count(run.err.begin(), run.err.end(), '\n') == 1);
     CHECK(run.out.empty());
   }
+}
+
+TEST_CASE("kava_bench takes the shape of a model's folder") {
+  const TempFolder folder;
+  const std::string bench =
+      "kava_bench --device cpu --threads 1 --filter '^add_rms_norm|^step' --json '" + folder / "bench.json" + "' --shape ";
+  const Ended run = run_command(bench + "'" + source_dir() + "/tests/golden/models/qwen2/'");
+  INFO(run.err);
+  REQUIRE(run.code == 0);
+  CHECK(run.out.find("step: qwen2's shape, bf16, batch 32") != std::string::npos);
+  const Json results = read_json(folder / "bench.json"), config = read_json(source_dir() + "/tests/golden/models/qwen2/config.json");
+  for (const Json& result : results) CHECK(result["shape"] == "qwen2");
+  REQUIRE(results[0]["name"] == "add_rms_norm_fwd");
+  const double bytes = results[0]["rate"].get<double>() * 1e9 * results[0]["seconds"].get<double>();
+  CHECK(std::round(bytes) == 8 * 3072 * config["hidden_size"].get<double>());
+  const Ended none = run_command(bench + "'" + folder.path().string() + "'");
+  CHECK(none.code == 4);
+  CHECK(none.err.find("config.json") != std::string::npos);
 }
 
 TEST_CASE("kava_bench compares methods and architectures where its filter names them") {
