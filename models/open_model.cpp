@@ -6,6 +6,7 @@
 #include "engine/files/hub.h"
 #include "engine/files/unreadable.h"
 #include "engine/memory.h"
+#include "engine/no_signals.h"
 #include "models/adapter.h"
 #include "models/contents.h"
 #include "models/decode.h"
@@ -76,6 +77,7 @@ void take_state(OpenedModel& m) {
   if (state.last_stage && m.config.stages.fixed < 0) m.config.stages.last = *state.last_stage;
   if (state.model.empty()) return;
   m.base_before = state.model;
+  const NoSignals none;
   m.base_now = std::async(std::launch::async, model_digests, m.text.folder, m.text.shape, m.config.model.init);
 }
 
@@ -171,12 +173,17 @@ void require_same_base(const OpenedModel& m) {
 }
 
 std::unique_ptr<Model> load_model(Ops& ops, const OpenedModel& opened) {
-  require_room_for_weights(opened.config, opened.text.shape);
-  const Values values = opened.adapter.empty() ? Values::start : Values::loaded;
-  auto model = std::make_unique<Model>(ops, opened.config, opened.text.shape, values, ModelUse::inference);
-  if (!opened.adapter.empty()) load_adapter(*model, opened.adapter.string());
-  require_same_base(opened);
-  return model;
+  try {
+    require_room_for_weights(opened.config, opened.text.shape);
+    const Values values = opened.adapter.empty() ? Values::start : Values::loaded;
+    auto model = std::make_unique<Model>(ops, opened.config, opened.text.shape, values, ModelUse::inference);
+    if (!opened.adapter.empty()) load_adapter(*model, opened.adapter.string());
+    require_same_base(opened);
+    return model;
+  } catch (const Error&) {
+    require_same_base(opened);  // another base is told as such, not by what does not fit to it
+    throw;
+  }
 }
 
 }  // namespace kava

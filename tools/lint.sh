@@ -18,7 +18,7 @@ shellcheck "${scripts[@]}" || failed+=(shellcheck)
 codespell --ignore-words-list=ans,ot,te,fo,nd,indx,uint,als,ue,theses,bu,dout,ned,chekc,fromat,trian --skip=tests/golden "${texts[@]}" || failed+=(codespell)
 # Catch2 takes a name that begins with a dash for an option, where ctest gives it the name.
 ! grep -n 'TEST_CASE("-' tests/*/*.cpp || failed+=("names of tests that begin with a dash")
-# What calls vendors' libraries is compiled by nvcc alone, and no test runs it without a GPU.
+# What calls vendors' libraries, most of which nothing runs without a GPU.
 vendors=(kernels/gpu_cuda.h engine/device/cuda/{runtime_cuda,matmul_lt,comm_nccl}.cpp)
 [ "$(cat "${vendors[@]}" | wc -l)" -le 600 ] || failed+=("more than 600 lines in ${vendors[*]}")
 if [ "${1:-}" = --tidy ]; then

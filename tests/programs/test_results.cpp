@@ -159,4 +159,19 @@ TEST_CASE("a run is evaluated wherever it and its base lie, on the base that it 
   const Finished changed = run(moved + " --base " + (root / "other").string());
   CHECK(changed.code == 4);
   CHECK_THAT(changed.output, ContainsSubstring("other/tokenizer_config.json: has changed since the run began"));
+  const std::string given = " " + (root / "run").string(), elsewhere = " --base " + (root / "other").string();
+  for (const std::string& command :
+       {"kava_merge" + given + elsewhere + " --out " + (root / "merged").string(), "kava_generate" + given + " A" + elsewhere}) {
+    INFO(command);
+    const Finished refused = run(command);
+    CHECK(refused.code == 4);
+    CHECK_THAT(refused.output, ContainsSubstring("other/tokenizer_config.json: has changed since the run began"));
+  }
+  // A base of another size is told as another one, not by the tensors that do not fit to it.
+  Json shape = Json::parse(read_file((root / "other/config.json").string(), 1 << 20));
+  shape["num_hidden_layers"] = shape["num_hidden_layers"].get<int>() + 1;
+  overwrite(root / "other/config.json", shape.dump());
+  const Finished larger = run(moved + " --base " + (root / "other").string());
+  CHECK(larger.code == 4);
+  CHECK_THAT(larger.output, ContainsSubstring("other/config.json: has changed since the run began"));
 }

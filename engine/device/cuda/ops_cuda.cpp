@@ -85,7 +85,7 @@ bool CudaOps::products_agree() {
       Gemm<bf16>& g = batch.gemms[batch.count++];
       if (output == 0) g.set = {static_cast<bf16*>(c), kN}, g.bias = form == GemmForm::nt ? static_cast<const bf16*>(bias.data) : nullptr;
       if (output == 1) g.set_sum = {static_cast<float*>(c), kN};
-      if (output == 2) g.add = {static_cast<float*>(c), kN};
+      if (output == 2) g.add = {static_cast<float*>(c), kN}, g.scaled = 1, g.factor = 0.25f;
       g.m = kM, g.n = kN;
       g.then({static_cast<const bf16*>(a.data), lda}, {static_cast<const bf16*>(b.data), ldb}, kK);
       for (int time = 0; time < (output == 2 ? 2 : 1); ++time) {

@@ -5,7 +5,6 @@
 
 #include <chrono>
 #include <condition_variable>
-#include <csignal>
 #include <cstdio>
 #include <deque>
 #include <mutex>
@@ -14,6 +13,7 @@
 #include "engine/clock.h"
 #include "engine/device/comm_mpi.h"
 #include "engine/error.h"
+#include "engine/no_signals.h"
 
 namespace kava {
 
@@ -25,12 +25,8 @@ class Watch {
  public:
   Watch(std::string where, std::string what, const char* option, double seconds, pid_t launcher)
       : where_(std::move(where)), what_(std::move(what)), option_(option), seconds_(seconds), launcher_(launcher) {
-    // Signals are for the threads that were there before.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &before);
+    const NoSignals none;
     thread_ = std::thread([this] { watch(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
   ~Watch() {
     {
