@@ -101,13 +101,13 @@ class Bench {
   void record(const std::string& name, double amount, bool is_flops, const std::function<void()>& body) {
     if (!wanted(name)) return;
     if (counts_) return counts_->count(ops_, name, is_flops ? amount / kMmaFlops : 0, body);
-    report(name, time_of(ops_, body), amount, is_flops);
+    report(name, time_of(ops_, body), amount, is_flops ? "GFLOP/s" : "GB/s", is_flops ? matrix_rate_ : copy_rate_);
   }
 
-  void report(const std::string& name, double s, double amount, bool is_flops) {
-    const double rate = amount / s / 1e9, ceiling = is_flops ? matrix_rate_ : copy_rate_;
-    results_.push_back({name, s, amount, is_flops ? "GFLOP/s" : "GB/s", ceiling});
-    fmt::print("{:<40} {:>10.3f} ms {:>9.1f} {:<8} {:>5.1f} %\n", name, s * 1e3, rate, is_flops ? "GFLOP/s" : "GB/s", 100 * rate / ceiling);
+  void report(const std::string& name, double s, double amount, const char* unit, double ceiling) {
+    const double rate = amount / s / 1e9;
+    results_.push_back({name, s, amount, unit, ceiling});
+    fmt::print("{:<40} {:>10.3f} ms {:>9.1f} {:<8} {:>5.1f} %\n", name, s * 1e3, rate, unit, 100 * rate / ceiling);
   }
 
   // The best rate seen of a large plain product of this backend; on a GPU a product of 8192^3, over and over for 5 s before it counts.
@@ -138,20 +138,79 @@ class Bench {
                fmt::format("copy rate ({} {}, read and written)", n >> 20 ? n >> 20 : n >> 10, n >> 20 ? "MiB" : "KiB"), "", copy_rate_);
   }
 
+  // At the rows of a pass, and on a device, whose cache may hold these, at those of the head.
   void rows() {
+    rows_of(kRows, "");
+    if (cold_) rows_of(shapes_.head_rows, fmt::format(", {} rows", shapes_.head_rows));
+  }
+
+  // An elementwise op. On a device: on so many sets of tensors in turn, beside a copy of the same bytes in the same way.
+  void elementwise(const std::string& name, double bytes, int64_t sets, const std::function<void(std::size_t)>& body) {
+    if (!wanted(name)) return;
+    if (counts_) return counts_->count(ops_, name, 0, [&] { body(0); });
+    std::size_t i = 0;
+    const double seconds = time_of(ops_, [&] { body(i++ % static_cast<std::size_t>(sets)); });
+    report(name, seconds, bytes, "GB/s", cold_ ? copy_rate_of(bytes) : copy_rate_);
+  }
+
+  // How many sets no cache holds together.
+  int64_t sets_of(double bytes) const {
+    return !cold_ ? 1 : std::max<int64_t>(1, std::llround(std::ceil(static_cast<double>(shapes_.copied) / bytes)));
+  }
+
+  // Of a copy that reads and writes so many bytes together, GB/s.
+  double copy_rate_of(double bytes) {
     ArenaScope scope(arena_);
+    const int64_t rows = std::max<int64_t>(1, std::llround(bytes / 8 / 64)), sets = sets_of(bytes);
+    const Tensor from = arena_.alloc(DType::f32, sets * rows, 64), to = arena_.alloc(DType::f32, sets * rows, 64);
+    ops_.fill(from, 1);
+    ops_.fill(to, 1);
+    int64_t i = 0;
+    const double seconds = time_of(ops_, [&] {
+      const int64_t begin = i++ % sets * rows;
+      ops_.copy(to.row_range(begin, begin + rows), from.row_range(begin, begin + rows));
+    });
+    return 8.0 * 64 * static_cast<double>(rows) / seconds / 1e9;
+  }
+
+  void rows_of(int64_t n, const std::string& at) {
     const DType t = DType::bf16;
-    const Tensor x = tensor(t, kRows, C), b = tensor(t, kRows, C), w = tensor(t, 1, C), y = arena_.alloc(t, kRows, C),
-                 sum = arena_.alloc(t, kRows, C);
-    const Tensor rstd = arena_.alloc(DType::f32, kRows, 1);
-    const double width = 2.0 * static_cast<double>(kRows * C);
-    record("add_rms_norm_fwd", 4 * width, false, [&] { ops_.add_rms_norm_fwd(y, sum, rstd, x, b, w, 1e-5); });
-    record("rms_norm_bwd", 4 * width, false, [&] { ops_.rms_norm_bwd(arena_, y, {}, b, x, rstd, w); });
-    const Tensor gate = tensor(t, kRows, F), up = tensor(t, kRows, F), act = arena_.alloc(t, kRows, F), dgate = arena_.alloc(t, kRows, F);
-    const double wide = 2.0 * static_cast<double>(kRows * F);
-    record("swiglu_fwd", 3 * wide, false, [&] { ops_.swiglu_fwd(act, gate, up); });
-    record("swiglu_bwd", 5 * wide, false, [&] { ops_.swiglu_bwd(dgate, act, up, gate, up); });
-    record("gelu_fwd", 2 * width, false, [&] { ops_.gelu_fwd(y, x, Gelu::erf); });
+    const double width = 2.0 * static_cast<double>(n * C), wide = 2.0 * static_cast<double>(n * F);
+    const auto copies = [&](const Tensor& x) {  // of random numbers, which take the host long
+      const Tensor y = arena_.alloc(x.dtype, x.rows, x.cols);
+      if (!counts_) ops_.copy(y, x);
+      return y;
+    };
+    struct Norm {
+      Tensor x, b, y, sum, rstd;
+    };
+    if (wanted("add_rms_norm_fwd" + at) || wanted("rms_norm_bwd" + at) || wanted("gelu_fwd" + at)) {
+      ArenaScope scope(arena_);
+      const Tensor x = tensor(t, n, C), w = tensor(t, 1, C);
+      const int64_t sets = sets_of(4 * width);
+      std::vector<Norm> s;
+      for (int64_t i = 0; i < sets; ++i)
+        s.push_back({copies(x), copies(x), arena_.alloc(t, n, C), arena_.alloc(t, n, C), arena_.alloc(DType::f32, n, 1)});
+      elementwise("add_rms_norm_fwd" + at, 4 * width, sets,
+                  [&](std::size_t i) { ops_.add_rms_norm_fwd(s[i].y, s[i].sum, s[i].rstd, s[i].x, s[i].b, w, 1e-5); });
+      for (const Norm& each : s) ops_.fill(each.y, 0), ops_.fill(each.rstd, 1);
+      elementwise("rms_norm_bwd" + at, 4 * width, sets,
+                  [&](std::size_t i) { ops_.rms_norm_bwd(arena_, s[i].y, {}, s[i].b, s[i].x, s[i].rstd, w); });
+      elementwise("gelu_fwd" + at, 2 * width, sets, [&](std::size_t i) { ops_.gelu_fwd(s[i].y, s[i].x, Gelu::erf); });
+    }
+    struct Gated {
+      Tensor gate, up, act, dgate;
+    };
+    if (wanted("swiglu_fwd" + at) || wanted("swiglu_bwd" + at)) {
+      ArenaScope scope(arena_);
+      const Tensor gate = tensor(t, n, F);
+      const int64_t sets = sets_of(3 * wide);
+      std::vector<Gated> s;
+      for (int64_t i = 0; i < sets; ++i) s.push_back({copies(gate), copies(gate), arena_.alloc(t, n, F), arena_.alloc(t, n, F)});
+      elementwise("swiglu_fwd" + at, 3 * wide, sets, [&](std::size_t i) { ops_.swiglu_fwd(s[i].act, s[i].gate, s[i].up); });
+      elementwise("swiglu_bwd" + at, 5 * wide, sets,
+                  [&](std::size_t i) { ops_.swiglu_bwd(s[i].dgate, s[i].act, s[i].up, s[i].gate, s[i].up); });
+    }
   }
 
   void products() {
@@ -276,7 +335,7 @@ class Bench {
 
   void rivals() {
     Rivals found = bench_rivals(ops_, shapes_, [&](const std::string& name) { return wanted(name); });
-    for (const Rivals::Row& r : found.rows) report(r.name, r.seconds, r.flops, true);
+    for (const Rivals::Row& r : found.rows) report(r.name, r.seconds, r.flops, "GFLOP/s", matrix_rate_);
     missing_ = std::move(found.missing);
   }
 
@@ -378,6 +437,7 @@ class Bench {
   Recompute recompute_;
   const Shapes shapes_, models_;
   KernelCounts* counts_;
+  const bool cold_ = !counts_ && ops_.name() != "cpu";
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
                 V = shapes_.vocab;
   double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0;

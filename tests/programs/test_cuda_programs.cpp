@@ -282,6 +282,9 @@ TEST_CASE("kava_bench runs everything on emulated cuda and says that its times m
   const auto with_counts = std::ranges::find_if(results, [](const Json& result) { return result.contains("sectors"); });
   REQUIRE(with_counts != results.end());
   CHECK((*with_counts)["sectors"] >= (*with_counts)["fewest_sectors"]);
+  for (const char* name : {"add_rms_norm_fwd", "rms_norm_bwd", "swiglu_fwd", "swiglu_bwd", "gelu_fwd"})
+    for (const std::string at : {"", ", 32 rows"})
+      CHECK(std::ranges::any_of(results, [&](const Json& result) { return result["name"] == name + at && result.contains("ceiling"); }));
   const auto step = std::ranges::find_if(results, [](const Json& result) { return result["name"] == "step"; });
   REQUIRE(step != results.end());
   CHECK(((*step)["uploads"] == 1 && (*step)["reads"] == 1 && (*step)["allocations"] == 0));
