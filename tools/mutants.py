@@ -413,7 +413,12 @@ def main():
 
     kernels = [f for f in sorted(glob.glob("kernels/*.cu") + glob.glob("kernels/*.h")) if os.path.basename(f) not in NO_KERNELS]
     lines = dict.fromkeys(kernels) if not options.files else {f.split(":")[0]: f.partition(":")[2] for f in options.files}
+    missing = [f for f in lines if not os.path.isfile(f)]
+    if missing:
+        sys.exit(f"mutants: {missing[0]}: no such file")
     places = [p for p in places_of(sorted(lines)) if not lines[p.file] or str(p.line) == lines[p.file]]
+    if not places:
+        sys.exit(f"mutants: there is no place to break in {' '.join(options.files)}")
     with open(REASONS) as file:
         reasons = dict(line.rstrip("\n").split(" -- ", 1) for line in file if line.strip() and not line.startswith("#"))
     unknown = set(reasons) - {p.name for p in places_of(kernels)}
