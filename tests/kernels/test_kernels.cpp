@@ -357,8 +357,10 @@ TEST_CASE("attention gives queries and keys no gradient where all values are equ
                        random.normal(77, 32),      Matrix(275, 16),        Matrix(275, 16)};
   Device device(true);
   const Matrices out = attention_kernels<float>(c, in, device);
+  // At most a few roundings (2^-24) of dp, some 12, times queries of some 1,400 and the scale of a quarter; by that sum it were 0.1 and
+  // more.
   for (std::size_t i : {2u, 3u})
-    for (double v : out[i].at) REQUIRE(std::fabs(v) < 1e-4);
+    for (double v : out[i].at) REQUIRE(std::fabs(v) < 1e-3);
   // Weights are divided by their sum: of n equal scores each is 1/n, though lse is rounded. Queries have no last column, keys differ there.
   Matrices equal = in;
   for (int64_t r = 0; r < 77; ++r)
