@@ -232,7 +232,7 @@ if [ "$short" = no ]; then
     echo "$summary"
     echo "commit $(git describe --always --dirty), $(date -u +%Y-%m-%dT%H:%MZ), $jobs cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
     echo
-    tail -n 60 "$log" | cut -c 1-200
+    tail -n 60 "$log" | sed "s|$PWD|.|g" | cut -c 1-200
   } >"docs/results/checks/$lane.txt"
 fi
 echo "$summary" | tee "build/checks/$lane.summary"
