@@ -8,7 +8,7 @@
 #   mutants   the kernels broken in one place at a time, which the tests must notice: ten places of one source drawn by the commit; whole:
 #             every place (tools/mutants.py)
 #   coverage  every line of kernels/ and of the cuda backend's host code is run by the tests on the emulator (tools/coverage.sh)
-#   cuda      nvcc for every target: the backend's module; whole: every program, and docs/kernels_table.md current and within its budgets
+#   cuda      nvcc for every target: the backend's module; docs/kernels_table.md current and within its budgets; whole: and every program
 #   asan      a build by clang without a warning, with AddressSanitizer and UBSan: all but the longest tests; whole: every test and kill -9
 #   tsan      ThreadSanitizer over what has threads; whole: every test
 #   kill      runs killed at every failpoint and 3 random moments; whole: 1,000 moments and every error
@@ -115,12 +115,8 @@ lane_coverage() {
 }
 
 lane_cuda() {
-  tools/setup.sh
-  if [ "$short" = yes ]; then
-    build cuda kava_cuda
-    return
-  fi
-  build cuda
+  tools/setup.sh python3-venv
+  if [ "$short" = yes ]; then build cuda kava_cuda; else build cuda; fi
   tools/kernel_table.sh --check
 }
 
