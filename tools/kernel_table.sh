@@ -2,7 +2,7 @@
 # Reads off the machine code of every kernel what a GPU needs for it, and holds it to budgets: registers, shared and local memory, occupancy,
 # and for kernels on tensor cores the instructions of the main loop for each HMMA. The main loop is the stretch from a label to the branch
 # back to it with the most HMMA, the shortest of equals. Needs nvcc 13.0.88, and cuobjdump and nvdisasm 13.2.86: of the folder that
-# KAVA_CUDA_TOOLS names, else on PATH, else it installs them from PyPI into build/cuda_tools; no GPU.
+# KAVA_CUDA_TOOLS names, else on PATH, else (or where that is another version) it installs them from PyPI into build/cuda_tools; no GPU.
 # Usage: tools/kernel_table.sh [--check]     writes docs/kernels_table.md; --check compares with it instead, and ends with 1 on a difference
 #                                            or a kernel over its budget
 set -euo pipefail
@@ -13,7 +13,7 @@ case ${1:-} in '') ;; --check) check=yes ;; *) echo "usage: tools/kernel_table.s
 nvcc=$(command -v nvcc || echo "${CUDA_PATH:-/usr/local/cuda}/bin/nvcc")
 [ -x "$nvcc" ] || { echo "kernel_table: nvcc 13 was not found" >&2; exit 3; }
 PATH=${KAVA_CUDA_TOOLS:+$KAVA_CUDA_TOOLS:}$PATH
-if ! command -v cuobjdump >/dev/null || ! command -v nvdisasm >/dev/null; then
+if ! command -v nvdisasm >/dev/null || ! cuobjdump --version 2>/dev/null | grep -q 'V13\.2\.86'; then
   if [ ! -d build/cuda_tools ]; then
     python3 -m venv build/cuda_tools
     build/cuda_tools/bin/pip install --quiet nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
