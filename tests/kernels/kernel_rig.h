@@ -10,10 +10,14 @@
 #include <vector>
 
 #include "guarded_bytes.h"
+#include "kernels/gpu.h"
 #include "kernels/kernels.h"
 #include "simt.h"
 #include "tests/ops/op_rig.h"
 #include "watch.h"
+
+#define SKIP_IF_UNSUPPORTED() \
+  if (!simt::supported()) SKIP("ThreadSanitizer does not know the emulator's fibers")
 
 namespace kava::test {
 
@@ -166,5 +170,12 @@ inline void check_reference(const Matrices& reference, const Matrices& cpu) {
   REQUIRE(reference.size() == cpu.size());
   for (std::size_t i = 0; i < cpu.size(); ++i) REQUIRE(normalised_error(reference[i], cpu[i]) < 1e-14);
 }
+
+/// Counts what is launched on it and runs none of it.
+struct Unrun : CUstream_st {
+  int launches = 0;
+  void queue(std::function<void()>) override { ++launches; }
+  void queue_until(std::function<bool()>) override {}
+};
 
 }  // namespace kava::test
