@@ -224,9 +224,10 @@ result=$([ "$code" = 0 ] && echo passed || echo "FAILED with $code")
 summary="check $lane$([ "$short" = no ] || echo ' (short)'): $result in $((SECONDS - begin)) s"
 if [ "$short" = no ]; then
   mkdir -p docs/results/checks
+  commit=$(git describe --always --dirty)  # before the file that is written changes it
   {
     echo "$summary"
-    echo "commit $(git describe --always --dirty), $(date -u +%Y-%m-%dT%H:%MZ), $jobs cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
+    echo "commit $commit, $(date -u +%Y-%m-%dT%H:%MZ), $jobs cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
     echo
     tail -n 60 "$log" | sed "s|$PWD|.|g" | cut -c 1-200
   } >"docs/results/checks/$lane.txt"
