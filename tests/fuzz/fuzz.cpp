@@ -1,13 +1,14 @@
 // fuzz [--target NAME] [--seconds S] [--seed N] [--corpus DIR]...: gives the parsers the files of the corpora (default: tests/errors,
-// tests/golden and tests/fuzz/corpus), then for S seconds, shared by the targets, what comes of them by random changes.
+// tests/golden and tests/fuzz/corpus), then for S seconds of CPU time, shared by the targets, what comes of them by random changes.
+// fuzz --list: the targets.
 //
 // A parser may read its input or refuse it by Error. After any other exception the input lies in fuzz_TARGET.input; a fault that ends the
 // process is made again by the same --target and --seed. The last line is "N executions of M targets, no crash"; exit 0, or 1.
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
+#include <ctime>
 #include <map>
 #include <random>
 #include <string>
@@ -21,11 +22,14 @@ namespace {
 
 using namespace kava;
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kLargest = 1 << 16;
 
+/// CPU time of this process: a busy machine takes longer, not less.
+double cpu_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
+
 struct Options {
+  bool list = false;
   std::string target;
   double seconds = 0;
   std::uint64_t seed = 1;
@@ -36,11 +40,12 @@ Options parse(int argc, char** argv) {
   Options o;
   for (int i = 1; i < argc; i += 2) {
     const std::string name = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
-    if (name == "--target") o.target = value;
+    if (name == "--list") o.list = true;
+    else if (name == "--target") o.target = value;
     else if (name == "--seconds") o.seconds = std::atof(value.c_str());
     else if (name == "--seed") o.seed = std::strtoull(value.c_str(), nullptr, 10);
     else if (name == "--corpus") o.corpora.emplace_back(value);
-    else throw Error(Exit::usage, name, "is unknown", "give --target, --seconds, --seed or --corpus");
+    else throw Error(Exit::usage, name, "is unknown", "give --list, --target, --seconds, --seed or --corpus");
   }
   if (o.corpora.empty())
     for (const char* folder : {"errors", "golden", "fuzz/corpus"}) o.corpora.push_back(fs::path(source_dir()) / "tests" / folder);
@@ -158,8 +163,8 @@ std::int64_t run(const FuzzTarget& target, const Options& options, double second
     if (!give(input)) return -1;
   std::seed_seq seed = {options.seed, static_cast<std::uint64_t>(std::hash<std::string>{}(target.name))};
   Random random(seed);
-  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-  while (seconds > 0 && Clock::now() < end)
+  const double end = cpu_seconds() + seconds;
+  while (seconds > 0 && cpu_seconds() < end)
     if (!give(changed(corpus[below(random, corpus.size())], corpus, random))) return -1;
   fmt::print("{}: {} executions, {} from files\n", target.name, executions, corpus.size());
   std::fflush(stdout);
@@ -174,6 +179,10 @@ int main(int argc, char** argv) {
     std::vector<FuzzTarget> targets = fuzz_targets(fs::path(source_dir()) / "tests" / "golden" / "models");
     if (!options.target.empty()) std::erase_if(targets, [&](const FuzzTarget& t) { return t.name != options.target; });
     if (targets.empty()) throw Error(Exit::usage, "--target", options.target + " is unknown", "leave it out for all");
+    if (options.list) {
+      for (const FuzzTarget& target : targets) fmt::print("{}\n", target.name);
+      return 0;
+    }
     std::int64_t all = 0;
     for (const FuzzTarget& target : targets) {
       const std::int64_t n = run(target, options, options.seconds / static_cast<double>(targets.size()));
