@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The first minutes on a GPU: is everything right, how fast is it, and how fast is PyTorch on the same work. Runs from an unpacked archive or
 # from a built tree; needs no network, no compiler and no data. Each part takes at most 8 minutes:
-#   1  doctor, the tests of the cuda backend on this device, compute-sanitizer memcheck
+#   1  doctor, the tests of the cuda backend on this device, every op's among them, compute-sanitizer memcheck of steps and ops
 #   2  kava_bench at the shapes of Llama-3.2-1B, the plan, a minute of training at these shapes with random weights, and two ranks whose
 #      gradients NCCL sums: on two devices, or on one by NCCL 2.30 or newer (tools/build_nccl.sh); then, as far as the time allows, the whole
 #      step and the main ops of kava_bench at the shapes of Qwen2.5-0.5B and Llama-3.2-3B
@@ -43,6 +43,8 @@ case $? in
   *) echo "gpu_check: the first step failed: $(tail -n 1 "$out/probe.log")" >&2; exit 1 ;;
 esac
 
+export KAVA_TEST_DEVICE=cuda  # tests of ops: on the device, and an error where it does not open
+
 # ---- results
 checks='' failed=0
 text() { local s=${1//\\/\\\\}; s=${s//\"/\\\"}; printf '"%s"' "$(printf '%s' "$s" | tr -d '\000-\037')"; }
@@ -74,6 +76,7 @@ sanitizer() { # NAME TOOL
     check "$1_$dtype" 0 compute-sanitizer --tool "$2" --error-exitcode 9 "$bin/kava_inspect" step "$case_file" --set "model.dtype=$dtype" \
       --device cuda --out "$out/step.safetensors"
   done
+  [ ! -x "$bin/kava_tests" ] || check "$1_ops" '0 124' compute-sanitizer --tool "$2" --error-exitcode 9 "$bin/kava_tests" '[ops]'
 }
 
 # ---- a model of random weights at the shapes of Llama-3.2-1B, and rows of ids with the lengths of GSM8k-AUG

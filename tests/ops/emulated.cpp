@@ -1,4 +1,7 @@
+#include <cstdlib>
+
 #include "engine/device/cuda/ops_cuda.h"
+#include "engine/device/cuda_module.h"
 #include "simt.h"
 #include "tests/ops/op_rig.h"
 #include "watch.h"
@@ -12,6 +15,21 @@ Ops* emulated_cuda() {
 }
 
 std::unique_ptr<Ops> make_emulated_cuda() { return std::make_unique<CudaOps>(0, false); }
+
+bool tests_device() {
+  static const std::string given = [] {
+    const char* value = std::getenv("KAVA_TEST_DEVICE");
+    return value ? value : "";
+  }();
+  KAVA_CHECK(given.empty() || given == "cuda", "KAVA_TEST_DEVICE is {}, which is no device: cuda or nothing", given);
+  return !given.empty();
+}
+
+Ops* tested_cuda() {
+  if (!tests_device()) return emulated_cuda();
+  static Ops* const ops = make_cuda_ops().release();  // the module's own end comes before that of what is static here
+  return ops;
+}
 
 void take_schedule(int number) {
   using Order = simt::Schedule::Order;

@@ -12,6 +12,7 @@
 #include <random>
 #include <vector>
 
+#include "engine/device/buffer.h"
 #include "engine/device/ops.h"
 #include "guarded_bytes.h"
 
@@ -61,6 +62,11 @@ inline Ops& cpu(int threads) {
 /// The cuda backend on the emulator's device, whose memory is the host's; null where the emulator cannot run.
 Ops* emulated_cuda();
 std::unique_ptr<Ops> make_emulated_cuda();
+/// The cuda backend that tests of ops run beside the cpu: emulated_cuda(), or with KAVA_TEST_DEVICE=cuda that of libkava_cuda.so, on its
+/// device: Error(code preflight) where there is none. Its memory is its own.
+Ops* tested_cuda();
+/// Whether that is the module's.
+bool tests_device();
 /// Takes a schedule for the launches that follow, 0 <= number < kSchedules.
 constexpr int kSchedules = 3;
 void take_schedule(int number);
@@ -71,7 +77,8 @@ enum class Kind { storage, sum, i32, f64 };
 
 /// Tensors of one run of an op. Each lies in pages of its own, its last element right before a guard page, rows apart by `gap` elements;
 /// before and between the rows lie bytes that must not change. With rows at multiples of eight elements it is the first one that lies right
-/// behind a guard page.
+/// behind a guard page. Of a backend with memory of its own these pages are an image, which is sent there and read back: each tensor is an
+/// allocation that begins at a multiple of 16 bytes where its image does, and ends with it.
 class Rig {
  public:
   /// A gap for rows that begin at multiples of eight elements.
@@ -86,10 +93,11 @@ class Rig {
     return k == Kind::i32 ? DType::i32 : k == Kind::f64 ? DType::f64 : k == Kind::sum ? sum_type(storage_) : storage_;
   }
   Tensor in(const Matrix& m, Kind kind = Kind::storage) {
-    Tensor t = place(m.rows, m.cols, kind, 0x5A);
+    const Tensor t = place(m.rows, m.cols, kind, 0x5A);
+    Slot& s = slots_.back();
     for (int64_t r = 0; r < m.rows; ++r)
-      for (int64_t c = 0; c < m.cols; ++c) put(t, kind, r, c, m(r, c));
-    slots_.back().remember();
+      for (int64_t c = 0; c < m.cols; ++c) put(s.image(t), kind, r, c, m(r, c));
+    s.remember();
     return t;
   }
   Tensor in_out(const Matrix& m, Kind kind = Kind::storage) {
@@ -130,26 +138,33 @@ class Rig {
   }
 
   Matrix read(const Tensor& t) const {
-    ops.finish();
+    std::vector<char> host(static_cast<std::size_t>(t.count() * size_of(t.dtype)));
+    ops.download(host.data(), t);
+    const Tensor copy{host.data(), t.dtype, t.rows, t.cols, t.cols};
     Matrix m(t.rows, t.cols);
     const Kind kind = kind_of(t);
     for (int64_t r = 0; r < t.rows; ++r)
-      for (int64_t c = 0; c < t.cols; ++c) m(r, c) = rounded(get(t, r, c), kind);
+      for (int64_t c = 0; c < t.cols; ++c) m(r, c) = rounded(get(copy, r, c), kind);
     return m;
   }
   /// All bytes of outputs, for bitwise comparison.
   std::vector<unsigned char> bytes() const {
     ops.finish();
     std::vector<unsigned char> all;
-    for (const Slot& s : slots_) all.insert(all.end(), s.memory.data(), s.memory.data() + s.memory.size());
+    for (const Slot& s : slots_) {
+      s.fetch();
+      all.insert(all.end(), s.memory.data(), s.memory.data() + s.memory.size());
+    }
     return all;
   }
   /// Nothing but the elements of outputs changed.
   bool guards_hold() const {
     ops.finish();
-    for (const Slot& s : slots_)
+    for (const Slot& s : slots_) {
+      s.fetch();
       for (std::size_t i = 0; i < s.memory.size(); ++i)
         if (s.memory.data()[i] != s.before[i] && (s.written.empty() || !s.written[i])) return false;
+    }
     return true;
   }
 
@@ -158,9 +173,33 @@ class Rig {
 
  private:
   struct Slot {
-    Slot(std::size_t bytes, Kind k, std::size_t align) : memory(bytes, align), kind(k) { std::memset(memory.data(), 0xC3, bytes); }
-    void remember() { before.assign(memory.data(), memory.data() + memory.size()); }
+    Slot(Ops& backend, std::size_t bytes, Kind k, std::size_t align) : memory(bytes, align), kind(k) {
+      std::memset(memory.data(), 0xC3, bytes);
+      there = memory.data();
+      if (!tests_device() || &backend != tested_cuda()) return;
+      const std::size_t lead = reinterpret_cast<std::uintptr_t>(memory.data()) % 16;
+      room = Buffer(backend, DType::bf16, 1, static_cast<int64_t>(lead + bytes) / 2);
+      there = static_cast<unsigned char*>(room.tensor().data) + lead;
+      device = &backend;
+    }
+    void remember() {
+      before.assign(memory.data(), memory.data() + memory.size());
+      if (device) device->upload(whole(), memory.data());
+    }
+    void fetch() const {
+      if (device) device->download(memory.data(), whole());
+    }
+    /// All its bytes, as numbers of two.
+    Tensor whole() const { return {there, DType::bf16, 1, std::ssize(before) / 2, std::ssize(before) / 2}; }
+    /// A tensor in it where the host sees it.
+    Tensor image(Tensor t) const {
+      t.data = memory.data() + (static_cast<unsigned char*>(t.data) - there);
+      return t;
+    }
     simt::GuardedBytes memory;
+    Ops* device = nullptr;           // whose memory is its own
+    Buffer room;                     // there
+    unsigned char* there = nullptr;  // where the backend sees the memory
     std::vector<unsigned char> before;
     std::vector<char> written;  // empty: nothing may change
     Kind kind;
@@ -179,11 +218,11 @@ class Rig {
     const int64_t behind = gap_ == kToEights ? to_eights : odd == Odd::begin ? 1 : 0;
     const int64_t elements = rows > 0 ? (rows - 1) * stride + cols + behind : 0;
     Slot& placed =
-        slots_.emplace_back(static_cast<std::size_t>(before() + elements * size), kind, before() > 0 ? 1 : simt::GuardedBytes::kBegin);
+        slots_.emplace_back(ops, static_cast<std::size_t>(before() + elements * size), kind, before() > 0 ? 1 : simt::GuardedBytes::kBegin);
     placed.may_gap = next_gap_ < 0;
     next_gap_ = -1;
     unsigned char* data = placed.memory.data() + before();
-    placed.tensor = {data, t, rows, cols, stride};
+    placed.tensor = {placed.there + before(), t, rows, cols, stride};
     for (int64_t r = 0; r < rows; ++r) std::memset(data + r * stride * size, inside, static_cast<std::size_t>(cols * size));
     placed.remember();
     return placed.tensor;
@@ -199,7 +238,7 @@ class Rig {
   Kind kind_of(const Tensor& t) const {
     for (const Slot& s : slots_) {
       const auto* data = static_cast<const unsigned char*>(t.data);
-      if (data >= s.memory.data() && data < s.memory.data() + s.memory.size()) return s.kind;
+      if (data >= s.there && data < s.there + s.memory.size()) return s.kind;
     }
     return Kind::f64;
   }
@@ -244,11 +283,11 @@ class Rig {
   Odd odd_ = Odd::none;
 };
 
-/// The cpu backend in every storage type, and the emulated cuda backend in those that it has.
+/// The cpu backend in every storage type, and the cuda backend in those that it has.
 inline std::vector<std::pair<Ops*, DType>> every_backend() {
   std::vector<std::pair<Ops*, DType>> all = {{&cpu(2), DType::f64}, {&cpu(2), DType::f32}, {&cpu(2), DType::bf16}};
   take_schedule(0);
-  if (emulated_cuda()) all.insert(all.end(), {{emulated_cuda(), DType::f32}, {emulated_cuda(), DType::bf16}});
+  if (tested_cuda()) all.insert(all.end(), {{tested_cuda(), DType::f32}, {tested_cuda(), DType::bf16}});
   return all;
 }
 
@@ -284,54 +323,60 @@ inline void check_errors(const Matrices& got, const Matrices& exact, const Matri
 }
 
 /// Runs the op in f64, f32 and bf16 with 1, 2 and 3 threads, twice, with and without gaps between rows and with rows at multiples of eight
-/// elements, and in f32 and bf16 on the emulated cuda backend under several schedules, one of which is searched for races: guards
+/// elements, and in f32 and bf16 on the cuda backend under several schedules, one of which the emulator searches for races: guards
 /// hold, no output is NaN, the bytes of a backend are equal, and the errors are those of check_errors with a floor of 1e-12 (relative RMS
 /// 1e-6: sums in f32). In bf16 on cuda then with one tensor after the other that begins, or whose rows begin, anywhere.
 /// tensor_cores: the op's products take operands that are rounded to bf16 on their way, which the f64 algorithm does not know; its bf16 is
-/// judged by tests/kernels.
+/// judged by tests/kernels, and on the module's device by the emulator's error.
 inline void check_op(const char* name, const Matrices& in, const OpRun& op, bool tensor_cores = false) {
   const Matrices exact = run_f64(op, in);
   for (DType storage : {DType::bf16, DType::f32, DType::f64}) {
     Rig rounded_rig(1, DType::f64, storage, 0);
     const Matrices rounded = read_all(rounded_rig, op(rounded_rig, in));
-    const bool on_cuda = emulated_cuda() && storage != DType::f64 && !(storage == DType::bf16 && tensor_cores);
+    const bool by_emulator = storage == DType::bf16 && tensor_cores;
+    Ops* const cuda = storage == DType::f64 || (by_emulator && !(tests_device() && emulated_cuda())) ? nullptr : tested_cuda();
+    Matrices allowed = rounded;
+    if (cuda && by_emulator) {
+      Rig emulated(*emulated_cuda(), storage, storage, 0);
+      allowed = read_all(emulated, op(emulated, in));
+    }
     for (int64_t gap : {int64_t{0}, int64_t{3}, Rig::kToEights}) {
       std::vector<unsigned char> first;
-      auto run = [&](Ops& backend) {
+      auto run = [&](Ops& backend, const Matrices& judge) {
         Rig rig(backend, storage, storage, gap);
         const Matrices got = read_all(rig, op(rig, in));
         REQUIRE(rig.guards_hold());
         if (first.empty()) first = rig.bytes();
         REQUIRE(rig.bytes() == first);
-        check_errors(got, exact, rounded, storage == DType::f64 ? 1e-28 : 1e-12);
+        check_errors(got, exact, judge, storage == DType::f64 ? 1e-28 : 1e-12);
       };
       for (int schedule : {1, 2, 0}) {
-        if (!on_cuda || (gap == Rig::kToEights && schedule != 1)) break;
-        INFO(name << " in " << name_of(storage) << ", emulated cuda, schedule " << schedule << ", gap " << gap);
+        if (!cuda || (gap == Rig::kToEights && schedule != 1)) break;
+        INFO(name << " in " << name_of(storage) << ", " << cuda->name() << ", schedule " << schedule << ", gap " << gap);
         take_schedule(schedule);
         search_races(schedule == 0);
-        run(*emulated_cuda());
+        run(*cuda, allowed);
         search_races(false);
       }
       first.clear();
       for (int threads : {1, 2, 3, 1}) {
         if (gap == Rig::kToEights) break;
         INFO(name << " in " << name_of(storage) << ", " << threads << " threads, gap " << gap);
-        run(cpu(threads));
+        run(cpu(threads), rounded);
       }
     }
-    if (!on_cuda || storage != DType::bf16) continue;
+    if (!cuda || storage != DType::bf16) continue;
     take_schedule(1);
-    Rig even(*emulated_cuda(), storage, storage, 0);
+    Rig even(*cuda, storage, storage, 0);
     op(even, in);
     for (std::size_t tensor : even.chunked())
       for (Rig::Odd how : {Rig::Odd::rows, Rig::Odd::begin}) {
-        INFO(name << ", emulated cuda, tensor " << tensor << (how == Rig::Odd::rows ? " with odd rows" : " with an odd begin"));
-        Rig rig(*emulated_cuda(), storage, storage, 0);
+        INFO(name << ", " << cuda->name() << ", tensor " << tensor << (how == Rig::Odd::rows ? " with odd rows" : " with an odd begin"));
+        Rig rig(*cuda, storage, storage, 0);
         rig.set_odd(tensor, how);
         const Matrices got = read_all(rig, op(rig, in));
         REQUIRE(rig.guards_hold());
-        check_errors(got, exact, rounded, 1e-12);
+        check_errors(got, exact, allowed, 1e-12);
       }
   }
 }

@@ -34,7 +34,7 @@ OpRun gelu_bwd(Gelu form, Kind of_dy = Kind::storage) {
 }
 }  // namespace
 
-TEST_CASE("swiglu and gelu have the values of their formulas and the gradients of central differences") {
+TEST_CASE("swiglu and gelu have the values of their formulas and the gradients of central differences", "[device][ops]") {
   Random random(4);
   for (auto [n, c] : kSizes) {
     const Matrices in = {random.normal(n, c, 2), random.normal(n, c), random.normal(n, c)};
@@ -59,9 +59,9 @@ TEST_CASE("swiglu and gelu have the values of their formulas and the gradients o
   }
 }
 
-TEST_CASE("gelu with tanh of inputs far from zero is finite") {
+TEST_CASE("gelu with tanh of inputs far from zero is finite", "[device][ops]") {
   for (auto [ops, type] : every_backend()) {
-    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    INFO(ops->name() << ", " << name_of(type));
     Rig rig(*ops, type, type, 0);
     Matrix in(1, 40);
     for (int64_t i = 0; i < 40; ++i) in(0, i) = i % 2 ? 20 + 300 * double(i) : -20 - 300 * double(i);
@@ -76,9 +76,9 @@ TEST_CASE("gelu with tanh of inputs far from zero is finite") {
   }
 }
 
-TEST_CASE("swiglu of gates far from zero is finite, and NaN goes through") {
+TEST_CASE("swiglu of gates far from zero is finite, and NaN goes through", "[device][ops]") {
   for (auto [ops, type] : every_backend()) {
-    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    INFO(ops->name() << ", " << name_of(type));
     Rig rig(*ops, type, type, 0);
     Matrix gate(1, 40), up(1, 40, 2);
     for (int64_t i = 0; i < 40; ++i) gate(0, i) = i % 2 ? 200 + 300 * double(i) : -200 - 300 * double(i);

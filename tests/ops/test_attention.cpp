@@ -95,7 +95,7 @@ Matrix naive_attention(const Matrices& m, const Layout& l, Heads h) {
 }
 }  // namespace
 
-TEST_CASE("attention over key lists is softmax attention and has the gradients of central differences") {
+TEST_CASE("attention over key lists is softmax attention and has the gradients of central differences", "[device][ops]") {
   Random random(24);
   for (const Layout& l : {kTree, long_layout()})
     for (Heads h : {Heads{1, 1, 5}, Heads{6, 2, 16}, Heads{4, 4, 3}, Heads{3, 1, 64}}) {
@@ -140,14 +140,14 @@ TEST_CASE("attention of a sample has the same bytes whatever samples stand besid
   }
 }
 
-TEST_CASE("attention of heads that the cuda backend has no kernels for ends with a line, in a dry run too") {
+TEST_CASE("attention of heads that the cuda backend has no kernels for ends with a line, in a dry run too", "[device][ops]") {
   const Heads h{1, 1, 129};
   const Matrices in = {Matrix(11, 129), Matrix(20, 129), Matrix(20, 129)};
   Rig on_cpu(1, DType::f32, DType::f32, 0);
   REQUIRE_NOTHROW(attention_fwd(kTree, h)(on_cpu, in));
-  if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
-  const auto dry = emulated_cuda()->dry_twin();
-  for (Ops* ops : {emulated_cuda(), dry.get()}) {
+  if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  const auto dry = tested_cuda()->dry_twin();
+  for (Ops* ops : {tested_cuda(), dry.get()}) {
     Rig rig(*ops, DType::f32, DType::f32, 0);
     try {
       attention_fwd(kTree, h)(rig, in);
@@ -159,9 +159,9 @@ TEST_CASE("attention of heads that the cuda backend has no kernels for ends with
   }
 }
 
-TEST_CASE("attention survives logits of any size") {
+TEST_CASE("attention survives logits of any size", "[device][ops]") {
   for (auto [ops, type] : every_backend()) {
-    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    INFO(ops->name() << ", " << name_of(type));
     Rig rig(*ops, type, type, 0);
     const Matrices in = {Matrix(11, 4, 100), Matrix(20, 4, 100), Matrix(20, 4, 3)};
     Matrices opposite = in;
@@ -172,7 +172,7 @@ TEST_CASE("attention survives logits of any size") {
   }
 }
 
-TEST_CASE("attention that one key takes all of has no gradient to queries and keys") {
+TEST_CASE("attention that one key takes all of has no gradient to queries and keys", "[device][ops]") {
   Random random(42);
   const Heads h{2, 1, 16};
   const Layout l{{{{0, 1, 2, 3, 4, 5}, 0, 6}, {{7}, 6, 1}}, {0, 1, 2}, 8, 7};
@@ -182,7 +182,7 @@ TEST_CASE("attention that one key takes all of has no gradient to queries and ke
   for (int64_t r = 0; r < 8; ++r)
     for (int64_t c = 0; c < 16; ++c) in[1](r, c) += r == 0 ? 30 : -30;
   for (auto [ops, type] : every_backend()) {
-    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    INFO(ops->name() << ", " << name_of(type));
     Rig rig(*ops, type, type, 0);
     const Matrices out = read_all(rig, attention_bwd(l, h)(rig, in));
     for (std::size_t i : {0u, 1u})

@@ -32,7 +32,7 @@ double naive_distance(Distance kind, double d) {
 }
 }  // namespace
 
-TEST_CASE("moments and inverse_std are those of the valid rows, also far from zero") {
+TEST_CASE("moments and inverse_std are those of the valid rows, also far from zero", "[device][ops]") {
   Random random(36);
   const std::vector<int> valid = {3, 0, 7, 1};
   const Matrices in = {random.normal(28, 19, 2, 50)};
@@ -62,7 +62,7 @@ TEST_CASE("moments and inverse_std are those of the valid rows, also far from ze
   }
 }
 
-TEST_CASE("inverse_std pools rows of moments, and is 0 where the spread is zero or undefined") {
+TEST_CASE("inverse_std pools rows of moments, and is 0 where the spread is zero or undefined", "[device][ops]") {
   Random random(37);
   const Matrix x = random.normal(24, 9, 1, 3);
   for (auto [ops, type] : every_backend()) {
@@ -87,7 +87,7 @@ TEST_CASE("inverse_std pools rows of moments, and is 0 where the spread is zero 
     }
 }
 
-TEST_CASE("inverse_std of two numbers is that of their difference") {
+TEST_CASE("inverse_std of two numbers is that of their difference", "[device][ops]") {
   for (auto [ops, type] : every_backend()) {
     Rig rig(*ops, type, type, 0);
     Matrix two(2, 1, 1);
@@ -96,7 +96,7 @@ TEST_CASE("inverse_std of two numbers is that of their difference") {
   }
 }
 
-TEST_CASE("distill adds its loss, sets the gradient of valid rows and zeroes the others") {
+TEST_CASE("distill adds its loss, sets the gradient of valid rows and zeroes the others", "[device][ops]") {
   Random random(38);
   const std::vector<int> valid = {3, 0, 5};
   for (Distance kind : {Distance::smooth_l1, Distance::mse, Distance::l1})
@@ -127,7 +127,7 @@ TEST_CASE("distill adds its loss, sets the gradient of valid rows and zeroes the
   Matrices unknown = same;
   unknown[0](0, 1) = std::nan("");
   for (auto [ops, type] : every_backend()) {
-    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    INFO(ops->name() << ", " << name_of(type));
     for (Distance kind : {Distance::smooth_l1, Distance::mse, Distance::l1}) {
       Rig rig(*ops, type, type, 0);
       for (const Matrix& m : read_all(rig, distill_call({2}, kind, 0, 1, 1)(rig, same)))

@@ -65,7 +65,7 @@ Matrices head_inputs(Random& random, int64_t n, int64_t c, int64_t V) {
 }
 }  // namespace
 
-TEST_CASE("head_cross_entropy is the cross-entropy of the head's softmax and has the gradients of central differences") {
+TEST_CASE("head_cross_entropy is the cross-entropy of the head's softmax and has the gradients of central differences", "[device][ops]") {
   Random random(26);
   for (auto [n, c, V] : {std::tuple{1, 3, 2}, {5, 16, 37}, {70, 24, 301}}) {
     const Matrices in = head_inputs(random, n, c, V);
@@ -93,7 +93,7 @@ TEST_CASE("head_cross_entropy is the cross-entropy of the head's softmax and has
   }
 }
 
-TEST_CASE("head_cross_entropy of long rows is exact, with logits of any size") {
+TEST_CASE("head_cross_entropy of long rows is exact, with logits of any size", "[device][ops]") {
   Random random(28);
   // Rows of more than one stretch of the cuda kernel, whole chunks long and not.
   for (int64_t V : {1504, 2600, 3501}) {
@@ -109,7 +109,7 @@ TEST_CASE("head_cross_entropy of long rows is exact, with logits of any size") {
       for (int64_t c = 0; c < 4; ++c) in[1](j, c) = -0.05;
     for (auto [ops, type] : every_backend()) {
       if (type == DType::bf16) continue;
-      INFO("V " << V << (ops == emulated_cuda() ? ", emulated cuda, " : ", cpu, ") << name_of(type));
+      INFO("V " << V << ", " << ops->name() << ", " << name_of(type));
       Rig rig(*ops, type, type, 0);
       const Matrices out = read_all(rig, head()(rig, in));
       Matrix losses(1, 2), best(1, 2);
@@ -130,12 +130,12 @@ TEST_CASE("head_cross_entropy of long rows is exact, with logits of any size") {
   }
 }
 
-TEST_CASE("head_cross_entropy of more rows than the cuda backend takes at a time is the cpu's in f64") {
-  if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+TEST_CASE("head_cross_entropy of more rows than the cuda backend takes at a time is the cpu's in f64", "[device][ops]") {
+  if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   Random random(29);
   const Matrices in = head_inputs(random, 4200, 3, 5);
   const Matrices exact = run_f64(head_without_logits(), in);
-  Rig rig(*emulated_cuda(), DType::bf16, DType::bf16, 0);
+  Rig rig(*tested_cuda(), DType::bf16, DType::bf16, 0);
   const Matrices got = read_all(rig, head_without_logits()(rig, in));
   REQUIRE(rig.guards_hold());
   for (std::size_t i = 0; i < exact.size(); ++i) {
@@ -144,13 +144,13 @@ TEST_CASE("head_cross_entropy of more rows than the cuda backend takes at a time
   }
 }
 
-TEST_CASE("head_argmax gives the first best token, also of many rows, as head_cross_entropy judges it") {
+TEST_CASE("head_argmax gives the first best token, also of many rows, as head_cross_entropy judges it", "[device][ops]") {
   Random random(27);
   const int64_t samples = 40;
   for (auto [ops, type] : every_backend()) {
-    const int64_t n = ops == emulated_cuda() ? 300 : 4200;
+    const int64_t n = ops == tested_cuda() ? 300 : 4200;
     const Matrices in = head_inputs(random, n, 3, 5);
-    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    INFO(ops->name() << ", " << name_of(type));
     Rig rig(*ops, type, type, 0);
     const Matrices out = read_all(rig, head()(rig, in));
     Tensor h = rig.in(in[0]), w = rig.in(in[1]), best = rig.out(1, n, Kind::i32);

@@ -118,7 +118,7 @@ TEST_CASE("linear_group computes its formula") {
   }
 }
 
-TEST_CASE("linear_group is as exact as its storage and has the gradients of central differences") {
+TEST_CASE("linear_group is as exact as its storage and has the gradients of central differences", "[device][ops]") {
   Random random(22);
   for (const MapGroup& g : kGroups) {
     INFO("rows " << g.rows << ", in " << g.in << ", maps " << g.outs.size() << ", dropout " << g.p);

@@ -66,7 +66,7 @@ OpRun layer_norm_bwd(Kind dy_kind) {
 }
 }  // namespace
 
-TEST_CASE("add_rms_norm adds, normalises each row and has the gradient of central differences") {
+TEST_CASE("add_rms_norm adds, normalises each row and has the gradient of central differences", "[device][ops]") {
   Random random(1);
   for (auto [n, c] : kSizes) {
     const Matrices in = {random.normal(n, c), random.normal(n, c), random.normal(1, c, 0.3, 1)};
@@ -98,7 +98,7 @@ TEST_CASE("add_rms_norm adds, normalises each row and has the gradient of centra
   }
 }
 
-TEST_CASE("norms may add into their own input") {
+TEST_CASE("norms may add into their own input", "[device][ops]") {
   Random random(2);
   const Matrix a = random.normal(5, 40), b = random.normal(5, 40), w = random.normal(1, 40);
   for (auto [ops, type] : every_backend()) {
@@ -118,11 +118,11 @@ TEST_CASE("norms may add into their own input") {
   }
 }
 
-TEST_CASE("norms store a sum of one term, and add the gradients that are wanted") {
+TEST_CASE("norms store a sum of one term, and add the gradients that are wanted", "[device][ops]") {
   Random random(3);
   const Matrix a = random.normal(70, 40), w = random.normal(1, 40), bias = random.normal(1, 40), dy = random.normal(70, 40);
   for (auto [ops, type] : every_backend()) {
-    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    INFO(ops->name() << ", " << name_of(type));
     Rig rig(*ops, type, type, 0);
     Tensor ta = rig.in(a), tw = rig.in(w), tb = rig.in(bias), y = rig.out(70, 40);
     Tensor sum = rig.out(70, 40), layer_sum = rig.out(70, 40), mean = rig.out(70, 1, Kind::sum), rstd = rig.out(70, 1, Kind::sum);
@@ -147,7 +147,7 @@ TEST_CASE("norms store a sum of one term, and add the gradients that are wanted"
   }
 }
 
-TEST_CASE("add_layer_norm adds, normalises each row and has the gradient of central differences") {
+TEST_CASE("add_layer_norm adds, normalises each row and has the gradient of central differences", "[device][ops]") {
   Random random(5);
   for (auto [n, c] : kSizes) {
     if (c == 1) continue;

@@ -21,7 +21,7 @@ OpRun adamw_call(double grad_square, int64_t step, const AdamwOptions& o) {
 }
 }  // namespace
 
-TEST_CASE("sum_squares sums in f64 in a fixed order") {
+TEST_CASE("sum_squares sums in f64 in a fixed order", "[device][ops]") {
   Random random(39);
   for (int64_t n : {1, 100, 40001}) {
     const Matrices in = {random.normal(1, n)};
@@ -36,7 +36,7 @@ TEST_CASE("sum_squares sums in f64 in a fixed order") {
   }
 }
 
-TEST_CASE("adamw follows the scalar formula over many steps, with and without clipping and decay") {
+TEST_CASE("adamw follows the scalar formula over many steps, with and without clipping and decay", "[device][ops]") {
   Random random(40);
   for (double clip : {0.0, 0.5, 1e9})
     for (double decay : {0.0, 0.1}) {
@@ -64,7 +64,7 @@ TEST_CASE("adamw follows the scalar formula over many steps, with and without cl
     }
 }
 
-TEST_CASE("adamw changes nothing where the gradient is not finite") {
+TEST_CASE("adamw changes nothing where the gradient is not finite", "[device][ops]") {
   Random random(41);
   const Matrices in = {random.normal(1, 40), random.normal(1, 40), Matrix(1, 40, 1), random.normal(1, 40)};
   const AdamwOptions o{.lr = 1, .beta1 = 0.9, .beta2 = 0.9, .eps = 1e-8, .weight_decay = 1, .clip = 1};
@@ -75,11 +75,11 @@ TEST_CASE("adamw changes nothing where the gradient is not finite") {
       for (std::size_t i : {0u, 1u, 2u})
         for (std::size_t e = 0; e < 40; ++e) REQUIRE(out[i].at[e] == (type == DType::f64 ? in[i].at[e] : static_cast<float>(in[i].at[e])));
       // In f32 the cuda backend copies the values.
-      REQUIRE(out[3].at == (ops == emulated_cuda() && type == DType::f32 ? out[0].at : std::vector<double>(40, 7.0)));
+      REQUIRE(out[3].at == (ops == tested_cuda() && type == DType::f32 ? out[0].at : std::vector<double>(40, 7.0)));
     }
 }
 
-TEST_CASE("adamw updates values that have no half") {
+TEST_CASE("adamw updates values that have no half", "[device][ops]") {
   Random random(42);
   const AdamwOptions o{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .clip = 0};
   const Matrices in = {random.normal(1, 40), random.normal(1, 40), Matrix(1, 40, 1), random.normal(1, 40)};
@@ -93,7 +93,7 @@ TEST_CASE("adamw updates values that have no half") {
   }
 }
 
-TEST_CASE("count_update counts a step with finite losses and gradient, and marks any other") {
+TEST_CASE("count_update counts a step with finite losses and gradient, and marks any other", "[device][ops]") {
   const double infinity = std::numeric_limits<double>::infinity();
   for (auto [square, loss, made] :
        {std::tuple{2.5, -3.0, true}, {2.5, std::nan(""), false}, {2.5, infinity, false}, {infinity, 1.0, false}}) {

@@ -169,7 +169,7 @@ TEST_CASE("rkv_select scores as the method's formulas do, pair by pair, for ever
         }
 }
 
-TEST_CASE("rkv_select scores are as exact as their storage, and bytes do not depend on threads or gaps") {
+TEST_CASE("rkv_select scores are as exact as their storage, and bytes do not depend on threads or gaps", "[device][ops]") {
   Random random(32);
   const Matrices in = inputs_of(kBatch, random);
   // Importance, redundancy and score alone: what is kept may differ by storage where scores nearly tie.
@@ -212,14 +212,14 @@ TEST_CASE("rkv_select of a sample has the same bytes alone as in a batch") {
     }
 }
 
-TEST_CASE("rkv_select gives ties to the lower index, and a zero key no NaN") {
+TEST_CASE("rkv_select gives ties to the lower index, and a zero key no NaN", "[device][ops]") {
   const Batch b{.queries = {2}, .traces = {6}, .heads = 1, .kv_heads = 1, .dim = 4};
   const Matrices equal = {Matrix(2, 4, 1), Matrix(6, 4, 2), Matrix(6, 4, 1), Matrix(6, 4, 1)};
   Matrices zero = equal, unknown = equal;
   zero[1] = Matrix(6, 4);
   unknown[1](3, 1) = std::nan("");
   for (auto [ops, type] : every_backend()) {
-    INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type));
+    INFO(ops->name() << ", " << name_of(type));
     Rig rig(*ops, type, type, 0);
     for (bool by_score : {false, true})
       for (const Matrices& m : {equal, unknown})
@@ -229,7 +229,7 @@ TEST_CASE("rkv_select gives ties to the lower index, and a zero key no NaN") {
   }
 }
 
-TEST_CASE("rkv_select survives logits of any size") {
+TEST_CASE("rkv_select survives logits of any size", "[device][ops]") {
   Random random(47);
   const Batch batch{.queries = {5, 1, 0, 3, 4}, .traces = {9, 0, 3, 1, 300}};
   Matrices in = inputs_of(batch, random);
@@ -237,7 +237,7 @@ TEST_CASE("rkv_select survives logits of any size") {
   for (double& v : in[1].at) v *= 1000;
   for (auto [ops, type] : every_backend())
     for (Grouping group : {Grouping::max_logits, Grouping::max_prob, Grouping::mean_prob}) {
-      INFO((ops == emulated_cuda() ? "emulated cuda, " : "cpu, ") << name_of(type) << ", group " << int(group));
+      INFO(ops->name() << ", " << name_of(type) << ", group " << int(group));
       Rig rig(*ops, type, type, 0);
       const Matrix importance = rig.read(select(batch, {.group = group, .latents = 3})(rig, in)[3]);
       for (std::size_t b : {0u, 3u, 4u})
@@ -250,7 +250,7 @@ TEST_CASE("rkv_select survives logits of any size") {
     }
 }
 
-TEST_CASE("rkv_select finds the two keys of a trace of two equally redundant, so that the first is kept") {
+TEST_CASE("rkv_select finds the two keys of a trace of two equally redundant, so that the first is kept", "[device][ops]") {
   Random random(41);
   const Batch b{.queries = {1}, .traces = {2}, .heads = 1, .kv_heads = 1, .dim = 5};
   const auto backends = every_backend();
@@ -300,7 +300,7 @@ TEST_CASE("rkv_select at random keeps M different tokens in time order, every to
   REQUIRE(base != slots({}, 1));
 }
 
-TEST_CASE("rkv_select gathers the keys themselves where no others are given") {
+TEST_CASE("rkv_select gathers the keys themselves where no others are given", "[device][ops]") {
   Random random(44);
   const Batch b{.queries = {2, 1}, .traces = {6, 3}};
   Matrices in = inputs_of(b, random);
@@ -323,8 +323,8 @@ TEST_CASE("rkv_select gathers the keys themselves where no others are given") {
   }
 }
 
-TEST_CASE("rkv_select on cuda keeps and gathers what its scores say, in every policy") {
-  if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+TEST_CASE("rkv_select on cuda keeps and gathers what its scores say, in every policy", "[device][ops]") {
+  if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   Random random(46);
   // The second one has more tokens and columns than the block has threads.
   for (const Batch& batch : {kBatch, Batch{.queries = {2}, .traces = {140}, .heads = 4, .kv_heads = 2, .dim = 130}}) {
@@ -341,7 +341,7 @@ TEST_CASE("rkv_select on cuda keeps and gathers what its scores say, in every po
                 .policy = policy, .group = group, .lambda = 0.3, .order_by_score = by_score, .latents = latents, .seed = 5, .layer = 3};
             take_schedule(latents % 3);
             search_races(latents == 8);
-            Rig rig(*emulated_cuda(), DType::f32, DType::f32, 0), drawn(2, DType::f32, DType::f32, 0);
+            Rig rig(*tested_cuda(), DType::f32, DType::f32, 0), drawn(2, DType::f32, DType::f32, 0);
             const Matrices out = read_all(rig, select(batch, o)(rig, in));
             search_races(false);
             REQUIRE(rig.guards_hold());

@@ -32,7 +32,7 @@ OpRun rope_back(int64_t head_dim, bool with_q, bool with_kv, bool packed) {
 }
 }  // namespace
 
-TEST_CASE("rope turns pairs by the angle of the row's position, and inverse turns them back") {
+TEST_CASE("rope turns pairs by the angle of the row's position, and inverse turns them back", "[device][ops]") {
   Random random(3);
   for (int64_t half : {1, 3, 16, 32})
     for (int64_t n : {1, 37}) {
@@ -63,7 +63,7 @@ TEST_CASE("rope turns pairs by the angle of the row's position, and inverse turn
     }
 }
 
-TEST_CASE("rope_bwd turns back, casts and packs in one pass") {
+TEST_CASE("rope_bwd turns back, casts and packs in one pass", "[device][ops]") {
   Random random(43);
   const int64_t n = 37;
   for (int64_t dim : {6, 16}) {

@@ -6,11 +6,13 @@
 
 namespace kava {
 
-/// Its name, "cuda" or "cuda (emulated)"; empty where there is no device.
+/// Its name, "cuda" or "cuda (emulated)"; empty where there is no device, which KAVA_TEST_DEVICE=cuda makes a failure.
 inline std::string programs_cuda() {
   const std::string version = run_command("kava_inspect --version").out;
   std::smatch line;
-  return std::regex_search(version, line, std::regex("\n  (cuda[^:\n]*): .* GiB")) ? line[1].str() : "";
+  if (std::regex_search(version, line, std::regex("\n  (cuda[^:\n]*): .* GiB"))) return line[1].str();
+  if (std::getenv("KAVA_TEST_DEVICE")) FAIL("KAVA_TEST_DEVICE is set, and there is no device: " << version);
+  return "";
 }
 /// Why a test of it is skipped.
 constexpr const char* kNoCuda = "the programs have no cuda device, and not the preset emulated's";

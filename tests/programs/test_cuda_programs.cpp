@@ -146,6 +146,19 @@ TEST_CASE("the emulated cuda backend is named so, and taken only where it is ask
   check_refusal(run_command(step + " --device cuda --set model.dtype=f64"), 2, "model.dtype");
 }
 
+TEST_CASE("tests of ops run on the module's device where they are told to, and fail where it has none") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const std::string tests = "kava_tests 'rkv_select gathers*,swiglu of gates*,upload and download*,copying to bf16*'";
+  const Ended there = run_command(tests, ".", "KAVA_TEST_DEVICE=cuda");
+  INFO(there.out << there.err);
+  CHECK(there.code == 0);
+  CHECK(there.out.find("in 4 test cases") != std::string::npos);
+  const Ended none = run_command(tests, ".", "KAVA_TEST_DEVICE=cuda KAVA_EMULATED_DEVICES=0");
+  CHECK(none.code != 0);
+  CHECK(none.out.find("the emulator shows no device") != std::string::npos);
+  CHECK(run_command(tests, ".", "KAVA_TEST_DEVICE=gpu").out.find("KAVA_TEST_DEVICE is gpu") != std::string::npos);
+}
+
 TEST_CASE("what --version says of a cuda device is what it is, or why it does not say it, and a run on that ends with 3") {
   if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
   const std::string version = run_command("kava_inspect --version").out;
