@@ -92,6 +92,13 @@ class Bench {
     return counts_ ? arena_.alloc(t, rows, cols) : random_tensor(ops_, arena_, t, rows, cols, scale);
   }
 
+  // The same numbers once more: random ones take the host long.
+  Tensor copies(const Tensor& x) {
+    const Tensor y = arena_.alloc(x.dtype, x.rows, x.cols);
+    if (!counts_) ops_.copy(y, x);
+    return y;
+  }
+
   Tensor scalars(int64_t n) {
     const Tensor x = arena_.alloc(DType::f64, 1, n);
     ops_.fill(x, 0);
@@ -176,11 +183,6 @@ class Bench {
   void rows_of(int64_t n, const std::string& at) {
     const DType t = DType::bf16;
     const double width = 2.0 * static_cast<double>(n * C), wide = 2.0 * static_cast<double>(n * F);
-    const auto copies = [&](const Tensor& x) {  // of random numbers, which take the host long
-      const Tensor y = arena_.alloc(x.dtype, x.rows, x.cols);
-      if (!counts_) ops_.copy(y, x);
-      return y;
-    };
     struct Norm {
       Tensor x, b, y, sum, rstd;
     };
@@ -281,7 +283,11 @@ class Bench {
     record("attention_bwd", backward, true,
            [&] { ops_.attention_bwd(arena_, dq, dk, dv, g, o, lse, q, k, v, device.segments, H, K, scale); });
     const Tensor cosine = tensor(DType::f32, 64, D / 2), sine = tensor(DType::f32, 64, D / 2);
-    record("rope", 4.0 * static_cast<double>(n * H * D), false, [&] { ops_.rope_fwd(q, device.positions, cosine, sine, D, false); });
+    const double turned = 4.0 * static_cast<double>(n * H * D);
+    std::vector<Tensor> turns;
+    while (std::ssize(turns) < sets_of(turned)) turns.push_back(copies(q));
+    elementwise("rope", turned, std::ssize(turns),
+                [&](std::size_t i) { ops_.rope_fwd(turns[i], device.positions, cosine, sine, D, false); });
   }
 
   void objective_ops() {
@@ -314,11 +320,21 @@ class Bench {
                  kept = arena_.alloc(DType::i32, B * M, K);
     RkvOptions options;
     options.latents = M, options.heads = H, options.kv_heads = K, options.samples = upload_indices(ops_, arena_, samples);
-    record("rkv_select", 2.0 * 2 * static_cast<double>(2 * B * trace * K * D), false,
+    // The queries, the trace's keys and values, and the targets, once each.
+    record("rkv_select", 2.0 * static_cast<double>(B * (answers * H + 2 * trace * K + 2 * M * K) * D), false,
            [&] { ops_.rkv_select(arena_, target_k, target_v, kept, {}, {}, {}, q, qr, qo, k, v, kr, ko, {}, options); });
-    const Tensor x = tensor(t, B * M, K * D), d = arena_.alloc(DType::f32, B * M, K * D), loss = scalars(1);
-    record("distill", 8.0 * static_cast<double>(B * M * K * D), false,
-           [&] { ops_.distill(arena_, loss, d, x, target_k, ok, {}, Distance::smooth_l1, 1, 1); });
+    // Latents and targets of the slots that hold a token are read, every slot's gradient is written.
+    const double distilled = 4.0 * static_cast<double>(B * (M + trace) * K * D);
+    const Tensor loss = scalars(1);
+    struct Slots {
+      Tensor x, target, dx;
+    };
+    std::vector<Slots> slots{{tensor(t, B * M, K * D), target_k, arena_.alloc(DType::f32, B * M, K * D)}};
+    while (std::ssize(slots) < sets_of(distilled))
+      slots.push_back({copies(slots[0].x), copies(target_k), arena_.alloc(DType::f32, B * M, K * D)});
+    elementwise("distill", distilled, std::ssize(slots), [&](std::size_t i) {
+      ops_.distill(arena_, loss, slots[i].dx, slots[i].x, slots[i].target, ok, {}, Distance::smooth_l1, 1, 1);
+    });
     const int64_t params = shapes_.params;
     const Tensor value = tensor(DType::f32, 1, params), m = tensor(DType::f32, 1, params), s = arena_.alloc(DType::f32, 1, params),
                  g = tensor(DType::f32, 1, params);
