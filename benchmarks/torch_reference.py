@@ -7,8 +7,8 @@ The step: SmolLM2-135M's or Llama-3.2-1B's shape with random weights, method kav
 backward, clipping, AdamW. Weights and activations are in --dtype throughout: no autocast, which would only cost the rival time.
 * As upstream writes it (default): samples padded to the longest of the batch, teacher and student apart, the question once in each,
   every latent in every pass, logits at every position of the teacher's and of the answer's pass (none in the latent passes).
-* --packed: no padding, attention sample by sample, logits on supervised rows alone, some rows at a time and again in backward. The
-  stronger form.
+* --packed: no padding but in attention, whose samples are one masked call, logits on supervised rows alone, some rows at a time and again
+  in backward. The stronger form.
 
 Row lengths. With h(n): x = (n + 1) * 0x9E3779B97F4A7C15; x ^= x >> 32; x *= 0xD6E8FEB86659FD93; x ^= x >> 32 (unsigned 64-bit) and
 u_k = h(4 (s + 20480) + k) >> 48 of sample s = 0, 1, ..., integer arithmetic throughout:
@@ -137,7 +137,7 @@ class Padded:
 
 
 class Packed:
-    """Passes as [1, R]; attention goes sample by sample over that sample's rows alone."""
+    """Passes as [1, R]; rows are padded to samples where attention needs them so."""
     attention = "by_sample"
 
     def __init__(self, network):
@@ -145,20 +145,30 @@ class Packed:
 
     def run(self, embeds, lengths, past=None, left=False):
         layers = self.network.causal.model.layers
-        starts = past.lengths if past else [0] * len(lengths)
-        positions = torch.cat([torch.arange(m, m + n) for m, n in zip(starts, lengths)])
+        seen, before = (past.lengths, past.rows) if past else ([0] * len(lengths), [torch.empty(0, dtype=torch.long)] * len(lengths))
+        positions = torch.cat([torch.arange(m, m + n) for m, n in zip(seen, lengths)])
+        # A sample's keys: those of the past, by their rows there, then its own, which follow the past's.
+        first = past.pairs[0][0].shape[1] if past else 0
+        keys = [torch.cat((rows, torch.arange(n) + first + at)) for rows, n, at in zip(before, lengths, starts_of(lengths))]
+        key_counts = [len(rows) for rows in keys]
+        query_rows, query_valid = grid(starts_of(lengths), lengths)
+        last = torch.tensor(key_counts)[:, None] - torch.tensor(lengths)[:, None] + torch.arange(query_rows.shape[1])     # [B, Q]
+        place = torch.arange(max(key_counts))
+        mask = (place <= last[..., None]) & (place < torch.tensor(key_counts)[:, None, None])
+        segments = SimpleNamespace(query_rows=query_rows, taken=query_valid.flatten().nonzero()[:, 0], mask=mask[:, None],
+                                   key_rows=nn.utils.rnn.pad_sequence(keys, batch_first=True))
         for number, layer in enumerate(layers):
-            layer.self_attn.segments = (lengths, past.pairs[number] if past else [None] * len(lengths))
+            layer.self_attn.segments = (segments, past.pairs[number] if past else None)
         out = self.network.causal.model(inputs_embeds=embeds[None], attention_mask=torch.zeros(1, 1, 1, 1), position_ids=positions[None],
                                         use_cache=False, output_hidden_states=True)
-        seen = [layer.self_attn.seen for layer in layers]
+        made = [layer.self_attn.seen for layer in layers]
         return SimpleNamespace(hidden=[h[0] for h in out.hidden_states[1:]],
-                               queries=[q for q, _, _, _ in seen], keys=[k for _, k, _, _ in seen], values=[v for _, _, v, _ in seen],
-                               past=SimpleNamespace(pairs=[p for _, _, _, p in seen], lengths=[m + n for m, n in zip(starts, lengths)]))
+                               queries=[q for q, _, _, _ in made], keys=[k for _, k, _, _ in made], values=[v for _, _, v, _ in made],
+                               past=SimpleNamespace(pairs=[p for _, _, _, p in made], rows=keys, lengths=key_counts))
 
     def prefix(self, done, dropped):
-        pairs = [[(k[:, :-dropped], v[:, :-dropped]) for k, v in layer] for layer in done.past.pairs]
-        return SimpleNamespace(pairs=pairs, lengths=[n - dropped for n in done.past.lengths])
+        past = done.past
+        return SimpleNamespace(pairs=past.pairs, rows=[rows[:-dropped] for rows in past.rows], lengths=[n - dropped for n in past.lengths])
 
     def cross_entropy(self, done, rows, labels):
         head = self.network.causal.lm_head
@@ -173,17 +183,14 @@ def seen_sdpa(module, query, key, value, attention_mask, **kwargs):
 
 
 def by_sample(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    lengths, past = module.segments
-    outputs, pairs = [], []
-    split = [x[0].split(lengths, 1) for x in (query, key, value)]
-    for q, k, v, before in zip(*split, past):
-        if before is not None:
-            k, v = torch.cat((before[0], k), 1), torch.cat((before[1], v), 1)
-        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
-        pairs.append((k, v))
-        outputs.append(F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=scaling, enable_gqa=True)[0])
-    module.seen = (query[0], key[0], value[0], pairs)
-    return torch.cat(outputs, 1).transpose(0, 1)[None].contiguous(), None
+    segments, past = module.segments
+    query, key, value = query[0], key[0], value[0]                                           # [H, R, D]
+    keys, values = (torch.cat((past[0], key), 1), torch.cat((past[1], value), 1)) if past else (key, value)
+    batched = lambda x, rows: x[:, rows].transpose(0, 1)                                     # [B, H, longest, D]
+    out = F.scaled_dot_product_attention(batched(query, segments.query_rows), batched(keys, segments.key_rows),
+                                         batched(values, segments.key_rows), attn_mask=segments.mask, scale=scaling, enable_gqa=True)
+    module.seen = (query, key, value, (keys, values))
+    return out.transpose(1, 2).flatten(0, 1)[segments.taken][None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register("seen_sdpa", seen_sdpa)
