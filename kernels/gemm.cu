@@ -1,4 +1,4 @@
-// A block owns a tile of C of one problem (blockIdx.z) and walks its products in steps of 32 of k.
+// A block owns a tile of C and walks the products in steps of 32 of k.
 //
 // bf16: a tile of kTile x kTile by four warps, each of which owns a quarter of it in mma fragments; operands come through kStages stages of
 // asynchronous copies. Aligned: every chunk of 16 bytes lies wholly inside its operand or wholly outside, and is copied or zeroed at once.
@@ -153,7 +153,7 @@ struct WarpSum {
   /// Factor and mask of the scaled sum. The 8 columns of an accumulator are one block of the mask, of which a thread holds the pair `lane %
   /// 4`.
   template <bool kMasked>
-  __device__ __forceinline__ void finish_scaled(const Gemm<bf16>& g, const DropoutMask& mask) {
+  __device__ __forceinline__ void finish_scaled(const Gemm<bf16>& g) {
     const AccumulatorPlace place;
 #pragma unroll
     for (int i = 0; i < kSize / 16; ++i)
@@ -164,12 +164,12 @@ struct WarpSum {
           bool low = true, high = true;
           if constexpr (kMasked) {
             const int r = row + i * 16 + place.row(2 * h);
-            if (g.masked && r < g.m) {
+            if (r < g.m) {
               uint32_t bits[4];
-              mask_bits(bits, mask, r, col / 8 + j);
+              mask_bits(bits, g.mask, r, col / 8 + j);
               const int pair = place.lane % 4;
               const uint32_t word = pair == 0 ? bits[0] : pair == 1 ? bits[1] : pair == 2 ? bits[2] : bits[3];
-              low = (word & 0xffffu) >= mask.threshold, high = word >> 16 >= mask.threshold;
+              low = (word & 0xffffu) >= g.mask.threshold, high = word >> 16 >= g.mask.threshold;
             }
           }
           acc[i][j][2 * h] = low ? acc[i][j][2 * h] * g.factor : 0.f;
@@ -222,21 +222,19 @@ struct WarpSum {
 enum class Masked { nowhere, operand, scaled_sum };
 
 template <GemmForm form, int kTile, bool kAligned, Masked masked>
-__global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_constant__ GemmBatch<bf16> batch) {
+__global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_constant__ Gemm<bf16> g) {
   constexpr int kWarpSize_ = kTile / 2;
   using A = Operand<a_by_k(form), kTile, kAligned>;
   using B = Operand<b_by_k(form), kTile, kAligned>;
   constexpr uint32_t kStageBytes = A::kBytes + B::kBytes;
-  const Gemm<bf16>& g = batch.gemms[blockIdx.z];
   const int first_n = static_cast<int>(blockIdx.x) * kTile, first_m = static_cast<int>(blockIdx.y) * kTile;
-  if (first_m >= g.m || first_n >= g.n) return;
   const uint32_t smem = smem_addr(dynamic_smem<unsigned char>());
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, warp_m = warp / 2 * kWarpSize_, warp_n = warp % 2 * kWarpSize_;
   WarpSum<form, kWarpSize_> sum{first_m + warp_m, first_n + warp_n};
   const bool works = sum.row < g.m && sum.col < g.n;  // else the warp only helps to copy
 
   for (int product = 0; product < g.count; ++product) {
-    if (product == g.scaled) sum.template finish_scaled<masked == Masked::scaled_sum>(g, batch.mask);
+    if (product == g.scaled) sum.template finish_scaled<masked == Masked::scaled_sum>(g);
     const Product<bf16>& p = g.products[product];
     const Stretch k = needed(g, product, first_n, kTile);
     const int steps = div_up(k.count, kStep);
@@ -252,9 +250,9 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_con
     auto next_stage = [&](uint32_t stage) { return stage == smem + (kStages - 1) * kStageBytes ? smem : stage + kStageBytes; };
     for (int step = 0; step < steps; ++step) {
       cp_async_wait<kStages - 2>();
-      if (masked == Masked::operand && g.masked) {
-        if constexpr (form == GemmForm::nt) a.drop(at, batch.mask, first_m, step * kStep, k.count);
-        else b.drop(at + A::kBytes, batch.mask, first_n, step * kStep, k.count);
+      if constexpr (masked == Masked::operand) {
+        if constexpr (form == GemmForm::nt) a.drop(at, g.mask, first_m, step * kStep, k.count);
+        else b.drop(at + A::kBytes, g.mask, first_n, step * kStep, k.count);
       }
       __syncthreads();  // the step's operands are complete for all threads, and the stage before it has been read by all
       a.load(ahead);
@@ -266,7 +264,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_con
     cp_async_wait<0>();
     __syncthreads();  // the last steps have been read before the next product's copies overwrite them
   }
-  if (g.scaled == g.count) sum.template finish_scaled<masked == Masked::scaled_sum>(g, batch.mask);
+  if (g.scaled == g.count) sum.template finish_scaled<masked == Masked::scaled_sum>(g);
   if (works) sum.store(g);
 }
 
@@ -275,13 +273,10 @@ bool aligned(Rows<const bf16> x, int chunked) {
 }
 
 template <GemmForm form>
-bool all_aligned(const GemmBatch<bf16>& batch) {
-  for (int i = 0; i < batch.count; ++i) {
-    for (int j = 0; j < batch.gemms[i].count; ++j) {
-      const Gemm<bf16>& g = batch.gemms[i];
-      const Product<bf16>& p = g.products[j];
-      if (!aligned(p.a, a_by_k(form) ? g.m : p.k) || !aligned(p.b, b_by_k(form) ? g.n : p.k)) return false;
-    }
+bool all_aligned(const Gemm<bf16>& g) {
+  for (int i = 0; i < g.count; ++i) {
+    const Product<bf16>& p = g.products[i];
+    if (!aligned(p.a, a_by_k(form) ? g.m : p.k) || !aligned(p.b, b_by_k(form) ? g.n : p.k)) return false;
   }
   return true;
 }
@@ -322,11 +317,9 @@ __device__ __forceinline__ void load_panel(float* tile, const Panel& p, bool mas
 }
 
 template <GemmForm form>
-__global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_constant__ GemmBatch<float> batch) {
+__global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_constant__ Gemm<float> g) {
   constexpr bool kAByK = a_by_k(form), kBByK = b_by_k(form);
-  const Gemm<float>& g = batch.gemms[blockIdx.z];
   const int first_n = static_cast<int>(blockIdx.x) * kTileF32, first_m = static_cast<int>(blockIdx.y) * kTileF32;
-  if (first_m >= g.m || first_n >= g.n) return;
   float *a_smem = dynamic_smem<float>(), *b_smem = a_smem + kTileF32 * kPitch;
   const int n = static_cast<int>(threadIdx.x) % kTileF32, m = static_cast<int>(threadIdx.x) / kTileF32 * kRowsOfThread, col = first_n + n;
   double acc[kRowsOfThread] = {};
@@ -336,10 +329,10 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
       bool kept = true;
       if (form == GemmForm::nn && g.masked && first_m + m + i < g.m) {
         uint32_t bits[4];
-        mask_bits(bits, batch.mask, first_m + m + i, col / 8);
+        mask_bits(bits, g.mask, first_m + m + i, col / 8);
         const int pair = col % 8 / 2;
         const uint32_t word = pair == 0 ? bits[0] : pair == 1 ? bits[1] : pair == 2 ? bits[2] : bits[3];
-        kept = (col % 2 ? word >> 16 : word & 0xffffu) >= batch.mask.threshold;
+        kept = (col % 2 ? word >> 16 : word & 0xffffu) >= g.mask.threshold;
       }
       acc[i] = kept ? acc[i] * g.factor : 0.0;
     }
@@ -350,8 +343,8 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
     const Stretch k = needed(g, product, first_n, kTileF32);
     const Rows<const float> a = from_k<kAByK>(g.products[product].a, k.begin), b = from_k<kBByK>(g.products[product].b, k.begin);
     for (int first_k = 0; first_k < k.count; first_k += kStep) {
-      load_panel<kAByK>(a_smem, panel<kAByK>(a, first_m, g.m, first_k, k.count), form == GemmForm::nt && g.masked, batch.mask);
-      load_panel<kBByK>(b_smem, panel<kBByK>(b, first_n, g.n, first_k, k.count), form == GemmForm::tn && g.masked, batch.mask);
+      load_panel<kAByK>(a_smem, panel<kAByK>(a, first_m, g.m, first_k, k.count), form == GemmForm::nt && g.masked, g.mask);
+      load_panel<kBByK>(b_smem, panel<kBByK>(b, first_n, g.n, first_k, k.count), form == GemmForm::tn && g.masked, g.mask);
       __syncthreads();  // the step's operands are complete for all threads
       for (int at = 0; at < kStep; ++at) {
         const float b_at = b_smem[n * kPitch + at];
@@ -374,19 +367,14 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
 }
 
 template <class T>
-dim3 gemm_grid(const GemmBatch<T>& batch, int tile) {
-  int m = 0, n = 0;
-  for (int i = 0; i < batch.count; ++i) {
-    m = batch.gemms[i].m > m ? batch.gemms[i].m : m;
-    n = batch.gemms[i].n > n ? batch.gemms[i].n : n;
-  }
-  return dim3(static_cast<unsigned>(div_up(n, tile)), static_cast<unsigned>(div_up(m, tile)), static_cast<unsigned>(batch.count));
+dim3 gemm_grid(const Gemm<T>& g, int tile) {
+  return dim3(static_cast<unsigned>(div_up(g.n, tile)), static_cast<unsigned>(div_up(g.m, tile)));
 }
 
 template <GemmForm form, int kTile, bool kAligned, Masked masked>
-void launch_bf16(Stream stream, const GemmBatch<bf16>& batch) {
+void launch_bf16(Stream stream, const Gemm<bf16>& g) {
   constexpr std::size_t kSmem = kStages * 2 * std::size_t{kTile} * kStep * sizeof(bf16);
-  launch(stream, gemm_bf16_kernel<form, kTile, kAligned, masked>, gemm_grid(batch, kTile), kThreads, kSmem, batch);
+  launch(stream, gemm_bf16_kernel<form, kTile, kAligned, masked>, gemm_grid(g, kTile), kThreads, kSmem, g);
 }
 
 /// From here on tiles of 128 are worth their coarser grid: some eight waves of two blocks on 132 SMs.
@@ -395,34 +383,30 @@ constexpr int64_t kLargeOutput = int64_t{2048} * 2048;
 }  // namespace
 
 template <GemmForm form, class T>
-void gemm(Stream stream, const GemmBatch<T>& batch) {
-  bool none = true;
-  for (int i = 0; i < batch.count; ++i) none = none && (batch.gemms[i].m == 0 || batch.gemms[i].n == 0);
-  if (none) return;
+void gemm(Stream stream, const Gemm<T>& g) {
+  if (g.m == 0 || g.n == 0) return;
   if constexpr (sizeof(T) == 2) {
     constexpr Masked kPlace = form == GemmForm::nn ? Masked::scaled_sum : Masked::operand;
-    bool masked = false;
-    for (int i = 0; i < batch.count; ++i) masked = masked || batch.gemms[i].masked;
-    if (!all_aligned<form>(batch)) {
-      if (masked) launch_bf16<form, 64, false, kPlace>(stream, batch);
-      else launch_bf16<form, 64, false, Masked::nowhere>(stream, batch);
-    } else if (masked) {
-      launch_bf16<form, 64, true, kPlace>(stream, batch);
-    } else if (int64_t{batch.gemms[0].m} * batch.gemms[0].n >= kLargeOutput) {
-      launch_bf16<form, 128, true, Masked::nowhere>(stream, batch);
+    if (!all_aligned<form>(g)) {
+      if (g.masked) launch_bf16<form, 64, false, kPlace>(stream, g);
+      else launch_bf16<form, 64, false, Masked::nowhere>(stream, g);
+    } else if (g.masked) {
+      launch_bf16<form, 64, true, kPlace>(stream, g);
+    } else if (int64_t{g.m} * g.n >= kLargeOutput) {
+      launch_bf16<form, 128, true, Masked::nowhere>(stream, g);
     } else {
-      launch_bf16<form, 64, true, Masked::nowhere>(stream, batch);
+      launch_bf16<form, 64, true, Masked::nowhere>(stream, g);
     }
   } else {
-    launch(stream, gemm_f32_kernel<form>, gemm_grid(batch, kTileF32), kThreads, 2 * kTileF32 * kPitch * sizeof(float), batch);
+    launch(stream, gemm_f32_kernel<form>, gemm_grid(g, kTileF32), kThreads, 2 * kTileF32 * kPitch * sizeof(float), g);
   }
 }
 
-template void gemm<GemmForm::nt>(Stream, const GemmBatch<bf16>&);
-template void gemm<GemmForm::nn>(Stream, const GemmBatch<bf16>&);
-template void gemm<GemmForm::tn>(Stream, const GemmBatch<bf16>&);
-template void gemm<GemmForm::nt>(Stream, const GemmBatch<float>&);
-template void gemm<GemmForm::nn>(Stream, const GemmBatch<float>&);
-template void gemm<GemmForm::tn>(Stream, const GemmBatch<float>&);
+template void gemm<GemmForm::nt>(Stream, const Gemm<bf16>&);
+template void gemm<GemmForm::nn>(Stream, const Gemm<bf16>&);
+template void gemm<GemmForm::tn>(Stream, const Gemm<bf16>&);
+template void gemm<GemmForm::nt>(Stream, const Gemm<float>&);
+template void gemm<GemmForm::nn>(Stream, const Gemm<float>&);
+template void gemm<GemmForm::tn>(Stream, const Gemm<float>&);
 
 }  // namespace kava

@@ -31,6 +31,7 @@ struct Gemm {
   int m = 0, n = 0, scaled = 0, count = 0;
   float factor = 1;
   bool masked = false;
+  DropoutMask mask = {};
   const T* bias = nullptr;
   Product<T> products[kMostProducts];
   Band bands[kMostBands] = {};  // of the last product, for all columns; whoever skips no zeros may leave them alone
@@ -39,16 +40,7 @@ struct Gemm {
   void then(Rows<const T> a, Rows<const T> b, int k) { products[count++] = {a, b, k}; }
 };
 
-/// Independent problems of one launch.
-template <class T>
-struct GemmBatch {
-  static constexpr int kMostGemms = 1;
-  Gemm<T> gemms[kMostGemms];
-  int count = 0;
-  DropoutMask mask;
-};
-
 template <GemmForm form, class T>
-void gemm(Stream stream, const GemmBatch<T>& batch);
+void gemm(Stream stream, const Gemm<T>& g);
 
 }  // namespace kava

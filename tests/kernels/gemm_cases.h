@@ -56,18 +56,17 @@ Matrix gemm_reference(const GemmCase& c, const Matrices& in, const std::vector<i
 
 template <class T>
 Matrix gemm_kernel(Device& device, const GemmCase& c, const Matrices& in, const std::vector<int>& keys, double factor) {
-  GemmBatch<T> batch;
-  batch.mask = {device.index(keys), 7, 3, 2, c.threshold, 1};
-  Gemm<T>& g = batch.gemms[batch.count++];
+  Gemm<T> g;
+  g.mask = {device.index(keys), 7, 3, 2, c.threshold, 1};
   g.set = device.out<T>(c.m, c.n);
   g.m = static_cast<int>(c.m), g.n = static_cast<int>(c.n), g.scaled = c.scaled, g.factor = static_cast<float>(factor), g.masked = c.masked;
   g.then(device.in<T>(in[0]), device.in<T>(in[1]), static_cast<int>(c.k));
   if (c.k2 > 0) g.then(device.in<T>(in[2]), device.in<T>(in[3]), static_cast<int>(c.k2));
   if (c.bias) g.bias = device.in<T>(in[4]).data;
   for (const Band& band : c.bands) g.bands[g.band_count++] = band;
-  if (c.form == GemmForm::nt) gemm<GemmForm::nt>(nullptr, batch);
-  else if (c.form == GemmForm::nn) gemm<GemmForm::nn>(nullptr, batch);
-  else gemm<GemmForm::tn>(nullptr, batch);
+  if (c.form == GemmForm::nt) gemm<GemmForm::nt>(nullptr, g);
+  else if (c.form == GemmForm::nn) gemm<GemmForm::nn>(nullptr, g);
+  else gemm<GemmForm::tn>(nullptr, g);
   return read(g.set, c.m, c.n);
 }
 

@@ -80,31 +80,17 @@ TEST_CASE("products scale as many of their parts as they are told, and keep what
     for (const uint32_t threshold : {bits[1] & 0xffff, bits[2] >> 16}) check({form, 3, 8, 8, 0, true, false, {}, 1, threshold});
 }
 
-TEST_CASE("a product reads no problem beyond those of its batch") {
-  Unrun none;
-  const simt::GuardedBytes memory(sizeof(GemmBatch<bf16>));
-  for (int m : {0, 3}) {
-    auto* batch = new (memory.data()) GemmBatch<bf16>;
-    Gemm<bf16>& g = batch->gemms[batch->count++];
-    g.m = m, g.n = 3;
-    g.then({nullptr, 8}, {nullptr, 8}, 8);
-    gemm<GemmForm::nt>(&none, *batch);
-    CHECK(none.launches == (m == 0 ? 0 : 1));
-  }
-}
-
 TEST_CASE("tiles of 128 are taken from 2048 x 2048 on") {
   if (!simt::supported() || !simt::watchable()) SKIP("kernels tell their accesses in builds without a sanitizer alone");
   simt::set_schedule({});
   for (int64_t n : {2040, 2048}) {
-    GemmBatch<bf16> batch;
+    Gemm<bf16> g;
     Device device(true);
-    Gemm<bf16>& g = batch.gemms[batch.count++];
     g.m = 2048, g.n = static_cast<int>(n), g.set = device.out<bf16>(2048, n);
     g.then(device.in<bf16>(Matrix(2048, 16)), device.in<bf16>(Matrix(n, 16)), 16);
     simt::take_counts();
     simt::set_watched({.counts = true, .most_blocks = 1});
-    gemm<GemmForm::nt>(nullptr, batch);
+    gemm<GemmForm::nt>(nullptr, g);
     simt::set_watched({});
     CHECK(simt::take_counts().at(0).blocks == (n == 2048 ? 16 * 16 : 32 * 32));
   }

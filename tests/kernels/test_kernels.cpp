@@ -130,10 +130,9 @@ TEST_CASE("kernels launch nothing where there is nothing to do") {
     attention_bwd<float>(&none, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
   }
   for (const auto& [m, n] : {std::pair{0, 3}, {3, 0}}) {
-    GemmBatch<float> batch;
-    batch.gemms[batch.count++].m = m, batch.gemms[0].n = n;
-    gemm<GemmForm::nt>(&none, batch);
-    gemm<GemmForm::nt>(&none, GemmBatch<float>{});
+    Gemm<float> g;
+    g.m = m, g.n = n;
+    gemm<GemmForm::nt>(&none, g);
   }
   CHECK(none.launches == 0);
   // What is left of a launcher's work.
@@ -223,9 +222,8 @@ TEST_CASE("a launch that no GPU takes throws to the caller") {
   SKIP_IF_UNSUPPORTED();
   float memory[1] = {};
   // More blocks in y than a GPU takes.
-  GemmBatch<float> batch;
-  Gemm<float>& g = batch.gemms[batch.count++];
+  Gemm<float> g;
   g.add = {memory, 1}, g.m = 1 << 22, g.n = 1;
   g.then({memory, 1}, {memory, 1}, 1);
-  CHECK_THROWS_AS(gemm<GemmForm::nt>(nullptr, batch), std::runtime_error);
+  CHECK_THROWS_AS(gemm<GemmForm::nt>(nullptr, g), std::runtime_error);
 }

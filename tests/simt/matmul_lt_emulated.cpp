@@ -39,11 +39,9 @@ bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size) {
   const bool meant = ++s.products == s.number;
   if (meant && s.kind == "none") return false;
   const Stream stream = s.runtime.stream();
-  GemmBatch<bf16> batch;
-  batch.gemms[batch.count++] = g;
-  if (form == GemmForm::nt) gemm<GemmForm::nt>(stream, batch);
-  else if (form == GemmForm::nn) gemm<GemmForm::nn>(stream, batch);
-  else gemm<GemmForm::tn>(stream, batch);
+  if (form == GemmForm::nt) gemm<GemmForm::nt>(stream, g);
+  else if (form == GemmForm::nn) gemm<GemmForm::nn>(stream, g);
+  else gemm<GemmForm::tn>(stream, g);
   if (meant && s.kind == "wrong") {
     if (key.sums) fill_rows(stream, key.adds ? g.add : g.set_sum, 1e6f, 1, 1);
     else fill_rows(stream, g.set, to_bf16(1e6f), 1, 1);

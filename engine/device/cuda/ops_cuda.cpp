@@ -52,16 +52,15 @@ void CudaOps::do_download(void* host, const Tensor& x) {
 void CudaOps::product(const Tensor& c, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, bool add) {
   KAVA_CHECK(!(transpose_a && transpose_b), "a product of two transposed operands");
   on_storage(a.dtype, [&]<class T>() {
-    GemmBatch<T> batch;
-    Gemm<T>& g = batch.gemms[batch.count++];
+    Gemm<T> g;
     if (add) g.add = rows_of<float>(c);
     else if (c.dtype == a.dtype) g.set = rows_of<T>(c);
     else g.set_sum = rows_of<float>(c);
     g.m = static_cast<int>(c.rows), g.n = static_cast<int>(c.cols);
     g.then(rows_of<const T>(a), rows_of<const T>(b), static_cast<int>(transpose_a ? a.rows : a.cols));
-    if (transpose_a) multiply<GemmForm::tn>(batch);
-    else if (transpose_b) multiply<GemmForm::nt>(batch);
-    else multiply<GemmForm::nn>(batch);
+    if (transpose_a) multiply<GemmForm::tn>(g);
+    else if (transpose_b) multiply<GemmForm::nt>(g);
+    else multiply<GemmForm::nn>(g);
   });
 }
 
@@ -81,15 +80,14 @@ bool CudaOps::products_agree() {
     for (const bool by_lt : {false, true}) {
       void* c = (by_lt ? other : own).data;
       kava::fill_rows(stream(), Rows<float>{static_cast<float*>(c), kN}, 0.f, kM, kN);
-      GemmBatch<bf16> batch;
-      Gemm<bf16>& g = batch.gemms[batch.count++];
+      Gemm<bf16> g;
       if (output == 0) g.set = {static_cast<bf16*>(c), kN}, g.bias = form == GemmForm::nt ? static_cast<const bf16*>(bias.data) : nullptr;
       if (output == 1) g.set_sum = {static_cast<float*>(c), kN};
       if (output == 2) g.add = {static_cast<float*>(c), kN}, g.scaled = 1, g.factor = 0.25f;
       g.m = kM, g.n = kN;
       g.then({static_cast<const bf16*>(a.data), lda}, {static_cast<const bf16*>(b.data), ldb}, kK);
       for (int time = 0; time < (output == 2 ? 2 : 1); ++time) {
-        if (!by_lt) gemm<form>(stream(), batch);
+        if (!by_lt) gemm<form>(stream(), g);
         else if (!lt_->run(form, g, true)) return false;
       }
       bytes[by_lt].resize(kM * kN * 4);

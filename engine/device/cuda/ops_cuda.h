@@ -106,12 +106,12 @@ class CudaOps final : public Ops {
   Stream stream() const { return runtime_->stream(); }
   /// The product by cuBLASLt where that is there and suits it, else by the own kernel, which serves few rows better.
   template <GemmForm form, class T>
-  void multiply(const GemmBatch<T>& batch, Reads reads = Reads::tiled) {
-    if (!multiplied_by_lt<form>(batch, reads)) gemm<form>(stream(), batch);
+  void multiply(const Gemm<T>& g, Reads reads = Reads::tiled) {
+    if (!multiplied_by_lt<form>(g, reads)) gemm<form>(stream(), g);
   }
   template <GemmForm form, class T>
-  bool multiplied_by_lt(const GemmBatch<T>& batch, Reads reads) {
-    if constexpr (std::is_same_v<T, bf16>) return lt_ && reads == Reads::tiled && batch.count == 1 && lt_->run(form, batch.gemms[0]);
+  bool multiplied_by_lt(const Gemm<T>& g, Reads reads) {
+    if constexpr (std::is_same_v<T, bf16>) return lt_ && reads == Reads::tiled && lt_->run(form, g);
     else return false;
   }
   /// Whether cuBLASLt's products are the own kernel's, on numbers whose sums are exact in any order.

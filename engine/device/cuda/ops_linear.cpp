@@ -45,36 +45,34 @@ void CudaOps::do_linear_prepare(const LinearGroup& g) {
 void CudaOps::do_lora_fwd(Arena&, const Tensor& xx, const LinearGroup& g, const Dropout& dropout, Reads reads) {
   if (dry()) return;
   on_storage(xx.dtype, [&]<class T>() {
-    GemmBatch<T> batch;
-    batch.mask = mask_of(dropout);
-    Gemm<T>& gemm_ = batch.gemms[batch.count++];
+    Gemm<T> gemm_;
+    gemm_.mask = mask_of(dropout);
     const Tensor xa = xx.col_range(g.in, xx.cols);
     gemm_.set = rows_of<T>(xa);
     set_output(gemm_, xa);
     gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.a), to_int(g.in));
-    gemm_.scaled = 1, gemm_.factor = batch.mask.inverse_keep, gemm_.masked = dropout.p > 0;
-    multiply<GemmForm::nt>(batch, reads);
+    gemm_.scaled = 1, gemm_.factor = gemm_.mask.inverse_keep, gemm_.masked = dropout.p > 0;
+    multiply<GemmForm::nt>(gemm_, reads);
   });
 }
 
 void CudaOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, const LinearGroup& g, Reads reads) {
   if (dry()) return;
   on_storage(y.dtype, [&]<class T>() {
-    GemmBatch<T> batch;
-    Gemm<T>& gemm_ = batch.gemms[batch.count++];
+    Gemm<T> gemm_;
     gemm_.set = rows_of<T>(y);
     set_output(gemm_, y);
     gemm_.bias = data_of<const T>(g.bias);
     // Without a rank among the parts nobody has written xa.
     const int ranks = to_int(g.used_ranks().end);
     gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.joined), to_int(g.in) + ranks);
-    if (multiplied_by_lt<GemmForm::nt>(batch, reads)) return;
+    if (multiplied_by_lt<GemmForm::nt>(gemm_, reads)) return;
     if (ranks > 0) {
       gemm_.products[0].k = to_int(g.in);
       gemm_.then(rows_of<const T>(xx.col_range(g.in, g.in + ranks)), rows_of<const T>(g.joined.col_range(g.in, g.in + ranks)), ranks);
       name_bands(gemm_, g, false);
     }
-    kava::gemm<GemmForm::nt>(stream(), batch);
+    kava::gemm<GemmForm::nt>(stream(), gemm_);
   });
 }
 
@@ -84,28 +82,26 @@ void CudaOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& 
   const Ranks ranks = g.used_ranks();
   if (dxa)
     on_storage(dxa.dtype, [&]<class T>() {
-      GemmBatch<T> batch;
-      Gemm<T>& gemm_ = batch.gemms[batch.count++];
+      Gemm<T> gemm_;
       gemm_.set = rows_of<T>(dxa);
       set_output(gemm_, dxa);
       gemm_.then(rows_of<const T>(dy), rows_of<const T>(g.joined.col_range(g.in, g.joined.cols)), to_int(dy.cols));
       name_bands(gemm_, g, true);
-      multiply<GemmForm::nn>(batch);
+      multiply<GemmForm::nn>(gemm_);
     });
   if (!dx) return;
   on_storage(dx.dtype, [&]<class T>() {
-    GemmBatch<T> batch;
-    batch.mask = mask_of(dropout);
-    Gemm<T>& gemm_ = batch.gemms[batch.count++];
+    Gemm<T> gemm_;
+    gemm_.mask = mask_of(dropout);
     gemm_.set = rows_of<T>(dx);
     set_output(gemm_, dx);
     if (ranks.count() > 0) {
       gemm_.then(rows_of<const T>(dxa.col_range(ranks.begin, ranks.end)), rows_of<const T>(g.a.row_range(ranks.begin, ranks.end)),
                  to_int(ranks.count()));
-      gemm_.scaled = 1, gemm_.factor = batch.mask.inverse_keep, gemm_.masked = dropout.p > 0;
+      gemm_.scaled = 1, gemm_.factor = gemm_.mask.inverse_keep, gemm_.masked = dropout.p > 0;
     }
     gemm_.then(rows_of<const T>(dy), rows_of<const T>(g.joined), to_int(g.outs()));
-    multiply<GemmForm::nn>(batch);
+    multiply<GemmForm::nn>(gemm_);
   });
 }
 
@@ -116,14 +112,13 @@ void CudaOps::do_linear_group_bwd_params(Arena&, const LinearGroupGrad& grad, co
   const Ranks ranks = g.used_ranks();
   on_storage(dy.dtype, [&]<class T>() {
     auto add = [&](const Tensor& c, const Tensor& a, const Tensor& b, double factor, bool masked) {
-      GemmBatch<T> batch;
-      batch.mask = mask_of(dropout);
-      Gemm<T>& gemm_ = batch.gemms[batch.count++];
+      Gemm<T> gemm_;
+      gemm_.mask = mask_of(dropout);
       gemm_.add = rows_of<float>(c);
       set_output(gemm_, c);
       gemm_.then(rows_of<const T>(a), rows_of<const T>(b), to_int(a.rows));
       gemm_.scaled = 1, gemm_.factor = static_cast<float>(factor), gemm_.masked = masked;
-      multiply<GemmForm::tn>(batch);
+      multiply<GemmForm::tn>(gemm_);
     };
     if (dy.rows == 0) return;
     if (grad.dw) add(grad.dw, dy, x, 1, false);
