@@ -4,6 +4,9 @@
 // asynchronous copies. Aligned: every chunk of 16 bytes lies wholly inside its operand or wholly outside, and is copied or zeroed at once.
 // f32: 32 x 32, a thread owns 8 rows of one column. It is the form to compare by: summed in f64 and rounded once, so that three passes of
 // latents leave what rounding there is to the other ops.
+//
+// A product in parts: grid.z of them, whose sums a second kernel adds.
+#include "kernels/chunks.h"
 #include "kernels/dropout.h"
 #include "kernels/gemm.h"
 #include "kernels/tile.h"
@@ -21,14 +24,18 @@ __device__ __forceinline__ void mask_bits(uint32_t (&bits)[4], const DropoutMask
                static_cast<uint32_t>(column_block));
 }
 
-/// What of k a product of g has to be summed over for the columns of C from first_n on.
+/// What of k a product of g has to be summed over for the columns of C from first_n on, in this block's part.
 struct Stretch {
   int begin, count;
 };
 template <class T>
 __device__ __forceinline__ Stretch needed(const Gemm<T>& g, int product, int first_n, int columns) {
   const int all = g.products[product].k;
-  if (g.band_count == 0 || product + 1 < g.count) return {0, all};
+  if (g.band_count == 0 || product + 1 < g.count) {
+    // Of the last parts less may be left than nothing: they have no steps.
+    const int length = div_up(div_up(all, g.parts), kStep) * kStep, from = static_cast<int>(blockIdx.z) * length, left = all - from;
+    return {from, left < length ? left : length};
+  }
   int begin = all, end = 0;
 #pragma unroll
   for (int i = 0; i < Gemm<T>::kMostBands; ++i) {
@@ -209,7 +216,9 @@ struct WarpSum {
 #pragma unroll
             for (int j = first; j < first + 4; ++j) {
               const int c = col + j * 8 + place.col(0), count = g.n - c;
-              if (g.set_sum.data) store_pair<false>(g.set_sum[r] + c, pairs, count, acc[i][j][2 * h], acc[i][j][2 * h + 1]);
+              if (g.set_sum.data)
+                store_pair<false>(g.set_sum[r + static_cast<int64_t>(blockIdx.z) * g.m] + c, pairs, count, acc[i][j][2 * h],
+                                  acc[i][j][2 * h + 1]);
               else store_pair<true>(g.add[r] + c, pairs, count, acc[i][j][2 * h], acc[i][j][2 * h + 1]);
             }
           }
@@ -251,8 +260,8 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_con
     for (int step = 0; step < steps; ++step) {
       cp_async_wait<kStages - 2>();
       if constexpr (masked == Masked::operand) {
-        if constexpr (form == GemmForm::nt) a.drop(at, g.mask, first_m, step * kStep, k.count);
-        else b.drop(at + A::kBytes, g.mask, first_n, step * kStep, k.count);
+        if constexpr (form == GemmForm::nt) a.drop(at, g.mask, first_m, k.begin + step * kStep, k.begin + k.count);
+        else b.drop(at + A::kBytes, g.mask, first_n, k.begin + step * kStep, k.begin + k.count);
       }
       __syncthreads();  // the step's operands are complete for all threads, and the stage before it has been read by all
       a.load(ahead);
@@ -366,9 +375,46 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
     }
 }
 
+// ---- parts
+
+/// y = or += factor times the sum of the parts, in their order.
+template <class Y, bool kAdd, bool kAligned>
+struct AddParts {
+  static constexpr int kLoads = 1;
+  Rows<Y> y;
+  Rows<const float> partial;
+  int parts, m, n;
+  float factor;
+
+  __device__ Columns load(int64_t r, int first) const {
+    Columns sum = load_columns<float, kAligned>(partial[r], first, n);
+#pragma unroll 4
+    for (int part = 1; part < parts; ++part) {
+      const Columns x = load_columns<float, kAligned>(partial[r + static_cast<int64_t>(part) * m], first, n);
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) sum.at[i] += x.at[i];
+    }
+    return sum;
+  }
+  __device__ void store(int64_t r, int first, const Columns& sum) const {
+    Columns v = {};
+    if constexpr (kAdd) v = load_columns<Y, kAligned>(y[r], first, n);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) v.at[i] += sum.at[i] * factor;
+    store_columns<Y, kAligned>(y[r], first, n, v);
+  }
+};
+
+template <class Y, bool kAdd>
+void add_parts(Stream stream, Rows<Y> y, const Gemm<bf16>& g) {
+  dispatch_aligned(chunked(y, g.n), [&]<bool kAligned>() {
+    map_chunks(stream, AddParts<Y, kAdd, kAligned>{y, g.partial, g.parts, g.m, g.n, g.factor}, g.m, g.n);
+  });
+}
+
 template <class T>
 dim3 gemm_grid(const Gemm<T>& g, int tile) {
-  return dim3(static_cast<unsigned>(div_up(g.n, tile)), static_cast<unsigned>(div_up(g.m, tile)));
+  return dim3(static_cast<unsigned>(div_up(g.n, tile)), static_cast<unsigned>(div_up(g.m, tile)), static_cast<unsigned>(g.parts));
 }
 
 template <GemmForm form, int kTile, bool kAligned, Masked masked>
@@ -377,8 +423,23 @@ void launch_bf16(Stream stream, const Gemm<bf16>& g) {
   launch(stream, gemm_bf16_kernel<form, kTile, kAligned, masked>, gemm_grid(g, kTile), kThreads, kSmem, g);
 }
 
-/// From here on tiles of 128 are worth their coarser grid: some eight waves of two blocks on 132 SMs.
-constexpr int64_t kLargeOutput = int64_t{2048} * 2048;
+/// Where tiles of 128 are worth their coarser grid. Either size gives the same bytes.
+bool large(const Gemm<bf16>& g) { return large_tiles(g.m, g.n) * g.parts >= kGemmBlocks * 3 / 4; }
+
+template <GemmForm form>
+void launch_bf16(Stream stream, const Gemm<bf16>& g) {
+  constexpr Masked kPlace = form == GemmForm::nn ? Masked::scaled_sum : Masked::operand;
+  if (!all_aligned<form>(g)) {
+    if (g.masked) launch_bf16<form, 64, false, kPlace>(stream, g);
+    else launch_bf16<form, 64, false, Masked::nowhere>(stream, g);
+  } else if (g.masked) {
+    launch_bf16<form, 64, true, kPlace>(stream, g);
+  } else if (large(g)) {
+    launch_bf16<form, 128, true, Masked::nowhere>(stream, g);
+  } else {
+    launch_bf16<form, 64, true, Masked::nowhere>(stream, g);
+  }
+}
 
 }  // namespace
 
@@ -386,17 +447,12 @@ template <GemmForm form, class T>
 void gemm(Stream stream, const Gemm<T>& g) {
   if (g.m == 0 || g.n == 0) return;
   if constexpr (sizeof(T) == 2) {
-    constexpr Masked kPlace = form == GemmForm::nn ? Masked::scaled_sum : Masked::operand;
-    if (!all_aligned<form>(g)) {
-      if (g.masked) launch_bf16<form, 64, false, kPlace>(stream, g);
-      else launch_bf16<form, 64, false, Masked::nowhere>(stream, g);
-    } else if (g.masked) {
-      launch_bf16<form, 64, true, kPlace>(stream, g);
-    } else if (int64_t{g.m} * g.n >= kLargeOutput) {
-      launch_bf16<form, 128, true, Masked::nowhere>(stream, g);
-    } else {
-      launch_bf16<form, 64, true, Masked::nowhere>(stream, g);
-    }
+    if (!g.partial.data) return launch_bf16<form>(stream, g);
+    Gemm<bf16> cut = g;
+    cut.set = {}, cut.add = {}, cut.set_sum = g.partial, cut.scaled = 0;
+    launch_bf16<form>(stream, cut);
+    if (g.add.data) add_parts<float, true>(stream, g.add, g);
+    else add_parts<bf16, false>(stream, g.set, g);
   } else {
     launch(stream, gemm_f32_kernel<form>, gemm_grid(g, kTileF32), kThreads, 2 * kTileF32 * kPitch * sizeof(float), g);
   }

@@ -19,9 +19,11 @@ struct GemmCase {
   std::vector<Band> bands = {};  // of the last product; b is zero outside them
   int scaled = 1;                // products
   uint32_t threshold = dropout_threshold(0.3);
+  int parts = 0;  // 0: in one go
+  bool add = false;
 };
 
-// Output C. in: a, b, a2, b2, bias; rows of x, the masked operand, are those of c (nn), a (nt) or b (tn).
+// Output C. in: a, b, a2, b2, bias, what C is added to; rows of x, the masked operand, are those of c (nn), a (nt) or b (tn).
 template <class T>
 Matrix gemm_reference(const GemmCase& c, const Matrices& in, const std::vector<int>& keys, double factor) {
   Matrix out(c.m, c.n);
@@ -49,7 +51,7 @@ Matrix gemm_reference(const GemmCase& c, const Matrices& in, const std::vector<i
         *x *= c.form == GemmForm::nn && !kept(i, j) ? 0 : factor;
       }
       sum += second;
-      out(i, j) = stored<T>(sum + (c.bias ? in[4](0, j) : 0));
+      out(i, j) = c.add ? stored<float>(in[5](i, j) + sum) : stored<T>(sum + (c.bias ? in[4](0, j) : 0));
     }
   return out;
 }
@@ -58,7 +60,9 @@ template <class T>
 Matrix gemm_kernel(Device& device, const GemmCase& c, const Matrices& in, const std::vector<int>& keys, double factor) {
   Gemm<T> g;
   g.mask = {device.index(keys), 7, 3, 2, c.threshold, 1};
-  g.set = device.out<T>(c.m, c.n);
+  if (c.add) g.add = device.in_out<float>(in[5]);
+  else g.set = device.out<T>(c.m, c.n);
+  if (c.parts > 0) g.parts = c.parts, g.partial = device.out<float>(c.parts * c.m, (c.n + 7) / 8 * 8);
   g.m = static_cast<int>(c.m), g.n = static_cast<int>(c.n), g.scaled = c.scaled, g.factor = static_cast<float>(factor), g.masked = c.masked;
   g.then(device.in<T>(in[0]), device.in<T>(in[1]), static_cast<int>(c.k));
   if (c.k2 > 0) g.then(device.in<T>(in[2]), device.in<T>(in[3]), static_cast<int>(c.k2));
@@ -67,7 +71,7 @@ Matrix gemm_kernel(Device& device, const GemmCase& c, const Matrices& in, const 
   if (c.form == GemmForm::nt) gemm<GemmForm::nt>(nullptr, g);
   else if (c.form == GemmForm::nn) gemm<GemmForm::nn>(nullptr, g);
   else gemm<GemmForm::tn>(nullptr, g);
-  return read(g.set, c.m, c.n);
+  return c.add ? read(g.add, c.m, c.n) : read(g.set, c.m, c.n);
 }
 
 template <class T>
@@ -76,8 +80,8 @@ Matrices gemm_inputs(const GemmCase& c, unsigned seed) {
   auto operand = [&](bool by_k, int64_t outer, int64_t k) { return stored<T>(by_k ? random.normal(k, outer) : random.normal(outer, k)); };
   const bool a_by_k = c.form == GemmForm::tn, b_by_k = c.form != GemmForm::nt;
   const int64_t k2 = std::max<int64_t>(c.k2, 1);
-  return {operand(a_by_k, c.m, c.k), operand(b_by_k, c.n, c.k), operand(a_by_k, c.m, k2), operand(b_by_k, c.n, k2),
-          stored<T>(random.normal(1, c.n))};
+  return {operand(a_by_k, c.m, c.k), operand(b_by_k, c.n, c.k),        operand(a_by_k, c.m, k2),
+          operand(b_by_k, c.n, k2),  stored<T>(random.normal(1, c.n)), stored<float>(random.normal(c.m, c.n))};
 }
 
 inline std::vector<int> mask_keys(int64_t rows) {

@@ -80,19 +80,72 @@ TEST_CASE("products scale as many of their parts as they are told, and keep what
     for (const uint32_t threshold : {bits[1] & 0xffff, bits[2] >> 16}) check({form, 3, 8, 8, 0, true, false, {}, 1, threshold});
 }
 
-TEST_CASE("tiles of 128 are taken from 2048 x 2048 on") {
+TEST_CASE("tiles of 128 are taken where they are three quarters of a device's blocks") {
   if (!simt::supported() || !simt::watchable()) SKIP("kernels tell their accesses in builds without a sanitizer alone");
   simt::set_schedule({});
-  for (int64_t n : {2040, 2048}) {
+  auto blocks = [](int64_t m, int64_t n, int parts) {
     Gemm<bf16> g;
     Device device(true);
-    g.m = 2048, g.n = static_cast<int>(n), g.set = device.out<bf16>(2048, n);
-    g.then(device.in<bf16>(Matrix(2048, 16)), device.in<bf16>(Matrix(n, 16)), 16);
+    g.m = static_cast<int>(m), g.n = static_cast<int>(n), g.set = device.out<bf16>(m, n);
+    if (parts > 0) g.parts = parts, g.partial = device.out<float>(parts * m, n);
+    g.then(device.in<bf16>(Matrix(m, 16)), device.in<bf16>(Matrix(n, 16)), 16);
     simt::take_counts();
     simt::set_watched({.counts = true, .most_blocks = 1});
     gemm<GemmForm::nt>(nullptr, g);
     simt::set_watched({});
-    CHECK(simt::take_counts().at(0).blocks == (n == 2048 ? 16 * 16 : 32 * 32));
+    return simt::take_counts().at(0).blocks;
+  };
+  CHECK(blocks(1152, 21 * 128, 0) == 18 * 42);
+  CHECK(blocks(1152, 21 * 128 + 8, 0) == 9 * 22);
+  CHECK(blocks(512, 1024, 6) == 8 * 16 * 6);
+  CHECK(blocks(512, 1024, 7) == 4 * 8 * 7);
+}
+
+TEST_CASE("a sum over rows is cut into parts by shapes alone, where few tiles would leave a device idle") {
+  CHECK(row_parts(384, 2048, 11072) == 5);  // dA of q, k and v at 1B's shape
+  CHECK(row_parts(128, 2048, 11072) == 16);
+  CHECK(row_parts(128, 8192, 11072) == 4);
+  CHECK(row_parts(512, 128, 11072) == 21);  // dB of k: 512 rows a part at least
+  CHECK(row_parts(128, 2048, 1023) == 1);   // in as many launches as with more rows
+  CHECK(row_parts(128, 2048, 0) == 1);
+  CHECK(row_parts(2048, 1056, 4096) == 0);
+  CHECK(row_parts(2048, 1024, 4096) == 2);
+  CHECK(row_parts(0, 8, 4096) == 0);
+}
+
+TEST_CASE("sums in parts are exact, the same under every schedule, and add their parts in order") {
+  SKIP_IF_UNSUPPORTED();
+  for (const auto& [m, n, k, parts] : std::vector<std::array<int64_t, 4>>{
+           {1, 1, 1, 1}, {3, 8, 40, 3}, {70, 72, 200, 3}, {64, 64, 96, 3}, {70, 13, 129, 2}, {5, 24, 700, 6}})
+    for (GemmForm form : {GemmForm::nt, GemmForm::tn})
+      for (bool masked : {false, true}) {
+        INFO("form " << static_cast<int>(form) << ", " << m << " x " << n << " x " << k << ", parts " << parts
+                     << (masked ? ", masked" : ""));
+        GemmCase c{form, m, n, k, 0, masked, false};
+        c.parts = static_cast<int>(parts), c.add = form == GemmForm::tn;
+        check_gemm<bf16>(c, static_cast<unsigned>(m + k));
+        if (parts == 1) c.add = !c.add, check_gemm<bf16>(c, 41), check_gemm<float>(c, 42);
+      }
+  // Of two stretches of k by themselves, in f32; set_sum has no factor here.
+  const int64_t m = 40, n = 48, k = 112, length = 64;
+  GemmCase whole{GemmForm::nt, m, n, k, 0, false, false};
+  whole.parts = 2, whole.add = true;
+  Matrices in = gemm_inputs<bf16>(whole, 43);
+  auto stretch = [&](int64_t from, int64_t to) {
+    Device device(true);
+    Gemm<bf16> g;
+    g.m = m, g.n = n, g.set_sum = device.out<float>(m, n);
+    const Rows<const bf16> a = device.in<bf16>(in[0]), b = device.in<bf16>(in[1]);
+    g.then({a.data + from, a.stride}, {b.data + from, b.stride}, static_cast<int>(to - from));
+    gemm<GemmForm::nt>(nullptr, g);
+    return read(g.set_sum, m, n);
+  };
+  const Matrix first = stretch(0, length), second = stretch(length, k);
+  Device device(true);
+  const Matrix got = gemm_kernel<bf16>(device, whole, in, {0, 0}, 0.75);
+  for (std::size_t i = 0; i < got.at.size(); ++i) {
+    const float sum = static_cast<float>(first.at[i]) + static_cast<float>(second.at[i]), scaled = sum * 0.75f;
+    REQUIRE(static_cast<float>(got.at[i]) == static_cast<float>(in[5].at[i]) + scaled);
   }
 }
 

@@ -273,3 +273,70 @@ TEST_CASE("what dropout keeps is divided by 1 - p in the type of the sums") {
   REQUIRE(kept > 0);
   REQUIRE(std::fabs(rig.read(t.xx)(0, c) - kept) < 1e-13);
 }
+
+namespace {
+// Groups whose xa, dA and dB are sums in parts on cuda: of 4,100 columns, of 600 where they are streamed, and of 1,100 rows.
+const MapGroup kLongIn{3, 4100, {8}, {8}, false, 0.1}, kStreamed{3, 600, {8, 8}, {8, 3}, false, 0},
+    kLongRows{1100, 40, {24, 9}, {8, 3}, false, 0.2};
+}  // namespace
+
+TEST_CASE("linear_group on cuda is as exact where its sums are cut into parts") {
+  if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  Random random(29);
+  check_op("linear_group_fwd, long", inputs_of(kLongIn, random), linear_fwd(kLongIn));
+  check_op("linear_group_fwd, streamed", inputs_of(kStreamed, random), linear_fwd(kStreamed, Reads::streamed));
+  check_op("linear_group_bwd, long", inputs_of(kLongRows, random), linear_bwd(kLongRows));
+}
+
+TEST_CASE("a row of xa has the same bytes on cuda whatever rows stand beside it, in parts too") {
+  if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  take_schedule(0);
+  Random random(30);
+  for (const auto& [group, reads] : {std::pair{kLongIn, Reads::tiled}, {kStreamed, Reads::streamed}, {kStreamed, Reads::tiled}}) {
+    MapGroup g = group;
+    g.rows = 130;
+    const Matrices m = inputs_of(g, random);
+    auto first_row = [&, reads = reads](int64_t n) {
+      Matrices some = m;
+      for (std::size_t x = 0; x < some.size(); x += kMapParts) some[x].rows = n, some[x].at.resize(std::size_t(n * some[x].cols));
+      Rig rig(*emulated_cuda(), DType::bf16, DType::bf16, Rig::kToEights);
+      Matrix xa = read_all(rig, linear_fwd(g, reads)(rig, some)).back();
+      xa.at.resize(std::size_t(xa.cols));
+      return xa.at;
+    };
+    const std::vector<double> all = first_row(g.rows);
+    for (int64_t n : {1, 2, 65}) REQUIRE(first_row(n) == all);
+  }
+}
+
+TEST_CASE("a dry run of linear_group on cuda takes as much of the arena as it does") {
+  if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  take_schedule(0);
+  const std::unique_ptr<Ops> dry = emulated_cuda()->dry_twin();
+  auto peak = [](Ops& ops, DType type, const MapGroup& g, Reads reads, bool backward) {
+    Arena arena(ops);
+    const int64_t outs = g.outs[0], rank = g.ranks[0], rows = g.rows;
+    auto zeros = [&](DType t, int64_t r, int64_t c) {
+      const Tensor x = arena.alloc(t, r, c);
+      ops.fill(x, 0);
+      return x;
+    };
+    LinearGroup map{zeros(type, outs, g.in + rank), {}, zeros(type, rank, g.in), {{.outs = outs, .rank = rank, .scale = 1}}, g.in};
+    map.parts[0].b = zeros(type, outs, rank);
+    const Tensor xx = zeros(type, rows, g.in + rank), dy = zeros(type, rows, outs), dxa = zeros(type, rows, rank);
+    const LinearGroupGrad grad{.da = zeros(DType::f32, rank, g.in), .db = {zeros(DType::f32, outs, rank)}};
+    const int64_t before = arena.peak_bytes();
+    if (backward) ops.linear_group_bwd_params(arena, grad, dy, dxa, xx, map, {});
+    else ops.lora_fwd(arena, xx, map, {}, reads);
+    ops.finish();
+    return arena.peak_bytes() - before;
+  };
+  for (DType type : {DType::bf16, DType::f32})
+    for (const auto& [g, reads] : {std::pair{kLongIn, Reads::tiled}, {kStreamed, Reads::streamed}, {kLongRows, Reads::tiled}})
+      for (bool backward : {false, true}) {
+        const int64_t taken = peak(*emulated_cuda(), type, g, reads, backward);
+        INFO(name_of(type) << ", " << g.rows << " rows of " << g.in << (backward ? ", backward" : ""));
+        CHECK(peak(*dry, type, g, reads, backward) == taken);
+        CHECK((taken > 0) == (type == DType::bf16 && (backward || g.rows < 10)));
+      }
+}

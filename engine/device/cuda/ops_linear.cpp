@@ -27,6 +27,21 @@ void name_bands(Gemm<T>& g, const LinearGroup& group, bool over_outs) {
     if (p.rank > 0) g.bands[g.band_count++] = over_outs ? Band{rank, rank_end, out, out_end} : Band{out, out_end, rank, rank_end};
   }
 }
+
+/// Sums g in parts, 0: in one go, with room for them from the arena, which a dry run takes too. f32 is never cut.
+template <class T>
+void sum_in_parts(Gemm<T>& g, int parts, Arena& arena) {
+  if (parts == 0 || !std::is_same_v<T, bf16>) return;
+  g.parts = parts;
+  g.partial = rows_of<float>(arena.alloc(DType::f32, int64_t{parts} * g.m, (int64_t{g.n} + 7) / 8 * 8));
+}
+
+/// Parts of xa. A row's bytes must not depend on the rows beside it, so the form, k and ranks alone decide: streamed rows are few, and
+/// tiled ones fill a device but where k is long beside the ranks.
+int parts_of_xa(int k, int ranks, Reads reads) {
+  const int length = reads == Reads::streamed ? 256 : 2048 * ((ranks + 127) / 128);
+  return k < 2 * length ? 0 : k / length;
+}
 }  // namespace
 
 void CudaOps::do_linear_prepare(const LinearGroup& g) {
@@ -42,8 +57,8 @@ void CudaOps::do_linear_prepare(const LinearGroup& g) {
   });
 }
 
-void CudaOps::do_lora_fwd(Arena&, const Tensor& xx, const LinearGroup& g, const Dropout& dropout, Reads reads) {
-  if (dry()) return;
+void CudaOps::do_lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& g, const Dropout& dropout, Reads reads) {
+  ArenaScope scope(arena);
   on_storage(xx.dtype, [&]<class T>() {
     Gemm<T> gemm_;
     gemm_.mask = mask_of(dropout);
@@ -52,7 +67,8 @@ void CudaOps::do_lora_fwd(Arena&, const Tensor& xx, const LinearGroup& g, const 
     set_output(gemm_, xa);
     gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.a), to_int(g.in));
     gemm_.scaled = 1, gemm_.factor = gemm_.mask.inverse_keep, gemm_.masked = dropout.p > 0;
-    multiply<GemmForm::nt>(gemm_, reads);
+    sum_in_parts(gemm_, parts_of_xa(to_int(g.in), to_int(xa.cols), reads), arena);
+    if (!dry()) multiply<GemmForm::nt>(gemm_, reads);
   });
 }
 
@@ -105,20 +121,21 @@ void CudaOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& 
   });
 }
 
-void CudaOps::do_linear_group_bwd_params(Arena&, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
+void CudaOps::do_linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
                                          const LinearGroup& g, const Dropout& dropout) {
-  if (dry()) return;
   const Tensor x = xx.col_range(0, g.in);
   const Ranks ranks = g.used_ranks();
   on_storage(dy.dtype, [&]<class T>() {
     auto add = [&](const Tensor& c, const Tensor& a, const Tensor& b, double factor, bool masked) {
+      ArenaScope scope(arena);
       Gemm<T> gemm_;
       gemm_.mask = mask_of(dropout);
       gemm_.add = rows_of<float>(c);
       set_output(gemm_, c);
       gemm_.then(rows_of<const T>(a), rows_of<const T>(b), to_int(a.rows));
       gemm_.scaled = 1, gemm_.factor = static_cast<float>(factor), gemm_.masked = masked;
-      multiply<GemmForm::tn>(gemm_);
+      sum_in_parts(gemm_, row_parts(c.rows, c.cols, a.rows), arena);
+      if (!dry()) multiply<GemmForm::tn>(gemm_);
     };
     if (dy.rows == 0) return;
     if (grad.dw) add(grad.dw, dy, x, 1, false);
@@ -130,7 +147,7 @@ void CudaOps::do_linear_group_bwd_params(Arena&, const LinearGroupGrad& grad, co
       const int64_t rank = g.in + p.rank_begin;
       if (grad.db[j]) add(grad.db[j], dy.col_range(p.out_begin, p.out_begin + p.outs), xx.col_range(rank, rank + p.rank), p.scale, false);
     }
-    if (grad.dbias) kava::bias_bwd(stream(), data_of<float>(grad.dbias), rows_of<const T>(dy), to_int(dy.rows), to_int(dy.cols));
+    if (grad.dbias && !dry()) kava::bias_bwd(stream(), data_of<float>(grad.dbias), rows_of<const T>(dy), to_int(dy.rows), to_int(dy.cols));
   });
 }
 
