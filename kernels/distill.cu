@@ -1,7 +1,7 @@
 // Distillation on rows in groups of which a leading part is valid: moments of the targets, the inverse of their standard deviation, and the
 // loss with its gradient.
 //   loss += s sum distance(x - target),  dx = weight s distance'(x - target),  s = factor * inverse
-// A block owns a group. Sums are in f64; the groups' parts are added in order by one thread.
+// A block owns a group. Sums are f32 within a chunk and f64 beyond; the groups' parts are added by one block in a fixed order.
 #include "kernels/chunks.h"
 
 namespace kava {
@@ -11,50 +11,75 @@ namespace {
 constexpr int kGroupThreads = 256;
 constexpr std::size_t kGroupScratch = kGroupThreads / kWarpSize * sizeof(double);
 
-/// Count, mean and sum of squared deviations; merged as Chan, Golub and LeVeque do (1979).
+/// Count, mean and sum of squared deviations of some numbers.
 struct MomentSum {
   double count = 0, mean = 0, squares = 0;
-  __device__ void merge(double count_, double mean_, double squares_) {
-    if (count_ == 0) return;
-    const double total = count + count_, delta = mean_ - mean;
-    squares += squares_ + delta * delta * (count * count_ / total);
-    mean += delta * (count_ / total);
-    count = total;
-  }
 };
 
+/// Of all numbers that `parts` sets hold; part(i) is set i's, all zero where that is empty. Deviations are taken from the largest mean
+/// first: equal numbers have squares of exactly zero. Of a block; scratch: a word for each warp.
+template <class Part>
+__device__ MomentSum pooled(int parts, double* scratch, const Part& part) {
+  const int thread = static_cast<int>(threadIdx.x);
+  auto sum = [&](const auto& f) {
+    double total = 0;
+    for (int i = thread; i < parts; i += kGroupThreads) total += f(part(i));
+    return block_sum<double, kGroupThreads>(total, scratch);
+  };
+  double most = -INFINITY;
+  for (int i = thread; i < parts; i += kGroupThreads)
+    if (const MomentSum m = part(i); m.count > 0) most = m.mean > most ? m.mean : most;
+  most = block_max<double, kGroupThreads>(most, scratch);
+  MomentSum all;
+  all.count = sum([](const MomentSum& m) { return m.count; });
+  if (all.count == 0) return all;
+  const double shift = sum([&](const MomentSum& m) { return m.count * (m.mean - most); }) / all.count;
+  all.mean = most + shift;
+  all.squares = sum([&](const MomentSum& m) {
+    const double d = (m.mean - most) - shift;
+    return m.squares + m.count * (d * d);
+  });
+  return all;
+}
+
 /// Two passes over the differences from the first element: equal numbers give exactly zero squares.
-template <class T>
+template <class T, bool kAligned>
 __global__ void __launch_bounds__(kGroupThreads)
     group_moments_kernel(double* parts, Rows<const T> x, const int32_t* valid, int per_group, int cols) {
   const int64_t g = blockIdx.x, begin = g * per_group;
-  const int64_t count = static_cast<int64_t>(valid[g]) * cols;
-  double* scratch = dynamic_smem<double>();
-  const double first = count > 0 ? static_cast<double>(to_float(x[begin][0])) : 0.0;
-  double shift = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kGroupThreads)
-    shift += static_cast<double>(to_float(x[begin + i / cols][i % cols])) - first;
-  shift = count > 0 ? block_sum<double, kGroupThreads>(shift, scratch) / static_cast<double>(count) : 0.0;
-  double squares = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kGroupThreads) {
-    const double d = (static_cast<double>(to_float(x[begin + i / cols][i % cols])) - first) - shift;
-    squares += d * d;
-  }
-  squares = block_sum<double, kGroupThreads>(squares, scratch);
-  if (threadIdx.x == 0) parts[3 * g] = static_cast<double>(count), parts[3 * g + 1] = first + shift, parts[3 * g + 2] = squares;
+  const int rows = valid[g], per_row = div_up(cols, kChunk);
+  const double count = static_cast<double>(rows) * static_cast<double>(cols);
+  const float first = rows > 0 ? to_float(x[begin][0]) : 0.f;
+  auto sum = [&](const auto& f) {
+    double total = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < rows * per_row; i += kGroupThreads) {
+      const int c = i % per_row * kChunk;
+      const Columns v = load_columns<T, kAligned>(x[begin + i / per_row], c, cols);
+      float part = 0;
+#pragma unroll
+      for (int e = 0; e < kChunk; ++e)
+        if (kAligned || c + e < cols) part += f(v.at[e] - first);
+      total += static_cast<double>(part);
+    }
+    return block_sum<double, kGroupThreads>(total, dynamic_smem<double>());
+  };
+  const double shift = rows > 0 ? sum([](float d) { return d; }) / count : 0.0;
+  const float centre = static_cast<float>(shift);
+  const double squares = sum([&](float d) { return (d - centre) * (d - centre); });
+  if (threadIdx.x == 0) parts[3 * g] = count, parts[3 * g + 1] = static_cast<double>(first) + shift, parts[3 * g + 2] = squares;
 }
 
-__global__ void merge_moments_kernel(float* moments, const double* parts, int groups) {
-  MomentSum all;
-  for (int g = 0; g < groups; ++g) all.merge(parts[3 * g], parts[3 * g + 1], parts[3 * g + 2]);
+__global__ void __launch_bounds__(kGroupThreads) merge_moments_kernel(float* moments, const double* parts, int groups) {
+  const MomentSum all = pooled(groups, dynamic_smem<double>(), [&](int g) {
+    return MomentSum{parts[3 * g], parts[3 * g + 1], parts[3 * g + 2]};
+  });
   moments[0] = static_cast<float>(all.count), moments[1] = static_cast<float>(all.mean), moments[2] = static_cast<float>(all.squares);
 }
 
-__global__ void inverse_std_kernel(float* inverse, Rows<const float> moments, int rows, int power) {
-  MomentSum all;
-  for (int r = 0; r < rows; ++r) all.merge(moments[r][0], moments[r][1], moments[r][2]);
-  const bool undefined = all.count < 2 || all.squares == 0;
-  const double variance = undefined ? 0 : all.squares / (all.count - 1);
+__global__ void __launch_bounds__(kGroupThreads) inverse_std_kernel(float* inverse, Rows<const float> moments, int rows, int power) {
+  const MomentSum all = pooled(rows, dynamic_smem<double>(), [&](int r) { return MomentSum{moments[r][0], moments[r][1], moments[r][2]}; });
+  const bool undefined = all.squares == 0;  // as it is of fewer than two numbers
+  const double variance = all.squares / (all.count - 1);
   *inverse = undefined ? 0.f : static_cast<float>(1 / (power == 2 ? variance : sqrt(variance)));
 }
 
@@ -113,27 +138,32 @@ __global__ void __launch_bounds__(kGroupThreads) distill_kernel(double* parts, c
   if (threadIdx.x == 0) parts[g] = sum;
 }
 
-/// loss += s sum of the groups' parts, in order.
+/// loss += s sum of the groups' parts.
 template <class T>
-__global__ void distill_loss_kernel(double* loss, const double* parts, const __grid_constant__ Distill<T> p, int groups) {
+__global__ void __launch_bounds__(kGroupThreads)
+    distill_loss_kernel(double* loss, const double* parts, const __grid_constant__ Distill<T> p, int groups) {
   double sum = 0;
-  for (int g = 0; g < groups; ++g) sum += parts[g];
-  *loss += p.scale() * sum;
+  for (int g = static_cast<int>(threadIdx.x); g < groups; g += kGroupThreads) sum += parts[g];
+  sum = block_sum<double, kGroupThreads>(sum, dynamic_smem<double>());
+  if (threadIdx.x == 0) *loss += p.scale() * sum;
 }
 
 }  // namespace
 
 template <class T>
 void moments(Stream stream, float* out, double* parts, Rows<const T> x, const int32_t* valid, int groups, int per_group, int cols) {
-  if (groups > 0)
-    launch(stream, group_moments_kernel<T>, static_cast<unsigned>(groups), kGroupThreads, kGroupScratch, parts, x, valid, per_group, cols);
-  launch(stream, merge_moments_kernel, 1, 1, 0, out, parts, groups);
+  dispatch_aligned(chunked(x, cols), [&]<bool kAligned>() {
+    if (groups > 0)
+      launch(stream, group_moments_kernel<T, kAligned>, static_cast<unsigned>(groups), kGroupThreads, kGroupScratch, parts, x, valid,
+             per_group, cols);
+  });
+  launch(stream, merge_moments_kernel, 1, kGroupThreads, kGroupScratch, out, parts, groups);
 }
 template void moments(Stream, float*, double*, Rows<const float>, const int32_t*, int, int, int);
 template void moments(Stream, float*, double*, Rows<const bf16>, const int32_t*, int, int, int);
 
 void inverse_std(Stream stream, float* inverse, Rows<const float> moments, int rows, int power) {
-  launch(stream, inverse_std_kernel, 1, 1, 0, inverse, moments, rows, power);
+  launch(stream, inverse_std_kernel, 1, kGroupThreads, kGroupScratch, inverse, moments, rows, power);
 }
 
 template <class T>
@@ -149,7 +179,7 @@ void distill(Stream stream, double* loss, Rows<float> dx, double* parts, Rows<co
     else if (kind == GroupDistance::l1) run.template operator()<GroupDistance::l1>();
     else run.template operator()<GroupDistance::smooth_l1>();
   });
-  launch(stream, distill_loss_kernel<T>, 1, 1, 0, loss, parts, p, groups);
+  launch(stream, distill_loss_kernel<T>, 1, kGroupThreads, kGroupScratch, loss, parts, p, groups);
 }
 template void distill(Stream, double*, Rows<float>, double*, Rows<const float>, Rows<const float>, const int32_t*, const float*,
                       GroupDistance, double, double, int, int, int);

@@ -56,6 +56,7 @@ dynamic_bytes() { # KERNEL
     attention_fwd_bf16*) echo $((640 * size)) ;;
     attention_bwd_q_bf16*) echo $((768 * size)) ;;
     attention_bwd_kv_bf16*) echo $((512 * size + 512 + (size > 64 ? 8192 : 0))) ;;
+    rkv_select*) echo 24224 ;;  # of heads of 64 and 24 latents
     add_*_norm_fwd*'<bf16'*) echo 32768 ;;
     add_*_norm_fwd*) echo 65536 ;;
     rms_norm_bwd*'<bf16, bf16'*|layer_norm_bwd*'<bf16, bf16'*) echo 65536 ;;

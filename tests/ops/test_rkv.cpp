@@ -306,28 +306,32 @@ TEST_CASE("rkv_select gathers the keys themselves where no others are given", "[
   Matrices in = inputs_of(b, random);
   in[2] = in[1];
   const RkvOptions o{.latents = 4, .heads = b.heads, .kv_heads = b.kv_heads};
-  for (auto [ops, type] : every_backend()) {
-    Rig rig(*ops, type, type, 1);
-    const Matrices want = read_all(rig, select(b, o)(rig, in));
-    std::vector<int> q_rows(3), k_rows(9);
-    std::iota(q_rows.begin(), q_rows.end(), 0);
-    std::iota(k_rows.begin(), k_rows.end(), 0);
-    auto index = [&](const std::vector<int>& list) { return rig.in(row_of(list), Kind::i32); };
-    Tensor tk = rig.out(8, 16), tv = rig.out(8, 16), kept = rig.out(8, 2, Kind::i32);
-    rig.ops.rkv_select(rig.arena, tk, tv, kept, {}, {}, {}, rig.in(in[0]), index(q_rows), index(offsets_of(b.queries)), rig.in(in[1]),
-                       rig.in(in[3]), index(k_rows), index(offsets_of(b.traces)), {}, o);
-    REQUIRE(rig.guards_hold());
-    REQUIRE(rig.read(tk).at == want[0].at);
-    REQUIRE(rig.read(tv).at == want[1].at);
-    REQUIRE(rig.read(kept).at == want[2].at);
-  }
+  for (auto [ops, type] : every_backend())
+    for (int64_t gap : {0, 1}) {
+      Rig rig(*ops, type, type, gap);
+      const Matrices want = read_all(rig, select(b, o)(rig, in));
+      std::vector<int> q_rows(3), k_rows(9);
+      std::iota(q_rows.begin(), q_rows.end(), 0);
+      std::iota(k_rows.begin(), k_rows.end(), 0);
+      auto index = [&](const std::vector<int>& list) { return rig.in(row_of(list), Kind::i32); };
+      Tensor tk = rig.out(8, 16), tv = rig.out(8, 16), kept = rig.out(8, 2, Kind::i32);
+      rig.ops.rkv_select(rig.arena, tk, tv, kept, {}, {}, {}, rig.in(in[0]), index(q_rows), index(offsets_of(b.queries)), rig.in(in[1]),
+                         rig.in(in[3]), index(k_rows), index(offsets_of(b.traces)), {}, o);
+      REQUIRE(rig.guards_hold());
+      REQUIRE(rig.read(tk).at == want[0].at);
+      REQUIRE(rig.read(tv).at == want[1].at);
+      REQUIRE(rig.read(kept).at == want[2].at);
+    }
 }
 
 TEST_CASE("rkv_select on cuda keeps and gathers what its scores say, in every policy", "[device][ops]") {
   if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   Random random(46);
-  // The second one has more tokens and columns than the block has threads.
-  for (const Batch& batch : {kBatch, Batch{.queries = {2}, .traces = {140}, .heads = 4, .kv_heads = 2, .dim = 130}}) {
+  // More tokens and columns than the block has threads; more queries than it takes at once, of heads as long as a tile; more heads of a
+  // group than that.
+  for (const Batch& batch : {kBatch, Batch{.queries = {2}, .traces = {140}, .heads = 4, .kv_heads = 2, .dim = 130},
+                             Batch{.queries = {14, 1}, .traces = {64, 3}, .heads = 6, .kv_heads = 2, .dim = 64},
+                             Batch{.queries = {2}, .traces = {9}, .heads = 26, .kv_heads = 1, .dim = 8}}) {
     Matrices in = inputs_of(batch, random);
     for (Matrix& m : in)
       for (double& v : m.at) v = static_cast<float>(v);
