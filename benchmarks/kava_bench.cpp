@@ -69,6 +69,8 @@ class Bench {
     rows();
     products();
     attention_ops();
+    if (counts_) decoding(2, 300);
+    else decoding(128, 300), decoding(1, 8192);
     objective_ops();
     if (counts_) return;
     if (ops_.name() != "cpu") rivals();
@@ -288,6 +290,29 @@ class Bench {
     while (std::ssize(turns) < sets_of(turned)) turns.push_back(copies(q));
     elementwise("rope", turned, std::ssize(turns),
                 [&](std::size_t i) { ops_.rope_fwd(turns[i], device.positions, cosine, sine, D, false); });
+  }
+
+  // Attention of the next token of so many answers, each on as many keys; the keys and values are read once.
+  void decoding(int32_t answers, int32_t keys) {
+    const std::string name = fmt::format("attention_fwd decoding, {} on {} keys", answers, keys);
+    if (!wanted(name)) return;
+    ArenaScope scope(arena_);
+    const DType t = DType::bf16;
+    Pass pass;
+    pass.end = int64_t{answers} * keys, pass.begin = pass.end - answers;
+    for (int32_t a = 0; a < answers; ++a) {
+      std::vector<int32_t> before(static_cast<std::size_t>(keys - 1));
+      std::iota(before.begin(), before.end(), a * (keys - 1));
+      pass.segments.add(before, static_cast<int32_t>(pass.begin) + a, 1, a, 1);
+      pass.segments.end_group();
+    }
+    pass.positions.assign(static_cast<std::size_t>(answers), 5);
+    pass.row_keys.assign(static_cast<std::size_t>(2 * answers), 0);
+    const DevicePass device = upload_pass(ops_, arena_, pass);
+    const Tensor q = tensor(t, answers, H * D), k = tensor(t, pass.end, K * D), v = tensor(t, pass.end, K * D);
+    const Tensor o = arena_.alloc(t, answers, H * D), lse = arena_.alloc(DType::f32, answers, H);
+    record(name, 4.0 * static_cast<double>(pass.end * K * D), false,
+           [&] { ops_.attention_fwd(arena_, o, lse, q, k, v, device.segments, H, K, 0.125); });
   }
 
   void objective_ops() {

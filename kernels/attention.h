@@ -15,6 +15,7 @@ constexpr int kAttentionWarps = 4, kAttentionThreads = kAttentionWarps * kWarpSi
 constexpr int kAttentionBlocks = 2;  // per SM at least; without a number ptxas spills for occupancy
 constexpr int kQueryTile = 64;       // stacked rows of a block, 16 per warp
 constexpr int kKeyTile = 64;
+constexpr int kFewRows = 16;  // up to as many stacked rows of a segment are served by the form for few
 
 /// A segment as one kv head sees it.
 struct HeadSegment {
@@ -32,6 +33,8 @@ struct HeadSegment {
   __device__ int stacked_rows() const { return queries * group; }
   __device__ int query_row(int r) const { return query_begin + r / group; }
   __device__ int head(int r) const { return kv_head * group + r % group; }
+  /// Whether the segment takes the form for few rows (attention_few.cu).
+  __device__ bool few() const { return stacked_rows() <= kFewRows; }
   /// Keys that stacked row r sees.
   __device__ int seen(int r) const { return key_count - queries + 1 + r / group; }
 
@@ -134,6 +137,19 @@ inline bool check_attention(const SegmentLists& s, const AttentionDims& dims) {
     throw std::invalid_argument("attention kernels take head sizes up to 128 and whole groups of heads");
   return s.count > 0 && s.groups > 0 && s.most_queries > 0;
 }
+
+/// Whether a segment may have few stacked rows, or one more; and the most stacked rows of those with few.
+inline bool some_few(const SegmentLists& s, const AttentionDims& dims) {
+  return s.fewest_queries * (dims.heads / dims.kv_heads) <= kFewRows;
+}
+inline bool some_more(const SegmentLists& s, const AttentionDims& dims) { return s.most_queries * (dims.heads / dims.kv_heads) > kFewRows; }
+inline int few_rows(const SegmentLists& s, const AttentionDims& dims) {
+  return some_more(s, dims) ? kFewRows : s.most_queries * (dims.heads / dims.kv_heads);
+}
+
+/// attention_fwd of the segments with few stacked rows (attention_few.cu).
+void attention_few_fwd(Stream stream, Rows<bf16> o, Rows<float> lse, float* workspace, Rows<const bf16> q, Rows<const bf16> k,
+                       Rows<const bf16> v, const SegmentLists& segments, const AttentionDims& dims, bool aligned);
 
 /// Calls f.template operator()<padded head size, kAligned>().
 template <class F>

@@ -2,9 +2,10 @@
 //   s = scale log2(e) q k^T,  m' = max(m, max_j s_j),  l' = l 2^(m - m') + sum_j 2^(s_j - m'),
 //   acc' = acc 2^(m - m') + sum_j 2^(s_j - m') v_j.
 //
-// bf16: a block owns 64 stacked rows of (segment, kv head), a warp 16 of them. Tiles of 64 keys are gathered by the segment's list into a
-// double buffer; a warp takes of them, sixteen at a time, those that one of its rows sees. Padding of the head size and rows beyond the
-// segment are zeros in shared memory. f32: a warp owns one row at a time, lanes own keys in q k^T and columns in p v.
+// bf16: segments with few stacked rows take a form of their own (attention_few.cu). Of the others a block owns 64 stacked rows of (segment,
+// kv head), a warp 16 of them. Tiles of 64 keys are gathered by the segment's list into a double buffer; a warp takes of them, sixteen at a
+// time, those that one of its rows sees. Padding of the head size and rows beyond the segment are zeros in shared memory. f32: a warp owns
+// one row at a time, lanes own keys in q k^T and columns in p v.
 #include "kernels/attention.h"
 
 namespace kava {
@@ -102,7 +103,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
   const QueryBlock block(segments);
   const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
   const int first_row = block.tile * kQueryTile, D = dims.head_dim;
-  if (first_row >= seg.stacked_rows()) return;
+  if (seg.few() || first_row >= seg.stacked_rows()) return;
 
   const Tile<kQueryTile, kDim> q_smem{smem_addr(dynamic_smem<unsigned char>())};
   const KeyStages<kDim, kAligned> keys{q_smem.base + q_smem.kBytes};
@@ -161,11 +162,13 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
 }  // namespace
 
 template <>
-void attention_fwd(Stream stream, Rows<bf16> o, Rows<float> lse, Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v,
-                   const SegmentLists& segments, const AttentionDims& dims) {
+void attention_fwd(Stream stream, Rows<bf16> o, Rows<float> lse, float* workspace, Rows<const bf16> q, Rows<const bf16> k,
+                   Rows<const bf16> v, const SegmentLists& segments, const AttentionDims& dims) {
   if (!check_attention(segments, dims)) return;
   const bool aligned = chunks_aligned(q, dims.head_dim) && chunks_aligned(k, dims.head_dim) && chunks_aligned(v, dims.head_dim) &&
                        chunks_aligned(o, dims.head_dim);
+  if (some_few(segments, dims)) attention_few_fwd(stream, o, lse, workspace, q, k, v, segments, dims, aligned);
+  if (!some_more(segments, dims)) return;
   dispatch_tiles(dims.head_dim, aligned, [&]<int kDim, bool kAligned>() {
     launch(stream, attention_fwd_bf16_kernel<kDim, kAligned>, query_grid(segments, dims, kQueryTile), kAttentionThreads, kForwardSmem<kDim>,
            o, lse, q, k, v, segments, dims);
@@ -173,7 +176,7 @@ void attention_fwd(Stream stream, Rows<bf16> o, Rows<float> lse, Rows<const bf16
 }
 
 template <>
-void attention_fwd(Stream stream, Rows<float> o, Rows<float> lse, Rows<const float> q, Rows<const float> k, Rows<const float> v,
+void attention_fwd(Stream stream, Rows<float> o, Rows<float> lse, float*, Rows<const float> q, Rows<const float> k, Rows<const float> v,
                    const SegmentLists& segments, const AttentionDims& dims) {
   if (!check_attention(segments, dims)) return;
   launch(stream, attention_fwd_f32_kernel, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, o, lse, q, k, v, segments,

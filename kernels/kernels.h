@@ -207,7 +207,8 @@ void adamw(Stream stream, float* value, float* m, float* v, bf16* half, const fl
 struct SegmentLists {
   const int32_t *key_offsets = nullptr, *keys = nullptr, *query_begin = nullptr, *query_count = nullptr, *group_offsets = nullptr;
   int count = 0, groups = 0;
-  int most_queries = 0;  // at least the largest query_count
+  int most_queries = 0, fewest_queries = 0;  // at least the largest and at most the smallest query_count
+  int most_keys = 0;                         // at least the most keys of a segment
 };
 
 /// head_dim: 1..128, heads a multiple of kv_heads; else std::invalid_argument.
@@ -216,9 +217,13 @@ struct AttentionDims {
   float scale = 0;
 };
 
-/// o, lse of every query row of a segment; other rows are left alone. lse may be null.
+/// Floats of attention_fwd's workspace, at a multiple of 32 bytes; 0: none is needed.
 template <class T>
-void attention_fwd(Stream stream, Rows<T> o, Rows<float> lse, Rows<const T> q, Rows<const T> k, Rows<const T> v,
+int64_t attention_workspace(const SegmentLists& segments, const AttentionDims& dims);
+/// o, lse of every query row of a segment; other rows are left alone. lse may be null. The bytes of a segment's rows depend on that segment
+/// alone.
+template <class T>
+void attention_fwd(Stream stream, Rows<T> o, Rows<float> lse, float* workspace, Rows<const T> q, Rows<const T> k, Rows<const T> v,
                    const SegmentLists& segments, const AttentionDims& dims);
 
 /// dq of every query row of a segment is set; dk and dv are added to, each element by one thread in the order of the group's segments.

@@ -9,6 +9,7 @@ void SegmentList::add(std::span<const int32_t> before, int32_t own_begin, int32_
   keys.insert(keys.end(), before.begin(), before.end());
   for (int32_t i = 0; i < own_count; ++i) keys.push_back(own_begin + i);
   most_keys = std::max(most_keys, static_cast<int64_t>(keys.size()) - key_offsets.back());
+  fewest_queries = count() == 0 ? queries : std::min<int64_t>(fewest_queries, queries);
   most_queries = std::max<int64_t>(most_queries, queries);
   key_offsets.push_back(static_cast<int32_t>(keys.size()));
   query_begin.push_back(first_query);

@@ -20,7 +20,7 @@ constexpr int32_t kBotId = -1, kEotId = -2, kLatentId = -3;
 
 struct SegmentList {
   std::vector<int32_t> key_offsets{0}, keys, query_begin, query_count, group_offsets{0};
-  int64_t most_keys = 0, most_queries = 0;
+  int64_t most_keys = 0, most_queries = 0, fewest_queries = 0;
   int64_t count() const { return static_cast<int64_t>(query_begin.size()); }
   /// keys: all key rows, the queries' own last.
   void add(std::span<const int32_t> before, int32_t own_begin, int32_t own_count, int32_t first_query, int32_t queries);

@@ -24,7 +24,7 @@ void add_segments(IndexBlock& block, Segments& d, const SegmentList& s, int64_t 
   block.add(d.query_count, s.query_count);
   block.add(d.group_offsets, s.group_offsets);
   d.count = s.count(), d.groups = static_cast<int64_t>(s.group_offsets.size()) - 1, d.most_keys = s.most_keys,
-  d.most_queries = s.most_queries;
+  d.most_queries = s.most_queries, d.fewest_queries = s.fewest_queries;
 }
 
 // The activation in front of LoRA's columns.

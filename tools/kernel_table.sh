@@ -53,6 +53,7 @@ dynamic_bytes() { # KERNEL
   case $1 in
     gemm_bf16*) echo $((384 * size)) ;;
     gemm_f32*) echo 8448 ;;
+    attention_few_bf16*) echo $((544 * size + 4608)) ;;
     attention_fwd_bf16*) echo $((640 * size)) ;;
     attention_bwd_q_bf16*) echo $((768 * size)) ;;
     attention_bwd_kv_bf16*) echo $((512 * size + 512 + (size > 64 ? 8192 : 0))) ;;

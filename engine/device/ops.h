@@ -31,7 +31,7 @@ namespace kava {
 struct Segments {
   Tensor key_offsets, keys, query_begin, query_count, group_offsets;  // i32 [1, S+1], [1, sum], [1, S], [1, S], [1, groups+1]
   int64_t count = 0, groups = 0;
-  int64_t most_keys = 0, most_queries = 0;  // of one segment
+  int64_t most_keys = 0, most_queries = 0, fewest_queries = 0;  // of one segment
 };
 
 /// Dropout on the input of LoRA: element (n, c) is kept, and divided by 1 - p, when a 16-bit number drawn for (seed, step, site,

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <initializer_list>
+#include <random>
+#include <utility>
 #include <vector>
 
 #include "tests/kernels/kernel_rig.h"
@@ -43,6 +46,23 @@ inline Layout long_segments() {
   Layout l{{{range(0, 130), 0, 65}, {{}, 65, 1}, {joined(range(200, 263), range(264, 274)), 66, 10}}, {0, 2, 3}, 275, 77};
   for (int i = 0; i < 200; ++i)
     if (i % 3) l.segments[1].keys.push_back(199 - i);
+  return l;
+}
+
+// Segments of one query, as decoding has, and of a few, on keys in random order: `counts` of them.
+inline Layout few_queries(std::initializer_list<std::pair<int, int>> counts, unsigned seed) {
+  Layout l{{}, {0}, 1, 1};
+  std::mt19937 engine(seed);
+  int64_t rows = 0, queries = 0;
+  for (const auto& [keys, own] : counts) {
+    const int first = static_cast<int>(rows);
+    SegmentSpec s{range(first, first + keys), static_cast<int>(queries), own};
+    std::shuffle(s.keys.begin(), s.keys.end() - own, engine);
+    l.segments.push_back(std::move(s));
+    l.group_offsets.push_back(static_cast<int>(l.segments.size()));
+    rows += keys + 1, queries += own;
+  }
+  l.step_rows = rows, l.query_rows = queries + 1;
   return l;
 }
 
@@ -97,14 +117,14 @@ Matrices attention_reference(const AttentionCase& c, const Matrices& in) {
 
 struct FlatLayout {
   std::vector<int> offsets = {0}, keys, begin, count, group_offsets;
-  int most_queries = 0, most_keys = 0;
+  int most_queries = 0, fewest_queries = 1 << 30, most_keys = 0;
   explicit FlatLayout(const Layout& l) : group_offsets(l.group_offsets) {
     for (const SegmentSpec& s : l.segments) {
       keys.insert(keys.end(), s.keys.begin(), s.keys.end());
       offsets.push_back(static_cast<int>(keys.size()));
       begin.push_back(s.query_begin);
       count.push_back(s.queries);
-      most_queries = std::max(most_queries, s.queries);
+      most_queries = std::max(most_queries, s.queries), fewest_queries = std::min(fewest_queries, s.queries);
       most_keys = std::max(most_keys, static_cast<int>(s.keys.size()));
     }
   }
@@ -118,7 +138,7 @@ inline Matrices attention_cpu(const AttentionCase& c, const Matrices& in) {
   s.key_offsets = index(l.offsets), s.keys = index(l.keys), s.query_begin = index(l.begin), s.query_count = index(l.count);
   s.group_offsets = index(l.group_offsets);
   s.count = static_cast<int64_t>(l.begin.size()), s.groups = static_cast<int64_t>(l.group_offsets.size()) - 1, s.most_keys = l.most_keys;
-  s.most_queries = l.most_queries;
+  s.most_queries = l.most_queries, s.fewest_queries = l.fewest_queries;
   const Heads& h = c.heads;
   Tensor q = rig.in(in[0]), k = rig.in(in[1]), v = rig.in(in[2]), dout = rig.in(in[3]), dk = rig.in_out(in[4]), dv = rig.in_out(in[5]);
   Tensor o = rig.in_out(Matrix(in[0].rows, in[0].cols)), lse = rig.in_out(Matrix(in[0].rows, h.heads)),
@@ -145,7 +165,16 @@ inline SegmentLists lists(Device& device, const FlatLayout& l) {
           device.index(l.group_offsets),
           static_cast<int>(l.begin.size()),
           static_cast<int>(l.group_offsets.size()) - 1,
-          l.most_queries};
+          l.most_queries,
+          l.fewest_queries,
+          l.most_keys};
+}
+
+/// attention_fwd's workspace.
+template <class T>
+float* attention_room(Device& device, const SegmentLists& segments, const AttentionDims& dims) {
+  const int64_t floats = attention_workspace<T>(segments, dims);
+  return floats > 0 ? device.out<float>(1, floats).data : nullptr;
 }
 
 template <class T>
@@ -159,7 +188,7 @@ Matrices attention_kernels(const AttentionCase& c, const Matrices& in, Device& d
   const Rows<float> dk = device.in_out<float>(in[4]), dv = device.in_out<float>(in[5]);
   const Rows<T> o = device.out<T>(n, width), dq = device.out<T>(n, width);
   const Rows<float> lse = device.out<float>(n, h.heads), delta = device.out<float>(n, std::is_same_v<T, float> ? 2 * h.heads : h.heads);
-  attention_fwd<T>(nullptr, o, lse, q, k, v, segments, dims);
+  attention_fwd<T>(nullptr, o, lse, attention_room<T>(device, segments, dims), q, k, v, segments, dims);
   attention_bwd<T>(nullptr, dq, dk, dv, delta, dout, o, lse, q, k, v, segments, dims);
   return {without_last_row(read(o, n, width)), without_last_row(read(lse, n, h.heads)), without_last_row(read(dq, n, width)),
           read(dk, step_rows, kv_width), read(dv, step_rows, kv_width)};

@@ -23,17 +23,67 @@ TEST_CASE("attention kernels give the same output where no lse is wanted") {
   simt::set_schedule({});
   Random random(33);
   const Heads heads{4, 2, 16};
-  const FlatLayout l(tree());
-  const Matrix q = random.normal(12, 64), k = random.normal(20, 32), v = random.normal(20, 32);
+  Layout layout = long_segments();  // of both forms, and of several parts
+  const int64_t rows = layout.query_rows, step_rows = layout.step_rows;
+  const FlatLayout l(layout);
+  const Matrix q = random.normal(rows, 64), k = random.normal(step_rows, 32), v = random.normal(step_rows, 32);
   auto output = [&]<class T>(bool with_lse) {
     Device device(true);
-    const Rows<T> o = device.out<T>(12, 64);
-    attention_fwd<T>(nullptr, o, with_lse ? device.out<float>(12, heads.heads) : Rows<float>{}, device.in<T>(q), device.in<T>(k),
-                     device.in<T>(v), lists(device, l), {heads.heads, heads.kv_heads, heads.dim, static_cast<float>(heads.scale())});
-    return without_last_row(read(o, 12, 64)).at;
+    const Rows<T> o = device.out<T>(rows, 64);
+    const SegmentLists segments = lists(device, l);
+    const AttentionDims dims{heads.heads, heads.kv_heads, heads.dim, static_cast<float>(heads.scale())};
+    attention_fwd<T>(nullptr, o, with_lse ? device.out<float>(rows, heads.heads) : Rows<float>{}, attention_room<T>(device, segments, dims),
+                     device.in<T>(q), device.in<T>(k), device.in<T>(v), segments, dims);
+    return without_last_row(read(o, rows, 64)).at;
   };
   CHECK(output.operator()<bf16>(true) == output.operator()<bf16>(false));
   CHECK(output.operator()<float>(true) == output.operator()<float>(false));
+}
+
+TEST_CASE("attention of few rows takes keys in any order, of one part and of many, and any heads") {
+  SKIP_IF_UNSUPPORTED();
+  const Layout one = few_queries({{1, 1}, {2, 2}, {31, 1}, {33, 3}, {64, 4}, {100, 1}, {128, 2}}, 41),
+               several = few_queries({{129, 1}, {127, 2}, {130, 4}, {256, 1}, {257, 2}, {16, 1}, {300, 1}}, 42),
+               mixed = few_queries({{140, 2}, {130, 30}, {260, 16}, {90, 17}}, 43),
+               many = few_queries({{8192, 1}, {4097, 2}, {100, 1}}, 44);
+  const AttentionCase cases[] = {{one, {4, 1, 64}},      {one, {6, 2, 128}},    {one, {3, 3, 1}},      {several, {7, 1, 64}},
+                                 {several, {3, 1, 128}}, {several, {8, 2, 16}}, {several, {1, 1, 32}}, {several, {2, 1, 100}},
+                                 {mixed, {1, 1, 64}},    {mixed, {8, 1, 5}},    {many, {4, 1, 64}}};
+  unsigned seed = 51;
+  for (const AttentionCase& c : cases) {
+    INFO("heads " << c.heads.heads << "/" << c.heads.kv_heads << " of " << c.heads.dim << ", step rows " << c.layout.step_rows);
+    check_attention_case<bf16>(c, seed, seed % 2 == 0 ? 1 : 8), ++seed;
+  }
+}
+
+TEST_CASE("attention of a segment has the same bytes alone and beside any others") {
+  SKIP_IF_UNSUPPORTED();
+  simt::set_schedule({});
+  Random random(45);
+  const Heads heads{4, 2, 64};
+  // One query and a few, on one part of keys and on several; beside them more keys, and more queries.
+  const Layout all = few_queries({{90, 1}, {200, 1}, {300, 3}, {700, 1}, {150, 20}, {40, 4}}, 46);
+  const Matrix q = random.normal(all.query_rows, 256), k = random.normal(all.step_rows, 128), v = random.normal(all.step_rows, 128);
+  auto output = [&](const std::vector<SegmentSpec>& segments) {
+    const FlatLayout l({segments, range(0, static_cast<int>(segments.size()) + 1), all.step_rows, all.query_rows});
+    Device device(true);
+    const SegmentLists lists_ = lists(device, l);
+    const AttentionDims dims{heads.heads, heads.kv_heads, heads.dim, static_cast<float>(heads.scale())};
+    const Rows<bf16> o = device.out<bf16>(all.query_rows, 256);
+    const Rows<float> lse = device.out<float>(all.query_rows, heads.heads);
+    attention_fwd<bf16>(nullptr, o, lse, attention_room<bf16>(device, lists_, dims), device.in<bf16>(q), device.in<bf16>(k),
+                        device.in<bf16>(v), lists_, dims);
+    return std::pair(read(o, all.query_rows, 256), read(lse, all.query_rows, heads.heads));
+  };
+  const auto together = output(all.segments);
+  for (const SegmentSpec& s : all.segments) {
+    INFO(s.queries << " queries on " << s.keys.size() << " keys");
+    const auto alone = output({s});
+    for (int64_t r = s.query_begin; r < s.query_begin + s.queries; ++r) {
+      for (int64_t c = 0; c < 256; ++c) REQUIRE(alone.first(r, c) == together.first(r, c));
+      for (int64_t c = 0; c < heads.heads; ++c) REQUIRE(alone.second(r, c) == together.second(r, c));
+    }
+  }
 }
 
 TEST_CASE("attention gives queries and keys no gradient where all values are equal, whatever the size of scores") {
@@ -96,16 +146,17 @@ TEST_CASE("attention copies, meets and multiplies no more than what its tiles se
             {range(130, 162), 67, 16},
             {range(0, 20), 83, 0},
             {range(163, 291), 83, 33},
-            {range(300, 332), 116, 15}},
-           {0, 1, 4, 5, 6},
-           332,
-           132};
+            {range(300, 332), 116, 15},
+            {range(340, 489), 131, 2}},
+           {0, 1, 4, 5, 6, 7},
+           489,
+           134};
   for (const Heads heads : {Heads{1, 1, 16}, Heads{4, 2, 32}, Heads{3, 1, 64}, Heads{2, 1, 128}}) {
     INFO("heads " << heads.heads << "/" << heads.kv_heads << " of " << heads.dim);
     struct Work {
       int64_t copies = 0, barriers = 0, mma = 0;
       bool operator==(const Work&) const = default;
-    } forward, queries, keys;
+    } forward, few, queries, keys;
     const int64_t D = heads.dim, group = heads.heads / heads.kv_heads, steps = D / 16, parts = D > 64 ? 2 : 1;
     auto sixteens = [](int64_t n) { return (n + 15) / 16; };
     for (const SegmentSpec& s : l.segments) {
@@ -113,11 +164,14 @@ TEST_CASE("attention copies, meets and multiplies no more than what its tiles se
       auto seen = [&](int64_t row) { return all - s.queries + 1 + std::min(row, n - 1) / group; };
       for (int64_t first = 0; first < n; first += 64) {
         const int64_t tiles = (seen(first + 63) + 63) / 64;
-        forward.copies += (64 + tiles * 2 * 64) * D / 8, queries.copies += (2 * 64 + tiles * 2 * 64) * D / 8;
-        forward.barriers += 2 * tiles, queries.barriers += 2 * tiles;
-        for (int64_t row = first; row < std::min(first + 64, n); row += 16)
-          forward.mma += 4 * steps * sixteens(seen(row + 15)), queries.mma += 6 * steps * sixteens(seen(row + 15));
+        queries.copies += (2 * 64 + tiles * 2 * 64) * D / 8, queries.barriers += 2 * tiles;
+        if (n > 16) forward.copies += (64 + tiles * 2 * 64) * D / 8, forward.barriers += 2 * tiles;
+        for (int64_t row = first; row < std::min(first + 64, n); row += 16) {
+          (n > 16 ? forward : few).mma += 4 * steps * sixteens(seen(row + 15));
+          queries.mma += 6 * steps * sixteens(seen(row + 15));
+        }
       }
+      for (int64_t part = 0; n > 0 && n <= 16 && part * 128 < all; ++part) few.copies += (16 + 2 * 128) * D / 8, few.barriers += 3;
       for (int64_t first_key = 0; n > 0 && first_key < all; first_key += 64) {
         int64_t row = 0;
         while (seen(row) <= first_key) ++row;
@@ -129,24 +183,24 @@ TEST_CASE("attention copies, meets and multiplies no more than what its tiles se
             if (seen(r + 15) > key) keys.mma += 8 * steps;
       }
     }
-    for (Work* w : {&forward, &queries, &keys})
+    for (Work* w : {&forward, &few, &queries, &keys})
       for (int64_t* x : {&w->copies, &w->barriers, &w->mma}) *x *= heads.kv_heads;
     const int64_t width = heads.heads * D, kv = heads.kv_heads * D;
-    const Matrices in = {random.normal(132, width), random.normal(332, kv), random.normal(332, kv),
-                         random.normal(132, width), Matrix(332, kv),        Matrix(332, kv)};
+    const Matrices in = {random.normal(134, width), random.normal(489, kv), random.normal(489, kv),
+                         random.normal(134, width), Matrix(489, kv),        Matrix(489, kv)};
     simt::take_counts();
     simt::set_watched({.counts = true});
     Device device(true);
     attention_kernels<bf16>({l, heads}, in, device);
     simt::set_watched({});
     const std::vector<simt::LaunchCounts> counts = simt::take_counts();
-    REQUIRE(counts.size() == 4);
+    REQUIRE(counts.size() == 6);
     auto check = [](const simt::LaunchCounts& c, const Work& want) {
       INFO(c.kernel);
       CHECK(c.copies == want.copies);
       CHECK(c.barriers == want.barriers);
       CHECK(c.mma == want.mma);
     };
-    check(counts[0], forward), check(counts[2], queries), check(counts[3], keys);
+    check(counts[0], few), check(counts[2], forward), check(counts[4], queries), check(counts[5], keys);
   }
 }

@@ -123,9 +123,9 @@ TEST_CASE("kernels launch nothing where there is nothing to do") {
   }
   for (const auto& [count, groups, queries] : {std::tuple{0, 1, 1}, {1, 0, 1}, {1, 1, 0}}) {
     SegmentLists lists;
-    lists.count = count, lists.groups = groups, lists.most_queries = queries;
-    attention_fwd<bf16>(&none, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
-    attention_fwd<float>(&none, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
+    lists.count = count, lists.groups = groups, lists.most_queries = lists.fewest_queries = queries;
+    attention_fwd<bf16>(&none, {}, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
+    attention_fwd<float>(&none, {}, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
     attention_bwd<bf16>(&none, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
     attention_bwd<float>(&none, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
   }
@@ -170,18 +170,18 @@ TEST_CASE("kernels take the largest counts that they say, and refuse the next") 
   CHECK_NOTHROW(norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, most - 1, 8, 8));
   CHECK_THROWS_AS(norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, most, 8, 8), std::invalid_argument);
   for (const AttentionDims& dims : {AttentionDims{2, 2, 1, 1.f}, AttentionDims{1, 1, 128, 1.f}, AttentionDims{6, 3, 64, 1.f}})
-    CHECK_NOTHROW(attention_fwd<bf16>(&none, {}, {}, {}, {}, {}, {}, dims));
+    CHECK_NOTHROW(attention_fwd<bf16>(&none, {}, {}, {}, {}, {}, {}, {}, dims));
 }
 
 TEST_CASE("kernels refuse dimensions that they do not take and have nothing to do without rows") {
   for (const AttentionDims& dims : {AttentionDims{2, 1, 129, 1.f}, AttentionDims{2, 1, 0, 1.f}, AttentionDims{3, 2, 64, 1.f},
                                     AttentionDims{0, 1, 64, 1.f}, AttentionDims{2, 0, 64, 1.f}, AttentionDims{0, 0, 64, 1.f}}) {
-    CHECK_THROWS_AS(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, dims), std::invalid_argument);
+    CHECK_THROWS_AS(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, {}, dims), std::invalid_argument);
     CHECK_THROWS_AS(attention_bwd<float>(nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, dims), std::invalid_argument);
   }
   CHECK_THROWS_AS(fill_rows(nullptr, Rows<float>{}, 0.f, int64_t{1} << 31, 1), std::invalid_argument);
   CHECK_THROWS_AS(fill_rows(nullptr, Rows<float>{}, 0.f, 1, kLongestRow + 1), std::invalid_argument);
-  CHECK_NOTHROW(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, {2, 1, 64, 1.f}));
+  CHECK_NOTHROW(attention_fwd<bf16>(nullptr, {}, {}, {}, {}, {}, {}, {}, {2, 1, 64, 1.f}));
   CHECK_NOTHROW(attention_bwd<float>(nullptr, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {2, 1, 64, 1.f}));
 }
 

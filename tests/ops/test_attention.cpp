@@ -38,6 +38,7 @@ Segments place(Rig& rig, const Layout& l) {
     count.push_back(spec.queries);
     s.most_keys = std::max(s.most_keys, std::ssize(spec.keys));
     s.most_queries = std::max<int64_t>(s.most_queries, spec.queries);
+    s.fewest_queries = begin.size() == 1 ? spec.queries : std::min<int64_t>(s.fewest_queries, spec.queries);
   }
   auto index = [&](const std::vector<int>& v) { return rig.in(row_of(v), Kind::i32); };
   s.key_offsets = index(offsets), s.keys = index(keys), s.query_begin = index(begin), s.query_count = index(count);

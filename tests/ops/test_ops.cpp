@@ -99,7 +99,7 @@ TEST_CASE("a dry backend takes from the arena what a real one takes, and touches
       const Tensor dgain = tensor(1, 48, sum), rstd = tensor(70, 1, sum), lse = tensor(70, 3, sum), dk = tensor(70, 48, sum);
       std::vector<int32_t> all(70);
       for (int32_t i = 0; i < 70; ++i) all[std::size_t(i)] = i;
-      Segments s{index({0, 70}), index(all), index({0}), index({70}), index({0, 1}), 1, 1, 70, 70};
+      Segments s{index({0, 70}), index(all), index({0}), index({70}), index({0, 1}), 1, 1, 70, 70, 70};
       const Tensor zeros = index(std::vector<int32_t>(70, 0)), losses = tensor(1, 2, DType::f64), keys = tensor(70, 2, DType::i32);
       ops->rms_norm_bwd(arena, dx, dgain, x, x, rstd, gain);
       ops->attention_fwd(arena, dx, lse, x, x, x, s, 3, 3, 1);

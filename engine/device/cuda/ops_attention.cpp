@@ -11,7 +11,9 @@ SegmentLists lists_of(const Segments& s) {
           data_of<const int32_t>(s.group_offsets),
           static_cast<int>(s.count),
           static_cast<int>(s.groups),
-          static_cast<int>(s.most_queries)};
+          static_cast<int>(s.most_queries),
+          static_cast<int>(s.fewest_queries),
+          static_cast<int>(s.most_keys)};
 }
 AttentionDims dims_of(const Tensor& q, int64_t heads, int64_t kv_heads, double scale) {
   return {static_cast<int>(heads), static_cast<int>(kv_heads), static_cast<int>(q.cols / heads), static_cast<float>(scale)};
@@ -23,13 +25,18 @@ void check_head_size(int64_t head_dim) {
 }
 }  // namespace
 
-void CudaOps::do_attention_fwd(Arena&, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+void CudaOps::do_attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                                const Segments& segments, int64_t heads, int64_t kv_heads, double scale) {
   check_head_size(q.cols / heads);
-  if (dry()) return;
+  ArenaScope scope(arena);
   on_storage(q.dtype, [&]<class T>() {
-    kava::attention_fwd(stream(), rows_of<T>(o), rows_of<float>(lse), rows_of<const T>(q), rows_of<const T>(k), rows_of<const T>(v),
-                        lists_of(segments), dims_of(q, heads, kv_heads, scale));
+    const SegmentLists lists = lists_of(segments);
+    const AttentionDims dims = dims_of(q, heads, kv_heads, scale);
+    const int64_t floats = attention_workspace<T>(lists, dims);
+    const Tensor workspace = floats > 0 ? arena.alloc(DType::f32, 1, floats) : Tensor{};
+    if (dry()) return;
+    kava::attention_fwd(stream(), rows_of<T>(o), rows_of<float>(lse), data_of<float>(workspace), rows_of<const T>(q), rows_of<const T>(k),
+                        rows_of<const T>(v), lists, dims);
   });
 }
 void CudaOps::do_attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
