@@ -21,6 +21,7 @@ constexpr int kFewRows = 16;  // up to as many stacked rows of a segment are ser
 struct HeadSegment {
   const int32_t* keys;
   int key_count, query_begin, queries, group, kv_head;
+  uint32_t inverse;  // of the group, times 2^31, rounded up
 
   __device__ HeadSegment(const SegmentLists& s, const AttentionDims& dims, int segment, int kv_head_)
       : keys(s.keys + s.key_offsets[segment]),
@@ -28,15 +29,18 @@ struct HeadSegment {
         query_begin(s.query_begin[segment]),
         queries(s.query_count[segment]),
         group(dims.heads / dims.kv_heads),
-        kv_head(kv_head_) {}
+        kv_head(kv_head_),
+        inverse(0x7fffffffu / static_cast<unsigned>(group) + 1) {}
 
   __device__ int stacked_rows() const { return queries * group; }
-  __device__ int query_row(int r) const { return query_begin + r / group; }
-  __device__ int head(int r) const { return kv_head * group + r % group; }
+  /// The query of stacked row r: r / group, by a product, which is exact for r below 2^31 / group.
+  __device__ int query_of(int r) const { return static_cast<int>(uint64_t{static_cast<uint32_t>(r)} * inverse >> 31); }
+  __device__ int query_row(int r) const { return query_begin + query_of(r); }
+  __device__ int head(int r) const { return kv_head * group + r - query_of(r) * group; }
   /// Whether the segment takes the form for few rows (attention_few.cu).
   __device__ bool few() const { return stacked_rows() <= kFewRows; }
   /// Keys that stacked row r sees.
-  __device__ int seen(int r) const { return key_count - queries + 1 + r / group; }
+  __device__ int seen(int r) const { return key_count - queries + 1 + query_of(r); }
 
   /// Keys that the last of the 16 stacked rows from first_row on sees, 0 where all are beyond the segment.
   __device__ int most_seen(int first_row) const {
@@ -66,9 +70,10 @@ struct HeadSegment {
 /// zero in shared memory and are not stored.
 struct ThreadRows {
   int row[2], seen[2], rows;
-  int most;  // keys that the warp's last row sees, 0: it has none
+  int least, most;  // keys that the warp's first row sees, and its last; most 0: it has none
 
-  __device__ ThreadRows(const HeadSegment& seg, int warp_row) : rows(seg.stacked_rows()), most(seg.most_seen(warp_row)) {
+  __device__ ThreadRows(const HeadSegment& seg, int warp_row)
+      : rows(seg.stacked_rows()), least(seg.seen(warp_row)), most(seg.most_seen(warp_row)) {
     const AccumulatorPlace place;
     for (int h = 0; h < 2; ++h) {
       row[h] = warp_row + place.row(2 * h);

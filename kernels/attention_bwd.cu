@@ -1,201 +1,158 @@
 // Backward of attention over segments. With p = 2^(s - lse), s = scale log2(e) q k^T, and delta = o . do of a row:
 //   dp = do v^T,  ds = p (dp - delta),  dq = scale ds k,  dk += scale ds^T q,  dv += p^T do.
 //
-// Three kernels. delta: a warp owns one row and head. The others each compute s and dp anew, so that nothing is summed by atomics. dq: as
-// in the forward, a block owns 64 stacked rows of (segment, kv head) and walks the keys. dk, dv: a block owns (group of segments, kv head)
-// and takes the group's segments in order, in each of them tiles of 64 keys, 16 to a warp, and walks the stacked rows that see them. There
-// the products are transposed, so that p^T and ds^T pass from accumulators to operands within a warp; of heads above 64 two warps share 16
-// keys, each of which computes s and dp for one half of the rows and sums one half of the columns. Sixteen keys and sixteen rows of which
-// no row sees a key are left out.
+// bf16: one kernel. A block owns (group of segments, kv head) and takes the group's segments in order, so that nothing is summed by
+// atomics. Of a segment it holds a tile of 96 keys and values, all of a short one, and walks the stacked rows that see them, 48 or 32 at a
+// time. Each warp owns 16 keys: the products are transposed, so that p^T and ds^T pass from accumulators to operands of dv and dk within
+// the warp; of heads above 64 two warps share 16 keys, each of which computes s and dp for one half of the rows and sums one half of the
+// columns. ds is passed in shared memory to the warps that multiply it by the keys for dq, where each owns some columns of sixteen rows;
+// where a segment has more tiles of keys, the block keeps dq in f32 in between. Sixteen keys and sixteen rows of which no row sees a key
+// are left out. delta of the next rows is made while these are computed. f32: three kernels. delta; dq, a warp for a row; dk and dv, a
+// block for (group of segments, kv head), a warp for a key.
 #include "kernels/attention.h"
 
 namespace kava {
 
 namespace {
 
-/// Forward tensors, the gradient of the output, and delta.
+constexpr int kBackwardKeys = 96;  // keys of a tile, 16 to a warp
+
+/// Forward tensors, the gradient of the output, and in f32 delta.
 template <class T>
 struct Saved {
   Rows<const T> dout, o, q, k, v;
   Rows<const float> lse, delta;
 };
 
-__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
-    attention_bwd_delta_bf16_kernel(Rows<float> delta, Rows<const bf16> dout, Rows<const bf16> o, SegmentLists segments,
-                                    AttentionDims dims) {
-  const QueryBlock block(segments);
-  const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize, D = dims.head_dim;
-  const int r = block.tile * kAttentionWarps + warp;
-  if (r >= seg.stacked_rows()) return;
-  const bf16 *o_row = seg.query(o, r, D), *dout_row = seg.query(dout, r, D);
-  float sum = 0;
-  for (int c = lane; c < D; c += kWarpSize) sum += to_float(o_row[c]) * to_float(dout_row[c]);
-  sum = warp_sum(sum);
-  if (lane == 0) delta[seg.query_row(r)][seg.head(r)] = sum;
-}
+// ---- bf16
 
-// ---- dq, bf16
-
-/// dq of a warp's 16 rows.
+/// What a block is made of: tiles of keys and of stacked rows, and how its warps share them.
 template <int kDim>
-struct QueryGradient {
-  float acc[kDim / 8][4] = {}, lse2[2], delta[2];
-
-  __device__ QueryGradient(const Saved<bf16>& saved, const HeadSegment& seg, const ThreadRows& rows) {
-    for (int h = 0; h < 2; ++h) {
-      const int row = rows.row[h];
-      lse2[h] = rows.valid(h) ? saved.lse[seg.query_row(row)][seg.head(row)] * kLog2E : 0.f;
-      delta[h] = rows.valid(h) ? saved.delta[seg.query_row(row)][seg.head(row)] : 0.f;
-    }
-  }
-
-  /// Adds a tile of keys, sixteen at a time, so that their s and dp fit in registers beside dq.
-  __device__ __forceinline__ void add(Tile<kQueryTile, kDim> q, Tile<kQueryTile, kDim> dout, Tile<kKeyTile, kDim> k, Tile<kKeyTile, kDim> v,
-                                      const ThreadRows& rows, int warp_row, int first_key, float scale2) {
-    const AccumulatorPlace place;
-#pragma unroll
-    for (int n = 0; n < kKeyTile / 16; ++n) {
-      if (first_key + n * 16 >= rows.most) break;
-      float s[2][4] = {}, dp[2][4] = {};
-#pragma unroll
-      for (int d = 0; d < kDim; d += 16) {
-        uint32_t a[4], b[2][2];
-        load_a<false>(a, q, warp_row, d);
-        load_b<false>(b, k, n * 16, d);
-        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(s[half], a, b[half]);
-        load_a<false>(a, dout, warp_row, d);
-        load_b<false>(b, v, n * 16, d);
-        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dp[half], a, b[half]);
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        for (int i = 0; i < 4; ++i) {
-          const int h = i / 2, key = first_key + n * 16 + half * 8 + place.col(i);
-          s[half][i] = key < rows.seen[h] ? fast_exp2(s[half][i] * scale2 - lse2[h]) * (dp[half][i] - delta[h]) : 0.f;
-        }
-      uint32_t ds[4];
-      accumulators_to_a(ds, s[0], s[1]);
-#pragma unroll
-      for (int d = 0; d < kDim / 16; ++d) {
-        uint32_t b[2][2];
-        load_b<true>(b, k, d * 16, n * 16);
-        for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(acc[2 * d + half], ds, b[half]);
-      }
-    }
-  }
-
-  template <bool kAligned>
-  __device__ __forceinline__ void store(Rows<bf16> dq, const HeadSegment& seg, const ThreadRows& rows, int D, float scale) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) store_sums<kAligned>(seg.query(dq, rows.row[h], D), acc, h, D, [&](float x) { return x * scale; });
-  }
+struct Form {
+  static constexpr int kColumns = kDim < 64 ? kDim : 64;  // of dk and dv, that a warp sums: more would not fit in registers
+  static constexpr int kParts = kDim / kColumns;          // so many warps share 16 keys
+  static constexpr int kRows = kParts == 1 ? 48 : 32;     // stacked rows of a step
+  static constexpr int kThreads = kBackwardKeys / 16 * kParts * kWarpSize;
+  static constexpr int kLoaders = kDim == 16 ? 96 : kParts == 1 ? 192 : 256;  // threads that load rows, each as many chunks of them
+  static constexpr int kQueryColumns = kDim < 64 ? 16 : 32;                   // of dq, that a warp sums for 16 rows
+  using KTile = Tile<kBackwardKeys, kDim>;
+  using QTile = Tile<kRows, kDim>;
+  using PTile = Tile<kBackwardKeys, kParts == 1 ? 64 : 32>;  // p or ds [keys, rows]
+  struct RowStats {
+    float lse2[kRows], delta[kRows];
+  };
+  static constexpr int kStats = 2 * KTile::kBytes + 4 * QTile::kBytes + kParts * PTile::kBytes, kBytes = kStats + 2 * sizeof(RowStats);
 };
 
-template <int kDim>
-constexpr int kQuerySmem = 2 * Tile<kQueryTile, kDim>::kBytes + KeyStages<kDim, true>::kBytes;
-
+/// lse and delta of the rows of a step, on their way while dq of the one before is computed.
 template <int kDim, bool kAligned>
-__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
-    attention_bwd_q_bf16_kernel(Rows<bf16> dq, Saved<bf16> saved, SegmentLists segments, AttentionDims dims) {
-  const QueryBlock block(segments);
-  const HeadSegment seg(segments, dims, block.segment, static_cast<int>(blockIdx.y));
-  const int first_row = block.tile * kQueryTile, D = dims.head_dim;
-  if (first_row >= seg.stacked_rows()) return;
+struct StatsOnTheWay {
+  static constexpr int kChunks = kDim / 8, kTrips = Form<kDim>::kRows * kChunks / Form<kDim>::kLoaders,
+                       kRowStep = Form<kDim>::kLoaders / kChunks;
+  int first = static_cast<int>(threadIdx.x) / kChunks, chunk = static_cast<int>(threadIdx.x) % kChunks;
+  Bytes16 o[kTrips];
+  float lse;  // of row threadIdx.x of the step
 
-  const Tile<kQueryTile, kDim> q_smem{smem_addr(dynamic_smem<unsigned char>())}, dout_smem{q_smem.base + q_smem.kBytes};
-  const KeyStages<kDim, kAligned> keys{dout_smem.base + dout_smem.kBytes};
-  load_tile<kAttentionThreads, kAligned>(q_smem, D, saved.q.data, [&](int r) { return seg.query(saved.q, first_row + r, D); });
-  load_tile<kAttentionThreads, kAligned>(dout_smem, D, saved.dout.data, [&](int r) { return seg.query(saved.dout, first_row + r, D); });
-  keys.load(0, seg, saved.k, saved.v, D);
-  cp_async_commit();
-
-  const int warp_row = static_cast<int>(threadIdx.x) / kWarpSize * 16;
-  const ThreadRows rows(seg, first_row + warp_row);
-  const int key_tiles = seg.key_tiles(first_row);
-  QueryGradient<kDim> gradient(saved, seg, rows);
-  for (int tile = 0; tile < key_tiles; ++tile) {
-    if (tile + 1 < key_tiles) keys.load(tile + 1, seg, saved.k, saved.v, D);
-    cp_async_commit();
-    cp_async_wait<1>();
-    __syncthreads();  // the tile is complete for all threads
-    gradient.add(q_smem, dout_smem, keys.k(tile), keys.v(tile), rows, warp_row, tile * kKeyTile, dims.scale * kLog2E);
-    __syncthreads();  // the stage is read before the next but one load overwrites it
+  __device__ __forceinline__ void load(const Saved<bf16>& saved, const HeadSegment& seg, int first_row, int D) {
+#pragma unroll
+    for (int j = 0; j < kTrips; ++j) {
+      const bf16* row = seg.query(saved.o, first_row + first + j * kRowStep, D);
+      const int column = chunk * 8;
+      if constexpr (kAligned) o[j] = row && column < D ? load_16(row + column) : Bytes16{};
+      else o[j] = chunk_of(row + (row ? column : 0), row ? D - column : 0);
+    }
+    const int own = first_row + static_cast<int>(threadIdx.x);
+    lse = own < seg.stacked_rows() ? saved.lse[seg.query_row(own)][seg.head(own)] : 0.f;
   }
-  gradient.template store<kAligned>(dq, seg, rows, D, dims.scale);
-}
 
-// ---- dk and dv, bf16
+  /// dout: the step's rows in shared memory, of which load_tile gave this thread the same chunks.
+  __device__ __forceinline__ void store(typename Form<kDim>::RowStats& stats, typename Form<kDim>::QTile dout) const {
+#pragma unroll
+    for (int j = 0; j < kTrips; ++j) {
+      const int r = first + j * kRowStep;
+      const Bytes16 other = load_16(smem_words(dout.chunk(r, chunk)));
+      float delta = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        delta += low_float(o[j].word[i]) * low_float(other.word[i]);
+        delta += high_float(o[j].word[i]) * high_float(other.word[i]);
+      }
+      for (int lanes = 1; lanes < kChunks; lanes *= 2) delta += __shfl_xor_sync(kAllLanes, delta, lanes);
+      if (chunk == 0) stats.delta[r] = delta;
+    }
+    if (static_cast<int>(threadIdx.x) < Form<kDim>::kRows) stats.lse2[threadIdx.x] = lse * kLog2E;
+  }
 
-constexpr int kRowTile = 32;  // stacked rows of a step
-
-/// Columns of dk and dv that a warp sums: more would not fit in registers. So many warps share 16 keys.
-template <int kDim>
-constexpr int kColumns = kDim < 64 ? kDim : 64;
-template <int kDim>
-constexpr int kParts = kDim / kColumns<kDim>;
-
-template <int kDim>
-struct KeySmem {
-  using KTile = Tile<kKeyTile, kDim>;
-  using QTile = Tile<kRowTile, kDim>;
-  struct RowStats {
-    float lse2[kRowTile], delta[kRowTile];
-  };
-  /// p and ds as operands, which warps of the same keys pass to each other: of 16 rows of a step and 16 keys.
-  struct Passed {
-    Bytes16 p[kWarpSize], ds[kWarpSize];
-  };
-  static constexpr int kStats = 2 * KTile::kBytes + 4 * QTile::kBytes, kPassed = kStats + 2 * sizeof(RowStats),
-                       kBytes = kPassed + (kParts<kDim> > 1 ? kAttentionWarps * kRowTile / 16 * sizeof(Passed) : 0);
+ private:
+  static __device__ __forceinline__ float low_float(uint32_t pair) { return __uint_as_float(pair << 16); }
+  static __device__ __forceinline__ float high_float(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 };
 
 /// The sums of dk and dv over stacked rows, for a warp's 16 keys and columns from first_col on.
 template <int kDim>
 struct KeyGradient {
-  using Smem = KeySmem<kDim>;
-  int warp_key = static_cast<int>(threadIdx.x) / kWarpSize % kAttentionWarps * 16, part = static_cast<int>(threadIdx.x) / kAttentionThreads,
-      first_col = kParts<kDim> == 1 ? 0 : part * kColumns<kDim>;
-  float dk[kColumns<kDim> / 8][4] = {}, dv[kColumns<kDim> / 8][4] = {};
+  using F = Form<kDim>;
+  static constexpr int kKeyWarps = kBackwardKeys / 16;
+  int warp_key = static_cast<int>(threadIdx.x) / kWarpSize % kKeyWarps * 16,
+      part = F::kParts == 1 ? 0 : static_cast<int>(threadIdx.x) / kWarpSize / kKeyWarps, first_col = part * F::kColumns;
+  float dk[F::kColumns / 8][4] = {}, dv[F::kColumns / 8][4] = {};
 
-  /// A step: stacked rows from first_row on, on the tile of keys from first_key on.
-  __device__ __forceinline__ void add(const HeadSegment& seg, typename Smem::KTile k, typename Smem::KTile v, typename Smem::QTile q,
-                                      typename Smem::QTile dout, const typename Smem::RowStats& stats, typename Smem::Passed* passed,
-                                      int first_key, int first_row, float scale2) {
-    auto sees = [&](int n) { return seg.most_seen(first_row + n * 16) > first_key + warp_key; };
+  /// Leaves in tiles [keys, rows] what others need of p and ds of the tile of keys from first_key on and of the rows from first_row on.
+  __device__ __forceinline__ void scores(const HeadSegment& seg, typename F::KTile k, typename F::KTile v, typename F::QTile q,
+                                         typename F::QTile dout, const typename F::RowStats& stats, typename F::PTile p_tile,
+                                         typename F::PTile ds_tile, int first_key, int first_row, float scale2) {
     uint32_t p[4], ds[4];
-    if constexpr (kParts<kDim> == 1) {
 #pragma unroll
-      for (int n = 0; n < kRowTile / 16; ++n) {
-        if (!sees(n)) continue;
-        scores(p, ds, seg, k, v, q, dout, stats, first_key, first_row, n, scale2);
-        sum(p, ds, q, dout, n);
-      }
-    } else {
-      static_assert(kParts<kDim> == kRowTile / 16);
-      passed += warp_key / 16 * kParts<kDim>;
-      const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-      if (sees(part)) {
-        scores(p, ds, seg, k, v, q, dout, stats, first_key, first_row, part, scale2);
-        store_16(&passed[part].p[lane], Bytes16{p[0], p[1], p[2], p[3]});
-        store_16(&passed[part].ds[lane], Bytes16{ds[0], ds[1], ds[2], ds[3]});
-      }
-      __syncthreads();  // what the other warp of these keys passes is there
+    for (int i = 0; i < F::kRows / 16 / F::kParts; ++i) {
+      const int n = i * F::kParts + part;
+      if (!sees(seg, first_key, first_row, n)) continue;
+      scores(p, ds, seg, k, v, q, dout, stats, first_key, first_row, n, scale2);
+      put(ds_tile, ds, n);
+      if constexpr (F::kParts > 1) put(p_tile, p, n);
+      else sum(p, ds, q, dout, n);
+    }
+  }
+
+  /// What is left of the sums where warps share keys.
+  __device__ __forceinline__ void sum_shared(const HeadSegment& seg, typename F::QTile q, typename F::QTile dout, typename F::PTile p_tile,
+                                             typename F::PTile ds_tile, int first_key, int first_row) {
 #pragma unroll
-      for (int n = 0; n < kParts<kDim>; ++n) {
-        if (!sees(n)) continue;
-        const Bytes16 p_words = load_16(&passed[n].p[lane]), ds_words = load_16(&passed[n].ds[lane]);
+    for (int n = 0; n < F::kRows / 16; ++n) {
+      if (!sees(seg, first_key, first_row, n)) continue;
+      uint32_t p[4], ds[4];
+      load_a<false>(p, p_tile, warp_key, n * 16);
+      load_a<false>(ds, ds_tile, warp_key, n * 16);
+      sum(p, ds, q, dout, n);
+    }
+  }
+
+  template <bool kAligned>
+  __device__ __forceinline__ void store(const HeadSegment& seg, Rows<float> dk_rows, Rows<float> dv_rows, int first_key, int D,
+                                        float scale) const {
+    const AccumulatorPlace place;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) p[i] = p_words.word[i], ds[i] = ds_words.word[i];
-        sum(p, ds, q, dout, n);
+    for (int h = 0; h < 2; ++h) {
+      const int key = first_key + warp_key + place.row(2 * h);
+      float *to_k = seg.key(dk_rows, key, D), *to_v = seg.key(dv_rows, key, D);
+      if (!to_k) continue;
+#pragma unroll
+      for (int d = 0; d < F::kColumns / 8; ++d) {
+        const int col = first_col + d * 8 + place.col(0);
+        store_pair<true>(to_k + col, kAligned, D - col, dk[d][2 * h] * scale, dk[d][2 * h + 1] * scale);
+        store_pair<true>(to_v + col, kAligned, D - col, dv[d][2 * h], dv[d][2 * h + 1]);
       }
     }
   }
 
+ private:
+  __device__ bool sees(const HeadSegment& seg, int first_key, int first_row, int n) const {
+    return seg.most_seen(first_row + n * 16) > first_key + warp_key;
+  }
+
   /// p and ds of the warp's keys and of sixteen stacked rows.
-  __device__ __forceinline__ void scores(uint32_t (&p)[4], uint32_t (&ds)[4], const HeadSegment& seg, typename Smem::KTile k,
-                                         typename Smem::KTile v, typename Smem::QTile q, typename Smem::QTile dout,
-                                         const typename Smem::RowStats& stats, int first_key, int first_row, int n, float scale2) const {
+  __device__ __forceinline__ void scores(uint32_t (&p)[4], uint32_t (&ds)[4], const HeadSegment& seg, typename F::KTile k,
+                                         typename F::KTile v, typename F::QTile q, typename F::QTile dout,
+                                         const typename F::RowStats& stats, int first_key, int first_row, int n, float scale2) const {
     const AccumulatorPlace place;
     float s[2][4] = {}, dp[2][4] = {};  // [keys, stacked rows]
 #pragma unroll
@@ -221,10 +178,16 @@ struct KeyGradient {
     accumulators_to_a(ds, dp[0], dp[1]);
   }
 
-  __device__ __forceinline__ void sum(const uint32_t (&p)[4], const uint32_t (&ds)[4], typename Smem::QTile q, typename Smem::QTile dout,
-                                      int n) {
+  /// Puts an operand of the warp's keys and of sixteen rows in its place.
+  __device__ __forceinline__ void put(typename F::PTile tile, const uint32_t (&a)[4], int n) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
 #pragma unroll
-    for (int d = 0; d < kColumns<kDim> / 16; ++d) {
+    for (int i = 0; i < 4; ++i) smem_words(tile.at(warp_key + lane / 4 + i % 2 * 8, n * 16 + i / 2 * 8))[lane % 4] = a[i];
+  }
+
+  __device__ __forceinline__ void sum(const uint32_t (&p)[4], const uint32_t (&ds)[4], typename F::QTile q, typename F::QTile dout, int n) {
+#pragma unroll
+    for (int d = 0; d < F::kColumns / 16; ++d) {
       uint32_t b[2][2];
       load_b<true>(b, dout, first_col + d * 16, n * 16);
       for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dv[2 * d + half], p, b[half]);
@@ -232,72 +195,123 @@ struct KeyGradient {
       for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(dk[2 * d + half], ds, b[half]);
     }
   }
-
-  template <bool kAligned>
-  __device__ __forceinline__ void store(const HeadSegment& seg, Rows<float> dk_rows, Rows<float> dv_rows, int first_key, int D,
-                                        float scale) const {
-    const AccumulatorPlace place;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int key = first_key + warp_key + place.row(2 * h);
-      float *to_k = seg.key(dk_rows, key, D), *to_v = seg.key(dv_rows, key, D);
-      if (!to_k) continue;
-#pragma unroll
-      for (int d = 0; d < kColumns<kDim> / 8; ++d) {
-        const int col = first_col + d * 8 + place.col(0);
-        store_pair<true>(to_k + col, kAligned, D - col, dk[d][2 * h] * scale, dk[d][2 * h + 1] * scale);
-        store_pair<true>(to_v + col, kAligned, D - col, dv[d][2 * h], dv[d][2 * h + 1]);
-      }
-    }
-  }
 };
 
+/// The sums of dq over the tiles of keys, in f32 until a row's last tile.
+struct QuerySums {
+  float* data;  // null where every segment has one tile
+  int heads, width;
+  __device__ float* row(const HeadSegment& seg, int r) const { return data + (int64_t{seg.query_row(r)} * heads + seg.head(r)) * width; }
+};
+
+/// dq of a step's rows from a tile of keys: a warp sums some columns of sixteen rows.
 template <int kDim, bool kAligned>
-__global__ void __launch_bounds__(kAttentionThreads* kParts<kDim>, kAttentionBlocks / kParts<kDim>)
-    attention_bwd_kv_bf16_kernel(Rows<float> dk, Rows<float> dv, Saved<bf16> saved, SegmentLists segments, AttentionDims dims) {
-  using Smem = KeySmem<kDim>;
-  constexpr int kThreads = kAttentionThreads * kParts<kDim>;
+__device__ __forceinline__ void add_query_gradient(Rows<bf16> dq, QuerySums sums, const HeadSegment& seg, typename Form<kDim>::KTile k,
+                                                   typename Form<kDim>::PTile ds_tile, int first_key, int first_row, int D, float scale) {
+  constexpr int kRowWarps = Form<kDim>::kRows / 16, kColumns = Form<kDim>::kQueryColumns;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize, n = warp % kRowWarps, first_col = warp / kRowWarps * kColumns;
+  const int most = seg.most_seen(first_row + n * 16), visible = most - first_key;
+  if (first_col >= kDim || visible <= 0) return;
+  float acc[kColumns / 8][4] = {};
+#pragma unroll
+  for (int key = 0; key < kBackwardKeys; key += 16) {
+    if (key >= visible) break;
+    uint32_t a[4], b[2][2];
+    load_a<true>(a, ds_tile, n * 16, key);
+#pragma unroll
+    for (int d = 0; d < kColumns / 16; ++d) {
+      load_b<true>(b, k, first_col + d * 16, key);
+      for (int half = 0; half < 2; ++half) mma_m16n8k16_bf16(acc[2 * d + half], a, b[half]);
+    }
+  }
+  const AccumulatorPlace place;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int row = first_row + n * 16 + place.row(2 * h);
+    // The thread that left a row's sums finds them again.
+    if (first_key > 0 && row < seg.stacked_rows()) {
+      const float* sum = sums.row(seg, row);
+#pragma unroll
+      for (int d = 0; d < kColumns / 8; ++d) {
+        const int col = first_col + d * 8 + place.col(0);
+        if (col >= sums.width) break;
+        const Bytes8 old = load_8(sum + col);
+        acc[d][2 * h] += __uint_as_float(old.word[0]), acc[d][2 * h + 1] += __uint_as_float(old.word[1]);
+      }
+    }
+    if (visible > kBackwardKeys) {
+      if (row >= seg.stacked_rows()) continue;
+      float* sum = sums.row(seg, row);
+#pragma unroll
+      for (int d = 0; d < kColumns / 8; ++d) {
+        const int col = first_col + d * 8 + place.col(0);
+        store_pair<false>(sum + col, true, sums.width - col, acc[d][2 * h], acc[d][2 * h + 1]);
+      }
+      continue;
+    }
+    bf16* out = seg.query(dq, row, D);
+    store_sums<kAligned>(out ? out + first_col : nullptr, acc, h, D - first_col < kColumns ? D - first_col : kColumns,
+                         [&](float x) { return x * scale; });
+  }
+}
+
+template <int kDim, bool kAligned>
+__global__ void __launch_bounds__(Form<kDim>::kThreads, kAligned ? kAttentionBlocks / Form<kDim>::kParts : 1)
+    attention_bwd_bf16_kernel(Rows<bf16> dq, Rows<float> dk, Rows<float> dv, QuerySums sums, Saved<bf16> saved, SegmentLists segments,
+                              AttentionDims dims) {
+  using F = Form<kDim>;
   unsigned char* bytes = dynamic_smem<unsigned char>();
-  const uint32_t smem = smem_addr(bytes);
-  const typename Smem::KTile k_smem{smem}, v_smem{smem + Smem::KTile::kBytes};
-  auto q_smem = [&](int stage) { return typename Smem::QTile{smem + 2 * Smem::KTile::kBytes + 2 * stage * Smem::QTile::kBytes}; };
-  auto dout_smem = [&](int stage) { return typename Smem::QTile{q_smem(stage).base + Smem::QTile::kBytes}; };
-  auto* stats = reinterpret_cast<typename Smem::RowStats*>(bytes + Smem::kStats);
-  auto* passed = reinterpret_cast<typename Smem::Passed*>(bytes + Smem::kPassed);
-  const int D = dims.head_dim, thread = static_cast<int>(threadIdx.x);
+  const typename F::KTile k_smem{smem_addr(bytes)}, v_smem{k_smem.base + k_smem.kBytes};
+  auto q_smem = [&](int tile) { return typename F::QTile{v_smem.base + v_smem.kBytes + tile % 2 * 2 * F::QTile::kBytes}; };
+  auto dout_smem = [&](int tile) { return typename F::QTile{q_smem(tile).base + F::QTile::kBytes}; };
+  const typename F::PTile ds_smem{q_smem(0).base + 4 * F::QTile::kBytes}, p_smem{ds_smem.base + (F::kParts - 1) * ds_smem.kBytes};
+  auto* stats = reinterpret_cast<typename F::RowStats*>(bytes + F::kStats);
+  const int D = dims.head_dim;
+  const bool loads = static_cast<int>(threadIdx.x) < F::kLoaders;
 
   const int group = static_cast<int>(blockIdx.x);
   for (int s = segments.group_offsets[group]; s < segments.group_offsets[group + 1]; ++s) {
     const HeadSegment seg(segments, dims, s, static_cast<int>(blockIdx.y));
+    StatsOnTheWay<kDim, kAligned> on_the_way;
     auto load_rows = [&](int tile) {
-      const int first = tile * kRowTile, r = first + thread, stage = tile % 2;
-      load_tile<kThreads, kAligned>(q_smem(stage), D, saved.q.data, [&](int i) { return seg.query(saved.q, first + i, D); });
-      load_tile<kThreads, kAligned>(dout_smem(stage), D, saved.dout.data, [&](int i) { return seg.query(saved.dout, first + i, D); });
-      if (thread < kRowTile) {
-        const bool valid = r < seg.stacked_rows();
-        stats[stage].lse2[thread] = valid ? saved.lse[seg.query_row(r)][seg.head(r)] * kLog2E : 0.f;
-        stats[stage].delta[thread] = valid ? saved.delta[seg.query_row(r)][seg.head(r)] : 0.f;
-      }
+      const int first = tile * F::kRows;
+      if (!loads) return;
+      load_tile<F::kLoaders, kAligned>(q_smem(tile), D, saved.q.data, [&](int i) { return seg.query(saved.q, first + i, D); });
+      load_tile<F::kLoaders, kAligned>(dout_smem(tile), D, saved.dout.data, [&](int i) { return seg.query(saved.dout, first + i, D); });
     };
-    const int row_tiles = div_up(seg.stacked_rows(), kRowTile);
-    for (int first_key = 0; row_tiles > 0 && first_key < seg.key_count; first_key += kKeyTile) {
-      load_tile<kThreads, kAligned>(k_smem, D, saved.k.data, [&](int r) { return seg.key(saved.k, first_key + r, D); });
-      load_tile<kThreads, kAligned>(v_smem, D, saved.v.data, [&](int r) { return seg.key(saved.v, first_key + r, D); });
+    auto load_stats = [&](int tile) {
+      if (loads) on_the_way.load(saved, seg, tile * F::kRows, D);
+    };
+    auto finish_rows = [&](int tile) {
+      cp_async_wait<0>();
+      if (loads) on_the_way.store(stats[tile % 2], dout_smem(tile));
+    };
+    const int row_tiles = div_up(seg.stacked_rows(), F::kRows);
+    for (int first_key = 0; row_tiles > 0 && first_key < seg.key_count; first_key += kBackwardKeys) {
+      load_tile<F::kThreads, kAligned>(k_smem, D, saved.k.data, [&](int r) { return seg.key(saved.k, first_key + r, D); });
+      load_tile<F::kThreads, kAligned>(v_smem, D, saved.v.data, [&](int r) { return seg.key(saved.v, first_key + r, D); });
       // Rows before the first query that sees the tile's first key have nothing to add.
       const int first_query = first_key - (seg.key_count - seg.queries);
-      const int first_tile = first_query > 0 ? first_query * seg.group / kRowTile : 0;
+      const int first_tile = first_query > 0 ? first_query * seg.group / F::kRows : 0;
       load_rows(first_tile);
       cp_async_commit();
+      load_stats(first_tile);
+      finish_rows(first_tile);
       KeyGradient<kDim> gradient;
       for (int tile = first_tile; tile < row_tiles; ++tile) {
+        __syncthreads();  // the step is complete for all threads, which have read all of the one before
         if (tile + 1 < row_tiles) load_rows(tile + 1);
         cp_async_commit();
-        cp_async_wait<1>();
-        __syncthreads();  // the tile is complete for all threads
-        gradient.add(seg, k_smem, v_smem, q_smem(tile % 2), dout_smem(tile % 2), stats[tile % 2], passed, first_key, tile * kRowTile,
-                     dims.scale * kLog2E);
-        __syncthreads();  // the stage, and at the end the keys, are read before they are overwritten
+        const int first_row = tile * F::kRows;
+        gradient.scores(seg, k_smem, v_smem, q_smem(tile), dout_smem(tile), stats[tile % 2], p_smem, ds_smem, first_key, first_row,
+                        dims.scale * kLog2E);
+        if (tile + 1 < row_tiles) load_stats(tile + 1);
+        __syncthreads();  // ds of all warps is there
+        if constexpr (F::kParts > 1) gradient.sum_shared(seg, q_smem(tile), dout_smem(tile), p_smem, ds_smem, first_key, first_row);
+        add_query_gradient<kDim, kAligned>(dq, sums, seg, k_smem, ds_smem, first_key, first_row, D, dims.scale);
+        if (tile + 1 < row_tiles) finish_rows(tile + 1);
       }
+      __syncthreads();  // keys and rows are read before they are overwritten
       // Another thread may own the same element in a later segment: a barrier of its loop lies between.
       gradient.template store<kAligned>(seg, dk, dv, first_key, D, dims.scale);
     }
@@ -390,6 +404,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
   }
 }
 
+/// Floats of a row of the sums of dq, in whole sectors.
+int query_sums_width(const AttentionDims& dims) { return div_up(dims.head_dim, 8) * 8; }
+
 dim3 group_grid(const SegmentLists& s, const AttentionDims& dims) {
   return dim3(static_cast<unsigned>(s.groups), static_cast<unsigned>(dims.kv_heads));
 }
@@ -397,29 +414,37 @@ dim3 group_grid(const SegmentLists& s, const AttentionDims& dims) {
 }  // namespace
 
 template <>
-void attention_bwd(Stream stream, Rows<bf16> dq, Rows<float> dk, Rows<float> dv, Rows<float> delta, Rows<const bf16> dout,
+int64_t attention_bwd_workspace<bf16>(int64_t rows, const SegmentLists& segments, const AttentionDims& dims) {
+  return segments.most_keys > kBackwardKeys ? rows * dims.heads * query_sums_width(dims) : 0;
+}
+
+template <>
+int64_t attention_bwd_workspace<float>(int64_t rows, const SegmentLists&, const AttentionDims& dims) {
+  return rows * 2 * dims.heads;
+}
+
+template <>
+void attention_bwd(Stream stream, Rows<bf16> dq, Rows<float> dk, Rows<float> dv, float* workspace, Rows<const bf16> dout,
                    Rows<const bf16> o, Rows<const float> lse, Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v,
                    const SegmentLists& segments, const AttentionDims& dims) {
   if (!check_attention(segments, dims)) return;
-  launch(stream, attention_bwd_delta_bf16_kernel, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, delta, dout, o,
-         segments, dims);
-  const Saved<bf16> saved{dout, o, q, k, v, lse, delta};
-  const bool aligned = chunks_aligned(q, dims.head_dim) && chunks_aligned(k, dims.head_dim) && chunks_aligned(v, dims.head_dim) &&
-                       chunks_aligned(dout, dims.head_dim) && chunks_aligned(dq, dims.head_dim) && chunks_aligned(dk, dims.head_dim) &&
-                       chunks_aligned(dv, dims.head_dim);
-  dispatch_tiles(dims.head_dim, aligned, [&]<int kDim, bool kAligned>() {
-    launch(stream, attention_bwd_q_bf16_kernel<kDim, kAligned>, query_grid(segments, dims, kQueryTile), kAttentionThreads, kQuerySmem<kDim>,
-           dq, saved, segments, dims);
-    launch(stream, attention_bwd_kv_bf16_kernel<kDim, kAligned>, group_grid(segments, dims), kAttentionThreads * kParts<kDim>,
-           KeySmem<kDim>::kBytes, dk, dv, saved, segments, dims);
+  const Saved<bf16> saved{dout, o, q, k, v, lse, {}};
+  const QuerySums sums{workspace, dims.heads, query_sums_width(dims)};
+  const int D = dims.head_dim;
+  const bool aligned = chunks_aligned(q, D) && chunks_aligned(k, D) && chunks_aligned(v, D) && chunks_aligned(o, D) &&
+                       chunks_aligned(dout, D) && chunks_aligned(dq, D) && chunks_aligned(dk, D) && chunks_aligned(dv, D);
+  dispatch_tiles(D, aligned, [&]<int kDim, bool kAligned>() {
+    launch(stream, attention_bwd_bf16_kernel<kDim, kAligned>, group_grid(segments, dims), Form<kDim>::kThreads, Form<kDim>::kBytes, dq, dk,
+           dv, sums, saved, segments, dims);
   });
 }
 
 template <>
-void attention_bwd(Stream stream, Rows<float> dq, Rows<float> dk, Rows<float> dv, Rows<float> delta, Rows<const float> dout,
+void attention_bwd(Stream stream, Rows<float> dq, Rows<float> dk, Rows<float> dv, float* workspace, Rows<const float> dout,
                    Rows<const float> o, Rows<const float> lse, Rows<const float> q, Rows<const float> k, Rows<const float> v,
                    const SegmentLists& segments, const AttentionDims& dims) {
   if (!check_attention(segments, dims)) return;
+  const Rows<float> delta{workspace, 2 * dims.heads};
   const Saved<float> saved{dout, o, q, k, v, lse, delta};
   launch(stream, attention_bwd_delta_f32_kernel, query_grid(segments, dims, kAttentionWarps), kAttentionThreads, 0, delta, saved, segments,
          dims);

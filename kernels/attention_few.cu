@@ -195,12 +195,12 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
 }  // namespace
 
 template <>
-int64_t attention_workspace<bf16>(const SegmentLists& segments, const AttentionDims& dims) {
+int64_t attention_fwd_workspace<bf16>(const SegmentLists& segments, const AttentionDims& dims) {
   return some_few(segments, dims) ? Parts(nullptr, segments, dims).size() : 0;
 }
 
 template <>
-int64_t attention_workspace<float>(const SegmentLists&, const AttentionDims&) {
+int64_t attention_fwd_workspace<float>(const SegmentLists&, const AttentionDims&) {
   return 0;
 }
 

@@ -211,7 +211,7 @@ struct SegmentLists {
   int most_keys = 0;                         // at least the most keys of a segment
 };
 
-/// head_dim: 1..128, heads a multiple of kv_heads; else std::invalid_argument.
+/// head_dim: 1..128, heads a multiple of kv_heads; else std::invalid_argument. scale: above 0.
 struct AttentionDims {
   int heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 0;
@@ -219,17 +219,19 @@ struct AttentionDims {
 
 /// Floats of attention_fwd's workspace, at a multiple of 32 bytes; 0: none is needed.
 template <class T>
-int64_t attention_workspace(const SegmentLists& segments, const AttentionDims& dims);
+int64_t attention_fwd_workspace(const SegmentLists& segments, const AttentionDims& dims);
 /// o, lse of every query row of a segment; other rows are left alone. lse may be null. The bytes of a segment's rows depend on that segment
 /// alone.
 template <class T>
 void attention_fwd(Stream stream, Rows<T> o, Rows<float> lse, float* workspace, Rows<const T> q, Rows<const T> k, Rows<const T> v,
                    const SegmentLists& segments, const AttentionDims& dims);
 
-/// dq of every query row of a segment is set; dk and dv are added to, each element by one thread in the order of the group's segments.
-/// delta: workspace [query rows, H]; for f32 [query rows, 2 H].
+/// Floats of attention_bwd's workspace, likewise, for so many rows of q.
 template <class T>
-void attention_bwd(Stream stream, Rows<T> dq, Rows<float> dk, Rows<float> dv, Rows<float> delta, Rows<const T> dout, Rows<const T> o,
+int64_t attention_bwd_workspace(int64_t rows, const SegmentLists& segments, const AttentionDims& dims);
+/// dq of every query row of a segment is set; dk and dv are added to, each element by one thread in the order of the group's segments.
+template <class T>
+void attention_bwd(Stream stream, Rows<T> dq, Rows<float> dk, Rows<float> dv, float* workspace, Rows<const T> dout, Rows<const T> o,
                    Rows<const float> lse, Rows<const T> q, Rows<const T> k, Rows<const T> v, const SegmentLists& segments,
                    const AttentionDims& dims);
 

@@ -24,16 +24,19 @@ __device__ __forceinline__ uint32_t* smem_words(uint32_t addr) {
   return reinterpret_cast<uint32_t*>(base + (addr - smem_addr(base)));
 }
 
-/// Puts columns 0..count of src (at most 8) into the chunk at dst and zeros after them; complete for this thread at once.
-__device__ __forceinline__ void put_chunk(uint32_t dst, const bf16* src, int count) {
+/// Columns 0..count of src (at most 8) and zeros after them, element by element.
+__device__ __forceinline__ Bytes16 chunk_of(const bf16* src, int count) {
   Bytes16 bytes;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const uint32_t low = 2 * i < count ? src[2 * i].bits : 0u, high = 2 * i + 1 < count ? src[2 * i + 1].bits : 0u;
     bytes.word[i] = low | high << 16;
   }
-  store_16(smem_words(dst), bytes);
+  return bytes;
 }
+
+/// Puts them into the chunk at dst; complete for this thread at once.
+__device__ __forceinline__ void put_chunk(uint32_t dst, const bf16* src, int count) { store_16(smem_words(dst), chunk_of(src, count)); }
 
 /// Fills a tile from rows in global memory: row r from row(r), of which `cols` columns are there; a null row becomes zeros. All threads of
 /// the block take part. kAligned: rows lie at multiples of 16 bytes and cols is a multiple of 8; then the copies are asynchronous, else

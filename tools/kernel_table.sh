@@ -55,8 +55,7 @@ dynamic_bytes() { # KERNEL
     gemm_f32*) echo 8448 ;;
     attention_few_bf16*) echo $((544 * size + 4608)) ;;
     attention_fwd_bf16*) echo $((640 * size)) ;;
-    attention_bwd_q_bf16*) echo $((768 * size)) ;;
-    attention_bwd_kv_bf16*) echo $((512 * size + 512 + (size > 64 ? 8192 : 0))) ;;
+    attention_bwd_bf16*) echo $((size > 64 ? 94720 : 768 * size + 13056)) ;;
     rkv_select*) echo 24224 ;;  # of heads of 64 and 24 latents
     add_*_norm_fwd*'<bf16'*) echo 32768 ;;
     add_*_norm_fwd*) echo 65536 ;;

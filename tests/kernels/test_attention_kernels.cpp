@@ -32,8 +32,9 @@ TEST_CASE("attention kernels give the same output where no lse is wanted") {
     const Rows<T> o = device.out<T>(rows, 64);
     const SegmentLists segments = lists(device, l);
     const AttentionDims dims{heads.heads, heads.kv_heads, heads.dim, static_cast<float>(heads.scale())};
-    attention_fwd<T>(nullptr, o, with_lse ? device.out<float>(rows, heads.heads) : Rows<float>{}, attention_room<T>(device, segments, dims),
-                     device.in<T>(q), device.in<T>(k), device.in<T>(v), segments, dims);
+    attention_fwd<T>(nullptr, o, with_lse ? device.out<float>(rows, heads.heads) : Rows<float>{},
+                     room(device, attention_fwd_workspace<T>(segments, dims)), device.in<T>(q), device.in<T>(k), device.in<T>(v), segments,
+                     dims);
     return without_last_row(read(o, rows, 64)).at;
   };
   CHECK(output.operator()<bf16>(true) == output.operator()<bf16>(false));
@@ -71,7 +72,7 @@ TEST_CASE("attention of a segment has the same bytes alone and beside any others
     const AttentionDims dims{heads.heads, heads.kv_heads, heads.dim, static_cast<float>(heads.scale())};
     const Rows<bf16> o = device.out<bf16>(all.query_rows, 256);
     const Rows<float> lse = device.out<float>(all.query_rows, heads.heads);
-    attention_fwd<bf16>(nullptr, o, lse, attention_room<bf16>(device, lists_, dims), device.in<bf16>(q), device.in<bf16>(k),
+    attention_fwd<bf16>(nullptr, o, lse, room(device, attention_fwd_workspace<bf16>(lists_, dims)), device.in<bf16>(q), device.in<bf16>(k),
                         device.in<bf16>(v), lists_, dims);
     return std::pair(read(o, all.query_rows, 256), read(lse, all.query_rows, heads.heads));
   };
@@ -147,60 +148,54 @@ TEST_CASE("attention copies, meets and multiplies no more than what its tiles se
             {range(0, 20), 83, 0},
             {range(163, 291), 83, 33},
             {range(300, 332), 116, 15},
-            {range(340, 489), 131, 2}},
-           {0, 1, 4, 5, 6, 7},
-           489,
-           134};
+            {range(340, 489), 131, 2},
+            {range(490, 586), 133, 40}},
+           {0, 1, 4, 5, 6, 7, 8},
+           586,
+           174};
   for (const Heads heads : {Heads{1, 1, 16}, Heads{4, 2, 32}, Heads{3, 1, 64}, Heads{2, 1, 128}}) {
     INFO("heads " << heads.heads << "/" << heads.kv_heads << " of " << heads.dim);
     struct Work {
       int64_t copies = 0, barriers = 0, mma = 0;
       bool operator==(const Work&) const = default;
-    } forward, few, queries, keys;
-    const int64_t D = heads.dim, group = heads.heads / heads.kv_heads, steps = D / 16, parts = D > 64 ? 2 : 1;
+    } forward, few, backward;
+    const int64_t D = heads.dim, group = heads.heads / heads.kv_heads, steps = D / 16, step_rows = D > 64 ? 32 : 48;
     auto sixteens = [](int64_t n) { return (n + 15) / 16; };
     for (const SegmentSpec& s : l.segments) {
       const int64_t n = s.queries * group, all = std::ssize(s.keys);
       auto seen = [&](int64_t row) { return all - s.queries + 1 + std::min(row, n - 1) / group; };
       for (int64_t first = 0; first < n; first += 64) {
         const int64_t tiles = (seen(first + 63) + 63) / 64;
-        queries.copies += (2 * 64 + tiles * 2 * 64) * D / 8, queries.barriers += 2 * tiles;
         if (n > 16) forward.copies += (64 + tiles * 2 * 64) * D / 8, forward.barriers += 2 * tiles;
-        for (int64_t row = first; row < std::min(first + 64, n); row += 16) {
-          (n > 16 ? forward : few).mma += 4 * steps * sixteens(seen(row + 15));
-          queries.mma += 6 * steps * sixteens(seen(row + 15));
-        }
+        for (int64_t row = first; row < std::min(first + 64, n); row += 16)
+          (n > 16 ? forward : few).mma += 4 * steps * sixteens(seen(row + 15)), backward.mma += 10 * steps * sixteens(seen(row + 15));
       }
       for (int64_t part = 0; n > 0 && n <= 16 && part * 128 < all; ++part) few.copies += (16 + 2 * 128) * D / 8, few.barriers += 3;
-      for (int64_t first_key = 0; n > 0 && first_key < all; first_key += 64) {
+      for (int64_t first_key = 0; n > 0 && first_key < all; first_key += 96) {
         int64_t row = 0;
         while (seen(row) <= first_key) ++row;
-        const int64_t tiles = (n + 31) / 32 - row / 32;
-        keys.copies += (2 * 64 + tiles * 2 * 32) * D / 8;
-        keys.barriers += (parts == 2 ? 3 : 2) * tiles;
-        for (int64_t key = first_key; key < std::min(first_key + 64, all); key += 16)
-          for (int64_t r = row / 32 * 32; r < n; r += 16)
-            if (seen(r + 15) > key) keys.mma += 8 * steps;
+        const int64_t tiles = (n + step_rows - 1) / step_rows - row / step_rows;
+        backward.copies += (2 * 96 + tiles * 2 * step_rows) * D / 8, backward.barriers += 2 * tiles + 1;
       }
     }
-    for (Work* w : {&forward, &few, &queries, &keys})
+    for (Work* w : {&forward, &few, &backward})
       for (int64_t* x : {&w->copies, &w->barriers, &w->mma}) *x *= heads.kv_heads;
     const int64_t width = heads.heads * D, kv = heads.kv_heads * D;
-    const Matrices in = {random.normal(134, width), random.normal(489, kv), random.normal(489, kv),
-                         random.normal(134, width), Matrix(489, kv),        Matrix(489, kv)};
+    const Matrices in = {random.normal(174, width), random.normal(586, kv), random.normal(586, kv),
+                         random.normal(174, width), Matrix(586, kv),        Matrix(586, kv)};
     simt::take_counts();
     simt::set_watched({.counts = true});
     Device device(true);
     attention_kernels<bf16>({l, heads}, in, device);
     simt::set_watched({});
     const std::vector<simt::LaunchCounts> counts = simt::take_counts();
-    REQUIRE(counts.size() == 6);
+    REQUIRE(counts.size() == 4);
     auto check = [](const simt::LaunchCounts& c, const Work& want) {
       INFO(c.kernel);
       CHECK(c.copies == want.copies);
       CHECK(c.barriers == want.barriers);
       CHECK(c.mma == want.mma);
     };
-    check(counts[0], few), check(counts[2], forward), check(counts[4], queries), check(counts[5], keys);
+    check(counts[0], few), check(counts[2], forward), check(counts[3], backward);
   }
 }

@@ -129,6 +129,15 @@ TEST_CASE("kernels launch nothing where there is nothing to do") {
     attention_bwd<bf16>(&none, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
     attention_bwd<float>(&none, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
   }
+  // Attention has a form for up to 16 stacked rows, in parts of 128 keys, and one for more: each where some segment may need it.
+  for (const auto& [fewest, most, keys, kernels] :
+       {std::tuple{1, 8, 128, 1}, {1, 8, 129, 2}, {8, 9, 128, 2}, {9, 9, 129, 1}, {0, 9, 129, 3}}) {
+    SegmentLists lists;
+    lists.count = lists.groups = 1, lists.fewest_queries = fewest, lists.most_queries = most, lists.most_keys = keys;
+    attention_fwd<bf16>(&none, {}, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
+    CHECK(std::exchange(none.launches, 0) == kernels);
+    CHECK((attention_fwd_workspace<bf16>(lists, {2, 1, 64, 1.f}) > 0) == (fewest <= 8 && keys > 128));
+  }
   for (const auto& [m, n] : {std::pair{0, 3}, {3, 0}}) {
     Gemm<float> g;
     g.m = m, g.n = n;

@@ -18,6 +18,7 @@ SegmentLists lists_of(const Segments& s) {
 AttentionDims dims_of(const Tensor& q, int64_t heads, int64_t kv_heads, double scale) {
   return {static_cast<int>(heads), static_cast<int>(kv_heads), static_cast<int>(q.cols / heads), static_cast<float>(scale)};
 }
+Tensor room(Arena& arena, int64_t floats) { return floats > 0 ? arena.alloc(DType::f32, 1, floats) : Tensor{}; }
 void check_head_size(int64_t head_dim) {
   if (head_dim > 128)
     throw Error(Exit::preflight, "--device",
@@ -32,8 +33,7 @@ void CudaOps::do_attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse,
   on_storage(q.dtype, [&]<class T>() {
     const SegmentLists lists = lists_of(segments);
     const AttentionDims dims = dims_of(q, heads, kv_heads, scale);
-    const int64_t floats = attention_workspace<T>(lists, dims);
-    const Tensor workspace = floats > 0 ? arena.alloc(DType::f32, 1, floats) : Tensor{};
+    const Tensor workspace = room(arena, attention_fwd_workspace<T>(lists, dims));
     if (dry()) return;
     kava::attention_fwd(stream(), rows_of<T>(o), rows_of<float>(lse), data_of<float>(workspace), rows_of<const T>(q), rows_of<const T>(k),
                         rows_of<const T>(v), lists, dims);
@@ -43,12 +43,14 @@ void CudaOps::do_attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk,
                                const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments,
                                int64_t heads, int64_t kv_heads, double scale) {
   ArenaScope scope(arena);
-  const Tensor delta = arena.alloc(DType::f32, q.rows, q.dtype == DType::f32 ? 2 * heads : heads);
-  if (dry()) return;
   on_storage(q.dtype, [&]<class T>() {
-    kava::attention_bwd(stream(), rows_of<T>(dq), rows_of<float>(dk), rows_of<float>(dv), rows_of<float>(delta), rows_of<const T>(dout),
+    const SegmentLists lists = lists_of(segments);
+    const AttentionDims dims = dims_of(q, heads, kv_heads, scale);
+    const Tensor workspace = room(arena, attention_bwd_workspace<T>(q.rows, lists, dims));
+    if (dry()) return;
+    kava::attention_bwd(stream(), rows_of<T>(dq), rows_of<float>(dk), rows_of<float>(dv), data_of<float>(workspace), rows_of<const T>(dout),
                         rows_of<const T>(o), rows_of<const float>(lse), rows_of<const T>(q), rows_of<const T>(k), rows_of<const T>(v),
-                        lists_of(segments), dims_of(q, heads, kv_heads, scale));
+                        lists, dims);
   });
 }
 
