@@ -50,24 +50,28 @@ struct RunningSoftmax {
 
   /// Turns the products q k^T of a tile of keys into p, and scales acc and sum to the new maximum.
   __device__ __forceinline__ void turn(float (&s)[kKeyTile / 8][4], const ThreadRows& rows, int first_key, int visible, float scale2) {
-    const AccumulatorPlace place;
+    if (first_key + kKeyTile > rows.least) {  // else every row sees the whole tile
+      const AccumulatorPlace place;
+#pragma unroll
+      for (int n = 0; n < kKeyTile / 8; ++n)
+        for (int i = 0; i < 4; ++i)
+          if (first_key + n * 8 + place.col(i) >= rows.seen[i / 2]) s[n][i] = -INFINITY;
+    }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float high = most[h], part = 0;
+      float high = -INFINITY, part = 0;
 #pragma unroll
       for (int n = 0; n < kKeyTile / 8; ++n) {
         if (n / 2 * 16 >= visible) break;
-        for (int i = 2 * h; i < 2 * h + 2; ++i) {
-          s[n][i] = first_key + n * 8 + place.col(i) < rows.seen[h] ? s[n][i] * scale2 : -INFINITY;
-          high = fmaxf(high, s[n][i]);
-        }
+        for (int i = 2 * h; i < 2 * h + 2; ++i) high = fmaxf(high, s[n][i]);
       }
       for (int lanes = 1; lanes < 4; lanes *= 2) high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, lanes));
+      high = fmaxf(most[h], high * scale2);
 #pragma unroll
       for (int n = 0; n < kKeyTile / 8; ++n) {
         if (n / 2 * 16 >= visible) break;
         for (int i = 2 * h; i < 2 * h + 2; ++i) {
-          s[n][i] = fast_exp2(s[n][i] - high);
+          s[n][i] = fast_exp2(s[n][i] * scale2 - high);
           part += s[n][i];
         }
       }
@@ -107,27 +111,29 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
 
   const Tile<kQueryTile, kDim> q_smem{smem_addr(dynamic_smem<unsigned char>())};
   const KeyStages<kDim, kAligned> keys{q_smem.base + q_smem.kBytes};
+  const int key_tiles = seg.key_tiles(first_row);
   load_tile<kAttentionThreads, kAligned>(q_smem, D, q.data, [&](int r) { return seg.query(q, first_row + r, D); });
-  keys.load(0, seg, k, v, D);
-  cp_async_commit();
+  for (int tile = 0; tile < 2; ++tile) {
+    if (tile < key_tiles) keys.load(tile, seg, k, v, D);
+    cp_async_commit();
+  }
 
   const int warp_row = static_cast<int>(threadIdx.x) / kWarpSize * 16;
   const ThreadRows rows(seg, first_row + warp_row);
-  const int key_tiles = seg.key_tiles(first_row);
   RunningSoftmax<kDim> softmax;
   uint32_t q_row[kDim / 16][4];
   for (int tile = 0; tile < key_tiles; ++tile) {
-    if (tile + 1 < key_tiles) keys.load(tile + 1, seg, k, v, D);
+    if (tile == 0) cp_async_wait<1>();
+    else cp_async_wait<0>();
+    __syncthreads();  // the tile is complete for all threads, which have read the one before
+    if (tile > 0 && tile + 1 < key_tiles) keys.load(tile + 1, seg, k, v, D);
     cp_async_commit();
-    cp_async_wait<1>();
-    __syncthreads();  // the tile is complete for all threads
     if (tile == 0) {
 #pragma unroll
       for (int d = 0; d < kDim / 16; ++d) load_a<false>(q_row[d], q_smem, warp_row, d * 16);
     }
     const int first_key = tile * kKeyTile, visible = rows.most - first_key;
     if (visible > 0) softmax.add(q_row, keys.k(tile), keys.v(tile), rows, first_key, visible, dims.scale * kLog2E);
-    __syncthreads();  // the stage is read before the next but one load overwrites it
   }
   softmax.template store<kAligned>(o, lse, seg, rows, D);
 }

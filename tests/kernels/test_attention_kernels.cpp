@@ -166,7 +166,7 @@ TEST_CASE("attention copies, meets and multiplies no more than what its tiles se
       auto seen = [&](int64_t row) { return all - s.queries + 1 + std::min(row, n - 1) / group; };
       for (int64_t first = 0; first < n; first += 64) {
         const int64_t tiles = (seen(first + 63) + 63) / 64;
-        if (n > 16) forward.copies += (64 + tiles * 2 * 64) * D / 8, forward.barriers += 2 * tiles;
+        if (n > 16) forward.copies += (64 + tiles * 2 * 64) * D / 8, forward.barriers += tiles;
         for (int64_t row = first; row < std::min(first + 64, n); row += 16)
           (n > 16 ? forward : few).mma += 4 * steps * sixteens(seen(row + 15)), backward.mma += 10 * steps * sixteens(seen(row + 15));
       }
