@@ -137,6 +137,8 @@ TEST_CASE("kernels launch nothing where there is nothing to do") {
     attention_fwd<bf16>(&none, {}, {}, {}, {}, {}, {}, lists, {2, 1, 64, 1.f});
     CHECK(std::exchange(none.launches, 0) == kernels);
     CHECK((attention_fwd_workspace<bf16>(lists, {2, 1, 64, 1.f}) > 0) == (fewest <= 8 && keys > 128));
+    lists.most_keys -= 32;
+    CHECK((attention_bwd_workspace<bf16>(9, lists, {2, 1, 60, 1.f}) == (keys > 128 ? 9 * 2 * 64 : 0)));
   }
   for (const auto& [m, n] : {std::pair{0, 3}, {3, 0}}) {
     Gemm<float> g;
