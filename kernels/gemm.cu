@@ -432,12 +432,12 @@ void launch_bf16(Stream stream, const Gemm<bf16>& g) {
   if (!all_aligned<form>(g)) {
     if (g.masked) launch_bf16<form, 64, false, kPlace>(stream, g);
     else launch_bf16<form, 64, false, Masked::nowhere>(stream, g);
-  } else if (g.masked) {
-    launch_bf16<form, 64, true, kPlace>(stream, g);
   } else if (large(g)) {
-    launch_bf16<form, 128, true, Masked::nowhere>(stream, g);
+    if (g.masked) launch_bf16<form, 128, true, kPlace>(stream, g);
+    else launch_bf16<form, 128, true, Masked::nowhere>(stream, g);
   } else {
-    launch_bf16<form, 64, true, Masked::nowhere>(stream, g);
+    if (g.masked) launch_bf16<form, 64, true, kPlace>(stream, g);
+    else launch_bf16<form, 64, true, Masked::nowhere>(stream, g);
   }
 }
 

@@ -74,6 +74,8 @@ TEST_CASE("cuBLASLt is asked for large plain products of aligned rows alone") {
   added.add = {reinterpret_cast<float*>(at), kSide + 4}, added.bias = at;
   CHECK(lt_takes(GemmForm::tn, added, false, key));
   CHECK(key == LtKey{GemmForm::tn, kSide, kSide, kSide, true, true, true});
+  CHECK(lt_takes(GemmForm::nn, plain(kSide, kSide), false, key, true));
+  CHECK(key == LtKey{GemmForm::nn, kSide, kSide, kSide, false, true, false});
   off.set.data = at + 1;
   CHECK_FALSE(lt_takes(GemmForm::nn, off, false, key));
   two.then({at, kSide}, {at, kSide}, kSide);

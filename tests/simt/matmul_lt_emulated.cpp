@@ -4,6 +4,7 @@
 // KAVA_EMULATED_LT=all       it makes all of them
 //                  none:K    it has no way to make the K-th
 //                  wrong:K   the first element of the K-th is not what it should be
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
@@ -13,10 +14,23 @@
 namespace kava {
 
 struct MatmulLt::State {
+  static constexpr int kWorkspace = 1 << 16;  // floats
+  State(GpuRuntime& r, std::string k, int64_t n) : runtime(r), kind(std::move(k)), number(n) {}
+  ~State() { runtime.release(workspace); }
   GpuRuntime& runtime;
   std::string kind;
   int64_t number, products = 0;
+  float* workspace = static_cast<float*>(runtime.allocate(kWorkspace * sizeof(float)));
 };
+
+namespace {
+void multiply(Stream stream, GemmForm form, const Gemm<bf16>& g) {
+  if (form == GemmForm::nt) gemm<GemmForm::nt>(stream, g);
+  else if (form == GemmForm::nn) gemm<GemmForm::nn>(stream, g);
+  else gemm<GemmForm::tn>(stream, g);
+}
+}  // namespace
+
 MatmulLt::~MatmulLt() = default;
 
 std::unique_ptr<MatmulLt> MatmulLt::open(GpuRuntime& runtime, std::string& why) {
@@ -32,16 +46,22 @@ std::unique_ptr<MatmulLt> MatmulLt::open(GpuRuntime& runtime, std::string& why) 
   return lt;
 }
 
-bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size) {
+bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size, bool onto) {
   State& s = *state_;
   LtKey key;
-  if (!lt_takes(form, g, any_size, key)) return false;
+  if (!lt_takes(form, g, any_size, key, onto)) return false;
   const bool meant = ++s.products == s.number;
   if (meant && s.kind == "none") return false;
   const Stream stream = s.runtime.stream();
-  if (form == GemmForm::nt) gemm<GemmForm::nt>(stream, g);
-  else if (form == GemmForm::nn) gemm<GemmForm::nn>(stream, g);
-  else gemm<GemmForm::tn>(stream, g);
+  if (!onto) multiply(stream, form, g);
+  // As many rows at a time as the workspace holds of the sums.
+  for (int row = 0, rows = State::kWorkspace / g.n; onto && row < g.m; row += rows) {
+    Gemm<bf16> some = g;
+    some.m = std::min(rows, g.m - row), some.set = {}, some.set_sum = {s.workspace, g.n};
+    some.products[0].a.data += form == GemmForm::tn ? row : row * some.products[0].a.stride;
+    multiply(stream, form, some);
+    add_rows<bf16, float>(stream, {g.set[row], g.set.stride}, some.set_sum, some.m, g.n);
+  }
   if (meant && s.kind == "wrong") {
     if (key.sums) fill_rows(stream, key.adds ? g.add : g.set_sum, 1e6f, 1, 1);
     else fill_rows(stream, g.set, to_bf16(1e6f), 1, 1);

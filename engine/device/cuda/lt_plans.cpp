@@ -35,11 +35,11 @@ LtKey rounded_key(LtKey key) {
   return key;
 }
 
-bool lt_takes(GemmForm form, const Gemm<bf16>& g, bool any_size, LtKey& key) {
+bool lt_takes(GemmForm form, const Gemm<bf16>& g, bool any_size, LtKey& key, bool onto) {
   const Product<bf16>& p = g.products[0];
   if (g.count != 1 || (g.scaled == 1 && g.masked) || g.m == 0 || g.n == 0 || p.k == 0) return false;
   const bool adds = g.add.data != nullptr, sums = adds || g.set_sum.data != nullptr;
-  key = {form, g.m, g.n, p.k, sums, adds, g.bias != nullptr};
+  key = {form, g.m, g.n, p.k, sums, adds || onto, g.bias != nullptr};
   const LtKey chosen_for = rounded_key(key);
   if (!any_size && static_cast<double>(chosen_for.m) * chosen_for.n * chosen_for.k < kSmallest) return false;
   return aligned(p.a) && aligned(p.b) && (adds ? aligned(g.add) : sums ? aligned(g.set_sum) : aligned(g.set));

@@ -17,14 +17,14 @@ struct LtKey {
   static constexpr int kRowStep = 256, kForwardRows = 4096;
   GemmForm form = GemmForm::nt;
   int m = 0, n = 0, k = 0;
-  bool sums = false, adds = false, bias = false;  // f32 outputs; onto what is there; a bias
+  bool sums = false, adds = false, bias = false;  // f32 outputs; onto what is there, in the outputs' type; a bias
   auto operator<=>(const LtKey&) const = default;
 };
 
 /// The key that an algorithm is chosen for.
 LtKey rounded_key(LtKey key);
 /// Whether cuBLASLt is asked for a product, and its key: as MatmulLt::run says.
-bool lt_takes(GemmForm form, const Gemm<bf16>& g, bool any_size, LtKey& key);
+bool lt_takes(GemmForm form, const Gemm<bf16>& g, bool any_size, LtKey& key, bool onto = false);
 
 struct LtPlan {
   std::array<uint64_t, 8> algorithm{};

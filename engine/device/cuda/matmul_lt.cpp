@@ -156,11 +156,11 @@ std::unique_ptr<MatmulLt> MatmulLt::open(GpuRuntime& runtime, std::string& why) 
   return lt;
 }
 
-bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size) {
+bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size, bool onto) {
   LtKey key;
-  if (!lt_takes(form, g, any_size, key)) return false;
+  if (!lt_takes(form, g, any_size, key, onto)) return false;
   const Product<bf16>& p = g.products[0];
-  const Rows<float> wide = key.adds ? g.add : g.set_sum;
+  const Rows<float> wide = g.add.data ? g.add : g.set_sum;
   void* out = key.sums ? static_cast<void*>(wide.data) : g.set.data;
   const int64_t ldc = key.sums ? wide.stride : g.set.stride;
   State& s = *state_;
@@ -170,8 +170,8 @@ bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size) {
   cublasLtMatmulHeuristicResult_t checked{};
   if (s.algo_check(s.handle, call.desc, call.b, call.a, call.c, call.c, &algorithm, &checked) != CUBLAS_STATUS_SUCCESS) return false;
   if (checked.workspaceSize > kWorkspace) return false;
-  const float factor = g.scaled == 1 ? g.factor : 1, onto = key.adds ? 1 : 0;
-  KAVA_LT(s.matmul(s.handle, call.desc, &factor, p.b.data, call.b, p.a.data, call.a, &onto, out, call.c, out, call.c, &algorithm,
+  const float factor = g.scaled == 1 ? g.factor : 1, kept = key.adds ? 1 : 0;
+  KAVA_LT(s.matmul(s.handle, call.desc, &factor, p.b.data, call.b, p.a.data, call.a, &kept, out, call.c, out, call.c, &algorithm,
                    s.workspace, kWorkspace, reinterpret_cast<cudaStream_t>(s.runtime.stream())));
   ++launched;
   return true;

@@ -3,6 +3,7 @@
 #pragma once
 #include <memory>
 
+#include "engine/device/cuda/lt_plans.h"
 #include "engine/device/cuda/matmul_lt.h"
 #include "engine/device/cuda/pass_graphs.h"
 #include "engine/device/cuda/runtime.h"
@@ -113,6 +114,19 @@ class CudaOps final : public Ops {
   bool multiplied_by_lt(const Gemm<T>& g, Reads reads) {
     if constexpr (std::is_same_v<T, bf16>) return lt_ && reads == Reads::tiled && lt_->run(form, g);
     else return false;
+  }
+  /// g onto first, which has the same output: by cuBLASLt where that takes g, after the own kernel made first; else by it as one sum.
+  template <GemmForm form, class T>
+  void multiply_onto(Gemm<T> first, const Gemm<T>& g) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      LtKey key;
+      if (lt_ && lt_takes(form, g, false, key, true)) {
+        gemm<form>(stream(), first);
+        if (lt_->run(form, g, false, true)) return;
+      }
+    }
+    first.then(g.products[0].a, g.products[0].b, g.products[0].k);
+    gemm<form>(stream(), first);
   }
   /// Whether cuBLASLt's products are the own kernel's, on numbers whose sums are exact in any order.
   bool products_agree();

@@ -107,17 +107,17 @@ void CudaOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& 
     });
   if (!dx) return;
   on_storage(dx.dtype, [&]<class T>() {
-    Gemm<T> gemm_;
-    gemm_.mask = mask_of(dropout);
-    gemm_.set = rows_of<T>(dx);
-    set_output(gemm_, dx);
-    if (ranks.count() > 0) {
-      gemm_.then(rows_of<const T>(dxa.col_range(ranks.begin, ranks.end)), rows_of<const T>(g.a.row_range(ranks.begin, ranks.end)),
-                 to_int(ranks.count()));
-      gemm_.scaled = 1, gemm_.factor = gemm_.mask.inverse_keep, gemm_.masked = dropout.p > 0;
-    }
-    gemm_.then(rows_of<const T>(dy), rows_of<const T>(g.joined), to_int(g.outs()));
-    multiply<GemmForm::nn>(gemm_);
+    Gemm<T> base;
+    base.set = rows_of<T>(dx);
+    set_output(base, dx);
+    Gemm<T> low = base;
+    base.then(rows_of<const T>(dy), rows_of<const T>(g.joined), to_int(g.outs()));
+    if (ranks.count() == 0) return multiply<GemmForm::nn>(base);
+    low.then(rows_of<const T>(dxa.col_range(ranks.begin, ranks.end)), rows_of<const T>(g.a.row_range(ranks.begin, ranks.end)),
+             to_int(ranks.count()));
+    low.mask = mask_of(dropout);
+    low.scaled = 1, low.factor = low.mask.inverse_keep, low.masked = dropout.p > 0;
+    multiply_onto<GemmForm::nn>(low, base);
   });
 }
 
