@@ -19,9 +19,15 @@ constexpr int kStep = 32, kThreads = 128;
 constexpr bool a_by_k(GemmForm form) { return form == GemmForm::tn; }
 constexpr bool b_by_k(GemmForm form) { return form != GemmForm::nt; }
 
-__device__ __forceinline__ void mask_bits(uint32_t (&bits)[4], const DropoutMask& mask, int row, int column_block) {
-  dropout_bits(bits, mask.seed, mask.step, mask.site, mask.row_keys[2 * row], mask.row_keys[2 * row + 1],
-               static_cast<uint32_t>(column_block));
+/// What of the mask goes by the row: its sample, and its place there.
+struct RowKey {
+  int32_t sample, row;
+};
+__device__ __forceinline__ RowKey row_key(const DropoutMask& mask, int row) { return {mask.row_keys[2 * row], mask.row_keys[2 * row + 1]}; }
+/// keys: the seed's, made on the host, so that each round has its two at hand among the kernel's parameters.
+__device__ __forceinline__ void mask_bits(uint32_t (&bits)[4], const DropoutMask& mask, const PhiloxKeys& keys, RowKey row,
+                                          int column_block) {
+  dropout_bits(bits, keys, mask.step, mask.site, row.sample, row.row, static_cast<uint32_t>(column_block));
 }
 
 /// What of k a product of g has to be summed over for the columns of C from first_n on, in this block's part.
@@ -105,15 +111,28 @@ struct Operand {
     left -= kStep;
   }
 
-  /// Zeros what the mask drops of the tile at `base`, whose step begins at first_k: each thread the chunks that it loaded itself. Rows of
-  /// the operand are rows of x.
-  __device__ __forceinline__ void drop(uint32_t base, const DropoutMask& mask, int first_outer, int first_k, int k) const {
+  /// Of the rows whose chunks this thread loads of a tile that begins at row `first` of x; beyond the end, where the tile is zero, the last
+  /// one's.
+  struct RowKeys {
+    RowKey of[kTrips];
+  };
+  __device__ __forceinline__ RowKeys row_keys(const DropoutMask& mask, int first, int end) const {
+    RowKeys keys;
 #pragma unroll
     for (int j = 0; j < kTrips; ++j) {
-      const int r = (kByK ? first_k : first_outer) + row + j * kRowStep, end = kByK ? k : first_outer + outer;
-      if (r >= end) continue;
+      const int r = first + row + j * kRowStep;
+      keys.of[j] = row_key(mask, r < end ? r : end - 1);
+    }
+    return keys;
+  }
+  /// Zeros what the mask drops of the tile at `base`, whose rows are rows of x, from x's column first_col on: each thread the chunks that
+  /// it loaded itself.
+  __device__ __forceinline__ void drop(uint32_t base, const DropoutMask& mask, const PhiloxKeys& keys, const RowKeys& rows,
+                                       int first_col) const {
+#pragma unroll
+    for (int j = 0; j < kTrips; ++j) {
       uint32_t bits[4], *chunk = smem_words(base + place + static_cast<uint32_t>(j * kRowStep * TileType::kChunks * 16));
-      mask_bits(bits, mask, r, ((kByK ? first_outer : first_k) + col) / 8);
+      mask_bits(bits, mask, keys, rows.of[j], (first_col + col) / 8);
       Bytes16 bytes = load_16(chunk);
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
@@ -157,31 +176,36 @@ struct WarpSum {
     }
   }
 
-  /// Factor and mask of the scaled sum. The 8 columns of an accumulator are one block of the mask, of which a thread holds the pair `lane %
-  /// 4`.
+  /// Factor and mask of the scaled sum. Eight columns are one block of the mask, of which a thread holds the pair `lane % 4` in each of
+  /// four blocks: the four threads draw a block each and exchange the words.
   template <bool kMasked>
-  __device__ __forceinline__ void finish_scaled(const Gemm<bf16>& g) {
+  __device__ __forceinline__ void finish_scaled(const Gemm<bf16>& g, const PhiloxKeys& keys) {
     const AccumulatorPlace place;
 #pragma unroll
     for (int i = 0; i < kSize / 16; ++i)
 #pragma unroll
-      for (int j = 0; j < kSize / 8; ++j)
+      for (int h = 0; h < 2; ++h) {
+        const int r = row + i * 16 + place.row(2 * h);
+        RowKey key;
+        if constexpr (kMasked) key = row_key(g.mask, r < g.m ? r : g.m - 1);
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          bool low = true, high = true;
+        for (int first = 0; first < kSize / 8; first += 4) {
+          uint32_t bits[4];
           if constexpr (kMasked) {
-            const int r = row + i * 16 + place.row(2 * h);
-            if (r < g.m) {
-              uint32_t bits[4];
-              mask_bits(bits, g.mask, r, col / 8 + j);
-              const int pair = place.lane % 4;
-              const uint32_t word = pair == 0 ? bits[0] : pair == 1 ? bits[1] : pair == 2 ? bits[2] : bits[3];
-              low = (word & 0xffffu) >= g.mask.threshold, high = word >> 16 >= g.mask.threshold;
+            mask_bits(bits, g.mask, keys, key, col / 8 + first + place.lane % 4);
+            transpose_words(bits);
+          }
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            float &low = acc[i][first + j][2 * h], &high = acc[i][first + j][2 * h + 1];
+            low *= g.factor, high *= g.factor;
+            if constexpr (kMasked) {
+              if ((bits[j] & 0xffffu) < g.mask.threshold) low = 0;
+              if (bits[j] >> 16 < g.mask.threshold) high = 0;
             }
           }
-          acc[i][j][2 * h] = low ? acc[i][j][2 * h] * g.factor : 0.f;
-          acc[i][j][2 * h + 1] = high ? acc[i][j][2 * h + 1] * g.factor : 0.f;
         }
+      }
   }
 
   /// Four blocks of eight columns at a time: bf16 goes in chunks of 16 bytes, f32 in pairs.
@@ -231,19 +255,22 @@ struct WarpSum {
 enum class Masked { nowhere, operand, scaled_sum };
 
 template <GemmForm form, int kTile, bool kAligned, Masked masked>
-__global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_constant__ Gemm<bf16> g) {
+__global__ void __launch_bounds__(kThreads, 2)
+    gemm_bf16_kernel(const __grid_constant__ Gemm<bf16> g, const __grid_constant__ PhiloxKeys keys) {
   constexpr int kWarpSize_ = kTile / 2;
   using A = Operand<a_by_k(form), kTile, kAligned>;
   using B = Operand<b_by_k(form), kTile, kAligned>;
   constexpr uint32_t kStageBytes = A::kBytes + B::kBytes;
+  constexpr bool kDropsA = masked == Masked::operand && form == GemmForm::nt, kDropsB = masked == Masked::operand && form == GemmForm::tn;
   const int first_n = static_cast<int>(blockIdx.x) * kTile, first_m = static_cast<int>(blockIdx.y) * kTile;
   const uint32_t smem = smem_addr(dynamic_smem<unsigned char>());
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, warp_m = warp / 2 * kWarpSize_, warp_n = warp % 2 * kWarpSize_;
   WarpSum<form, kWarpSize_> sum{first_m + warp_m, first_n + warp_n};
   const bool works = sum.row < g.m && sum.col < g.n;  // else the warp only helps to copy
 
-  for (int product = 0; product < g.count; ++product) {
-    if (product == g.scaled) sum.template finish_scaled<masked == Masked::scaled_sum>(g);
+  for (int product = 0;; ++product) {
+    if (product == g.scaled) sum.template finish_scaled<masked == Masked::scaled_sum>(g, keys);
+    if (product == g.count) break;
     const Product<bf16>& p = g.products[product];
     const Stretch k = needed(g, product, first_n, kTile);
     const int steps = div_up(k.count, kStep);
@@ -257,12 +284,14 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_con
     }
     uint32_t at = smem, ahead = smem + (kStages - 1) * kStageBytes;
     auto next_stage = [&](uint32_t stage) { return stage == smem + (kStages - 1) * kStageBytes ? smem : stage + kStageBytes; };
+    [[maybe_unused]] typename A::RowKeys a_rows;
+    [[maybe_unused]] typename B::RowKeys b_rows;
+    if constexpr (kDropsA) a_rows = a.row_keys(g.mask, first_m, g.m);
     for (int step = 0; step < steps; ++step) {
+      if constexpr (kDropsB) b_rows = b.row_keys(g.mask, k.begin + step * kStep, k.begin + k.count);
       cp_async_wait<kStages - 2>();
-      if constexpr (masked == Masked::operand) {
-        if constexpr (form == GemmForm::nt) a.drop(at, g.mask, first_m, k.begin + step * kStep, k.begin + k.count);
-        else b.drop(at + A::kBytes, g.mask, first_n, k.begin + step * kStep, k.begin + k.count);
-      }
+      if constexpr (kDropsA) a.drop(at, g.mask, keys, a_rows, k.begin + step * kStep);
+      if constexpr (kDropsB) b.drop(at + A::kBytes, g.mask, keys, b_rows, first_n);
       __syncthreads();  // the step's operands are complete for all threads, and the stage before it has been read by all
       a.load(ahead);
       b.load(ahead + A::kBytes);
@@ -273,7 +302,6 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_bf16_kernel(const __grid_con
     cp_async_wait<0>();
     __syncthreads();  // the last steps have been read before the next product's copies overwrite them
   }
-  if (g.scaled == g.count) sum.template finish_scaled<masked == Masked::scaled_sum>(g);
   if (works) sum.store(g);
 }
 
@@ -311,12 +339,12 @@ __device__ Panel panel(Rows<const float> x, int first_outer, int outer, int firs
 
 /// tile[outer][k] of a panel of 32 x 32; a thread loads 8 columns, one block of the mask.
 template <bool kByK>
-__device__ __forceinline__ void load_panel(float* tile, const Panel& p, bool masked, const DropoutMask& mask) {
+__device__ __forceinline__ void load_panel(float* tile, const Panel& p, bool masked, const DropoutMask& mask, const PhiloxKeys& keys) {
   const int r = static_cast<int>(threadIdx.x) / 4, c0 = static_cast<int>(threadIdx.x) % 4 * 8;
   const float* src = p.row(r);
   uint32_t bits[4] = {};
   masked = masked && src;
-  if (masked) mask_bits(bits, mask, p.first_row + r, (p.first_col + c0) / 8);
+  if (masked) mask_bits(bits, mask, keys, row_key(mask, p.first_row + r), (p.first_col + c0) / 8);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const int c = c0 + i;
@@ -326,7 +354,8 @@ __device__ __forceinline__ void load_panel(float* tile, const Panel& p, bool mas
 }
 
 template <GemmForm form>
-__global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_constant__ Gemm<float> g) {
+__global__ void __launch_bounds__(kThreads, 2)
+    gemm_f32_kernel(const __grid_constant__ Gemm<float> g, const __grid_constant__ PhiloxKeys keys) {
   constexpr bool kAByK = a_by_k(form), kBByK = b_by_k(form);
   const int first_n = static_cast<int>(blockIdx.x) * kTileF32, first_m = static_cast<int>(blockIdx.y) * kTileF32;
   float *a_smem = dynamic_smem<float>(), *b_smem = a_smem + kTileF32 * kPitch;
@@ -338,7 +367,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
       bool kept = true;
       if (form == GemmForm::nn && g.masked && first_m + m + i < g.m) {
         uint32_t bits[4];
-        mask_bits(bits, g.mask, first_m + m + i, col / 8);
+        mask_bits(bits, g.mask, keys, row_key(g.mask, first_m + m + i), col / 8);
         const int pair = col % 8 / 2;
         const uint32_t word = pair == 0 ? bits[0] : pair == 1 ? bits[1] : pair == 2 ? bits[2] : bits[3];
         kept = (col % 2 ? word >> 16 : word & 0xffffu) >= g.mask.threshold;
@@ -352,8 +381,8 @@ __global__ void __launch_bounds__(kThreads, 2) gemm_f32_kernel(const __grid_cons
     const Stretch k = needed(g, product, first_n, kTileF32);
     const Rows<const float> a = from_k<kAByK>(g.products[product].a, k.begin), b = from_k<kBByK>(g.products[product].b, k.begin);
     for (int first_k = 0; first_k < k.count; first_k += kStep) {
-      load_panel<kAByK>(a_smem, panel<kAByK>(a, first_m, g.m, first_k, k.count), form == GemmForm::nt && g.masked, g.mask);
-      load_panel<kBByK>(b_smem, panel<kBByK>(b, first_n, g.n, first_k, k.count), form == GemmForm::tn && g.masked, g.mask);
+      load_panel<kAByK>(a_smem, panel<kAByK>(a, first_m, g.m, first_k, k.count), form == GemmForm::nt && g.masked, g.mask, keys);
+      load_panel<kBByK>(b_smem, panel<kBByK>(b, first_n, g.n, first_k, k.count), form == GemmForm::tn && g.masked, g.mask, keys);
       __syncthreads();  // the step's operands are complete for all threads
       for (int at = 0; at < kStep; ++at) {
         const float b_at = b_smem[n * kPitch + at];
@@ -420,7 +449,7 @@ dim3 gemm_grid(const Gemm<T>& g, int tile) {
 template <GemmForm form, int kTile, bool kAligned, Masked masked>
 void launch_bf16(Stream stream, const Gemm<bf16>& g) {
   constexpr std::size_t kSmem = kStages * 2 * std::size_t{kTile} * kStep * sizeof(bf16);
-  launch(stream, gemm_bf16_kernel<form, kTile, kAligned, masked>, gemm_grid(g, kTile), kThreads, kSmem, g);
+  launch(stream, gemm_bf16_kernel<form, kTile, kAligned, masked>, gemm_grid(g, kTile), kThreads, kSmem, g, dropout_keys(g.mask.seed));
 }
 
 /// Where tiles of 128 are worth their coarser grid. Either size gives the same bytes.
@@ -454,7 +483,8 @@ void gemm(Stream stream, const Gemm<T>& g) {
     if (g.add.data) add_parts<float, true>(stream, g.add, g);
     else add_parts<bf16, false>(stream, g.set, g);
   } else {
-    launch(stream, gemm_f32_kernel<form>, gemm_grid(g, kTileF32), kThreads, 2 * kTileF32 * kPitch * sizeof(float), g);
+    launch(stream, gemm_f32_kernel<form>, gemm_grid(g, kTileF32), kThreads, 2 * kTileF32 * kPitch * sizeof(float), g,
+           dropout_keys(g.mask.seed));
   }
 }
 

@@ -7,16 +7,27 @@
 
 namespace kava {
 
-constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, std::array<uint32_t, 2> key) {
+/// The two words of a key in each of the ten rounds.
+struct PhiloxKeys {
+  uint32_t word[10][2] = {};
+  constexpr explicit PhiloxKeys(std::array<uint32_t, 2> key) {
+    for (auto& [first, second] : word) {
+      first = key[0], second = key[1];
+      key[0] += 0x9E3779B9;
+      key[1] += 0xBB67AE85;
+    }
+  }
+};
+
+constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, const PhiloxKeys& keys) {
   for (int round = 0; round < 10; ++round) {
     uint64_t p0 = uint64_t{0xD2511F53} * c[0], p1 = uint64_t{0xCD9E8D57} * c[2];
-    c = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ key[0], static_cast<uint32_t>(p1), static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ key[1],
-         static_cast<uint32_t>(p0)};
-    key[0] += 0x9E3779B9;
-    key[1] += 0xBB67AE85;
+    c = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ keys.word[round][0], static_cast<uint32_t>(p1),
+         static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ keys.word[round][1], static_cast<uint32_t>(p0)};
   }
   return c;
 }
+constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, std::array<uint32_t, 2> key) { return philox(c, PhiloxKeys(key)); }
 
 /// What a random number is drawn for: the first word of the key. The second word is the run's seed.
 enum class Purpose : uint32_t {

@@ -30,7 +30,7 @@ Matrix gemm_reference(const GemmCase& c, const Matrices& in, const std::vector<i
   auto kept = [&](int64_t row, int64_t col) {
     if (!c.masked) return true;
     uint32_t bits[4];
-    dropout_bits(bits, 7, 3, 2, keys[static_cast<std::size_t>(2 * row)], keys[static_cast<std::size_t>(2 * row + 1)],
+    dropout_bits(bits, dropout_keys(7), 3, 2, keys[static_cast<std::size_t>(2 * row)], keys[static_cast<std::size_t>(2 * row + 1)],
                  static_cast<uint32_t>(col / 8));
     return dropout_keep(bits, static_cast<uint32_t>(col), c.threshold);
   };

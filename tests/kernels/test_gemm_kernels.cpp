@@ -75,7 +75,7 @@ TEST_CASE("products scale as many of their parts as they are told, and keep what
   for (int scaled : {0, 1, 2}) check({GemmForm::nn, 40, 24, 16, 40, false, false, {}, scaled});
   // Half-words of the mask at even and odd columns of rows that each form has; row 1 has the keys (0, 99).
   uint32_t bits[4];
-  dropout_bits(bits, 7, 3, 2, 0, 99, 0);
+  dropout_bits(bits, dropout_keys(7), 3, 2, 0, 99, 0);
   for (GemmForm form : {GemmForm::nt, GemmForm::nn, GemmForm::tn})
     for (const uint32_t threshold : {bits[1] & 0xffff, bits[2] >> 16}) check({form, 3, 8, 8, 0, true, false, {}, 1, threshold});
 }
@@ -83,12 +83,13 @@ TEST_CASE("products scale as many of their parts as they are told, and keep what
 TEST_CASE("tiles of 128 are taken where they are three quarters of a device's blocks") {
   if (!simt::supported() || !simt::watchable()) SKIP("kernels tell their accesses in builds without a sanitizer alone");
   simt::set_schedule({});
-  auto blocks = [](int64_t m, int64_t n, int parts) {
+  auto blocks = [](int64_t m, int64_t n, int parts, bool masked = false) {
     Gemm<bf16> g;
     Device device(true);
     g.m = static_cast<int>(m), g.n = static_cast<int>(n), g.set = device.out<bf16>(m, n);
     if (parts > 0) g.parts = parts, g.partial = device.out<float>(parts * m, n);
     g.then(device.in<bf16>(Matrix(m, 16)), device.in<bf16>(Matrix(n, 16)), 16);
+    g.masked = masked, g.mask = {device.index(mask_keys(m)), 7, 3, 2, dropout_threshold(0.3), 1};
     simt::take_counts();
     simt::set_watched({.counts = true, .most_blocks = 1});
     gemm<GemmForm::nt>(nullptr, g);
@@ -99,6 +100,8 @@ TEST_CASE("tiles of 128 are taken where they are three quarters of a device's bl
   CHECK(blocks(1152, 21 * 128 + 8, 0) == 9 * 22);
   CHECK(blocks(512, 1024, 6) == 8 * 16 * 6);
   CHECK(blocks(512, 1024, 7) == 4 * 8 * 7);
+  CHECK(blocks(1152, 21 * 128, 0, true) == 18 * 42);
+  CHECK(blocks(1152, 21 * 128 + 8, 0, true) == 9 * 22);
 }
 
 TEST_CASE("a sum over rows is cut into parts by shapes alone, where few tiles would leave a device idle") {
