@@ -281,7 +281,7 @@ const MapGroup kLongIn{3, 4100, {8}, {8}, false, 0.1}, kStreamed{3, 600, {8, 8},
 }  // namespace
 
 TEST_CASE("linear_group on cuda is as exact where its sums are cut into parts") {
-  if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   Random random(29);
   check_op("linear_group_fwd, long", inputs_of(kLongIn, random), linear_fwd(kLongIn));
   check_op("linear_group_fwd, streamed", inputs_of(kStreamed, random), linear_fwd(kStreamed, Reads::streamed));
@@ -289,7 +289,7 @@ TEST_CASE("linear_group on cuda is as exact where its sums are cut into parts") 
 }
 
 TEST_CASE("a row of xa has the same bytes on cuda whatever rows stand beside it, in parts too") {
-  if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   take_schedule(0);
   Random random(30);
   for (const auto& [group, reads] : {std::pair{kLongIn, Reads::tiled}, {kStreamed, Reads::streamed}, {kStreamed, Reads::tiled}}) {
@@ -299,7 +299,7 @@ TEST_CASE("a row of xa has the same bytes on cuda whatever rows stand beside it,
     auto first_row = [&, reads = reads](int64_t n) {
       Matrices some = m;
       for (std::size_t x = 0; x < some.size(); x += kMapParts) some[x].rows = n, some[x].at.resize(std::size_t(n * some[x].cols));
-      Rig rig(*emulated_cuda(), DType::bf16, DType::bf16, Rig::kToEights);
+      Rig rig(*tested_cuda(), DType::bf16, DType::bf16, Rig::kToEights);
       Matrix xa = read_all(rig, linear_fwd(g, reads)(rig, some)).back();
       xa.at.resize(std::size_t(xa.cols));
       return xa.at;
@@ -310,9 +310,9 @@ TEST_CASE("a row of xa has the same bytes on cuda whatever rows stand beside it,
 }
 
 TEST_CASE("a dry run of linear_group on cuda takes as much of the arena as it does") {
-  if (!emulated_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   take_schedule(0);
-  const std::unique_ptr<Ops> dry = emulated_cuda()->dry_twin();
+  const std::unique_ptr<Ops> dry = tested_cuda()->dry_twin();
   auto peak = [](Ops& ops, DType type, const MapGroup& g, Reads reads, bool backward) {
     Arena arena(ops);
     const int64_t outs = g.outs[0], rank = g.ranks[0], rows = g.rows;
@@ -334,7 +334,7 @@ TEST_CASE("a dry run of linear_group on cuda takes as much of the arena as it do
   for (DType type : {DType::bf16, DType::f32})
     for (const auto& [g, reads] : {std::pair{kLongIn, Reads::tiled}, {kStreamed, Reads::streamed}, {kLongRows, Reads::tiled}})
       for (bool backward : {false, true}) {
-        const int64_t taken = peak(*emulated_cuda(), type, g, reads, backward);
+        const int64_t taken = peak(*tested_cuda(), type, g, reads, backward);
         INFO(name_of(type) << ", " << g.rows << " rows of " << g.in << (backward ? ", backward" : ""));
         CHECK(peak(*dry, type, g, reads, backward) == taken);
         CHECK((taken > 0) == (type == DType::bf16 && (backward || g.rows < 10)));
