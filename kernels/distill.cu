@@ -2,6 +2,8 @@
 // loss with its gradient.
 //   loss += s sum distance(x - target),  dx = weight s distance'(x - target),  s = factor * inverse
 // A block owns a group. Sums are f32 within a chunk and f64 beyond; the groups' parts are added by one block in a fixed order.
+#include <algorithm>
+
 #include "kernels/chunks.h"
 
 namespace kava {
@@ -16,37 +18,29 @@ struct MomentSum {
   double count = 0, mean = 0, squares = 0;
 };
 
-/// Of all numbers that `parts` sets hold; part(i) is set i's, all zero where that is empty. Deviations are taken from the largest mean
-/// first: equal numbers have squares of exactly zero. Of a block; scratch: a word for each warp.
+/// Of all numbers that `parts` sets hold; part(i) is set i's, all zero where that is empty. Equal numbers have squares of exactly zero: in
+/// f64 a sum of fewer than 2^29 equal numbers of f32 is exact. Of a block; scratch: a word for each warp.
 template <class Part>
 __device__ MomentSum pooled(int parts, double* scratch, const Part& part) {
-  const int thread = static_cast<int>(threadIdx.x);
   auto sum = [&](const auto& f) {
     double total = 0;
-    for (int i = thread; i < parts; i += kGroupThreads) total += f(part(i));
+    for (int i = static_cast<int>(threadIdx.x); i < parts; i += kGroupThreads) total += f(part(i));
     return block_sum<double, kGroupThreads>(total, scratch);
   };
-  double most = -INFINITY;
-  for (int i = thread; i < parts; i += kGroupThreads)
-    if (const MomentSum m = part(i); m.count > 0) most = m.mean > most ? m.mean : most;
-  most = block_max<double, kGroupThreads>(most, scratch);
   MomentSum all;
   all.count = sum([](const MomentSum& m) { return m.count; });
   if (all.count == 0) return all;
-  const double shift = sum([&](const MomentSum& m) { return m.count * (m.mean - most); }) / all.count;
-  all.mean = most + shift;
-  all.squares = sum([&](const MomentSum& m) {
-    const double d = (m.mean - most) - shift;
-    return m.squares + m.count * (d * d);
-  });
+  all.mean = sum([](const MomentSum& m) { return m.count * m.mean; }) / all.count;
+  all.squares = sum([&](const MomentSum& m) { return m.squares + m.count * ((m.mean - all.mean) * (m.mean - all.mean)); });
   return all;
 }
 
 /// Two passes over the differences from the first element: equal numbers give exactly zero squares.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kGroupThreads)
-    group_moments_kernel(double* parts, Rows<const T> x, const int32_t* valid, int per_group, int cols) {
+    group_moments_kernel(double* parts, const __grid_constant__ MomentsBatch<T> batch, const int32_t* valid, int per_group, int cols) {
   const int64_t g = blockIdx.x, begin = g * per_group;
+  const Rows<const T> x = batch.x[blockIdx.y];
   const int rows = valid[g], per_row = div_up(cols, kChunk);
   const double count = static_cast<double>(rows) * static_cast<double>(cols);
   const float first = rows > 0 ? to_float(x[begin][0]) : 0.f;
@@ -66,21 +60,30 @@ __global__ void __launch_bounds__(kGroupThreads)
   const double shift = rows > 0 ? sum([](float d) { return d; }) / count : 0.0;
   const float centre = static_cast<float>(shift);
   const double squares = sum([&](float d) { return (d - centre) * (d - centre); });
-  if (threadIdx.x == 0) parts[3 * g] = count, parts[3 * g + 1] = static_cast<double>(first) + shift, parts[3 * g + 2] = squares;
+  double* part = parts + 3 * (static_cast<int64_t>(blockIdx.y) * gridDim.x + g);
+  if (threadIdx.x == 0) part[0] = count, part[1] = static_cast<double>(first) + shift, part[2] = squares;
 }
 
-__global__ void __launch_bounds__(kGroupThreads) merge_moments_kernel(float* moments, const double* parts, int groups) {
+/// A block for a matrix.
+__global__ void __launch_bounds__(kGroupThreads) merge_moments_kernel(Rows<float> moments, const double* parts, int groups) {
+  const double* own = parts + 3 * static_cast<int64_t>(blockIdx.x) * groups;
   const MomentSum all = pooled(groups, dynamic_smem<double>(), [&](int g) {
-    return MomentSum{parts[3 * g], parts[3 * g + 1], parts[3 * g + 2]};
+    return MomentSum{own[3 * g], own[3 * g + 1], own[3 * g + 2]};
   });
-  moments[0] = static_cast<float>(all.count), moments[1] = static_cast<float>(all.mean), moments[2] = static_cast<float>(all.squares);
+  float* out = moments[blockIdx.x];
+  out[0] = static_cast<float>(all.count), out[1] = static_cast<float>(all.mean), out[2] = static_cast<float>(all.squares);
 }
 
-__global__ void __launch_bounds__(kGroupThreads) inverse_std_kernel(float* inverse, Rows<const float> moments, int rows, int power) {
-  const MomentSum all = pooled(rows, dynamic_smem<double>(), [&](int r) { return MomentSum{moments[r][0], moments[r][1], moments[r][2]}; });
+/// A block for a number.
+__global__ void __launch_bounds__(kGroupThreads) inverse_std_kernel(float* inverse, Rows<const float> moments, int each, int power) {
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * each;
+  const MomentSum all = pooled(each, dynamic_smem<double>(), [&](int i) {
+    const float* m = moments[begin + i];
+    return MomentSum{m[0], m[1], m[2]};
+  });
   const bool undefined = all.squares == 0;  // as it is of fewer than two numbers
   const double variance = all.squares / (all.count - 1);
-  *inverse = undefined ? 0.f : static_cast<float>(1 / (power == 2 ? variance : sqrt(variance)));
+  inverse[blockIdx.x] = undefined ? 0.f : static_cast<float>(1 / (power == 2 ? variance : sqrt(variance)));
 }
 
 template <GroupDistance kind>
@@ -151,19 +154,22 @@ __global__ void __launch_bounds__(kGroupThreads)
 }  // namespace
 
 template <class T>
-void moments(Stream stream, float* out, double* parts, Rows<const T> x, const int32_t* valid, int groups, int per_group, int cols) {
-  dispatch_aligned(chunked(x, cols), [&]<bool kAligned>() {
+void moments(Stream stream, Rows<float> out, double* parts, const MomentsBatch<T>& batch, const int32_t* valid, int groups, int per_group,
+             int cols) {
+  const unsigned count = static_cast<unsigned>(batch.count);
+  const bool aligned = std::all_of(batch.x, batch.x + batch.count, [&](Rows<const T> x) { return chunked(x, cols); });
+  dispatch_aligned(aligned, [&]<bool kAligned>() {
     if (groups > 0)
-      launch(stream, group_moments_kernel<T, kAligned>, static_cast<unsigned>(groups), kGroupThreads, kGroupScratch, parts, x, valid,
-             per_group, cols);
+      launch(stream, group_moments_kernel<T, kAligned>, dim3(static_cast<unsigned>(groups), count), kGroupThreads, kGroupScratch, parts,
+             batch, valid, per_group, cols);
   });
-  launch(stream, merge_moments_kernel, 1, kGroupThreads, kGroupScratch, out, parts, groups);
+  launch(stream, merge_moments_kernel, count, kGroupThreads, kGroupScratch, out, parts, groups);
 }
-template void moments(Stream, float*, double*, Rows<const float>, const int32_t*, int, int, int);
-template void moments(Stream, float*, double*, Rows<const bf16>, const int32_t*, int, int, int);
+template void moments(Stream, Rows<float>, double*, const MomentsBatch<float>&, const int32_t*, int, int, int);
+template void moments(Stream, Rows<float>, double*, const MomentsBatch<bf16>&, const int32_t*, int, int, int);
 
-void inverse_std(Stream stream, float* inverse, Rows<const float> moments, int rows, int power) {
-  launch(stream, inverse_std_kernel, 1, kGroupThreads, kGroupScratch, inverse, moments, rows, power);
+void inverse_std(Stream stream, float* inverse, Rows<const float> moments, int count, int each, int power) {
+  launch(stream, inverse_std_kernel, static_cast<unsigned>(count), kGroupThreads, kGroupScratch, inverse, moments, each, power);
 }
 
 template <class T>

@@ -167,12 +167,20 @@ void rkv_select(Stream stream, const RkvOutputs<T>& out, double* workspace, cons
 
 // ---- distillation: rows in groups of per_group, of which the first valid[g] count
 
-/// out [3] = count, mean, sum of squared deviations. parts: workspace [groups, 3].
+/// Matrices of one shape that a launch takes.
+constexpr int kMostMoments = 64;
 template <class T>
-void moments(Stream stream, float* out, double* parts, Rows<const T> x, const int32_t* valid, int groups, int per_group, int cols);
-/// inverse = 1 / that power, 1 or 2, of the unbiased standard deviation of all that the rows of moments describe, 0 where it is zero or
-/// undefined.
-void inverse_std(Stream stream, float* inverse, Rows<const float> moments, int rows, int power);
+struct MomentsBatch {
+  Rows<const T> x[kMostMoments];
+  int count = 0;
+};
+/// out[i] [3] = count, mean, sum of squared deviations of matrix i. parts: workspace [matrices, groups, 3].
+template <class T>
+void moments(Stream stream, Rows<float> out, double* parts, const MomentsBatch<T>& batch, const int32_t* valid, int groups, int per_group,
+             int cols);
+/// inverse[i] = 1 / that power, 1 or 2, of the unbiased standard deviation of all that rows i * each and on, `each` of them, of moments
+/// describe, 0 where it is zero or undefined.
+void inverse_std(Stream stream, float* inverse, Rows<const float> moments, int count, int each, int power);
 enum class GroupDistance { smooth_l1, mse, l1 };
 /// loss += s sum distance(x - target), dx = weight s distance'(x - target) and 0 in other rows, s = factor * inverse (null: 1). dx may be
 /// null. parts: workspace [groups].

@@ -78,18 +78,13 @@ void Step::codi_loss(const Tensor& loss) {
   gather_ends(x, transformer_, codi_.student, codi_.student_live);
   if (separate_target()) run_separate_target();
   else gather_ends(target, transformer_, codi_.teacher, codi_.teacher_live);
-  for (std::size_t s = 0; s < S; ++s) {
-    const int64_t at = static_cast<int64_t>(s);
-    ops_.moments(arena_, moments.row_range(at, at + 1), target[s], codi_.valid);
-  }
+  if (config_.codi.std != Std::none) ops_.moments(arena_, moments, target, codi_.valid);
   const int power = config_.codi.loss == Distance::mse ? static_cast<int>(config_.codi.mse_std) : 1;
-  const Tensor global = config_.codi.std == Std::global ? inverse(moments, power) : Tensor{};
+  const Tensor scale = inverse(config_.codi.std, moments, power);
   const double factor = 1.0 / (static_cast<double>(totals_.samples) * static_cast<double>(C) * static_cast<double>(S));
   for (std::size_t s = 0; s < S; ++s) {
-    const int64_t at = static_cast<int64_t>(s);
-    const Tensor scale = config_.codi.std == Std::layer ? inverse(moments.row_range(at, at + 1), power) : global;
     const Tensor d = arena_.alloc(sum_, B_, C);
-    ops_.distill(arena_, loss, d, x[s], target[s], codi_.valid, scale, config_.codi.loss, factor, config_.codi.weight);
+    ops_.distill(arena_, loss, d, x[s], target[s], codi_.valid, of_layer(scale, s), config_.codi.loss, factor, config_.codi.weight);
     if (!options_.backward) continue;
     if (s + 1 == S) ops_.scatter_add_rows(transformer_.dhidden(), d, codi_.student_live);
     else if (s < first) input_gradient(d);

@@ -31,7 +31,8 @@ void Step::plan_kv(IndexBlock& block) {
 void Step::kv_loss(const Tensor& loss) {
   const std::size_t L = layer_count();
   const int64_t n = B_ * M_;
-  const Tensor moments[2] = {arena_.alloc(sum_, static_cast<int64_t>(L), 3), arena_.alloc(sum_, static_cast<int64_t>(L), 3)};
+  const Tensor moments = arena_.alloc(sum_, 2 * static_cast<int64_t>(L), 3);  // of all keys, then of all values
+  std::vector<Tensor> targets(2 * L);
   std::vector<KvLayer> layers(L);
   RkvDump rkv;
   for (std::size_t l = 0; l < L; ++l) {
@@ -48,19 +49,16 @@ void Step::kv_loss(const Tensor& loss) {
         k.projected[i] = arena_.alloc(type_, n, KD_);
         ops_.linear_group_fwd(arena_, by_head(k.projected[i]), by_head(k.student[i]), map->map);
       }
-      ops_.moments(arena_, moments[i].row_range(static_cast<int64_t>(l), static_cast<int64_t>(l) + 1), k.target[i], kv_.valid);
+      targets[static_cast<std::size_t>(i) * L + l] = k.target[i];
     }
   }
+  if (config_.kv.std != Std::none) ops_.moments(arena_, moments, targets, kv_.valid);
   const double mean = totals_.kv_slots > 0 ? 1.0 / static_cast<double>(totals_.kv_slots) : 0;
   const double all = static_cast<double>(L) * static_cast<double>(KD_);
   const double factor = 0.5 * (config_.kv.reduction == KvReduction::slot_sum ? mean : mean / all);
   for (int i = 0; i < 2; ++i) {
-    const Tensor global = config_.kv.std == Std::global ? inverse(moments[i]) : Tensor{};
-    for (std::size_t l = 0; l < L; ++l) {
-      const int64_t at = static_cast<int64_t>(l);
-      const Tensor scale = config_.kv.std == Std::layer ? inverse(moments[i].row_range(at, at + 1)) : global;
-      distill_kv(l, i, layers[l], scale, factor, loss);
-    }
+    const Tensor scale = inverse(config_.kv.std, moments.row_range(i * static_cast<int64_t>(L), (i + 1) * static_cast<int64_t>(L)));
+    for (std::size_t l = 0; l < L; ++l) distill_kv(l, i, layers[l], of_layer(scale, l), factor, loss);
   }
   if (options_.dump) dump_kv(layers, rkv);
 }

@@ -61,10 +61,17 @@ class Step {
   void kv_loss(const Tensor& loss);
   void select(std::size_t l, const KvLayer& out, RkvDump& rkv);
   void distill_kv(std::size_t l, int i, const KvLayer& k, const Tensor& inverse, double factor, const Tensor& loss);
-  Tensor inverse(const Tensor& moments, int power = 1) {
-    const Tensor t = arena_.alloc(sum_, 1, 1);
+  /// [1, count]: of each of count equal parts of the moments, as the configuration's std says: of every one, of all, or nothing.
+  Tensor inverse(Std std, const Tensor& moments, int power = 1) {
+    if (std == Std::none) return {};
+    const Tensor t = arena_.alloc(sum_, 1, std == Std::layer ? moments.rows : 1);
     ops_.inverse_std(t, moments, power);
     return t;
+  }
+  /// What of that scales layer l.
+  static Tensor of_layer(const Tensor& inverse, std::size_t l) {
+    const int64_t at = inverse.cols > 1 ? static_cast<int64_t>(l) : 0;
+    return inverse ? inverse.col_range(at, at + 1) : inverse;
   }
   const TrainedGroup* kv_map(std::size_t l, int i) const {
     if (model_.kv_projection.empty()) return nullptr;

@@ -235,11 +235,11 @@ class Ops {
                   const Tensor& k, const Tensor& v, const Tensor& k_rows, const Tensor& k_offsets, const Tensor& match_k,
                   const RkvOptions& options);
 
-  /// moments [1, 3] sum = count, mean and sum of squared deviations of the valid rows of x [G*per_group, C]: in group g the first
-  /// valid[g] of per_group rows (valid i32 [1, G])
-  void moments(Arena& arena, const Tensor& moments, const Tensor& x, const Tensor& valid);
-  /// inverse [1, 1] = 1 / that power, 1 or 2, of the unbiased standard deviation of all the elements that moments [n, 3] describe; 0 where
-  /// it is zero or undefined
+  /// Row i of moments [n, 3] sum = count, mean and sum of squared deviations of the valid rows of xs[i] [G*per_group, C], n tensors of one
+  /// shape: in group g the first valid[g] of per_group rows (valid i32 [1, G])
+  void moments(Arena& arena, const Tensor& moments, std::span<const Tensor> xs, const Tensor& valid);
+  /// inverse [1, n] = 1 / that power, 1 or 2, of the unbiased standard deviations of all the elements that n equal parts of the rows of
+  /// moments [n*m, 3] describe; 0 where one is zero or undefined
   void inverse_std(const Tensor& inverse, const Tensor& moments, int power = 1);
   /// With s = factor * inverse (inverse empty: s = factor):  loss [1, 1] f64 += s * sum over valid rows of distance(x - target);
   /// dx [.., C] sum = weight * s * distance'(x - target), zero in other rows. Rows are valid as in moments. smooth_l1 has beta 1
@@ -322,7 +322,7 @@ class Ops {
                              const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_rows, const Tensor& q_offsets,
                              const Tensor& k, const Tensor& v, const Tensor& k_rows, const Tensor& k_offsets, const Tensor& match_k,
                              const RkvOptions& options) = 0;
-  virtual void do_moments(Arena& arena, const Tensor& moments, const Tensor& x, const Tensor& valid) = 0;
+  virtual void do_moments(Arena& arena, const Tensor& moments, std::span<const Tensor> xs, const Tensor& valid) = 0;
   virtual void do_inverse_std(const Tensor& inverse, const Tensor& moments, int power) = 0;
   virtual void do_distill(Arena& arena, const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,
                           const Tensor& inverse, Distance distance, double factor, double weight) = 0;

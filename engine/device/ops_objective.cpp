@@ -71,17 +71,27 @@ void Ops::rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_
        });
 }
 
-void Ops::moments(Arena& arena, const Tensor& moments, const Tensor& x, const Tensor& valid) {
-  require_valid(x, valid);
-  require("moments", moments, 1, 3, sum_type(x.dtype));
-  call("moments", {moments}, {x, valid}, 0, [&](Ops& ops, const auto& at) { ops.do_moments(at(arena), at(moments), at(x), at(valid)); });
+void Ops::moments(Arena& arena, const Tensor& moments, std::span<const Tensor> xs, const Tensor& valid) {
+  KAVA_CHECK(!xs.empty(), "moments of nothing");
+  const Tensor& first = xs[0];
+  require_valid(first, valid);
+  for (const Tensor& x : xs) require("x", x, first.rows, first.cols, first.dtype);
+  require("moments", moments, std::ssize(xs), 3, sum_type(first.dtype));
+  std::vector<Tensor> inputs(xs.begin(), xs.end());
+  inputs.push_back(valid);
+  call("moments", std::span(&moments, 1), inputs, 0, [&](Ops& ops, const auto& at) {
+    std::vector<Tensor> there;
+    for (const Tensor& x : xs) there.push_back(at(x));
+    ops.do_moments(at(arena), at(moments), there, at(valid));
+  });
 }
 
 void Ops::inverse_std(const Tensor& inverse, const Tensor& moments, int power) {
   KAVA_CHECK(power == 1 || power == 2, "a power of {}", power);
   KAVA_CHECK(moments.dtype == DType::f32 || moments.dtype == DType::f64, "moments in {}", name_of(moments.dtype));
   require("moments", moments, moments.rows, 3, moments.dtype);
-  require("inverse", inverse, 1, 1, moments.dtype);
+  require("inverse", inverse, 1, inverse.cols, moments.dtype);
+  KAVA_CHECK(inverse.cols > 0 && moments.rows % inverse.cols == 0, "{} moments in {} parts", moments.rows, inverse.cols);
   compute("inverse_std", {inverse}, {moments}, [&](Ops& ops, const auto& at) { ops.do_inverse_std(at(inverse), at(moments), power); });
 }
 

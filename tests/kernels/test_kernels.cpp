@@ -148,7 +148,7 @@ TEST_CASE("kernels launch nothing where there is nothing to do") {
   CHECK(none.launches == 0);
   // What is left of a launcher's work.
   auto launched = [&] { return std::exchange(none.launches, 0); };
-  moments<float>(&none, nullptr, nullptr, cx, nullptr, 0, 4, 8);
+  moments<float>(&none, {}, nullptr, {.x = {cx}, .count = 1}, nullptr, 0, 4, 8);
   CHECK(launched() == 1);
   sum_squares<float>(&none, nullptr, nullptr, static_cast<const float*>(nullptr), 0);
   CHECK(launched() == 1);

@@ -10,7 +10,7 @@ namespace {
 OpRun moments_call(const std::vector<int>& valid) {
   return [=](Rig& rig, const Matrices& m) {
     Tensor x = rig.in(m[0]), v = rig.in(row_of(valid), Kind::i32), out = rig.out(1, 3, Kind::sum), inverse = rig.out(1, 1, Kind::sum);
-    rig.ops.moments(rig.arena, out, x, v);
+    rig.ops.moments(rig.arena, out, {&x, 1}, v);
     rig.ops.inverse_std(inverse, out);
     return std::vector<Tensor>{out, inverse};
   };
@@ -74,14 +74,44 @@ TEST_CASE("inverse_std pools rows of moments, and is 0 where the spread is zero 
     Rig rig(*ops, type, type, 0);
     Tensor tx = rig.in(x), three = rig.out(3, 3, Kind::sum), one = rig.out(1, 3, Kind::sum), full = rig.in(row_of({8}), Kind::i32);
     Tensor whole = rig.in(row_of({24}), Kind::i32), pooled = rig.out(1, 1, Kind::sum), direct = rig.out(1, 1, Kind::sum);
-    for (int64_t l = 0; l < 3; ++l) rig.ops.moments(rig.arena, three.row_range(l, l + 1), tx.row_range(8 * l, 8 * l + 8), full);
-    rig.ops.moments(rig.arena, one, tx, whole);
+    const Tensor parts[] = {tx.row_range(0, 8), tx.row_range(8, 16), tx.row_range(16, 24)};
+    rig.ops.moments(rig.arena, three, parts, full);
+    rig.ops.moments(rig.arena, one, {&tx, 1}, whole);
     rig.ops.inverse_std(pooled, three);
     rig.ops.inverse_std(direct, one);
     const double once = rig.read(direct)(0, 0);
     REQUIRE(std::fabs(rig.read(pooled)(0, 0) / once - 1) < tolerance);
     rig.ops.inverse_std(direct, one, 2);
     REQUIRE(std::fabs(rig.read(direct)(0, 0) / (once * once) - 1) < tolerance);
+    // Of each part by itself.
+    Tensor each = rig.out(1, 3, Kind::sum);
+    rig.ops.inverse_std(each, three);
+    for (int64_t i = 0; i < 3; ++i) {
+      rig.ops.moments(rig.arena, one, {&parts[i], 1}, full);
+      REQUIRE(rig.read(one).at == rig.read(three.row_range(i, i + 1)).at);
+      rig.ops.inverse_std(direct, one);
+      REQUIRE(rig.read(direct)(0, 0) == rig.read(each)(0, i));
+    }
+    REQUIRE_THROWS_AS(rig.ops.inverse_std(rig.out(1, 2, Kind::sum), three), Error);
+    REQUIRE_THROWS_AS(rig.ops.moments(rig.arena, one, parts, full), Error);
+    REQUIRE_THROWS_AS(rig.ops.moments(rig.arena, one, {}, full), Error);
+    REQUIRE(rig.guards_hold());
+  }
+  // More tensors than the cuda backend takes at a time.
+  for (auto [ops, type] : every_backend()) {
+    Rig rig(*ops, type, type, 0);
+    Tensor many = rig.in(random.normal(140, 8)), moments = rig.out(70, 3, Kind::sum), two = rig.in(row_of({2}), Kind::i32);
+    std::vector<Tensor> xs;
+    for (int64_t i = 0; i < 70; ++i) xs.push_back(many.row_range(2 * i, 2 * i + 2));
+    rig.ops.moments(rig.arena, moments, xs, two);
+    const Matrix x = rig.read(many), got = rig.read(moments);
+    for (int64_t i = 0; i < 70; ++i) {
+      double sum = 0;
+      for (int64_t c = 0; c < 16; ++c) sum += x(2 * i + c / 8, c % 8);
+      REQUIRE(got(i, 0) == 16);
+      REQUIRE(std::fabs(got(i, 1) - sum / 16) < 1e-6);
+    }
+    REQUIRE(rig.guards_hold());
   }
   for (const auto& [m, valid] : {std::pair{Matrix(4, 5, 0.1), std::vector<int>{2, 2}},
                                  {Matrix(6, 5, -0.1), {1, 2, 0}},

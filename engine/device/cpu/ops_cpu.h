@@ -72,7 +72,7 @@ class CpuOps final : public Ops {
                      const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_rows, const Tensor& q_offsets,
                      const Tensor& k, const Tensor& v, const Tensor& k_rows, const Tensor& k_offsets, const Tensor& match_k,
                      const RkvOptions& options) override;
-  void do_moments(Arena& arena, const Tensor& moments, const Tensor& x, const Tensor& valid) override;
+  void do_moments(Arena& arena, const Tensor& moments, std::span<const Tensor> xs, const Tensor& valid) override;
   void do_inverse_std(const Tensor& inverse, const Tensor& moments, int power) override;
   void do_distill(Arena& arena, const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target, const Tensor& valid,
                   const Tensor& inverse, Distance distance, double factor, double weight) override;

@@ -42,6 +42,17 @@ Moments moments_of(const Tensor& x) {
   return m;
 }
 
+/// Of all numbers that the rows of moments describe.
+template <class S>
+Moments merged(const Tensor& moments) {
+  Moments all;
+  for (int64_t r = 0; r < moments.rows; ++r) {
+    const S* m = moments.row<S>(r);
+    all.merge({double(load(m, 0)), double(load(m, 1)), double(load(m, 2))});
+  }
+  return all;
+}
+
 template <class S>
 S distance(Distance kind, S d) {
   const S size = d < 0 ? -d : d;
@@ -86,36 +97,38 @@ double distill_group(const Tensor& dx, const Tensor& x, const Tensor& target, in
 }
 }  // namespace
 
-void CpuOps::do_moments(Arena& arena, const Tensor& moments, const Tensor& x, const Tensor& valid) {
+void CpuOps::do_moments(Arena& arena, const Tensor& moments, std::span<const Tensor> xs, const Tensor& valid) {
   ArenaScope scope(arena);
-  const int64_t groups = valid.cols, per_group = groups > 0 ? x.rows / groups : 0;
-  const Tensor parts = arena.alloc(DType::f64, groups, 3);
+  const int64_t groups = valid.cols, per_group = groups > 0 ? xs[0].rows / groups : 0, count = std::ssize(xs);
+  const Tensor parts = arena.alloc(DType::f64, count * groups, 3);
   if (dry()) return;
-  dispatch(x.dtype, [&]<class T>() {
-    threads_.run(groups, [&](int64_t g) {
+  dispatch(xs[0].dtype, [&]<class T>() {
+    threads_.run(count * groups, [&](int64_t task) {
+      const int64_t g = task % groups;
+      const Tensor& x = xs[static_cast<std::size_t>(task / groups)];
       const Moments m = moments_of<T>(x.row_range(g * per_group, g * per_group + valid.as<int32_t>()[g]));
-      double* part = parts.row<double>(g);
+      double* part = parts.row<double>(task);
       part[0] = m.count, part[1] = m.mean, part[2] = m.squares;
     });
-    Moments all;
-    for (int64_t g = 0; g < groups; ++g) all.merge({parts.row<double>(g)[0], parts.row<double>(g)[1], parts.row<double>(g)[2]});
-    auto* out = moments.as<Sum<T>>();
-    store(out, 0, all.count);
-    store(out, 1, all.mean);
-    store(out, 2, all.squares);
+    for (int64_t i = 0; i < count; ++i) {
+      const Moments all = merged<double>(parts.row_range(i * groups, (i + 1) * groups));
+      auto* out = moments.row<Sum<T>>(i);
+      store(out, 0, all.count);
+      store(out, 1, all.mean);
+      store(out, 2, all.squares);
+    }
   });
 }
 
 void CpuOps::do_inverse_std(const Tensor& inverse, const Tensor& moments, int power) {
+  const int64_t each = moments.rows / inverse.cols;
   dispatch(moments.dtype, [&]<class S>() {
-    Moments all;
-    for (int64_t r = 0; r < moments.rows; ++r) {
-      const S* m = moments.row<S>(r);
-      all.merge({double(load(m, 0)), double(load(m, 1)), double(load(m, 2))});
+    for (int64_t i = 0; i < inverse.cols; ++i) {
+      const Moments all = merged<S>(moments.row_range(i * each, (i + 1) * each));
+      const bool undefined = all.count < 2 || all.squares == 0;
+      const double variance = undefined ? 0.0 : all.squares / (all.count - 1);
+      store(inverse.as<S>(), i, undefined ? 0.0 : 1 / (power == 2 ? variance : std::sqrt(variance)));
     }
-    const bool undefined = all.count < 2 || all.squares == 0;
-    const double variance = undefined ? 0.0 : all.squares / (all.count - 1);
-    store(inverse.as<S>(), 0, undefined ? 0.0 : 1 / (power == 2 ? variance : std::sqrt(variance)));
   });
 }
 
