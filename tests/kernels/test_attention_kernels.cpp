@@ -23,7 +23,7 @@ TEST_CASE("attention kernels give the same output where no lse is wanted") {
   simt::set_schedule({});
   Random random(33);
   const Heads heads{4, 2, 16};
-  Layout layout = long_segments();  // of both forms, and of several parts
+  const Layout layout = few_queries({{100, 1}, {140, 2}, {90, 20}}, 47);  // of both forms, in one part and in two
   const int64_t rows = layout.query_rows, step_rows = layout.step_rows;
   const FlatLayout l(layout);
   const Matrix q = random.normal(rows, 64), k = random.normal(step_rows, 32), v = random.normal(step_rows, 32);
@@ -44,7 +44,7 @@ TEST_CASE("attention kernels give the same output where no lse is wanted") {
 TEST_CASE("attention of few rows takes keys in any order, of one part and of many, and any heads") {
   SKIP_IF_UNSUPPORTED();
   const Layout one = few_queries({{1, 1}, {2, 2}, {31, 1}, {33, 3}, {64, 4}, {100, 1}, {128, 2}}, 41),
-               several = few_queries({{129, 1}, {127, 2}, {130, 4}, {256, 1}, {257, 2}, {16, 1}, {300, 1}}, 42),
+               several = few_queries({{129, 1}, {128, 2}, {130, 4}, {256, 1}, {257, 2}, {16, 1}, {300, 1}}, 42),
                mixed = few_queries({{140, 2}, {130, 30}, {260, 16}, {90, 17}}, 43),
                many = few_queries({{8192, 1}, {4097, 2}, {100, 1}}, 44);
   const AttentionCase cases[] = {{one, {4, 1, 64}},      {one, {6, 2, 128}},    {one, {3, 3, 1}},      {several, {7, 1, 64}},
@@ -53,7 +53,7 @@ TEST_CASE("attention of few rows takes keys in any order, of one part and of man
   unsigned seed = 51;
   for (const AttentionCase& c : cases) {
     INFO("heads " << c.heads.heads << "/" << c.heads.kv_heads << " of " << c.heads.dim << ", step rows " << c.layout.step_rows);
-    check_attention_case<bf16>(c, seed, seed % 2 == 0 ? 1 : 8), ++seed;
+    check_attention_case<bf16>(c, seed, seed % 2 == 0 ? 1 : 4), ++seed;
   }
 }
 
