@@ -46,6 +46,12 @@ Tree without_parts(Tree tree) {
   return tree;
 }
 
+// Without the answers of an evaluation that goes on (tools/partial_result.h).
+Tree without_partials(Tree tree) {
+  std::erase_if(tree, [](const auto& entry) { return entry.first.find(".partial") != std::string::npos; });
+  return tree;
+}
+
 class Failing {
  public:
   // `line` writes below `folder`, which holds what it does at the start, and goes on from what it left in `state`.
@@ -98,7 +104,11 @@ class Failing {
     const Ended ended = call(point + ":term");
     const Tree left = tree_of(folder_);
     CHECK((ended.code == 128 + 15 || ended.code == 0 || ended.code == 75));
-    CHECK((left == before || left == whole_));
+    // A slow kava_eval may have answers by then, which it keeps for the next call.
+    const bool kept = ended.code == 75 && without_partials(left) == before;
+    CHECK((kept || left == before || left == whole_));
+    if (kept) CHECK(run_command(line_).code == 0);
+    if (kept) CHECK(tree_of(folder_) == whole_);
   }
 
   std::string line_;

@@ -56,7 +56,8 @@ TEST_CASE("the quickstart goes to any --out, and the commands that it ends with 
   CAPTURE(text);
   for (const char* row : {"full chain of thought", "no chain, equal updates", "KaVa, 14 latents"})
     CHECK(std::regex_search(text, std::regex("\n" + std::string(row) + R"( +[\d.]+ % +[\d.]+ +[\d.]+ +[\d.]+\n)")));
-  CHECK(text.find(" of 8 questions") == text.npos);
+  // But for the progress of evaluations that take long.
+  CHECK(!std::regex_search(text, std::regex("\n(?!  test\\.txt: \\d).* of 8 questions")));
   CHECK_THAT(text, ContainsSubstring(" passes may cost as much as 27"));
   // Three updates teach no answer.
   CHECK(std::regex_search(text, std::regex(R"(\nanswer: .{0,20} ?\((right|wrong: it is \d)\)\n)")));
