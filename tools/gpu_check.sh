@@ -54,8 +54,9 @@ record() { # NAME ok|failed|skipped SECONDS DETAIL
   printf '%-8s %s%s\n' "$2" "$1" "${4:+: $4}"
   [ "$2" != failed ] || failed=1
 }
-# A check: NAME "CODES THAT ARE RIGHT" COMMAND...; its log is DIR/NAME.log, its detail the log's last line. With 124 among the codes what
-# the time cuts short counts as skipped.
+last_line() { grep . "$1" | tail -n 1; }
+# A check: NAME "CODES THAT ARE RIGHT" COMMAND...; its log is DIR/NAME.log, its detail the log's last line that is not empty. With 124 among
+# the codes what the time cuts short counts as skipped.
 check() {
   local name=$1 right=$2 begin=$SECONDS left=$((deadline - SECONDS)) code
   shift 2
@@ -66,8 +67,8 @@ check() {
     *" 124 "*) [ "$code" != 124 ] || { record "$name" skipped $((SECONDS - begin)) 'cut short: the 8 minutes of this part are over'; return; } ;;
   esac
   case " $right " in
-    *" $code "*) record "$name" ok $((SECONDS - begin)) "$(tail -n 1 "$out/$name.log")" ;;
-    *) record "$name" failed $((SECONDS - begin)) "exit $code: $(tail -n 1 "$out/$name.log")" ;;
+    *" $code "*) record "$name" ok $((SECONDS - begin)) "$(last_line "$out/$name.log")" ;;
+    *) record "$name" failed $((SECONDS - begin)) "exit $code: $(last_line "$out/$name.log")" ;;
   esac
 }
 sanitizer() { # NAME TOOL
