@@ -173,7 +173,7 @@ lane_trackers() {
 
 fuzz_target() {  # NAME FILE: adds a line to the file
   local line
-  line=$(build/asan/tests/fuzz --target "$1" --seconds 1200 --seed "$(date +%s)" | tee /dev/stderr | head -n 1)
+  line=$(build/asan/tests/fuzz --target "$1" --seconds 1200 --seed "$(date +%s)" | tee /dev/stderr | sed -n 1p)
   echo "$line, 1200 s of CPU time, commit $(git describe --always), $(date -u +%F)" >>"$2"
 }
 
