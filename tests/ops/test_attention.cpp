@@ -123,6 +123,30 @@ TEST_CASE("attention over key lists is softmax attention and has the gradients o
     }
 }
 
+TEST_CASE("attention of many keys, few rows and large heads is as exact on a device as in the emulator", "[device][ops]") {
+  if (!tests_device() || !emulated_cuda()) SKIP("tests/kernels run these forms in the emulator: KAVA_TEST_DEVICE=cuda asks for a device");
+  Random random(26);
+  Layout l{{}, {0, 1, 2, 3}, 0, 0};
+  for (auto [keys, queries] : {std::pair{150, 1}, {300, 2}, {140, 120}}) {
+    SegmentSpec s{{}, int(l.query_rows), queries};
+    for (int i = 0; i < keys; ++i) s.keys.push_back(int(l.step_rows) + i);
+    l.segments.push_back(s), l.step_rows += keys, l.query_rows += queries;
+  }
+  for (Heads h : {Heads{2, 1, 128}, Heads{3, 1, 64}})
+    for (DType type : {DType::f32, DType::bf16}) {
+      INFO("heads " << h.heads << "/" << h.kv_heads << " of " << h.dim << " in " << name_of(type));
+      const int64_t width = h.heads * h.dim, kv_width = h.kv_heads * h.dim;
+      const Matrices in = {random.normal(l.query_rows, width), random.normal(l.step_rows, kv_width), random.normal(l.step_rows, kv_width),
+                           random.normal(l.query_rows, width), Matrix(l.step_rows, kv_width),        Matrix(l.step_rows, kv_width)};
+      for (const OpRun& op : {attention_fwd(l, h), attention_bwd(l, h)}) {
+        Rig device(*tested_cuda(), type, type, 0), emulated(*emulated_cuda(), type, type, 0);
+        const Matrices got = read_all(device, op(device, in));
+        REQUIRE(device.guards_hold());
+        check_errors(got, run_f64(op, in), read_all(emulated, op(emulated, in)), 1e-12);
+      }
+    }
+}
+
 TEST_CASE("attention of a sample has the same bytes whatever samples stand beside it") {
   Random random(25);
   const Heads h{6, 2, 16};

@@ -278,9 +278,11 @@ namespace {
 // Groups whose xa, dA and dB are sums in parts on cuda: of 4,100 columns, of 600 where they are streamed, and of 1,100 rows.
 const MapGroup kLongIn{3, 4100, {8}, {8}, false, 0.1}, kStreamed{3, 600, {8, 8}, {8, 3}, false, 0},
     kLongRows{1100, 40, {24, 9}, {8, 3}, false, 0.2};
+// A group whose xa has tiles enough for those of 128 x 128.
+const MapGroup kManyRows{8450, 40, {8, 8, 8}, {128, 128, 128}, false, 0.1};
 }  // namespace
 
-TEST_CASE("linear_group on cuda is as exact where its sums are cut into parts") {
+TEST_CASE("linear_group on cuda is as exact where its sums are cut into parts", "[device][ops]") {
   if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   Random random(29);
   check_op("linear_group_fwd, long", inputs_of(kLongIn, random), linear_fwd(kLongIn));
@@ -288,13 +290,14 @@ TEST_CASE("linear_group on cuda is as exact where its sums are cut into parts") 
   check_op("linear_group_bwd, long", inputs_of(kLongRows, random), linear_bwd(kLongRows));
 }
 
-TEST_CASE("a row of xa has the same bytes on cuda whatever rows stand beside it, in parts too") {
+TEST_CASE("a row of xa has the same bytes on cuda whatever rows stand beside it, in parts too", "[device][ops]") {
   if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   take_schedule(0);
   Random random(30);
-  for (const auto& [group, reads] : {std::pair{kLongIn, Reads::tiled}, {kStreamed, Reads::streamed}, {kStreamed, Reads::tiled}}) {
+  for (const auto& [group, reads] :
+       {std::pair{kLongIn, Reads::tiled}, {kStreamed, Reads::streamed}, {kStreamed, Reads::tiled}, {kManyRows, Reads::tiled}}) {
     MapGroup g = group;
-    g.rows = 130;
+    g.rows = std::max<int64_t>(g.rows, 130);
     const Matrices m = inputs_of(g, random);
     auto first_row = [&, reads = reads](int64_t n) {
       Matrices some = m;
@@ -309,7 +312,7 @@ TEST_CASE("a row of xa has the same bytes on cuda whatever rows stand beside it,
   }
 }
 
-TEST_CASE("a dry run of linear_group on cuda takes as much of the arena as it does") {
+TEST_CASE("a dry run of linear_group on cuda takes as much of the arena as it does", "[device][ops]") {
   if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
   take_schedule(0);
   const std::unique_ptr<Ops> dry = tested_cuda()->dry_twin();
