@@ -61,8 +61,8 @@ struct StatsOnTheWay {
       if constexpr (kAligned) o[j] = row && column < D ? load_16(row + column) : Bytes16{};
       else o[j] = chunk_of(row + (row ? column : 0), row ? D - column : 0);
     }
-    const int own = first_row + static_cast<int>(threadIdx.x);
-    lse = own < seg.stacked_rows() ? saved.lse[seg.query_row(own)][seg.head(own)] : 0.f;
+    const int own = static_cast<int>(threadIdx.x), row = first_row + own;
+    lse = own < Form<kDim>::kRows && row < seg.stacked_rows() ? saved.lse[seg.query_row(row)][seg.head(row)] : 0.f;
   }
 
   /// dout: the step's rows in shared memory, of which load_tile gave this thread the same chunks.

@@ -10,6 +10,7 @@
 
 #include "engine/device/cuda/lt_plans.h"
 #include "engine/device/cuda/matmul_lt.h"
+#include "engine/error.h"
 
 namespace kava {
 
@@ -55,6 +56,7 @@ bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size, bool onto)
   const Stream stream = s.runtime.stream();
   if (!onto) multiply(stream, form, g);
   // As many rows at a time as the workspace holds of the sums.
+  KAVA_CHECK(!onto || g.n <= State::kWorkspace, "the twin of cuBLASLt adds to at most {} columns", State::kWorkspace);
   for (int row = 0, rows = State::kWorkspace / g.n; onto && row < g.m; row += rows) {
     Gemm<bf16> some = g;
     some.m = std::min(rows, g.m - row), some.set = {}, some.set_sum = {s.workspace, g.n};
