@@ -89,31 +89,38 @@ constexpr int loads_of() {
   else return kMapLoads;
 }
 
+/// Columns of a map's chunks: kChunk, or Map::kColumns.
+template <class Map>
+constexpr int columns_of() {
+  if constexpr (requires { Map::kColumns; }) return Map::kColumns;
+  else return kChunk;
+}
+
 /// A map has `X load(row, first column)` and `void store(row, first column, X)`.
 template <class Map>
 __global__ void __launch_bounds__(kMapThreads, kMapBlocks)
     map_chunks_kernel(const __grid_constant__ Map map, uint32_t chunks, uint32_t chunks_per_row) {
-  constexpr int kLoads = loads_of<Map>();
+  constexpr int kLoads = loads_of<Map>(), kColumns = columns_of<Map>();
   const uint32_t first = blockIdx.x * (kMapThreads * kLoads) + threadIdx.x;
   decltype(map.load(0, 0)) x[kLoads];
 #pragma unroll
   for (int j = 0; j < kLoads; ++j) {
     const uint32_t i = first + static_cast<uint32_t>(j) * kMapThreads;
-    if (i < chunks) x[j] = map.load(static_cast<int64_t>(i / chunks_per_row), static_cast<int>(i % chunks_per_row) * kChunk);
+    if (i < chunks) x[j] = map.load(static_cast<int64_t>(i / chunks_per_row), static_cast<int>(i % chunks_per_row) * kColumns);
   }
 #pragma unroll
   for (int j = 0; j < kLoads; ++j) {
     const uint32_t i = first + static_cast<uint32_t>(j) * kMapThreads;
-    if (i < chunks) map.store(static_cast<int64_t>(i / chunks_per_row), static_cast<int>(i % chunks_per_row) * kChunk, x[j]);
+    if (i < chunks) map.store(static_cast<int64_t>(i / chunks_per_row), static_cast<int>(i % chunks_per_row) * kColumns, x[j]);
   }
 }
 
 template <class Map>
 void map_chunks(Stream stream, const Map& map, int64_t rows, int64_t cols) {
-  const int64_t per_row = div_up(cols, int64_t{kChunk}), chunks = rows * per_row;
+  const int64_t per_row = div_up(cols, int64_t{columns_of<Map>()}), chunks = rows * per_row;
   if (chunks == 0) return;
   if (chunks >= int64_t{1} << 31 || cols > kLongestRow)
-    throw std::invalid_argument("a matrix of more than 2^34 elements, or a row of more than 2^30");
+    throw std::invalid_argument("a matrix of 2^31 chunks, or a row of more than 2^30 columns");
   const unsigned blocks = static_cast<unsigned>(div_up(chunks, int64_t{kMapThreads * loads_of<Map>()}));
   launch(stream, map_chunks_kernel<Map>, blocks, kMapThreads, 0, map, static_cast<uint32_t>(chunks), static_cast<uint32_t>(per_row));
 }

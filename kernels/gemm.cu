@@ -409,27 +409,28 @@ __global__ void __launch_bounds__(kThreads, 2)
 /// y = or += factor times the sum of the parts, in their order.
 template <class Y, bool kAdd, bool kAligned>
 struct AddParts {
-  static constexpr int kLoads = 1;
+  static constexpr int kLoads = 2, kColumns = kHalfChunk;
+  using Chunk = ColumnsOf<kColumns>;
   Rows<Y> y;
   Rows<const float> partial;
   int parts, m, n;
   float factor;
 
-  __device__ Columns load(int64_t r, int first) const {
-    Columns sum = load_columns<float, kAligned>(partial[r], first, n);
+  __device__ Chunk load(int64_t r, int first) const {
+    Chunk sum = load_columns<float, kAligned, kColumns>(partial[r], first, n);
 #pragma unroll 4
     for (int part = 1; part < parts; ++part) {
-      const Columns x = load_columns<float, kAligned>(partial[r + static_cast<int64_t>(part) * m], first, n);
+      const Chunk x = load_columns<float, kAligned, kColumns>(partial[r + static_cast<int64_t>(part) * m], first, n);
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i) sum.at[i] += x.at[i];
+      for (int i = 0; i < kColumns; ++i) sum.at[i] += x.at[i];
     }
     return sum;
   }
-  __device__ void store(int64_t r, int first, const Columns& sum) const {
-    Columns v = {};
-    if constexpr (kAdd) v = load_columns<Y, kAligned>(y[r], first, n);
+  __device__ void store(int64_t r, int first, const Chunk& sum) const {
+    Chunk v = {};
+    if constexpr (kAdd) v = load_columns<Y, kAligned, kColumns>(y[r], first, n);
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) v.at[i] += sum.at[i] * factor;
+    for (int i = 0; i < kColumns; ++i) v.at[i] += sum.at[i] * factor;
     store_columns<Y, kAligned>(y[r], first, n, v);
   }
 };
