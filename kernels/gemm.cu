@@ -430,7 +430,7 @@ struct AddParts {
     Chunk v = {};
     if constexpr (kAdd) v = load_columns<Y, kAligned, kColumns>(y[r], first, n);
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) v.at[i] += sum.at[i] * factor;
+    for (int i = 0; i < kColumns; ++i) v.at[i] = fmaf(sum.at[i], factor, v.at[i]);  // of aligned rows and others alike
     store_columns<Y, kAligned>(y[r], first, n, v);
   }
 };
