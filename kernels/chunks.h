@@ -127,28 +127,19 @@ void map_chunks(Stream stream, const Map& map, int64_t rows, int64_t cols) {
 
 // ---- reductions over a block
 
-/// op over the v of the block's threads, in a fixed order, for all of them. scratch: one word for each warp.
-template <class S, int kThreads, class Op>
-__device__ __forceinline__ S block_reduce(S v, S* scratch, Op op) {
+/// The sum of the v of the block's threads, in a fixed order, for all of them. scratch: one word for each warp.
+template <class S, int kThreads>
+__device__ __forceinline__ S block_sum(S v, S* scratch) {
   constexpr int kWarps = kThreads / kWarpSize;
-  for (int step = kWarpSize / 2; step > 0; step /= 2) v = op(v, __shfl_xor_sync(kAllLanes, v, step));
+  for (int step = kWarpSize / 2; step > 0; step /= 2) v += __shfl_xor_sync(kAllLanes, v, step);
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  __syncthreads();  // the words of the reduction before have been read
+  __syncthreads();  // the words of the sum before have been read
   if (lane == 0) scratch[warp] = v;
   __syncthreads();  // every warp's word is there
   S total = scratch[0];
 #pragma unroll
-  for (int w = 1; w < kWarps; ++w) total = op(total, scratch[w]);
+  for (int w = 1; w < kWarps; ++w) total += scratch[w];
   return total;
-}
-
-template <class S, int kThreads>
-__device__ __forceinline__ S block_sum(S v, S* scratch) {
-  return block_reduce<S, kThreads>(v, scratch, [](S a, S b) { return a + b; });
-}
-template <class S, int kThreads>
-__device__ __forceinline__ S block_max(S v, S* scratch) {
-  return block_reduce<S, kThreads>(v, scratch, [](S a, S b) { return b > a ? b : a; });
 }
 
 }  // namespace kava

@@ -114,7 +114,7 @@ TEST_CASE("decoding on cuda with graphs has the tokens of that without, and an e
   CHECK(with.second.instantiated == 4 + 1);  // a question's passes with three over the latents
 }
 
-TEST_CASE("20 steps on cuda with graphs have the bytes of those without, and as many executables as passes after ten as after twenty") {
+TEST_CASE("20 steps on cuda with graphs have the bytes of those without, and as many executables after ten as after twenty") {
   if (!simt::supported()) SKIP(kNoFibers);
   take_schedule(0);
   const std::pair<std::vector<std::string>, int64_t> forms[] = {{{"lora.dropout=0.3"}, 20},
@@ -129,10 +129,12 @@ TEST_CASE("20 steps on cuda with graphs have the bytes of those without, and as 
     const Trained without = train(sets, steps);
     CHECK(with == without);
     CHECK((without.graphs.captures == 1 && without.graphs.launched == 0));
-    const int64_t passes = 2 * (sets[0] == "method=codi" ? 6 : 4);
-    CHECK(with.graphs.instantiated == passes);
-    CHECK(with.half.instantiated == passes);
-    CHECK(with.graphs.updated == with.graphs.launched - passes);
+    // In bf16 a forward pass has one kernel of attention or two, by the rows of its shortest and longest segment.
+    const int64_t passes = 2 * (sets[0] == "method=codi" ? 6 : 4), most = passes + (sets[0] == "model.dtype=bf16" ? passes / 2 : 0);
+    CHECK(with.graphs.instantiated >= passes);
+    CHECK(with.graphs.instantiated <= most);
+    CHECK(with.half.instantiated == with.graphs.instantiated);
+    CHECK(with.graphs.updated == with.graphs.launched - with.graphs.instantiated);
     CHECK(with.graphs.launched >= (steps - 3) * passes);  // but where the batch is larger than all before
   }
 }
