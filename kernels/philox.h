@@ -10,7 +10,7 @@ namespace kava {
 /// The two words of a key in each of the ten rounds.
 struct PhiloxKeys {
   uint32_t word[10][2] = {};
-  constexpr explicit PhiloxKeys(std::array<uint32_t, 2> key) {
+  constexpr PhiloxKeys(std::array<uint32_t, 2> key) {
     for (auto& [first, second] : word) {
       first = key[0], second = key[1];
       key[0] += 0x9E3779B9;
@@ -27,7 +27,6 @@ constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, const Philox
   }
   return c;
 }
-constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, std::array<uint32_t, 2> key) { return philox(c, PhiloxKeys(key)); }
 
 /// What a random number is drawn for: the first word of the key. The second word is the run's seed.
 enum class Purpose : uint32_t {

@@ -44,7 +44,7 @@ std::vector<Sample> drawn_samples(int64_t count, int32_t vocab) {
   std::vector<Sample> samples;
   for (int64_t i = 0; i < count; ++i) {
     const auto at = static_cast<uint32_t>(i);
-    auto draw = [&](uint32_t j) { return static_cast<int32_t>(philox({at, j, 0, 0}, {7, 7})[0] % static_cast<uint32_t>(vocab)); };
+    auto draw = [&](uint32_t j) { return static_cast<int32_t>(philox({at, j, 0, 0}, {{7, 7}})[0] % static_cast<uint32_t>(vocab)); };
     Sample s;
     const uint32_t n = 1 + at * 5 % 23;
     for (uint32_t j = 0; j < n; ++j) s.question.push_back(draw(j));
