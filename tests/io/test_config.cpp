@@ -289,6 +289,11 @@ TEST_CASE("a hostile file is one clear line") {
   CHECK(load("\xEF\xBB\xBFseed = 3\r\n").seed == 3);
 }
 
+TEST_CASE("text beyond ASCII behind a backslash, or in quotes behind a bare word, is refused by its line") {
+  CHECK_THAT(refusal("x = 1\ny = \"a\\\xC3\xA9\"\n"), ContainsSubstring(":2: not valid TOML"));
+  CHECK_THAT(refusal("ab\"\xC3\xA9\"\n"), ContainsSubstring("beyond ASCII"));
+}
+
 TEST_CASE("text beyond ASCII is free in strings of every kind and in comments") {
   auto prompt = [](const std::string& value) {
     return load("# \xC3\xA9 'x\n[data]\nanswer_prompt = " + value + " # \xC3\xA9 \"\nmax_tokens = 9\n").data.answer_prompt;
