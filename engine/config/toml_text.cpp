@@ -19,31 +19,46 @@ constexpr std::size_t kMostDots = 4096;
   throw Error(Exit::usage, where, what, remedy);
 }
 
-// What lies outside strings and comments, where toml++ is not safe: it counts on there being few characters beyond ASCII, all of which are
-// errors, and frees the tables that dotted keys nest by recursion. It asks the same of what follows a backslash and white space in a
-// string, and of what it takes for a string right behind a number.
+// What toml++ is not safe with: it counts on there being few characters beyond ASCII outside strings and comments, all of which are errors,
+// and frees the tables that dotted keys nest by recursion. To it a bare value goes on through brackets and quotes, and what follows a
+// backslash and white space in a string is looked at as what stands outside.
 struct Code {
   std::size_t dots = 0;
   std::size_t foreign = std::string_view::npos;  // the first byte beyond ASCII
 };
 
+bool is_one_of(char c, std::string_view of) { return of.find(c) != of.npos; }
+bool is_foreign(char c) { return static_cast<unsigned char>(c) >= 0x80; }
+
+// The first byte beyond ASCII behind a backslash and white space.
+std::size_t foreign_escape(std::string_view text) {
+  for (std::size_t i = text.find('\\'); i < text.size(); i = text.find('\\', i + 1)) {
+    i = text.find_first_not_of(" \t\r\n", i + 1);
+    if (i < text.size() && is_foreign(text[i])) return i;
+  }
+  return text.npos;
+}
+
 Code scan(std::string_view text) {
   Code code;
-  const std::size_t start = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;
-  for (std::size_t i = start; i < text.size();) {
+  char word = 0;  // the first character of the bare word, or the quote of the string, that may go on; 0: none
+  const auto found = [&](std::size_t i) { code.foreign = std::min(code.foreign, i); };
+  for (std::size_t i = text.starts_with("\xEF\xBB\xBF") ? 3 : 0; i < text.size();) {
     const char c = text[i];
-    if (c == '#') i = std::min(text.find('\n', i), text.size());
-    else if ((c == '"' || c == '\'') && (i == start || std::string_view(" \t\r\n=[{,.").find(text[i - 1]) != std::string_view::npos)) {
-      const std::size_t begin = i;
-      i = std::min(end_of_toml_string(text, i), text.size());
-      for (std::size_t at = begin; c == '"' && at < i; ++at) {
-        if (text[at] != '\\') continue;
-        at = std::min(text.find_first_not_of(" \t\r\n", at + 1), text.size());
-        if (at < text.size() && static_cast<unsigned char>(text[at]) >= 0x80) code.foreign = std::min(code.foreign, at);
-      }
+    const bool after_dot = text.substr(0, i).ends_with('.') && !is_one_of(word, ".+-0123456789");  // of a dotted key
+    if (c == '#') {
+      i = std::min(text.find('\n', i), text.size());
+    } else if (is_one_of(c, "\"'") && (!word || after_dot)) {
+      const std::size_t end = std::min(end_of_toml_string(text, i), text.size());
+      if (c == '"')
+        if (const std::size_t at = foreign_escape(text.substr(i, end - i)); at != text.npos) found(i + at);
+      word = text[end - 1] == '\n' ? 0 : c;
+      i = end;
     } else {
-      if (static_cast<unsigned char>(c) >= 0x80) code.foreign = std::min(code.foreign, i);
+      if (is_foreign(c)) found(i);
       code.dots += c == '.';
+      if (is_one_of(c, " \t\r\n=,]}")) word = 0;
+      else if (!word && !is_one_of(c, "[{")) word = c;
       ++i;
     }
   }

@@ -292,6 +292,9 @@ TEST_CASE("a hostile file is one clear line") {
 TEST_CASE("text beyond ASCII behind a backslash, or in quotes behind a bare word, is refused by its line") {
   CHECK_THAT(refusal("x = 1\ny = \"a\\\xC3\xA9\"\n"), ContainsSubstring(":2: not valid TOML"));
   CHECK_THAT(refusal("ab\"\xC3\xA9\"\n"), ContainsSubstring("beyond ASCII"));
+  CHECK_THAT(refusal("ab['\xC3\xA9']\n"), ContainsSubstring("beyond ASCII"));
+  for (const char* keys : {"ab.'\xC3\xA9'", "'ab'.\"\xC3\xA9\"", "{ab.'\xC3\xA9' = 1}"})
+    CHECK_THAT(refusal(keys[0] == '{' ? "x = " + std::string(keys) : "[" + std::string(keys) + "]"), ContainsSubstring("unknown"));
 }
 
 TEST_CASE("text beyond ASCII is free in strings of every kind and in comments") {
