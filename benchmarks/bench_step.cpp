@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <functional>
+#include <numeric>
 #include <optional>
 
 #include "engine/clock.h"
@@ -113,6 +115,16 @@ MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* 
   }
   result.peak_bytes = run.peak_bytes();
   return result;
+}
+
+void print_ops(const MeasuredStep& step, bool timed_in_step) {
+  std::vector<std::pair<double, std::string>> shares;
+  double all = 0;
+  for (const auto& [op, s] : step.ops) shares.emplace_back(s, op), all += s;
+  if (timed_in_step) all = std::accumulate(step.seconds.begin(), step.seconds.end(), 0.0) / static_cast<double>(step.seconds.size());
+  std::ranges::sort(shares, std::greater{});
+  for (const auto& [s, op] : shares)
+    if (s / all > 0.002) fmt::print("  {:<28} {:>8.3f} s {:>5.1f} %\n", op, s, 100 * s / all);
 }
 
 std::vector<MeasuredStep> measure_in_turn(Ops& ops, const std::vector<StepCase>& cases, int rounds) {

@@ -39,6 +39,9 @@ struct MeasuredStep {
 /// for each of them would slow it down.
 MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* lines);
 
+/// The share of each op: of the step where its ops are timed in it, of all ops where they are timed apart.
+void print_ops(const MeasuredStep& step, bool timed_in_step);
+
 /// Cases side by side: each is measured in turn, in `rounds` rounds, and counts by its fastest step.
 std::vector<MeasuredStep> measure_in_turn(Ops& ops, const std::vector<StepCase>& cases, int rounds);
 

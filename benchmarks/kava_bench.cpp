@@ -388,7 +388,7 @@ class Bench {
     if (!step.one_by_one.empty())
       fmt::print("the fastest step: {:.3f} ms, kernels launched one by one: {:.3f} ms\n", step.fastest() * 1e3,
                  *std::ranges::min_element(step.one_by_one) * 1e3);
-    print_ops(step);
+    print_ops(step, ops_.name() == "cpu");
     asked_ = step.asked;
     graphs_ = cuda_inside(ops_);
     if (ops_.name() != "cpu")
@@ -403,18 +403,6 @@ class Bench {
     fmt::print("memory: step {:.2f} GB, process {:.2f} GB at most\n", static_cast<double>(step.peak_bytes) / 1e9,
                static_cast<double>(use.ru_maxrss) / 1e6);
     fmt::print("{:.0f} GFLOP/s of {:.0f}\nstep share: {:.0f} %\n", step.flops / step.median() / 1e9, matrix_rate_, 100 * step_share_);
-  }
-
-  // Of the step where its ops are timed in it, of all ops where they are timed apart.
-  void print_ops(const MeasuredStep& step) {
-    std::vector<std::pair<double, std::string>> shares;
-    double all = 0;
-    for (const auto& [op, s] : step.ops) shares.emplace_back(s, op), all += s;
-    if (ops_.name() == "cpu")
-      all = std::accumulate(step.seconds.begin(), step.seconds.end(), 0.0) / static_cast<double>(step.seconds.size());
-    std::ranges::sort(shares, std::greater{});
-    for (const auto& [s, op] : shares)
-      if (s / all > 0.002) fmt::print("  {:<28} {:>8.3f} s {:>5.1f} %\n", op, s, 100 * s / all);
   }
 
   double share_of(const MeasuredStep& step, double seconds) const { return step.flops / seconds / 1e9 / matrix_rate_; }

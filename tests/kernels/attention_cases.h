@@ -1,4 +1,5 @@
-// Cases of the attention kernels: segments with key lists, the outputs of the kernels, and what they should be.
+// Cases of the attention kernels: segments with key lists, the outputs of the kernels, and what they should be. The last query row of a
+// layout belongs to no segment.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -9,20 +10,9 @@
 #include <vector>
 
 #include "tests/kernels/kernel_rig.h"
+#include "tests/ops/segment_layout.h"
 
 namespace kava::test {
-
-struct SegmentSpec {
-  std::vector<int> keys;
-  int query_begin, queries;
-};
-
-/// The last query row belongs to no segment.
-struct Layout {
-  std::vector<SegmentSpec> segments;
-  std::vector<int> group_offsets;
-  int64_t step_rows, query_rows;
-};
 
 inline std::vector<int> range(int begin, int end) {
   std::vector<int> v;

@@ -1,20 +1,10 @@
 #include "tests/ops/op_rig.h"
+#include "tests/ops/segment_layout.h"
 
 using namespace kava;
 using namespace kava::test;
 
 namespace {
-struct SegmentSpec {
-  std::vector<int> keys;
-  int query_begin, queries;
-};
-
-struct Layout {
-  std::vector<SegmentSpec> segments;
-  std::vector<int> group_offsets;
-  int64_t step_rows, query_rows;
-};
-
 // Two samples: a question with a branch that sees some of its rows in another order, a single latent, and a lone row.
 const Layout kTree = {
     {{{0, 1, 2, 3}, 0, 4}, {{0, 2, 8, 4, 5}, 4, 2}, {{1, 9}, 6, 1}, {{12}, 7, 1}, {{12, 19, 13, 14, 15}, 8, 3}}, {0, 3, 5}, 20, 11};

@@ -1,0 +1,19 @@
+// Segments with key lists, as the tests of attention write them down.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace kava::test {
+
+struct SegmentSpec {
+  std::vector<int> keys;  // rows of the step
+  int query_begin, queries;
+};
+
+struct Layout {
+  std::vector<SegmentSpec> segments;
+  std::vector<int> group_offsets;
+  int64_t step_rows, query_rows;
+};
+
+}  // namespace kava::test
