@@ -32,9 +32,9 @@ bool is_foreign(char c) { return static_cast<unsigned char>(c) >= 0x80; }
 
 // The first byte beyond ASCII behind a backslash and white space.
 std::size_t foreign_escape(std::string_view text) {
-  for (std::size_t i = text.find('\\'); i < text.size(); i = text.find('\\', i + 1)) {
+  for (std::size_t i = text.find('\\'); i != text.npos; i = text.find('\\', i + 1)) {
     i = text.find_first_not_of(" \t\r\n", i + 1);
-    if (i < text.size() && is_foreign(text[i])) return i;
+    if (i == text.npos || is_foreign(text[i])) return i;
   }
   return text.npos;
 }

@@ -293,6 +293,7 @@ TEST_CASE("text beyond ASCII behind a backslash, or in quotes behind a bare word
   CHECK_THAT(refusal("x = 1\ny = \"a\\\xC3\xA9\"\n"), ContainsSubstring(":2: not valid TOML"));
   CHECK_THAT(refusal("ab\"\xC3\xA9\"\n"), ContainsSubstring("beyond ASCII"));
   CHECK_THAT(refusal("ab['\xC3\xA9']\n"), ContainsSubstring("beyond ASCII"));
+  CHECK_THAT(refusal("x = \"\"\"a\\  \n "), ContainsSubstring("not valid TOML"));
   for (const char* keys : {"ab.'\xC3\xA9'", "'ab'.\"\xC3\xA9\"", "{ab.'\xC3\xA9' = 1}"})
     CHECK_THAT(refusal(keys[0] == '{' ? "x = " + std::string(keys) : "[" + std::string(keys) + "]"), ContainsSubstring("unknown"));
 }
