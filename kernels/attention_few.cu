@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks)
   __syncthreads();  // the maxima of all warps are there
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
+    // p of a row that sees no key of the part is no number, which nobody reads.
     for (int w = 0; w < kAttentionWarps; ++w) most[h] = fmaxf(most[h], passed.most[w][place.row(2 * h)]);
-      // Of a row that sees no key of the part this is no number, which nobody reads.
 #pragma unroll
     for (int n = 0; n < kWarpKeys / 8; ++n)
       for (int i = 2 * h; i < 2 * h + 2; ++i) sum[h] += s[n][i] = fast_exp2(s[n][i] - most[h]);
