@@ -11,7 +11,7 @@ namespace kava {
 
 namespace {
 
-constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
+constexpr int64_t kEverything = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMostOffset = 99;
 
 int64_t count(const std::vector<int32_t>& ids) { return static_cast<int64_t>(ids.size()); }
@@ -43,7 +43,7 @@ Recipe icot(const RunConfig& config, int64_t stage) {
   Recipe r;
   r.student = true;
   r.rest = Recipe::Rest::tokens;
-  r.removed = c.remove_all_from > 0 && stage >= c.remove_all_from ? kAll : stage;
+  r.removed = c.remove_all_from > 0 && stage >= c.remove_all_from ? kEverything : stage;
   r.from_right = c.side == Side::right, r.keep_positions = c.keep_positions;
   return r;
 }
@@ -115,7 +115,7 @@ int64_t first_stage(const RunConfig& config) { return config.stages.fixed >= 0 ?
 int64_t last_stage(const RunConfig& config) {
   if (config.stages.fixed >= 0) return config.stages.fixed;
   if (config.method == Method::coconut) return config.stages.last >= 0 ? config.stages.last : config.coconut.max_stage + 1;
-  return config.method == Method::icot ? kAll : 0;
+  return config.method == Method::icot ? kEverything : 0;
 }
 
 Recipe decoding_recipe(const RunConfig& config, int64_t stage) {

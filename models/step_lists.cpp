@@ -3,14 +3,14 @@
 namespace kava {
 
 namespace {
-constexpr int64_t kAlign = 16;  // every list begins where a vector may be loaded
+constexpr int64_t kListAlign = 16;  // every list begins where a vector may be loaded
 }
 
 void IndexBlock::add(Tensor& to, std::span<const int32_t> list, int64_t rows, int64_t cols) {
   KAVA_CHECK(std::ssize(list) == rows * cols, "a list of {} as [{}, {}]", list.size(), rows, cols);
   places_.push_back({&to, std::ssize(all_), rows, cols});
   all_.insert(all_.end(), list.begin(), list.end());
-  all_.resize((all_.size() + kAlign - 1) / kAlign * kAlign);
+  all_.resize((all_.size() + kListAlign - 1) / kListAlign * kListAlign);
 }
 
 void IndexBlock::send(Ops& ops, Arena& arena) {

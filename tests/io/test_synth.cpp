@@ -46,8 +46,6 @@ int answer_from_text(const std::string& question) {
   return has.at(m[1]);
 }
 
-Ended kava_data(const std::string& arguments, const TempFolder& folder) { return run_command("kava_data " + arguments, folder.path()); }
-
 std::set<std::string> files_below(const fs::path& folder) {
   std::set<std::string> out;
   for (const auto& entry : fs::recursive_directory_iterator(folder))

@@ -17,7 +17,7 @@ using Ids = std::vector<std::int32_t>;
 
 namespace {
 
-const char* const kModels[] = {"llama-3.2-1b-instruct", "qwen2.5-0.5b-instruct", "smollm2-135m-instruct"};
+const char* const kTokenizers[] = {"llama-3.2-1b-instruct", "qwen2.5-0.5b-instruct", "smollm2-135m-instruct"};
 
 Json tokenizer_golden() { return read_json(source_dir() + "/tests/golden/tokenizer_golden.json"); }
 
@@ -36,7 +36,7 @@ std::vector<std::string> pieces(const std::string& pattern, const std::string& t
 TEST_CASE("nasty texts give the ids and the decoded text of the tokenizers library") {
   const Json all = tokenizer_golden();
   const std::vector<std::string> texts = all["texts"];
-  for (const char* name : kModels) {
+  for (const char* name : kTokenizers) {
     const std::string folder = shared_data(std::string("data/tokenizers/") + name);
     if (folder.empty()) SKIP("no shared data: tokenizers/" << name);
     const Json& expected = all["models"][name];
@@ -56,7 +56,7 @@ TEST_CASE("nasty texts give the ids and the decoded text of the tokenizers libra
 
 TEST_CASE("every line of the real data sets gives the ids of the tokenizers library") {
   const Json all = tokenizer_golden();
-  for (const char* name : kModels) {
+  for (const char* name : kTokenizers) {
     const std::string folder = shared_data(std::string("data/tokenizers/") + name);
     if (folder.empty()) SKIP("no shared data: tokenizers/" << name);
     const Tokenizer tokenizer = Tokenizer::load(folder);
@@ -77,14 +77,14 @@ TEST_CASE("every line of the real data sets gives the ids of the tokenizers libr
 TEST_CASE("BOS and EOS of the real tokenizers are those of transformers") {
   const std::string folder = shared_data("data/tokenizers");
   if (folder.empty()) SKIP("no shared data: tokenizers");
-  const Tokenizer llama = Tokenizer::load(folder + "/" + kModels[0]);
+  const Tokenizer llama = Tokenizer::load(folder + "/" + kTokenizers[0]);
   CHECK(llama.bos() == 128000);
   CHECK(llama.eos_token() == "<|eot_id|>");
   CHECK(llama.id_of("<|eot_id|>") == 128009);
-  const Tokenizer qwen = Tokenizer::load(folder + "/" + kModels[1]);
+  const Tokenizer qwen = Tokenizer::load(folder + "/" + kTokenizers[1]);
   CHECK_FALSE(qwen.bos());
   CHECK(qwen.eos_token() == "<|im_end|>");
-  const Tokenizer smollm = Tokenizer::load(folder + "/" + kModels[2]);
+  const Tokenizer smollm = Tokenizer::load(folder + "/" + kTokenizers[2]);
   CHECK_FALSE(smollm.bos());
   CHECK_FALSE(smollm.eos_token());
 }
@@ -154,7 +154,7 @@ TEST_CASE("a byte without a token becomes unk_token, or nothing where there is n
   json["model"]["fuse_unk"] = true;
   CHECK(load(json).encode("azzb") == Ids{97, 122, 98});
   json["model"]["unk_token"] = "<none>";
-  CHECK(contains(refusal(json), "unk_token"));
+  CHECK(contains(tokenizer_refusal(json), "unk_token"));
 }
 
 TEST_CASE("split behaviours cut as the library does") {

@@ -26,19 +26,19 @@ TEST_CASE("BOS is what the template puts first, whatever the configuration says"
   CHECK_FALSE(load(json).bos());
   CHECK_FALSE(load(json, {{"add_bos_token", true}, {"bos_token", "<s>"}}).bos());
   json["post_processor"]["single"] = {special, special, text};
-  CHECK(contains(refusal(json), "post_processor: puts 2 tokens"));
+  CHECK(contains(tokenizer_refusal(json), "post_processor: puts 2 tokens"));
   json["post_processor"]["single"] = {special, text, text};
-  CHECK(contains(refusal(json), "post_processor.single[2]: the template of a single sequence must hold it once"));
+  CHECK(contains(tokenizer_refusal(json), "post_processor.single[2]: the template of a single sequence must hold it once"));
   json["post_processor"] = {{"type", "Sequence"}, {"processors", {both, both}}};
-  CHECK(contains(refusal(json), "post_processor.processors[1]: a second TemplateProcessing"));
+  CHECK(contains(tokenizer_refusal(json), "post_processor.processors[1]: a second TemplateProcessing"));
   json["post_processor"] = {{"type", "BertProcessing"}};
-  CHECK(contains(refusal(json), "BertProcessing"));
+  CHECK(contains(tokenizer_refusal(json), "BertProcessing"));
   json["post_processor"] = nullptr;
   CHECK_FALSE(load(json, {{"add_bos_token", true}, {"bos_token", "<s>"}}).bos());
 }
 
 TEST_CASE("a tokenizer.json that is malformed or not supported is refused with the place and the reason") {
-  REQUIRE(refusal(small()).empty());
+  REQUIRE(tokenizer_refusal(small()).empty());
   struct Case {
     const char* reason;
     std::function<void(Json&)> spoil;
@@ -140,16 +140,16 @@ TEST_CASE("a tokenizer.json that is malformed or not supported is refused with t
   for (const Case& c : cases) {
     Json json = small();
     c.spoil(json);
-    const std::string message = refusal(json);
+    const std::string message = tokenizer_refusal(json);
     INFO(c.reason << " in: " << message);
     CHECK(contains(message, c.reason));
     CHECK_FALSE(contains(message, "nlohmann"));
     CHECK_FALSE(contains(message, "\n"));
   }
-  CHECK(contains(refusal(std::string("{\"model\": {\"vocab\": {\"a\": 0, \"a\": 1}}}")), "given twice"));
-  CHECK(contains(refusal(std::string("{\"model\": ")), "not valid JSON"));
-  CHECK(contains(refusal(std::string(100000, '[')), "nested deeper"));
-  CHECK(contains(refusal(std::string("{\"version\": \"\\ud800\"}")), "not valid JSON"));
+  CHECK(contains(tokenizer_refusal(std::string("{\"model\": {\"vocab\": {\"a\": 0, \"a\": 1}}}")), "given twice"));
+  CHECK(contains(tokenizer_refusal(std::string("{\"model\": ")), "not valid JSON"));
+  CHECK(contains(tokenizer_refusal(std::string(100000, '[')), "nested deeper"));
+  CHECK(contains(tokenizer_refusal(std::string("{\"version\": \"\\ud800\"}")), "not valid JSON"));
 }
 
 TEST_CASE("holes in the vocabulary are no tokens and count in the size") {
@@ -162,7 +162,7 @@ TEST_CASE("holes in the vocabulary are no tokens and count in the size") {
   json["added_tokens"] = {added_token(261, "<s>", true), added_token(5000, "zz", false), added_token(262, "<t>", false)};
   CHECK(load(json).encode_with_special("<s>zz<t>") == Ids{261, 5000, 262});
   json["added_tokens"][2]["id"] = 5001;
-  CHECK(contains(refusal(json), "has id 5001 here, but its place in the vocabulary gives it 262"));
+  CHECK(contains(tokenizer_refusal(json), "has id 5001 here, but its place in the vocabulary gives it 262"));
 }
 
 TEST_CASE("a folder without a tokenizer.json is refused by the file's name") {

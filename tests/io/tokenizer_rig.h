@@ -67,7 +67,7 @@ inline Tokenizer load(const Json& json, const Json& config = Json::object()) {
 }
 
 // The message of the Error(code data) that loading ends in; "" when it loads.
-inline std::string refusal(const std::string& text) {
+inline std::string tokenizer_refusal(const std::string& text) {
   TempFolder folder;
   overwrite(folder / "tokenizer.json", text);
   try {
@@ -80,7 +80,7 @@ inline std::string refusal(const std::string& text) {
   return "";
 }
 
-inline std::string refusal(const Json& json) { return refusal(json.dump()); }
+inline std::string tokenizer_refusal(const Json& json) { return tokenizer_refusal(json.dump()); }
 
 inline bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 

@@ -32,4 +32,17 @@ std::string refusal(F&& f, Exit code = Exit::data) {
   return "";
 }
 
+inline ModelConfig with(const TempFolder& folder, Json json, const Json& changes) {
+  json.update(changes);
+  return load(folder, json);
+}
+
+inline void check_refused(const TempFolder& folder, const Json& base, const Json& changes, const std::string& key,
+                          const std::string& value = "") {
+  CAPTURE(changes.dump());
+  const std::string text = refusal([&] { with(folder, base, changes); });
+  CHECK(text.find(key) != std::string::npos);
+  CHECK(text.find(value) != std::string::npos);
+}
+
 }  // namespace kava::test

@@ -18,6 +18,8 @@
 
 namespace kava::test {
 
+inline const std::string kSeven = "lora.targets=[\"q_proj\",\"k_proj\",\"v_proj\",\"o_proj\",\"gate_proj\",\"up_proj\",\"down_proj\"]";
+
 struct StepRun {
   StepLosses losses;
   double total = 0;

@@ -21,8 +21,6 @@ namespace {
 
 using Sets = std::vector<std::string>;
 
-const std::string kSeven = "lora.targets=[\"q_proj\",\"k_proj\",\"v_proj\",\"o_proj\",\"gate_proj\",\"up_proj\",\"down_proj\"]";
-
 // Numbers drawn from N(0, std^2): mean, standard deviation and fourth moment within five of their own standard errors.
 void check_normal(const std::vector<double>& x, double std) {
   const double n = static_cast<double>(x.size());

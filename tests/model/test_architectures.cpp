@@ -21,18 +21,6 @@ Json qwen3() {
 
 Json gpt2() { return {{"model_type", "gpt2"}, {"n_embd", 8}, {"n_layer", 2}, {"n_head", 2}, {"n_positions", 12}, {"vocab_size", 10}}; }
 
-ModelConfig with(const TempFolder& folder, Json json, const Json& changes) {
-  json.update(changes);
-  return load(folder, json);
-}
-
-void check_refused(const TempFolder& folder, const Json& base, const Json& changes, const std::string& key, const std::string& value = "") {
-  CAPTURE(changes.dump());
-  const std::string text = refusal([&] { with(folder, base, changes); });
-  CHECK(text.find(key) != std::string::npos);
-  CHECK(text.find(value) != std::string::npos);
-}
-
 // Every tensor of the model, element i of one with n letters being i + n/64.
 using Tensors = std::map<std::string, std::pair<std::vector<std::int64_t>, std::vector<float>>>;
 void add(Tensors& all, const std::string& name, std::vector<std::int64_t> shape) {

@@ -133,8 +133,6 @@ void check_gradients(const std::vector<std::string>& sets) {
   }
 }
 
-const std::string kSeven = "lora.targets=[\"q_proj\",\"k_proj\",\"v_proj\",\"o_proj\",\"gate_proj\",\"up_proj\",\"down_proj\"]";
-
 std::vector<std::string> method_sets(const std::string& method) {
   std::vector<std::string> sets = {"method=" + method};
   if (method == "codi") sets.push_back("latent.iterations=5");

@@ -14,13 +14,6 @@ Json qwen2() {
   return json;
 }
 
-void check_refused(const TempFolder& folder, const Json& base, const Json& changes, const std::string& name) {
-  Json json = base;
-  json.update(changes);
-  CAPTURE(json.dump());
-  CHECK(refusal([&] { load(folder, json); }).find(name) != std::string::npos);
-}
-
 }  // namespace
 
 TEST_CASE("the configurations of real models are read as transformers reads them") {

@@ -8,16 +8,16 @@ using namespace kava;
 
 namespace {
 
-struct Trained {
+struct TrainedRank {
   std::vector<double> values, m, v;
   std::vector<double> reports;  // of all steps
-  bool operator==(const Trained&) const = default;
+  bool operator==(const TrainedRank&) const = default;
 };
 
-Trained train(Comm& comm, const std::vector<std::string>& sets, int64_t steps) {
+TrainedRank train(Comm& comm, const std::vector<std::string>& sets, int64_t steps) {
   TinyRun run(sets);
   Trainer trainer(*run.model, run.samples, {}, &comm);
-  Trained t;
+  TrainedRank t;
   for (int64_t i = 0; i < steps; ++i) {
     const StepReport r = trainer.step();
     for (double x : {r.losses.student_ce, r.losses.teacher_ce, r.losses.kv, r.losses.codi, r.loss, r.grad_norm, r.lr, r.flops})
@@ -39,14 +39,14 @@ TEST_CASE("any number of ranks trains to the bytes of one") {
         {"train.batch=4", "train.micro_batch=1", "train.max_steps=8", "method=coconut", "loss.mean=forward", "latent.token_init="}}) {
     INFO(fmt::format("{}", fmt::join(sets, " ")));
     Comm alone;
-    const Trained one = train(alone, sets, 5);
+    const TrainedRank one = train(alone, sets, 5);
     for (int n : {2, 3, 4}) {
       INFO(n);
-      std::vector<Trained> ranks(static_cast<std::size_t>(n));
+      std::vector<TrainedRank> ranks(static_cast<std::size_t>(n));
       for (const std::string& failed :
            on_rank_threads(n, 60, [&](Comm& comm) { ranks[static_cast<std::size_t>(comm.rank())] = train(comm, sets, 5); }))
         CHECK(failed == "");
-      for (const Trained& r : ranks) CHECK(r == one);
+      for (const TrainedRank& r : ranks) CHECK(r == one);
     }
   }
 }

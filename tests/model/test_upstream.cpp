@@ -21,8 +21,8 @@ using Sets = std::vector<std::string>;
 
 constexpr std::int64_t kVocabulary = 61, kHidden = 16, kEnd = 2;  // of the golden llama
 
-// Tensors to write, with their values.
-struct Tensors {
+// FileTensors to write, with their values.
+struct FileTensors {
   void add(const std::string& name, std::vector<std::int64_t> shape, const std::vector<double>& x) {
     names.push_back(name), shapes.push_back(std::move(shape)), values.push_back(x);
   }
@@ -56,8 +56,8 @@ std::string projection_name(std::string name, const std::string& linear1, const 
 const std::vector<double> kEndRow = drawn("the row of EOS", kHidden);
 
 // Three tokens were added, so that PEFT stored embedding and head whole; EOS is also what pads.
-Tensors pccot_tensors(const StepRig& rig) {
-  Tensors t;
+FileTensors pccot_tensors(const StepRig& rig) {
+  FileTensors t;
   for (const Parameter& p : rig.model->parameters.all())
     if (p.name != "new_tokens.weight")
       t.add(projection_name(p.name, "base_model.model.prj.0", "base_model.model.prj.2", "base_model.model.prj.3"), p.file_shape(),
@@ -74,7 +74,7 @@ Tensors pccot_tensors(const StepRig& rig) {
   return t;
 }
 
-void write_pccot(const StepRig& rig, const fs::path& folder, const Tensors& tensors) {
+void write_pccot(const StepRig& rig, const fs::path& folder, const FileTensors& tensors) {
   fs::create_directory(folder);
   tensors.write((folder / "adapter_model.safetensors").string());
   const Json config = {{"peft_type", "LORA"},
@@ -88,8 +88,8 @@ void write_pccot(const StepRig& rig, const fs::path& folder, const Tensors& tens
 }
 
 // The whole model, another one than the base's folder holds, and the head that is tied once more.
-Tensors codi_tensors(const StepRig& rig) {
-  Tensors t;
+FileTensors codi_tensors(const StepRig& rig) {
+  FileTensors t;
   for (const Parameter& p : rig.model->parameters.all()) {
     if (p.name == "new_tokens.weight") continue;
     std::string name = projection_name(p.name, "prj.1", "prj.3", "prj.ln");
@@ -154,7 +154,7 @@ TEST_CASE("a folder of PCCoT's program is read: LoRA, new tokens, projection, an
 TEST_CASE("a folder of CODI's program is read: the whole model, whatever the base's folder holds") {
   const TempFolder folder;
   StepRig rig(kCodiSets);
-  const Tensors tensors = codi_tensors(rig);
+  const FileTensors tensors = codi_tensors(rig);
   tensors.write(folder / "model.safetensors");
   StepRig read(kCodiSets, 1, 0);
   load_adapter(*read.model, folder.path().string());
@@ -180,34 +180,34 @@ TEST_CASE("a folder of CODI's program is read: the whole model, whatever the bas
 TEST_CASE("what such a folder lacks, has too much or has in another shape is refused by its name") {
   const TempFolder folder;
   StepRig rig({}), codi(kCodiSets);
-  const Tensors pccot = pccot_tensors(rig), model = codi_tensors(codi);
+  const FileTensors pccot = pccot_tensors(rig), model = codi_tensors(codi);
   auto refused = [&](bool of_codi, auto change) {
     const fs::path path = folder.path() / "changed";
     fs::remove_all(path);
-    Tensors t = of_codi ? model : pccot;
+    FileTensors t = of_codi ? model : pccot;
     change(t);
     if (of_codi) fs::create_directory(path), t.write((path / "model.safetensors").string());
     else write_pccot(rig, path, t);
     return load_refusal(of_codi ? kCodiSets : Sets{}, path);
   };
   for (const bool of_codi : {false, true}) {
-    const Tensors& whole = of_codi ? model : pccot;
-    CHECK(refused(of_codi, [](Tensors&) {}).empty());
+    const FileTensors& whole = of_codi ? model : pccot;
+    CHECK(refused(of_codi, [](FileTensors&) {}).empty());
     for (const std::string& name : whole.names) {
       // The head of PCCoT says again what stands elsewhere, the embedding's own rows are the base's.
       if (name.find("lm_head") != std::string::npos || name.ends_with("token_adapter.base_layer.weight")) continue;
       INFO(name);
-      CHECK_FALSE(refused(of_codi, [&](Tensors& t) { t.names[t.at(name)] = "another." + name; }).empty());
-      CHECK_FALSE(refused(of_codi, [&](Tensors& t) {
+      CHECK_FALSE(refused(of_codi, [&](FileTensors& t) { t.names[t.at(name)] = "another." + name; }).empty());
+      CHECK_FALSE(refused(of_codi, [&](FileTensors& t) {
                     const std::size_t at = t.at(name);
                     t.shapes[at].back() += 1;
                     std::int64_t count = 1;
                     for (const std::int64_t d : t.shapes[at]) count *= d;
                     t.values[at].resize(static_cast<std::size_t>(count));
                   }).empty());
-      CHECK_FALSE(refused(of_codi, [&](Tensors& t) { t.values[t.at(name)].front() = NAN; }).empty());
+      CHECK_FALSE(refused(of_codi, [&](FileTensors& t) { t.values[t.at(name)].front() = NAN; }).empty());
     }
-    CHECK_THAT(refused(of_codi, [](Tensors& t) { t.add("codi.base_model.model.model.layers.9.mlp.up_proj.weight", {1}, {1}); }),
+    CHECK_THAT(refused(of_codi, [](FileTensors& t) { t.add("codi.base_model.model.model.layers.9.mlp.up_proj.weight", {1}, {1}); }),
                ContainsSubstring("layers.9"));
   }
   write_pccot(rig, folder.path() / "p", pccot);
@@ -226,7 +226,7 @@ TEST_CASE("such an adapter merged is a base with the rows and weights that it ho
   const std::string base = rig.config.model.path;
   write_pccot(rig, folder.path() / "p", pccot_tensors(rig));
   fs::create_directory(folder.path() / "c");
-  const Tensors model = codi_tensors(codi);
+  const FileTensors model = codi_tensors(codi);
   model.write(folder / "c/model.safetensors");
   const MergeInput inputs[] = {peft_merge_input(folder / "p", base), codi_merge_input(folder / "c", base, codi.config)};
   const SafetensorsFile plain = SafetensorsFile::open(path_in(base, "model.safetensors"));

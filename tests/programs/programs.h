@@ -29,6 +29,10 @@ inline Ended run_command(const std::string& line, const std::filesystem::path& f
   return {WEXITSTATUS(status), read_file(streams / "out", 1 << 24), read_file(streams / "err", 1 << 24)};
 }
 
+inline Ended kava_data(const std::string& arguments, const TempFolder& folder) {
+  return run_command("kava_data " + arguments, folder.path());
+}
+
 /// A variable of the environment, for the programs that are run while this object lives.
 class WithVariable {
  public:

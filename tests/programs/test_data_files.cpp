@@ -8,12 +8,6 @@
 using namespace kava;
 using Catch::Matchers::ContainsSubstring;
 
-namespace {
-
-Ended kava_data(const std::string& arguments, const TempFolder& folder) { return run_command("kava_data " + arguments, folder.path()); }
-
-}  // namespace
-
 TEST_CASE("check names malformed rows by line and goes on") {
   TempFolder folder;
   overwrite(folder / "a.txt", "q||a #### 1\nno bars\nq 2||<<1+1=3>> #### 3\n||x #### 1\nq||a #### 1\n");
