@@ -1,6 +1,7 @@
 // Who read and wrote each two bytes of memory, and when: epochs are the stretches between barriers of a block, numbered through a launch.
 // Within an epoch nothing orders the accesses of two threads: a shuffle or an mma of a warp is no fence.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
@@ -38,19 +39,23 @@ class Shadow {
 
   /// The cell of a global address.
   Cell& at(std::uintptr_t address) {
-    if (address / kPage != last_) {
-      auto& page = pages_[last_ = address / kPage];
-      if (!page) page = std::make_unique<Cell[]>(kPage / kGranule);
-      cells_ = page.get();
+    Kept& kept = kept_[address / kPage % kept_.size()];
+    if (address / kPage != kept.page) {
+      auto& cells = pages_[address / kPage];
+      if (!cells) cells = std::make_unique<Cell[]>(kPage / kGranule);
+      kept = {address / kPage, cells.get()};
     }
-    return cells_[address % kPage / kGranule];
+    return kept.cells[address % kPage / kGranule];
   }
 
  private:
   static constexpr std::uintptr_t kPage = 4096;
   std::unordered_map<std::uintptr_t, std::unique_ptr<Cell[]>> pages_;
-  std::uintptr_t last_ = 0;  // page that was asked for last
-  Cell* cells_ = nullptr;
+  struct Kept {
+    std::uintptr_t page = 0;
+    Cell* cells = nullptr;
+  };
+  std::array<Kept, 256> kept_;  // pages that were asked for last, by the ends of their numbers
 };
 
 }  // namespace simt

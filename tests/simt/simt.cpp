@@ -103,7 +103,9 @@ struct Block {
 thread_local Block* t_block = nullptr;
 
 std::string text(const Where& w) { return std::string(w.file_name()) + ":" + std::to_string(w.line()); }
-bool same(const Where& a, const Where& b) { return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0; }
+bool same(const Where& a, const Where& b) {
+  return a.line() == b.line() && (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+}
 
 [[noreturn]] void fail(const std::string& what) {
   throw Error("simt: " + what + ", block (" + std::to_string(blockIdx.x) + "," + std::to_string(blockIdx.y) + "," +

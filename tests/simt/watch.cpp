@@ -23,24 +23,6 @@ bool g_watching = false;
 std::mutex g_mutex;
 std::vector<LaunchCounts> g_counts;
 
-// Program and libraries as they lie in memory: what a kernel reads there is constant.
-struct Range {
-  std::uintptr_t begin, end;
-};
-std::vector<Range> loaded_images() {
-  std::vector<Range> ranges;
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, std::size_t, void* to) {
-        for (int i = 0; i < info->dlpi_phnum; ++i)
-          if (const auto& header = info->dlpi_phdr[i]; header.p_type == PT_LOAD)
-            static_cast<std::vector<Range>*>(to)->push_back(
-                {info->dlpi_addr + header.p_vaddr, info->dlpi_addr + header.p_vaddr + header.p_memsz});
-        return 0;
-      },
-      &ranges);
-  return ranges;
-}
-
 bool in_range(std::uintptr_t address, const void* begin, std::size_t bytes) {
   return address - reinterpret_cast<std::uintptr_t>(begin) < bytes;
 }
@@ -87,6 +69,12 @@ Watcher::Watcher(const Watched& watched, const WatchedLaunch& launch) : watched_
   if (watched_.races) shared_cells_.resize((launch.smem_bytes + Shadow::kGranule - 1) / Shadow::kGranule);
   events_.resize(static_cast<std::size_t>(launch.threads + 31) / 32);
   under_way_.resize(static_cast<std::size_t>(launch.threads));
+  const auto add = [&](const void* begin, std::size_t bytes) {
+    constant_.push_back({reinterpret_cast<std::uintptr_t>(begin), reinterpret_cast<std::uintptr_t>(begin) + bytes});
+  };
+  for (const Dim3* d : {&threadIdx, &blockIdx, &blockDim, &gridDim}) add(d, sizeof(Dim3));
+  add(launch.params, launch.params_bytes);
+  constant_.insert(constant_.end(), loaded_images().begin(), loaded_images().end());
   counts_.blocks = launch.blocks, counts_.threads = launch.threads, counts_.smem = launch.smem_bytes;
 }
 
@@ -107,14 +95,34 @@ void Watcher::thread(int number, const unsigned char* stack) {
   stack_ = reinterpret_cast<std::uintptr_t>(stack);
 }
 
+// Program and libraries as they lie in memory: what a kernel reads there is constant.
+const std::vector<Watcher::Range>& Watcher::loaded_images() {
+  static const std::vector<Range> images = [] {
+    std::vector<Range> ranges;
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, std::size_t, void* to) {
+          for (int i = 0; i < info->dlpi_phnum; ++i)
+            if (const auto& header = info->dlpi_phdr[i]; header.p_type == PT_LOAD)
+              static_cast<std::vector<Range>*>(to)->push_back(
+                  {info->dlpi_addr + header.p_vaddr, info->dlpi_addr + header.p_vaddr + header.p_memsz});
+          return 0;
+        },
+        &ranges);
+    return ranges;
+  }();
+  return images;
+}
+
 bool Watcher::elsewhere(std::uintptr_t a) {
-  static const std::vector<Range> images = loaded_images();
-  if (in_range(a, launch_.params, launch_.params_bytes)) return true;
-  for (const Dim3* d : {&threadIdx, &blockIdx, &blockDim, &gridDim})
-    if (in_range(a, d, sizeof(Dim3))) return true;
-  if (a / 4096 == memory_page_) return false;
-  if (std::ranges::any_of(images, [&](const Range& r) { return a >= r.begin && a < r.end; })) return true;
-  memory_page_ = a / 4096;
+  const std::uintptr_t page = a / 4096;
+  std::uintptr_t& seen = memory_pages_[page % memory_pages_.size()];
+  if (seen == page) return false;
+  bool memory_alone = true;
+  for (const Range& r : constant_) {
+    if (a >= r.begin && a < r.end) return true;
+    memory_alone &= r.end <= page * 4096 || r.begin >= (page + 1) * 4096;
+  }
+  if (memory_alone) seen = page;
   return false;
 }
 

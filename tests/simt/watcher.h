@@ -1,5 +1,6 @@
 // The part of the emulator that follows one launch's accesses (watch.h says what for).
 #pragma once
+#include <array>
 #include <cstddef>
 #include <memory>
 #include <unordered_map>
@@ -58,6 +59,11 @@ class Watcher {
     std::uint64_t read[64] = {}, written[64] = {};          // a bit for each byte
   };
 
+  struct Range {
+    std::uintptr_t begin, end;
+  };
+  static const std::vector<Range>& loaded_images();
+
   bool elsewhere(std::uintptr_t address);
   std::uint32_t place(const void* code) const;
   Shadow::Now now(const void* code, int thread, bool shared) const;
@@ -70,7 +76,9 @@ class Watcher {
 
   const Watched watched_;
   const WatchedLaunch launch_;
-  std::uintptr_t stack_ = 0, memory_page_ = 0;  // memory_page_: of the last global access
+  std::vector<Range> constant_;                     // what is no memory of the kernel's
+  std::array<std::uintptr_t, 256> memory_pages_{};  // seen to hold nothing of these, by the ends of their numbers
+  std::uintptr_t stack_ = 0;
   int thread_ = 0;
   std::uint32_t block_ = 0, epoch_ = 0, block_epoch_ = 0;
   std::vector<Shadow::Cell> shared_cells_;
