@@ -23,7 +23,7 @@ std::size_t end_of_toml_string(std::string_view text, std::size_t i) {
 namespace {
 
 // The names in force at the end of a text: of the section, and of the key at each depth of arrays and inline tables.
-class Names {
+class KeyNames {
  public:
   std::string read(std::string_view text) {
     for (std::size_t i = 0; i < text.size();) {
@@ -84,7 +84,7 @@ std::string key_at(std::string_view text, std::size_t line, std::size_t column) 
   for (std::size_t number = 1; number < line && begin < text.size(); ++number)
     begin = std::min(text.find('\n', begin), text.size() - 1) + 1;
   const std::size_t end = std::min(text.find('\n', begin), text.size());
-  return Names().read(text.substr(0, std::min(end, begin + column - 1)));
+  return KeyNames().read(text.substr(0, std::min(end, begin + column - 1)));
 }
 
 }  // namespace kava

@@ -20,7 +20,7 @@ namespace {
 using schema::Key;
 
 // A name longer than this is like no key.
-constexpr std::size_t kLongestName = 100;
+constexpr std::size_t kLongestKey = 100;
 
 constexpr const char* kMetrics = "a run writes metrics.jsonl, which tools/export_metrics.py hands on to trackers";
 constexpr const char* kForward = "the samples of one forward; train.batch those of one update";
@@ -168,7 +168,7 @@ constexpr WordMeaning kWords[] = {
 
 std::string plain(std::string_view name) {
   std::string out;
-  for (const char c : name.substr(0, kLongestName)) out += c == '-' ? '_' : c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  for (const char c : name.substr(0, kLongestKey)) out += c == '-' ? '_' : c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
   return out.substr(std::min(out.find_first_not_of('_'), out.size()));
 }
 
@@ -193,7 +193,7 @@ std::string told(const Meaning& m) {
 
 // The key of the same last part in another section, else the one of the least distance in letters.
 std::pair<std::string, std::size_t> nearest_in_letters(const std::string& name, const std::vector<Key>& keys) {
-  const std::string cut = name.substr(0, kLongestName), leaf = leaf_of(cut);
+  const std::string cut = name.substr(0, kLongestKey), leaf = leaf_of(cut);
   std::string best;
   std::size_t least = std::string::npos;
   for (const Key& key : keys) {

@@ -12,7 +12,7 @@ namespace kava {
 
 namespace {
 
-constexpr std::size_t kMostBytes = std::size_t{1} << 20;
+constexpr std::size_t kMostTomlBytes = std::size_t{1} << 20;
 constexpr std::size_t kMostDots = 4096;
 
 [[noreturn]] void refuse_text(const std::string& where, const std::string& what, const std::string& remedy) {
@@ -77,7 +77,7 @@ bool is_safe_toml(std::string_view text) {
 }
 
 toml::table parse_toml_file(const std::string& file) {
-  const std::string text = read_file(file, kMostBytes, Exit::usage), path = shown_path(file);
+  const std::string text = read_file(file, kMostTomlBytes, Exit::usage), path = shown_path(file);
   if (text.find('\0') != std::string::npos) refuse_text(path, "holds a NUL character", "name a TOML file");
   const Code code = scan(text);
   if (code.dots > kMostDots) refuse_text(path, fmt::format("holds more than {} dots in keys and values", kMostDots), "make it shorter");

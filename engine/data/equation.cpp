@@ -9,7 +9,7 @@ namespace kava {
 
 namespace {
 
-constexpr int kDeepest = 100;
+constexpr int kDeepestEquation = 100;
 
 // expression = term {(+|-) term}; term = factor {(*|/) factor}; factor = [+|-] factor | number | ( expression ).
 // `decimals` is left at those of the last number read.
@@ -51,7 +51,7 @@ class Parser {
 
   double factor(int depth) {
     const char c = peek();
-    if (depth > kDeepest) good_ = false;
+    if (depth > kDeepestEquation) good_ = false;
     if (!good_) return 0;
     if (c == '-' || c == '+') {
       ++at_;

@@ -11,7 +11,7 @@ namespace kava {
 
 namespace {
 
-using Names = std::span<const std::string_view>;
+using MemberNames = std::span<const std::string_view>;
 
 // Keys as `plain` writes them; of several in a row the first of the list counts.
 constexpr std::string_view kQuestion[] = {"question",    "problem",        "query",        "squestion",   "input",
@@ -45,7 +45,7 @@ struct Member {
 };
 
 // The member under the first of `names` that the row has, null only where no other is there.
-Member find(const Json& row, Names names) {
+Member find(const Json& row, MemberNames names) {
   Member null;
   for (std::string_view name : names)
     for (const auto& [key, value] : row.get_ref<const Json::object_t&>()) {
@@ -62,13 +62,13 @@ bool holds_nothing(const Json& value) {
 }
 
 // The member under the first of `names` that holds something, else the first one there is.
-Member find_filled(const Json& row, Names names) {
+Member find_filled(const Json& row, MemberNames names) {
   for (std::string_view name : names)
-    if (const Member m = find(row, Names(&name, 1)); m && !holds_nothing(*m.value)) return m;
+    if (const Member m = find(row, MemberNames(&name, 1)); m && !holds_nothing(*m.value)) return m;
   return find(row, names);
 }
 
-Member find(const Json& row, std::string_view name) { return find(row, Names(&name, 1)); }
+Member find(const Json& row, std::string_view name) { return find(row, MemberNames(&name, 1)); }
 
 // Rows that lie in a list inside one object, or the columns of a table.
 std::string wrapped_in(const Json& row) {
@@ -98,7 +98,7 @@ std::string chat_in(const Json& row) {
                "rename its keys, or name the form by --format or {path = .., format = ..}");
 }
 
-Member member(const Json& row, Names names, const RowPlace& place) {
+Member member(const Json& row, MemberNames names, const RowPlace& place) {
   const Member m = find_filled(row, names);
   if (!m) refuse_missing(row, fmt::format("\"{}\"", names.front()), place);
   return m;
@@ -454,14 +454,14 @@ DataFormat recognised_format(const Json& row) {
     const Member m = find(row, name);
     return m && !holds_nothing(*m.value);
   };
-  const auto number = [&](Names names) {
+  const auto number = [&](MemberNames names) {
     const Member m = find(row, names);
     return m && number_text(*m.value);
   };
   constexpr std::string_view answers[] = {"response", "answer"};
   if (filled("input") && (row.contains("target") || (!chain && (number(answers) || !find(row, kAnswer))))) return DataFormat::gsm_hard;
   if (chain) return DataFormat::jsonl;
-  if (find(row, "instruction") && number(Names(answers, 1))) return DataFormat::gsm_hard;
+  if (find(row, "instruction") && number(MemberNames(answers, 1))) return DataFormat::gsm_hard;
   if (find(row, "body")) return DataFormat::qa;
   // A gold answer that is nothing but a number has no chain in front of it; under these keys there never is one.
   return find(row, std::span(kNumber).first(kOnlyShort)) || number(kNumber) ? DataFormat::qa : DataFormat::gsm8k;

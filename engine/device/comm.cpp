@@ -12,9 +12,9 @@
 namespace kava {
 
 namespace {
-constexpr int64_t kMostBytes = int64_t{1} << 30;  // of one call of a transport
-constexpr int64_t kPiece = int64_t{64} << 20;     // of the texts of all ranks, at once
-constexpr int64_t kMostText = int64_t{1} << 31;   // of a rank; more is no length
+constexpr int64_t kMostOfOneCall = int64_t{1} << 30;  // of one call of a transport
+constexpr int64_t kPiece = int64_t{64} << 20;         // of the texts of all ranks, at once
+constexpr int64_t kMostText = int64_t{1} << 31;       // of a rank; more is no length
 
 }  // namespace
 
@@ -58,14 +58,14 @@ void Comm::do_gather(void* all, const void* mine, int64_t bytes) {
 void Comm::do_broadcast(void*, int64_t) {}
 
 void Comm::gather(void* all, const void* mine, int64_t bytes, const char* what) {
-  KAVA_CHECK(bytes * size_ <= kMostBytes, "{} bytes of {} ranks", bytes, size_);
+  KAVA_CHECK(bytes * size_ <= kMostOfOneCall, "{} bytes of {} ranks", bytes, size_);
   run(what, bytes, [&] {
     if (bytes > 0) do_gather(all, mine, bytes);
   });
 }
 
 void Comm::begin_gather(void* all, int64_t bytes, const char* what) {
-  KAVA_CHECK(0 < bytes && bytes * size_ <= kMostBytes, "{} bytes of {} ranks", bytes, size_);
+  KAVA_CHECK(0 < bytes && bytes * size_ <= kMostOfOneCall, "{} bytes of {} ranks", bytes, size_);
   if (begun_.empty()) first_begun_ = std::chrono::steady_clock::now(), exposed_ = 0;
   exposed_ += run(what, bytes, [&] { do_begin_gather(all, static_cast<char*>(all) + rank_ * bytes, bytes); });
   begun_.push_back(what);
@@ -102,7 +102,8 @@ std::vector<std::string> Comm::gather(std::string_view mine, const char* what) {
 
 void Comm::broadcast(void* data, int64_t bytes, const char* what) {
   run(what, bytes, [&] {
-    for (int64_t at = 0; at < bytes; at += kMostBytes) do_broadcast(static_cast<char*>(data) + at, std::min(kMostBytes, bytes - at));
+    for (int64_t at = 0; at < bytes; at += kMostOfOneCall)
+      do_broadcast(static_cast<char*>(data) + at, std::min(kMostOfOneCall, bytes - at));
   });
 }
 

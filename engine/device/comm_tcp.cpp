@@ -19,7 +19,7 @@ namespace kava {
 namespace {
 
 constexpr double kGrace = 0.5;            // seconds that rank 0 is given to say why it gave up
-constexpr double kAnswer = 2;             // that a word of rank 0 is given to go out
+constexpr double kToAnswer = 2;           // that a word of rank 0 is given to go out
 constexpr double kConnect = 8;            // that a connection is waited for: three packets may be lost
 constexpr double kConnectElse = 2;        // on the ports that rank 0 takes where its first is not free; a firewall may drop what they get
 constexpr double kLook = 0.02;            // between looks at connections that have not said all yet
@@ -71,7 +71,7 @@ std::optional<std::pair<Frame, std::string>> heard(Socket& from) {
 
 void send_text(const Socket& to, Frame kind, const std::string& text) {
   const std::string cut = text.substr(0, kMostRefusal);
-  send_frame(to, head_of(kind, 0, cut.data(), cut.size()), cut.data(), after(kAnswer));
+  send_frame(to, head_of(kind, 0, cut.data(), cut.size()), cut.data(), after(kToAnswer));
 }
 
 class TcpComm final : public Comm {
@@ -116,7 +116,7 @@ class TcpComm final : public Comm {
       for (Socket& caller : callers) missing -= take_in(caller, wrong);
       std::erase_if(callers, [](const Socket& caller) { return !caller; });
       // Those that are still on their way are to hear it too.
-      if (sound && !wrong.empty()) until = std::min(deadline, after(kAnswer));
+      if (sound && !wrong.empty()) until = std::min(deadline, after(kToAnswer));
       look_out();
     }
     if (!wrong.empty()) {
@@ -245,7 +245,7 @@ class TcpComm final : public Comm {
     if (const Transfer got = from.receive(&head, sizeof head, deadline, idle); got != Transfer::done) lost(got, rank);
     if (head.magic == FrameHead::kMagic && head.kind == Frame::failure && head.bytes <= kMostRefusal) {
       std::string text(head.bytes, '\0');
-      if (from.receive(text.data(), text.size(), after(kAnswer)) == Transfer::done) heed(head.kind, text);
+      if (from.receive(text.data(), text.size(), after(kToAnswer)) == Transfer::done) heed(head.kind, text);
     }
     if (head.magic != FrameHead::kMagic || head.kind != kind || head.number != number_ || head.bytes != static_cast<uint64_t>(bytes))
       give_up(fmt::format("rank {} does another operation (its {}, this rank's {})", rank, head.number, number_));

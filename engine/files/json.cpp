@@ -9,7 +9,7 @@ namespace kava {
 
 namespace {
 
-constexpr std::size_t kDeepest = 64;
+constexpr std::size_t kDeepestJson = 64;
 
 // What nlohmann says after its own name and number, for one line.
 std::string reason(const char* what) {
@@ -74,8 +74,8 @@ class Builder : public nlohmann::json_sax<Json> {
   }
 
   bool open(Json container) {
-    if (open_.size() == kDeepest)
-      throw Error(Exit::data, where_, fmt::format("JSON nested deeper than {} levels", kDeepest), "flatten the file");
+    if (open_.size() == kDeepestJson)
+      throw Error(Exit::data, where_, fmt::format("JSON nested deeper than {} levels", kDeepestJson), "flatten the file");
     open_.push_back(store(std::move(container)));
     return true;
   }

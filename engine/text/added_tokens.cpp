@@ -11,7 +11,7 @@ namespace kava {
 namespace {
 
 // Of all spellings together; a node of the automaton takes some 70 bytes.
-constexpr std::size_t kMostBytes = std::size_t{1} << 22;
+constexpr std::size_t kMostAddedBytes = std::size_t{1} << 22;
 
 std::size_t start_of_last_character(std::string_view text) {
   std::size_t i = text.size() - 1;
@@ -63,8 +63,8 @@ void AddedTokens::put(const NamedToken& named, std::int32_t id, const Normalizer
   Token token{named.content, named.content, named.single_word, named.lstrip, named.rstrip, named.normalized, named.special};
   if (token.normalized) token.spelling = normalize(token.content);
   bytes_ += token.spelling.size();
-  if (bytes_ > kMostBytes)
-    throw Error(Exit::data, named.file, fmt::format("the added tokens take more than {} bytes together", kMostBytes), "remove some");
+  if (bytes_ > kMostAddedBytes)
+    throw Error(Exit::data, named.file, fmt::format("the added tokens take more than {} bytes together", kMostAddedBytes), "remove some");
   if (token.special) special_.insert(token.content);  // and what was special stays so, as in the library
   id_of_content_[token.content] = id;
   largest_id_ = std::max(largest_id_, id);
@@ -96,7 +96,7 @@ void AddedTokens::add(const JsonAt& entry, const Bpe& model, const Normalizer& n
     entry.refuse(fmt::format("the added token \"{}\" is given twice, in two forms", escaped(content)));
   }
   bytes_ += token.spelling.size();
-  if (bytes_ > kMostBytes) entry.refuse(fmt::format("the added tokens take more than {} bytes together", kMostBytes));
+  if (bytes_ > kMostAddedBytes) entry.refuse(fmt::format("the added tokens take more than {} bytes together", kMostAddedBytes));
   if (token.special) special_.insert(content);
   if (!model.id_of(content)) ++outside_model_;
   id_of_content_[content] = id;

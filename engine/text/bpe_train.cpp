@@ -20,7 +20,7 @@ std::vector<std::string> byte_alphabet() {
   return out;
 }
 
-using Pair = std::pair<std::string, std::string>;
+using TokenPair = std::pair<std::string, std::string>;
 
 // A word as its present tokens, and how often it occurs.
 struct Word {
@@ -28,7 +28,7 @@ struct Word {
   int64_t count;
 };
 
-void merge(Word& word, const Pair& pair) {
+void merge(Word& word, const TokenPair& pair) {
   std::vector<std::string> merged;
   for (std::size_t i = 0; i < word.tokens.size(); ++i) {
     const bool here = i + 1 < word.tokens.size() && word.tokens[i] == pair.first && word.tokens[i + 1] == pair.second;
@@ -50,7 +50,7 @@ BpeVocabulary train_bpe(const std::map<std::string, int64_t>& words, std::size_t
     for (char c : text) corpus.back().tokens.push_back(alphabet[static_cast<unsigned char>(c)]);
   }
   while (out.merges.size() < most_merges) {
-    std::map<Pair, int64_t> pairs;
+    std::map<TokenPair, int64_t> pairs;
     for (const Word& word : corpus)
       for (std::size_t i = 1; i < word.tokens.size(); ++i) pairs[{word.tokens[i - 1], word.tokens[i]}] += word.count;
     if (pairs.empty()) break;
