@@ -43,9 +43,7 @@ constexpr int kModeA = 3;
 }  // namespace
 
 std::unique_ptr<Cudnn> Cudnn::open(std::string& why) {
-  void* library = nullptr;
-  for (const std::string& place : library_places(kLibrary, [](const char* name) -> const char* { return std::getenv(name); }))
-    if ((library = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL))) break;
+  void* library = open_library(kLibrary);
   if (!library) return why = fmt::format("no {} is found", kLibrary), nullptr;
   std::unique_ptr<Cudnn> c(new Cudnn);
   bool all = true;

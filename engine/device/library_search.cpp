@@ -1,6 +1,9 @@
 #include "engine/device/library_search.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <sstream>
 
@@ -58,6 +61,12 @@ std::vector<std::string> library_places(const std::string& name, const std::func
     if (fs::exists(file, error) && std::ranges::find(places, file) == places.end()) places.push_back(file);
   }
   return places;
+}
+
+void* open_library(const std::string& name) {
+  for (const std::string& place : library_places(name, [](const char* variable) -> const char* { return std::getenv(variable); }))
+    if (void* library = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
+  return nullptr;
 }
 
 }  // namespace kava

@@ -11,4 +11,7 @@ namespace kava {
 /// KAVA_PYTHON, those that are active, those on PATH. But for the first, only files that are there. `environment` is like getenv.
 std::vector<std::string> library_places(const std::string& name, const std::function<const char*(const char*)>& environment);
 
+/// dlopen's handle of the first of these places that holds it, with getenv; null: none does.
+void* open_library(const std::string& name);
+
 }  // namespace kava

@@ -13,11 +13,9 @@ namespace kava {
 namespace {
 
 void* load(std::string& why) {
-  const std::string name = gpu_nccl_library();
-  for (const std::string& place : library_places(name, [](const char* variable) -> const char* { return std::getenv(variable); }))
-    if (void* library = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
-  why = fmt::format("no {} is found", name);
-  return nullptr;
+  void* library = open_library(gpu_nccl_library());
+  if (!library) why = fmt::format("no {} is found", gpu_nccl_library());
+  return library;
 }
 
 }  // namespace
