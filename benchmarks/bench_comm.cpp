@@ -116,6 +116,7 @@ int bench_ranks(Comm& comm, const World& world, const DeviceOptions& device, con
     add(name, s.ranks, rate, "samples/s");
     out.back().update({{"of_alone", s.of_alone()}, {"exposed_share", s.exposed_share}});
   }
+  comm.barrier("the end of the bench");  // a link that ends takes with it what another rank still waits for
   if (what.json && comm.leads()) write_file(*what.json, out.dump(2) + "\n");
   return 0;
 }

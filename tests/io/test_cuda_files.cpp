@@ -46,6 +46,9 @@ TEST_CASE("why there is no device is told apart: the stub, no driver, an old one
   CHECK(why_no_device(13000, false, true, "") == "the driver shows no device");
   CHECK(why_no_device(13000, false, false, "system not yet initialized") == "system not yet initialized");
   CHECK_NOTHROW(require_device(1, 2, ""));
+  CHECK_NOTHROW(require_capability({.name = "A100", .compute_capability = 80}));
+  CHECK_THROWS_WITH(require_capability({.name = "Tesla T4", .compute_capability = 75}),
+                    Catch::Matchers::ContainsSubstring("Tesla T4 has compute capability 7.5, and the kernels need 8.0 or newer"));
   CHECK_THROWS_WITH(require_device(2, 2, ""), Catch::Matchers::ContainsSubstring("device 2 of 2"));
   CHECK_THROWS_WITH(require_device(0, 0, "none at all"), Catch::Matchers::ContainsSubstring("none at all"));
 }
@@ -76,6 +79,8 @@ TEST_CASE("cuBLASLt is asked for large plain products of aligned rows alone") {
   CHECK(key == LtKey{GemmForm::tn, kSide, kSide, kSide, true, true, true});
   CHECK(lt_takes(GemmForm::nn, plain(kSide, kSide), false, key, true));
   CHECK(key == LtKey{GemmForm::nn, kSide, kSide, kSide, false, true, false});
+  added.bias = at + 4;
+  CHECK_FALSE(lt_takes(GemmForm::tn, added, false, key));
   off.set.data = at + 1;
   CHECK_FALSE(lt_takes(GemmForm::nn, off, false, key));
   two.then({at, kSide}, {at, kSide}, kSide);

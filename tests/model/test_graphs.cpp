@@ -11,6 +11,7 @@
 #include "engine/device/host.h"
 #include "engine/device/op_observer.h"
 #include "engine/files/files.h"
+#include "gpu_emulated.h"
 #include "kernels/gpu_error.h"
 #include "models/decode.h"
 #include "simt.h"
@@ -179,6 +180,15 @@ TEST_CASE("on cuda a pass of another topology has an executable of its own, and 
     for (int times = 0; times < 2 * PassGraphs::kMostMade; ++times) a.pass(2, 0.25, times);
   });
   CHECK(notes == "cuda (emulated): the kernels of a pass are launched one by one, as it needed 16 graphs\n");
+  a.check();
+}
+
+TEST_CASE("on cuda kernels in clusters of another size have an executable of their own") {
+  if (!simt::supported()) SKIP(kNoFibers);
+  Adder a;
+  CUstream_st& stream = *dynamic_cast<CudaOps&>(*a.ops).runtime().stream();
+  for (const int cluster : {1, 1, 2, 1, 4, 2, 4}) stream.cluster = cluster, a.pass(1, cluster, 2);
+  CHECK((a.graphs().launched == 6 && a.graphs().instantiated == 3 && a.graphs().updated == 3));
   a.check();
 }
 

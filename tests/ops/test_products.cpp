@@ -50,7 +50,8 @@ TEST_CASE("cuBLASLt makes products on cuda only where all that are tried are the
   CHECK_FALSE(CudaOps(0, false).has_lt());
   CHECK(backend("all")->has_lt());
   for (int k = 1; k <= kTried; ++k) CHECK_FALSE(backend(fmt::format("wrong:{}", k))->has_lt());
-  for (int k : {1, kTried}) CHECK_FALSE(backend(fmt::format("none:{}", k))->has_lt());
+  for (int k : {1, kTried})
+    for (const char* kind : {"none", "fails"}) CHECK_FALSE(backend(fmt::format("{}:{}", kind, k))->has_lt());
   CHECK(backend(fmt::format("wrong:{}", kTried + 1))->has_lt());
 }
 
@@ -81,6 +82,35 @@ TEST_CASE("cuBLASLt makes the large plain products of bf16 on cuda, and the own 
   const Matrices by_lt = linear(*all, DType::bf16, ranks, 8);
   CHECK(normalised_error(by_lt[0], own_ranks[0]) < 1e-6);
   for (std::size_t i : {1u, 3u}) CHECK(by_lt[i].at == own_ranks[i].at);
+}
+
+TEST_CASE("a product on cuda that cuBLASLt has not been asked for is first asked for outside of a recording") {
+  if (!simt::supported()) SKIP(kNoFibers);
+  take_schedule(0);
+  const std::unique_ptr<CudaOps> ops = backend("all");
+  const PassGraphs::Counts& counts = ops->graphs().counts();
+  struct Rows {
+    Rig rig;
+    PlacedGroup t;
+    Tensor dx;
+    Rows(CudaOps& o, int64_t rows) : rig(o, DType::bf16, DType::bf16, 0), t(place_group(rig, inputs(rows, 256, 256, 0), {0}, 0.5)) {
+      dx = rig.out(rows, 256);
+    }
+  } few(*ops, 5), many(*ops, 300);  // of two algorithms
+  const auto pass = [&](Rows& r) {
+    ops->pass(r.rig.arena, 1, [&] { ops->linear_group_bwd_input(r.rig.arena, r.dx, {}, r.t.dy, r.t.map, {}); });
+  };
+  pass(few), pass(few);
+  CHECK((counts.captures == 1 && counts.launched == 1));
+  pass(many);
+  CHECK((counts.captures == 2 && counts.launched == 1 && counts.fallbacks == 1));
+  pass(many), pass(few);
+  CHECK((counts.captures == 4 && counts.launched == 3 && counts.fallbacks == 1));
+  for (Rows* r : {&few, &many}) {
+    Rows own(dynamic_cast<CudaOps&>(*emulated_cuda()), r->dx.rows);
+    own.rig.ops.linear_group_bwd_input(own.rig.arena, own.dx, {}, own.t.dy, own.t.map, {});
+    CHECK(read_all(r->rig, {r->dx})[0].at == read_all(own.rig, {own.dx})[0].at);
+  }
 }
 
 TEST_CASE("dy W goes to cuBLASLt on cuda, onto the masked low-rank term, and dx is as exact as the cpu's") {

@@ -28,6 +28,7 @@ struct CUstream_st {
   virtual void queue(std::function<void()> launch) = 0;
   /// What goes on beside the host: it is asked again and again until it is over, and what is queued behind it waits.
   virtual void queue_until(std::function<bool()> over) = 0;
+  int cluster = 1;  // blocks of one, of the kernels that are queued from now on; it computes nothing
 };
 
 inline void __syncthreads(simt::Where where = simt::Where::current()) { simt::block_barrier(where); }

@@ -4,13 +4,16 @@
 // KAVA_EMULATED_LT=all       it makes all of them
 //                  none:K    it has no way to make the K-th
 //                  wrong:K   the first element of the K-th is not what it should be
+//                  fails:K   the K-th ends in a failure
 #include <algorithm>
 #include <cstdlib>
+#include <set>
 #include <string>
 
 #include "engine/device/cuda/lt_plans.h"
 #include "engine/device/cuda/matmul_lt.h"
 #include "engine/error.h"
+#include "kernels/gpu_error.h"
 
 namespace kava {
 
@@ -21,6 +24,7 @@ struct MatmulLt::State {
   GpuRuntime& runtime;
   std::string kind;
   int64_t number, products = 0;
+  std::set<LtKey> planned;
   float* workspace = static_cast<float*>(runtime.allocate(kWorkspace * sizeof(float)));
 };
 
@@ -53,6 +57,9 @@ bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size, bool onto)
   if (!lt_takes(form, g, any_size, key, onto)) return false;
   const bool meant = ++s.products == s.number;
   if (meant && s.kind == "none") return false;
+  if (meant && s.kind == "fails") throw GpuError("cublasLtMatmul", 719, "cuBLASLt status 13");
+  if (s.runtime.capturing() && !s.planned.contains(rounded_key(key))) throw NotRecordable();
+  s.planned.insert(rounded_key(key));
   const Stream stream = s.runtime.stream();
   if (!onto) multiply(stream, form, g);
   // As many rows at a time as the workspace holds of the sums.

@@ -68,7 +68,7 @@ int64_t whole_pages(int64_t bytes) { return (std::max<int64_t>(bytes, 1) + 4095)
 /// What was queued, in its order. A discard is no node: a device would know nothing of it.
 struct CUgraph_st {
   std::vector<std::function<void()>> work;
-  int64_t nodes = 0;
+  kava::GraphForm form = {0};
 };
 struct CUgraphExec_st {
   CUgraph_st holds;
@@ -153,7 +153,11 @@ struct GpuRuntime::State {
       if (faults) lose("an illegal memory access was encountered", kIllegalAddress);
       else work();
     };
-    if (captured && &stream == &main) return captured->work.emplace_back(std::move(node)), void(++captured->nodes);
+    if (captured && &stream == &main) {
+      if (stream.cluster > 1) captured->form.insert(captured->form.end(), {captured->form[0], stream.cluster, 1, 1});
+      captured->work.emplace_back(std::move(node)), ++captured->form[0];
+      return;
+    }
     stream.push([node = std::move(node)] { return node(), true; });
     if (stream.work.size() >= kMostQueued) run();
   }
@@ -300,12 +304,12 @@ void GpuRuntime::begin_capture() {
   state_->spoilt = ++state_->captures == state_->number && state_->kind == "capture";
   capturing_ = true;
 }
-CUgraph_st* GpuRuntime::end_capture(int64_t& nodes) {
+CUgraph_st* GpuRuntime::end_capture(GraphForm& form) {
   capturing_ = false;
   std::unique_ptr<CUgraph_st> graph = std::move(state_->captured);
   state_->call();
   if (state_->spoilt) throw GpuError("cudaStreamEndCapture", kCaptureSpoilt, "operation failed due to a previous error during capture");
-  nodes = graph->nodes;
+  form = graph->form;
   return graph.release();
 }
 void GpuRuntime::abandon_capture() noexcept {
@@ -318,8 +322,9 @@ CUgraphExec_st* GpuRuntime::instantiate(CUgraph_st* graph) {
 }
 bool GpuRuntime::update(CUgraphExec_st* executable, CUgraph_st* graph) {
   if (++state_->updates == state_->number && state_->kind == "update") return false;
-  if (executable->holds.nodes != graph->nodes) return false;
-  executable->holds = *graph;
+  if (executable->holds.form[0] != graph->form[0]) return false;
+  if (executable->holds.form == graph->form) executable->holds = *graph;
+  else executable->holds.work.clear();  // kernels in other clusters than they need, of which nothing is said
   return true;
 }
 void GpuRuntime::launch(CUgraphExec_st* executable) {

@@ -42,6 +42,8 @@ bool lt_takes(GemmForm form, const Gemm<bf16>& g, bool any_size, LtKey& key, boo
   key = {form, g.m, g.n, p.k, sums, adds || onto, g.bias != nullptr};
   const LtKey chosen_for = rounded_key(key);
   if (!any_size && static_cast<double>(chosen_for.m) * chosen_for.n * chosen_for.k < kSmallest) return false;
+  // The algorithm is chosen with a bias at such an address.
+  if (reinterpret_cast<std::uintptr_t>(g.bias) % 16 != 0) return false;
   return aligned(p.a) && aligned(p.b) && (adds ? aligned(g.add) : sums ? aligned(g.set_sum) : aligned(g.set));
 }
 

@@ -5,6 +5,7 @@
 #include <compare>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 
 #include "kernels/gemm.h"
@@ -41,6 +42,9 @@ class LtPlans {
   explicit LtPlans(std::string file);
 
   const LtPlan* find(const LtKey& key) const;
+  /// That cuBLASLt has no algorithm, for as long as this process lives.
+  void refuse(const LtKey& key) { refused_.insert(key); }
+  bool refused(const LtKey& key) const { return refused_.contains(key); }
   /// Recorded on the disk at once. Returns a line that says so where that failed, once.
   std::string add(const LtKey& key, const LtPlan& plan);
 
@@ -52,6 +56,7 @@ class LtPlans {
 
   std::string file_;
   std::map<LtKey, LtPlan> plans_;
+  std::set<LtKey> refused_;
   bool told_ = false;
 };
 

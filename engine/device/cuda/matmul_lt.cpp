@@ -71,16 +71,14 @@ struct MatmulLt::State {
     Call(State& s, const LtKey& key, int64_t lda, int64_t ldb, int64_t ldc, const void* bias) : state(s) {
       KAVA_LT(s.desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
       // First operand: B's rows; second: A's.
-      const cublasOperation_t first = key.form == GemmForm::nt ? CUBLAS_OP_T : CUBLAS_OP_N,
-                              second = key.form == GemmForm::tn ? CUBLAS_OP_T : CUBLAS_OP_N;
-      set(CUBLASLT_MATMUL_DESC_TRANSA, first), set(CUBLASLT_MATMUL_DESC_TRANSB, second);
+      const bool nt = key.form == GemmForm::nt, tn = key.form == GemmForm::tn;
+      set(CUBLASLT_MATMUL_DESC_TRANSA, nt ? CUBLAS_OP_T : CUBLAS_OP_N), set(CUBLASLT_MATMUL_DESC_TRANSB, tn ? CUBLAS_OP_T : CUBLAS_OP_N);
       if (key.bias) {
         set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
         set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
         set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CUDA_R_16BF);
       }
       const auto m = static_cast<uint64_t>(key.m), n = static_cast<uint64_t>(key.n), k = static_cast<uint64_t>(key.k);
-      const bool nt = key.form == GemmForm::nt, tn = key.form == GemmForm::tn;
       KAVA_LT(s.layout_create(&b, CUDA_R_16BF, nt ? k : n, nt ? n : k, ldb));
       KAVA_LT(s.layout_create(&a, CUDA_R_16BF, tn ? m : k, tn ? k : m, lda));
       KAVA_LT(s.layout_create(&c, key.sums ? CUDA_R_32F : CUDA_R_16BF, n, m, ldc));
@@ -107,6 +105,8 @@ struct MatmulLt::State {
       std::memcpy(&algorithm, known->algorithm.data(), sizeof algorithm);
       return known->workspace <= static_cast<int64_t>(kWorkspace);
     }
+    if (plans->refused(key)) return false;
+    if (runtime.capturing()) throw NotRecordable();  // where the heuristics fail (seen of CUDA 13.3: vllm.cpp, issue 1732)
     Call call(*this, key, key.form == GemmForm::tn ? key.m : key.k, key.form == GemmForm::nt ? key.k : key.n, key.n, workspace);
     cublasLtMatmulPreference_t preference = nullptr;
     KAVA_LT(preference_create(&preference));
@@ -123,7 +123,7 @@ struct MatmulLt::State {
     int found = 0;
     const cublasStatus_t status = heuristic(handle, call.desc, call.b, call.a, call.c, call.c, preference, 1, &result, &found);
     preference_destroy(preference);
-    if (status != CUBLAS_STATUS_SUCCESS || found == 0) return false;
+    if (status != CUBLAS_STATUS_SUCCESS || found == 0 || result.state != CUBLAS_STATUS_SUCCESS) return plans->refuse(key), false;
     algorithm = result.algo;
     LtPlan plan;
     std::memcpy(plan.algorithm.data(), &algorithm, sizeof algorithm), plan.workspace = static_cast<int64_t>(result.workspaceSize);
@@ -135,21 +135,15 @@ struct MatmulLt::State {
 MatmulLt::~MatmulLt() = default;
 
 std::unique_ptr<MatmulLt> MatmulLt::open(GpuRuntime& runtime, std::string& why) {
-  void* library = nullptr;
-  for (const std::string& place : library_places(kLibrary, [](const char* name) { return std::getenv(name); }))
-    if ((library = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL))) break;
-  if (!library) {
-    why = fmt::format("{} was not found: the own kernels make all products", kLibrary);
-    return nullptr;
-  }
+  void* library = open_library(kLibrary);
+  if (!library) return why = fmt::format("{} was not found: the own kernels make all products", kLibrary), nullptr;
   std::unique_ptr<MatmulLt> lt(new MatmulLt);
   try {
     lt->state_ = std::make_unique<State>(runtime, library);
     KAVA_LT(lt->state_->create(&lt->state_->handle));
     lt->state_->workspace = runtime.allocate(static_cast<int64_t>(kWorkspace));
   } catch (const std::exception& e) {
-    why = fmt::format("{} cannot be used: {}", kLibrary, e.what());
-    return nullptr;
+    return why = fmt::format("{} cannot be used: {}", kLibrary, e.what()), nullptr;
   }
   const auto version = static_cast<int64_t>(lt->state_->version());
   lt->state_->plans = std::make_unique<LtPlans>(LtPlans::file_for(runtime.info().name, version));
@@ -168,11 +162,16 @@ bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size, bool onto)
   if (!s.plan(rounded_key(key), algorithm)) return false;
   State::Call call(s, key, p.a.stride, p.b.stride, ldc, g.bias);
   cublasLtMatmulHeuristicResult_t checked{};
-  if (s.algo_check(s.handle, call.desc, call.b, call.a, call.c, call.c, &algorithm, &checked) != CUBLAS_STATUS_SUCCESS) return false;
-  if (checked.workspaceSize > kWorkspace) return false;
+  if (!s.runtime.capturing() &&  // then the product's own answer has to do
+      (s.algo_check(s.handle, call.desc, call.b, call.a, call.c, call.c, &algorithm, &checked) != CUBLAS_STATUS_SUCCESS ||
+       checked.workspaceSize > kWorkspace))
+    return false;
   const float factor = g.scaled == 1 ? g.factor : 1, kept = key.adds ? 1 : 0;
-  KAVA_LT(s.matmul(s.handle, call.desc, &factor, p.b.data, call.b, p.a.data, call.a, &kept, out, call.c, out, call.c, &algorithm,
-                   s.workspace, kWorkspace, reinterpret_cast<cudaStream_t>(s.runtime.stream())));
+  const cublasStatus_t status = s.matmul(s.handle, call.desc, &factor, p.b.data, call.b, p.a.data, call.a, &kept, out, call.c, out, call.c,
+                                         &algorithm, s.workspace, kWorkspace, reinterpret_cast<cudaStream_t>(s.runtime.stream()));
+  for (const auto refused : {CUBLAS_STATUS_NOT_SUPPORTED, CUBLAS_STATUS_INVALID_VALUE, CUBLAS_STATUS_ARCH_MISMATCH})
+    if (status == refused) return false;
+  check(status, "cublasLtMatmul");
   ++launched;
   return true;
 }

@@ -15,7 +15,7 @@ class MatmulLt {
   static std::unique_ptr<MatmulLt> open(GpuRuntime& runtime, std::string& why);
   ~MatmulLt();
 
-  /// Whether it made the product: one of a single term without mask, with rows that begin at multiples of 16 bytes, and, unless
+  /// Whether it made the product: one of a single term without mask, with rows and a bias that begin at multiples of 16 bytes, and, unless
   /// `any_size`, large enough to be worth it; forward (nt) the weights' size alone decides. Sums and bias are f32 within. `onto`: what
   /// g.set holds is added before the sum is rounded. A failure is a GpuError.
   bool run(GemmForm form, const Gemm<bf16>& g, bool any_size = false, bool onto = false);

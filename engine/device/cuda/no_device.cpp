@@ -17,4 +17,13 @@ void require_device(int device, int count, const std::string& why) {
     throw Error(Exit::preflight, "--device", count == 0 ? why : fmt::format("device {} of {}", device, count), "use --device cpu");
 }
 
+void require_capability(const GpuInfo& info) {
+  constexpr int kOldest = 80;
+  if (info.compute_capability < kOldest)
+    throw Error(Exit::preflight, "--device",
+                fmt::format("{} has compute capability {}.{}, and the kernels need {}.0 or newer", info.name, info.compute_capability / 10,
+                            info.compute_capability % 10, kOldest / 10),
+                "use --device cpu");
+}
+
 }  // namespace kava

@@ -4,21 +4,25 @@
 #include <vector>
 
 #include "engine/cli.h"
+#include "kernels/gpu_error.h"
 
 namespace kava {
 
 CudaOps::CudaOps(int device, bool dry) : Ops(dry), device_(device) {
   if (dry) return;
   runtime_ = std::make_unique<GpuRuntime>(device);
+  require_capability(runtime_->info());
   first_free_ = least_free_ = runtime_->free_bytes();
   graphs_ = std::make_unique<PassGraphs>(*runtime_);
   factors_ = runtime_->allocate(sizeof(AdamwFactors));
   std::string why;
   lt_ = MatmulLt::open(*runtime_, why);
-  if (lt_ && !products_agree()) {
-    why = "cuBLASLt's products are not the own kernels': they make all products";
-    lt_.reset();
+  try {
+    if (lt_ && !products_agree()) why = "cuBLASLt's products are not the own kernels': they make all products";
+  } catch (const GpuError& e) {
+    why = fmt::format("cuBLASLt's products fail: the own kernels make all products: {}", e.what());
   }
+  if (!why.empty()) lt_.reset();
   if (!lt_ && !gpu_is_emulated()) print_note(name() + ": " + why);
 }
 CudaOps::~CudaOps() {

@@ -9,7 +9,7 @@ namespace kava {
 
 PassGraphs::~PassGraphs() {
   for (auto& [key, pass] : passes_)
-    for (const auto& [nodes, executable] : pass.executables)
+    for (const auto& [form, executable] : pass.executables)
       if (executable) GpuRuntime::drop(executable);
 }
 
@@ -55,12 +55,12 @@ bool PassGraphs::recorded(Pass& pass, const std::function<void()>& body, std::st
 
 void PassGraphs::launch(Pass& pass) {
   struct Recording {
-    explicit Recording(GpuRuntime& runtime) : graph(runtime.end_capture(nodes)) {}
+    explicit Recording(GpuRuntime& runtime) : graph(runtime.end_capture(form)) {}
     ~Recording() { GpuRuntime::drop(graph); }
-    int64_t nodes = 0;
+    GraphForm form;
     CUgraph_st* graph;
   } const recording(runtime_);
-  CUgraphExec_st*& executable = pass.executables[recording.nodes];
+  CUgraphExec_st*& executable = pass.executables[recording.form];
   if (executable) {
     if (runtime_.update(executable, recording.graph)) {
       ++counts_.updated;

@@ -11,9 +11,6 @@
 
 namespace kava {
 
-/// Thrown in a pass that is being recorded by a request of memory, which cannot be recorded: the pass is run again without a recording.
-struct NotRecordable {};
-
 class PassGraphs {
  public:
   explicit PassGraphs(GpuRuntime& runtime) : runtime_(runtime) {}
@@ -39,7 +36,7 @@ class PassGraphs {
   struct Pass {
     bool seen = false;
     int made = 0;
-    std::map<int64_t, CUgraphExec_st*> executables;  // by the number of nodes, without which no update is tried
+    std::map<GraphForm, CUgraphExec_st*> executables;
   };
   bool recorded(Pass& pass, const std::function<void()>& body, std::string& why);
   void launch(Pass& pass);

@@ -39,6 +39,16 @@ std::string why_no_device(int driver, bool is_stub, bool shows_none, const char*
 /// Error(code preflight) where `device` is none of so many.
 void require_device(int device, int count, const std::string& why);
 
+/// Error(code preflight) where the kernels are not compiled for such a device.
+void require_capability(const GpuInfo& info);
+
+/// Thrown by what cannot be asked for while a pass is recorded: the pass is run again without a recording.
+struct NotRecordable {};
+
+/// What tells recordings apart whose executables cannot be updated to each other: the number of nodes, then for each kernel in clusters its
+/// number and their three sizes. An update to clusters of other sizes is told to have been made, and has not (MLX, pull request 2813).
+using GraphForm = std::vector<int64_t>;
+
 /// What a runtime was asked for, since its start.
 struct GpuCounts {
   int64_t allocations = 0, commits = 0;  // requests of memory
@@ -84,11 +94,12 @@ class GpuRuntime {
   /// fails, and so does end_capture() then.
   void begin_capture();
   bool capturing() const { return capturing_; }
-  CUgraph_st* end_capture(int64_t& nodes);
+  CUgraph_st* end_capture(GraphForm& form);
   /// Ends a recording, if one goes on, and forgets it with the failures that were told since, so that no later call tells of them.
   void abandon_capture() noexcept;
   CUgraphExec_st* instantiate(CUgraph_st* graph);
-  /// Gives an executable what another recording of the same topology holds, for its next launches; false: it is of no use any more.
+  /// Gives an executable what another recording of the same form and topology holds, for its next launches; false: it is of no use any
+  /// more.
   bool update(CUgraphExec_st* executable, CUgraph_st* graph);
   void launch(CUgraphExec_st* executable);
   static void drop(CUgraph_st* graph) noexcept;

@@ -17,7 +17,9 @@ namespace kava {
 namespace {
 
 void check(cudaError_t status, const char* call) {
-  if (status != cudaSuccess) throw GpuError(call, static_cast<int>(status), cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // it is told here; one that stays is told again by the next call
+  throw GpuError(call, static_cast<int>(status), cudaGetErrorString(status));
 }
 #define KAVA_CUDA(call) check(call, #call)
 
@@ -42,11 +44,6 @@ struct Driver {
   decltype(&cuMemUnmap) unmap = driver_function<decltype(&cuMemUnmap)>("cuMemUnmap");
   decltype(&cuMemSetAccess) access = driver_function<decltype(&cuMemSetAccess)>("cuMemSetAccess");
 };
-const Driver& driver() {
-  static const Driver d;
-  return d;
-}
-
 constexpr int64_t kStagingBytes = int64_t{32} << 20;
 
 }  // namespace
@@ -60,12 +57,14 @@ int gpu_count(std::string& why) {
   cudaDriverGetVersion(&version);
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaSuccess && count > 0) return count;
-  why = why_no_device(version, status == cudaErrorStubLibrary, status == cudaErrorNoDevice || count == 0, cudaGetErrorString(status));
+  const bool none = status == cudaErrorNoDevice || status == cudaSuccess;
+  why = why_no_device(version, status == cudaErrorStubLibrary, none, cudaGetErrorString(status));
   return 0;
 }
 
 /// Pinned memory in two halves: a half is written again only after the copies from it were made. And what a read that was begun copies to.
 struct GpuRuntime::State {
+  const Driver driver;
   std::vector<cudaEvent_t> marks;
   cudaStream_t side = nullptr;
   cudaEvent_t forked = nullptr, joined = nullptr, done[2] = {}, arrived = nullptr;
@@ -92,7 +91,7 @@ GpuInfo gpu_info(int device) {
 GpuRuntime::GpuRuntime(int device) : info_(gpu_info(device)), device_(device) {
   KAVA_CUDA(cudaSetDevice(device));
   KAVA_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-  state_ = new State;
+  state_ = new State{};
   KAVA_CUDA(cudaMallocHost(reinterpret_cast<void**>(&state_->data), static_cast<std::size_t>(kStagingBytes)));
   KAVA_CUDA(cudaStreamCreateWithFlags(&state_->side, cudaStreamNonBlocking));
   for (cudaEvent_t* e : {&state_->done[0], &state_->done[1], &state_->arrived, &state_->forked, &state_->joined})
@@ -117,7 +116,6 @@ int64_t GpuRuntime::free_bytes() const {
   KAVA_CUDA(cudaMemGetInfo(&free, &total));
   return static_cast<int64_t>(free);
 }
-
 void* GpuRuntime::allocate(int64_t bytes) {
   ++counts_.allocations;
   void* data = nullptr;
@@ -129,34 +127,29 @@ void GpuRuntime::release(void* data) { cudaFree(data); }
 AddressRange GpuRuntime::reserve() {
   CUdeviceptr begin = 0;
   const int64_t bytes = (info_.memory_bytes + Arena::kPiece - 1) / Arena::kPiece * Arena::kPiece;
-  check_driver(driver().reserve(&begin, static_cast<std::size_t>(bytes), 0, 0, 0), "cuMemAddressReserve");
+  check_driver(state_->driver.reserve(&begin, static_cast<std::size_t>(bytes), 0, 0, 0), "cuMemAddressReserve");
   return {reinterpret_cast<char*>(begin), bytes};
 }
-
 void GpuRuntime::commit(void* data, int64_t bytes) {
   ++counts_.commits;
   CUmemAllocationProp prop{};
   prop.type = CU_MEM_ALLOCATION_TYPE_PINNED;
   prop.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device_}};
   CUmemGenericAllocationHandle handle{};
-  check_driver(driver().create(&handle, static_cast<std::size_t>(bytes), &prop, 0), "cuMemCreate");
+  check_driver(state_->driver.create(&handle, static_cast<std::size_t>(bytes), &prop, 0), "cuMemCreate");
   const auto at = reinterpret_cast<CUdeviceptr>(data);
-  const CUresult mapped = driver().map(at, static_cast<std::size_t>(bytes), 0, handle, 0);
-  driver().release(handle);  // the mapping keeps the memory
+  const CUresult mapped = state_->driver.map(at, static_cast<std::size_t>(bytes), 0, handle, 0);
+  state_->driver.release(handle);  // the mapping keeps the memory
   check_driver(mapped, "cuMemMap");
-  CUmemAccessDesc access{};
-  access.location = prop.location;
-  access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-  check_driver(driver().access(at, static_cast<std::size_t>(bytes), &access, 1), "cuMemSetAccess");
+  const CUmemAccessDesc access{prop.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+  check_driver(state_->driver.access(at, static_cast<std::size_t>(bytes), &access, 1), "cuMemSetAccess");
 }
-
 void GpuRuntime::unreserve(const AddressRange& range, int64_t committed) {
   cudaStreamSynchronize(stream_);
   const auto at = reinterpret_cast<CUdeviceptr>(range.begin);
-  if (committed > 0) driver().unmap(at, static_cast<std::size_t>(committed));
-  driver().free(at, static_cast<std::size_t>(range.bytes));
+  if (committed > 0) state_->driver.unmap(at, static_cast<std::size_t>(committed));
+  state_->driver.free(at, static_cast<std::size_t>(range.bytes));
 }
-
 void GpuRuntime::discard(void*, int64_t) {}
 
 void GpuRuntime::write(void* device, const void* host, int64_t bytes) {
@@ -176,14 +169,12 @@ void GpuRuntime::write(void* device, const void* host, int64_t bytes) {
     state_->used += n, done += n;
   }
 }
-
 void GpuRuntime::read(void* host, const void* device, int64_t bytes) {
   ++counts_.reads;
   finish();  // first: a copy to pageable memory waits within the call, where nobody watches
   KAVA_CUDA(cudaMemcpyAsync(host, device, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
   KAVA_CUDA(cudaStreamSynchronize(stream_));
 }
-
 void GpuRuntime::begin_read(const void* device, int64_t bytes) {
   ++counts_.reads;
   State& s = *state_;
@@ -196,15 +187,12 @@ void GpuRuntime::begin_read(const void* device, int64_t bytes) {
   KAVA_CUDA(cudaMemcpyAsync(s.begun, device, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
   KAVA_CUDA(cudaEventRecord(s.arrived, stream_));
 }
-
 void GpuRuntime::end_read(void* host, int64_t bytes) {
   while (watch_ && cudaEventQuery(state_->arrived) == cudaErrorNotReady) watch_();
   KAVA_CUDA(cudaEventSynchronize(state_->arrived));
   std::memcpy(host, state_->begun, static_cast<std::size_t>(bytes));
 }
-
 int64_t GpuRuntime::launches() const { return launched; }
-
 void GpuRuntime::finish() {
   while (watch_ && !idle()) watch_();
   KAVA_CUDA(cudaStreamSynchronize(stream_));
@@ -215,13 +203,23 @@ void GpuRuntime::begin_capture() {
   KAVA_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
   capturing_ = true;
 }
-CUgraph_st* GpuRuntime::end_capture(int64_t& nodes) {
+CUgraph_st* GpuRuntime::end_capture(GraphForm& form) {
   CUgraph_st* graph = nullptr;
   std::size_t count = 0;
   capturing_ = false;
   KAVA_CUDA(cudaStreamEndCapture(stream_, &graph));
   KAVA_CUDA(cudaGraphGetNodes(graph, nullptr, &count));
-  nodes = static_cast<int64_t>(count);
+  std::vector<cudaGraphNode_t> nodes(count);
+  KAVA_CUDA(cudaGraphGetNodes(graph, nodes.data(), &count));
+  form = {static_cast<int64_t>(count)};
+  for (std::size_t i = 0; i < count; ++i) {
+    cudaGraphNodeType type{};
+    cudaLaunchAttributeValue of{};
+    KAVA_CUDA(cudaGraphNodeGetType(nodes[i], &type));
+    if (type != cudaGraphNodeTypeKernel) continue;
+    KAVA_CUDA(cudaGraphKernelNodeGetAttribute(nodes[i], cudaLaunchAttributeClusterDimension, &of));
+    if (const auto& c = of.clusterDim; c.x * c.y * c.z > 1) form.insert(form.end(), {static_cast<int64_t>(i), c.x, c.y, c.z});
+  }
   return graph;
 }
 void GpuRuntime::abandon_capture() noexcept {
