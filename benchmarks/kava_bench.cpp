@@ -328,6 +328,11 @@ class Bench {
       });
     }
     const int64_t B = shapes_.batch, M = 24, trace = 13, answers = 6;
+    if (wanted("head_draw")) {
+      const Tensor h = tensor(t, B, C), w = tensor(t, V, C, 0.04), drawn = arena_.alloc(DType::i32, 1, B);
+      const Tensor numbers = upload_indices(ops_, arena_, std::vector<int32_t>(static_cast<std::size_t>(2 * B), 1 << 30));
+      record("head_draw", 2.0 * static_cast<double>(B * C * V), true, [&] { ops_.head_draw(arena_, drawn, h, w, numbers, 0.7, 0.95); });
+    }
     const Tensor q = tensor(t, B * answers, H * D), k = tensor(t, B * trace, K * D), v = tensor(t, B * trace, K * D);
     std::vector<int32_t> q_offsets{0}, k_offsets{0}, valid, samples, q_rows(static_cast<std::size_t>(B * answers)),
         k_rows(static_cast<std::size_t>(B * trace));

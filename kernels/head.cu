@@ -5,6 +5,7 @@
 // the row a thread owns two chunks of four columns. The gradient may take the place of the logits: where it is narrower, a stretch of it
 // lies on logits of this stretch or earlier ones, which all threads have read by then.
 #include "kernels/chunks.h"
+#include "kernels/draw.h"
 
 namespace kava {
 
@@ -110,6 +111,105 @@ __global__ void __launch_bounds__(kHeadThreads) head_rows_kernel(const __grid_co
   }
 }
 
+struct HeadDraw {
+  int32_t* drawn;
+  Rows<const float> z;
+  Rows<uint64_t> weights;
+  const int32_t* numbers;
+  double temperature, top_p;
+  int V;
+};
+
+/// What a thread's tokens weigh that are heavier than `limit`, and how many are as heavy.
+struct Kept {
+  uint64_t heavier = 0;
+  int equal = 0;
+};
+
+/// The least weight of the fewest best tokens that weigh `need` together: the largest whose tokens and all heavier ones do, found by two
+/// bits at a time. `mine`: a thread's first weight.
+__device__ __forceinline__ uint64_t least_kept(const uint64_t* mine, int count, uint64_t need, uint64_t* scratch) {
+  uint64_t limit = 0;
+  for (int shift = kDrawBits - 2; shift >= 0; shift -= 2) {
+    const uint64_t step = uint64_t{1} << shift;
+    uint64_t sums[3] = {};
+    for (int i = 0; i < count; ++i) {
+      const uint64_t weight = mine[i * kDrawStride];
+#pragma unroll
+      for (int j = 0; j < 3; ++j) sums[j] += weight >= limit + (j + 1) * step ? weight : 0;
+    }
+    uint64_t next = limit;
+#pragma unroll
+    for (int j = 0; j < 3; ++j)
+      if (block_sum<uint64_t, kDrawStride>(sums[j], scratch) >= need) next = limit + (j + 1) * step;
+    limit = next;
+  }
+  return limit;
+}
+
+/// A block draws for a row. A thread weighs every 256th token, and the first thread finds the one whose tokens the number falls among.
+__global__ void __launch_bounds__(kDrawStride) head_draw_kernel(const __grid_constant__ HeadDraw p) {
+  const int64_t r = blockIdx.x;
+  const int me = static_cast<int>(threadIdx.x), count = (p.V - me + kDrawStride - 1) / kDrawStride;
+  const float* z = p.z[r] + me;
+  uint64_t *weights = p.weights[r] + me, *scratch = dynamic_smem<uint64_t>();
+  uint64_t* heavier = scratch + kDrawStride / kWarpSize;
+  int* equal = reinterpret_cast<int*>(heavier + kDrawStride);
+  float most = -INFINITY;
+  bool finite = true;
+  for (int i = 0; i < count; ++i) {
+    const float x = z[i * kDrawStride];
+    finite = finite && fabsf(x) < INFINITY;
+    most = fmaxf(most, x);
+  }
+  if (__syncthreads_or(finite ? 0 : 1)) {
+    if (me == 0) p.drawn[r] = -1;
+    return;
+  }
+  most = warp_max(most);
+  float* parts = reinterpret_cast<float*>(heavier);
+  if (me % kWarpSize == 0) parts[me / kWarpSize] = most;
+  __syncthreads();  // every warp's maximum is there
+  for (int w = 0; w < kDrawStride / kWarpSize; ++w) most = fmaxf(most, parts[w]);
+  uint64_t sum = 0;
+  for (int i = 0; i < count; ++i) {
+    const uint64_t weight = draw_weight(static_cast<double>(z[i * kDrawStride]), static_cast<double>(most), p.temperature);
+    weights[i * kDrawStride] = weight;
+    sum += weight;
+  }
+  const uint64_t all = block_sum<uint64_t, kDrawStride>(sum, scratch), need = draw_need(p.top_p, all);
+  const uint64_t limit = need < all ? least_kept(weights, count, need, scratch) : 0;
+  Kept kept;
+  for (int i = 0; i < count; ++i) {
+    const uint64_t weight = weights[i * kDrawStride];
+    kept.heavier += weight > limit ? weight : 0;
+    kept.equal += weight == limit ? 1 : 0;
+  }
+  heavier[me] = kept.heavier, equal[me] = kept.equal;
+  const uint64_t above = block_sum<uint64_t, kDrawStride>(kept.heavier, scratch);  // and all threads have told their own
+  // The thread, the place among its tokens, and how many of the lightest it may keep.
+  int owner = 0;
+  uint64_t left = limit == 0 ? 0 : (need - above + limit - 1) / limit;
+  uint64_t place = draw_place(draw_bits(p.numbers + 2 * r), above + left * limit);
+  for (;; ++owner) {
+    const uint64_t lightest = left < static_cast<uint64_t>(equal[owner]) ? left : static_cast<uint64_t>(equal[owner]);
+    const uint64_t own = heavier[owner] + lightest * limit;
+    if (place < own) break;
+    place -= own, left -= lightest;
+  }
+  if (me != owner) return;
+  for (int i = 0; i < count; ++i) {
+    const uint64_t weight = weights[i * kDrawStride];
+    if (weight < limit || (weight == limit && left == 0)) continue;
+    if (weight == limit) --left;
+    if (place < weight) {
+      p.drawn[r] = me + i * kDrawStride;
+      return;
+    }
+    place -= weight;
+  }
+}
+
 constexpr int kLossThreads = 256;
 
 /// loss[c] += sum of nll over the rows of class c. One block; a thread sums every 256th row, then the threads in a fixed order.
@@ -145,6 +245,14 @@ template void head_rows(Stream, const HeadOutputs<float>&, Rows<const float>, co
                         int64_t);
 template void head_rows(Stream, const HeadOutputs<bf16>&, Rows<const float>, const int32_t*, const int32_t*, const float (&)[2], int64_t,
                         int64_t);
+
+void head_draw(Stream stream, int32_t* drawn, Rows<const float> z, Rows<uint64_t> weights, const int32_t* numbers, double temperature,
+               double top_p, int64_t rows, int64_t vocabulary) {
+  if (rows == 0) return;
+  const HeadDraw p{drawn, z, weights, numbers, temperature, top_p, static_cast<int>(vocabulary)};
+  constexpr std::size_t kWords = (kDrawStride / kWarpSize + kDrawStride) * sizeof(uint64_t) + kDrawStride * sizeof(int);
+  launch(stream, head_draw_kernel, static_cast<unsigned>(rows), kDrawStride, kWords, p);
+}
 
 void head_loss(Stream stream, double* loss, const float* nll, const int32_t* classes, int64_t rows) {
   if (rows == 0) return;

@@ -128,6 +128,10 @@ struct HeadOutputs {
 template <class T>
 void head_rows(Stream stream, const HeadOutputs<T>& out, Rows<const float> z, const int32_t* targets, const int32_t* classes,
                const float (&weights)[2], int64_t rows, int64_t vocabulary);
+/// drawn[r] = a token from softmax(z[r] / temperature), of the fewest best ones that have the share top_p, by the 64 bits numbers[2r], low
+/// word, and numbers[2r + 1] (kernels/draw.h); -1 where a logit is not finite. weights [rows, V]: workspace.
+void head_draw(Stream stream, int32_t* drawn, Rows<const float> z, Rows<uint64_t> weights, const int32_t* numbers, double temperature,
+               double top_p, int64_t rows, int64_t vocabulary);
 /// loss[c] += sum of nll over the rows of class c.
 void head_loss(Stream stream, double* loss, const float* nll, const int32_t* classes, int64_t rows);
 /// correct[owners[r]] = 0 for every row r without a hit that has an owner.

@@ -17,10 +17,12 @@ constexpr int64_t kLogitsBytes = int64_t{32} << 20;  // at a time, on the device
 int64_t key_of(Reads reads) { return -1 - static_cast<int64_t>(reads); }
 int64_t key_of_layout(std::size_t pass) { return -100 - static_cast<int64_t>(pass); }
 
+[[noreturn]] void refuse_logits() {
+  throw Error(Exit::numeric, "logits", "are not finite", "check the model's weights, or decode in another --dtype");
+}
 // Of logits, or of the hidden states that they are made of.
 void require_finite(std::span<const double> values) {
-  if (!std::ranges::all_of(values, [](double x) { return std::isfinite(x); }))
-    throw Error(Exit::numeric, "logits", "are not finite", "check the model's weights, or decode in another --dtype");
+  if (!std::ranges::all_of(values, [](double x) { return std::isfinite(x); })) refuse_logits();
 }
 
 }  // namespace
@@ -131,14 +133,21 @@ std::vector<int32_t> DecodeBatch::choose(const Tensor& hidden, const std::vector
     for (std::size_t i = 0; i < active_.size(); ++i) chosen[i] = ids[row_of[i]];
     return chosen;
   }
-  std::vector<std::vector<std::size_t>> of_row(static_cast<std::size_t>(hidden.rows));
-  for (std::size_t i = 0; i < active_.size(); ++i) of_row[row_of[i]].push_back(i);
-  each_logits(hidden, [&](int64_t row, std::span<const double> logits) {
-    for (std::size_t i : of_row[static_cast<std::size_t>(row)]) {
-      const Active& a = active_[i];
-      chosen[i] = drawn_token(logits, options_.sampling, {a.question, a.sample, static_cast<int64_t>(results_[a.result].tokens)});
-    }
-  });
+  // A row for each answer: those of a question have one hidden state before their first token.
+  std::vector<int32_t> rows, numbers;
+  for (std::size_t i = 0; i < active_.size(); ++i) {
+    const Active& a = active_[i];
+    const uint64_t bits = draw_number(options_.sampling.seed, {a.question, a.sample, static_cast<int64_t>(results_[a.result].tokens)});
+    rows.push_back(static_cast<int32_t>(row_of[i]));
+    numbers.push_back(static_cast<int32_t>(bits)), numbers.push_back(static_cast<int32_t>(bits >> 32));
+  }
+  const auto n = static_cast<int64_t>(rows.size());
+  const Tensor h = arena_.alloc(model_.storage, n, hidden.cols), drawn = arena_.alloc(DType::i32, 1, n);
+  ops_.gather_rows(h, hidden, upload_indices(ops_, arena_, rows));
+  ops_.head_draw(arena_, drawn, h, model_.head, upload_indices(ops_, arena_, numbers), options_.sampling.temperature,
+                 options_.sampling.top_p);
+  ops_.download(chosen.data(), drawn);
+  if (std::ranges::find(chosen, -1) != chosen.end()) refuse_logits();
   return chosen;
 }
 

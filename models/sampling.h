@@ -19,8 +19,8 @@ struct DrawPlace {
   int64_t question = 0, sample = 0, position = 0;
 };
 
-/// A token drawn from softmax(logits / temperature), a function of its arguments alone. Temperature > 0, all logits finite.
-int32_t drawn_token(std::span<const double> logits, const Sampling& sampling, const DrawPlace& place);
+/// 64 random bits, a function of the seed and the place alone.
+uint64_t draw_number(uint64_t seed, const DrawPlace& place);
 
 /// -log softmax(logits)[target]
 double negative_log_likelihood(std::span<const double> logits, int32_t target);

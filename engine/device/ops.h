@@ -224,6 +224,11 @@ class Ops {
                           const Tensor& owners, const std::array<double, 2>& weights);
   /// best i32 [1, n] = the best token of head(h), the lowest of equals
   void head_argmax(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w);
+  /// drawn i32 [1, n] = for each row a token drawn from softmax(head(h) / temperature) by 64 random bits (kernels/draw.h): numbers i32
+  /// [1, 2n] hold their low and high words; top_p < 1: of the fewest best tokens that have this share. -1 where a logit is not finite.
+  /// temperature > 0, 0 < top_p <= 1, V at most 2^20
+  void head_draw(Arena& arena, const Tensor& drawn, const Tensor& h, const Tensor& w, const Tensor& numbers, double temperature,
+                 double top_p);
 
   /// R-KV eviction of one layer (docs/method.md section 4), per sample and K/V head.
   /// In: q, k, v, as the step holds them (after RoPE), of which q_rows are the answers' queries and k_rows the traces' keys, packed by
@@ -318,6 +323,8 @@ class Ops {
                                      const Tensor& logits, const Tensor& h, const Tensor& w, const Tensor& targets, const Tensor& classes,
                                      const Tensor& owners, const std::array<double, 2>& weights) = 0;
   virtual void do_head_argmax(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w) = 0;
+  virtual void do_head_draw(Arena& arena, const Tensor& drawn, const Tensor& h, const Tensor& w, const Tensor& numbers, double temperature,
+                            double top_p) = 0;
   virtual void do_rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,
                              const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_rows, const Tensor& q_offsets,
                              const Tensor& k, const Tensor& v, const Tensor& k_rows, const Tensor& k_offsets, const Tensor& match_k,

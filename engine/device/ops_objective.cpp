@@ -1,5 +1,6 @@
 // The fronts of the ops of the objective and the update.
 #include "engine/device/op_front.h"
+#include "kernels/draw.h"
 
 namespace kava {
 
@@ -42,6 +43,18 @@ void Ops::head_argmax(Arena& arena, const Tensor& best, const Tensor& h, const T
   require_index("best", best, h.rows);
   call("head_argmax", {best}, {h, w}, product(h.rows, w.rows, h.cols),
        [&](Ops& ops, const auto& at) { ops.do_head_argmax(at(arena), at(best), at(h), at(w)); });
+}
+
+void Ops::head_draw(Arena& arena, const Tensor& drawn, const Tensor& h, const Tensor& w, const Tensor& numbers, double temperature,
+                    double top_p) {
+  require_floating("h", h);
+  require("w", w, w.rows, h.cols, h.dtype);
+  require_index("drawn", drawn, h.rows);
+  require_index("numbers", numbers, 2 * h.rows);
+  KAVA_CHECK(w.rows <= kMostDrawn && temperature > 0 && top_p > 0, "a draw from {} tokens at temperature {}, top-p {}", w.rows, temperature,
+             top_p);
+  call("head_draw", {drawn}, {h, w, numbers}, product(h.rows, w.rows, h.cols),
+       [&](Ops& ops, const auto& at) { ops.do_head_draw(at(arena), at(drawn), at(h), at(w), at(numbers), temperature, top_p); });
 }
 
 void Ops::rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,

@@ -114,6 +114,7 @@ TEST_CASE("kernels launch nothing where there is nothing to do") {
   norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, 0, 2, 8);
   norm_rope_bwd<float, float>(&none, x, nullptr, nullptr, cx, cx, cx, nullptr, at, 0, 2, 8);
   head_rows<float>(&none, {}, cx, nullptr, nullptr, weights, 0, 8);
+  head_draw(&none, nullptr, cx, {}, nullptr, 1, 1, 0, 8);
   head_loss(&none, nullptr, nullptr, nullptr, 0), head_correct(&none, nullptr, nullptr, nullptr, 0);
   distill<float>(&none, nullptr, {}, nullptr, cx, cx, nullptr, nullptr, GroupDistance::mse, 1, 1, 0, 4, 8);
   bias_bwd<float>(&none, nullptr, cx, 0, 8), bias_bwd<float>(&none, nullptr, cx, 3, 0);

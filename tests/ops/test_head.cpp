@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <array>
+#include <map>
 #include <tuple>
 
 #include "tests/ops/op_rig.h"
@@ -63,7 +65,110 @@ OpRun head_without_logits() {
 Matrices head_inputs(Random& random, int64_t n, int64_t c, int64_t V) {
   return {random.normal(n, c), random.normal(V, c, 0.5), random.whole(1, n, 0, int(V) - 1), Matrix(V, c), random.whole(1, n, 0, 1)};
 }
+// Rows of draws from the logits z, which are storage's: head(1) of a model of one dimension.
+Matrix draws(Ops& ops, DType type, const Matrix& z, const Matrix& numbers, double temperature, double top_p) {
+  Rig rig(ops, type, type, 0);
+  const int64_t n = numbers.cols / 2;
+  const Tensor drawn = rig.out(1, n, Kind::i32);
+  rig.ops.head_draw(rig.arena, drawn, rig.in(Matrix(n, 1, 1)), rig.in(z), rig.in(numbers, Kind::i32), temperature, top_p);
+  REQUIRE(rig.guards_hold());
+  return rig.read(drawn);
+}
+
+// The words of n numbers that are spread evenly.
+Matrix even_numbers(int64_t n) {
+  Matrix words(1, 2 * n);
+  for (int64_t i = 0; i < n; ++i) {
+    const uint64_t bits = static_cast<uint64_t>(i) * (~uint64_t{0} / static_cast<uint64_t>(n)) + (uint64_t{1} << 50);
+    words(0, 2 * i) = static_cast<int32_t>(bits), words(0, 2 * i + 1) = static_cast<int32_t>(bits >> 32);
+  }
+  return words;
+}
+
+// How many of n even numbers draw each token.
+std::map<int, int> shares(Ops& ops, DType type, const Matrix& z, int64_t n, double temperature, double top_p) {
+  std::map<int, int> counts;
+  for (double token : draws(ops, type, z, even_numbers(n), temperature, top_p).at) ++counts[static_cast<int>(token)];
+  return counts;
+}
 }  // namespace
+
+TEST_CASE("head_draw draws tokens with the softmax's probability, at any temperature", "[device][ops]") {
+  for (auto [ops, type] : every_backend()) {
+    INFO(ops->name() << ", " << name_of(type));
+    // Exact in bf16: shares 2, 4, 1, 1 of 8 where the temperature is 1 / ln 2.
+    Matrix z(4, 1);
+    z.at = {-1, 0, -2, -2};
+    const double t = 1 / std::log(2.0);
+    CHECK(shares(*ops, type, z, 8, t, 1) == std::map<int, int>{{0, 2}, {1, 4}, {2, 1}, {3, 1}});
+    CHECK(shares(*ops, type, z, 22, t / 2, 1) == std::map<int, int>{{0, 4}, {1, 16}, {2, 1}, {3, 1}});
+    CHECK(shares(*ops, type, z, 4, 1e-9, 1) == std::map<int, int>{{1, 4}});
+    CHECK(shares(*ops, type, z, 4, 1e9, 1) == std::map<int, int>{{0, 1}, {1, 1}, {2, 1}, {3, 1}});
+    // The fewest best ones that have the share, the first of equals.
+    CHECK(shares(*ops, type, z, 4, t, 0.5) == std::map<int, int>{{1, 4}});
+    CHECK(shares(*ops, type, z, 6, t, 0.51) == std::map<int, int>{{0, 2}, {1, 4}});
+    CHECK(shares(*ops, type, z, 7, t, 0.76) == std::map<int, int>{{0, 2}, {1, 4}, {2, 1}});
+    CHECK(shares(*ops, type, z, 8, t, 0.9999) == std::map<int, int>{{0, 2}, {1, 4}, {2, 1}, {3, 1}});
+    CHECK(shares(*ops, type, z, 4, t, 1e-300) == std::map<int, int>{{1, 4}});
+  }
+}
+
+TEST_CASE("head_draw draws from long rows what a plain count draws", "[device][ops]") {
+  Random random(30);
+  constexpr int64_t kDraws = 8;
+  for (int64_t V : {1, 255, 257, 700}) {
+    const Matrix z = random.whole(V, 1, -9, 3), numbers = even_numbers(kDraws);  // with equals in several threads
+    std::vector<int64_t> order;
+    for (int64_t first = 0; first < std::min<int64_t>(V, 256); ++first)
+      for (int64_t i = first; i < V; i += 256) order.push_back(i);
+    const double most = *std::ranges::max_element(z.at);
+    std::vector<std::pair<double, int64_t>> best;  // minus the weight, place in that order
+    double all = 0;
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      best.emplace_back(-std::exp((z(order[i], 0) - most) / 0.8), static_cast<int64_t>(i));
+      all -= best.back().first;
+    }
+    std::ranges::sort(best);
+    for (double top_p : {1.0, 0.9, 0.01}) {
+      std::vector<std::pair<int64_t, double>> kept;
+      double sum = 0;
+      for (std::size_t i = 0; i < best.size() && (top_p >= 1 || sum < top_p * all); ++i)
+        kept.emplace_back(best[i].second, -best[i].first), sum -= best[i].first;
+      std::ranges::sort(kept);
+      for (auto [ops, type] : every_backend()) {
+        INFO("V " << V << ", " << ops->name() << ", " << name_of(type) << ", top_p " << top_p);
+        const Matrix got = draws(*ops, type, z, numbers, 0.8, top_p);
+        for (int schedule : {1, 2, 0}) {
+          if (ops != tested_cuda()) break;
+          take_schedule(schedule);
+          search_races(schedule == 0);
+          CHECK(draws(*ops, type, z, numbers, 0.8, top_p).at == got.at);
+          search_races(false);
+        }
+        int64_t clear = 0;
+        for (int64_t n = 0; n < kDraws; ++n) {
+          double place = (static_cast<double>(n) / kDraws + 0x1p-14) * sum;
+          std::size_t i = 0;
+          for (; i + 1 < kept.size() && place >= kept[i].second; ++i) place -= kept[i].second;
+          if (place < 1e-8 * sum || kept[i].second - place < 1e-8 * sum) continue;  // it may round to either neighbour
+          ++clear;
+          REQUIRE(got(0, n) == static_cast<double>(order[static_cast<std::size_t>(kept[i].first)]));
+        }
+        CHECK(clear > kDraws / 2);
+      }
+    }
+  }
+}
+
+TEST_CASE("head_draw of logits that are not finite is -1", "[device][ops]") {
+  for (auto [ops, type] : every_backend())
+    for (double bad : {std::nan(""), HUGE_VAL, -HUGE_VAL})
+      for (int64_t at : {0, 299}) {
+        Matrix z(300, 1, 1);
+        z(at, 0) = bad;
+        CHECK(draws(*ops, type, z, even_numbers(1), 1, 1)(0, 0) == -1);
+      }
+}
 
 TEST_CASE("head_cross_entropy is the cross-entropy of the head's softmax and has the gradients of central differences", "[device][ops]") {
   Random random(26);

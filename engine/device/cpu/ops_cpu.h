@@ -68,6 +68,8 @@ class CpuOps final : public Ops {
                              const Tensor& logits, const Tensor& h, const Tensor& w, const Tensor& targets, const Tensor& classes,
                              const Tensor& owners, const std::array<double, 2>& weights) override;
   void do_head_argmax(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w) override;
+  void do_head_draw(Arena& arena, const Tensor& drawn, const Tensor& h, const Tensor& w, const Tensor& numbers, double temperature,
+                    double top_p) override;
   void do_rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_v, const Tensor& kept, const Tensor& importance,
                      const Tensor& redundancy, const Tensor& score, const Tensor& q, const Tensor& q_rows, const Tensor& q_offsets,
                      const Tensor& k, const Tensor& v, const Tensor& k_rows, const Tensor& k_offsets, const Tensor& match_k,

@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <vector>
 
 #include "engine/device/cpu/ops_cpu.h"
 #include "engine/device/cpu/streamed.h"
+#include "kernels/draw.h"
 
 namespace kava {
 
@@ -46,6 +48,41 @@ RowStats<S> row_stats(const S* z, int64_t n) {
   for (; j < n; ++j) sums[0] += fast_exp(z[j] - s.most);
   for (S v : sums) s.sum += v;
   return s;
+}
+
+// What a row of logits draws. Weights lie in the order in which tokens follow each other.
+template <class S>
+int32_t drawn_of(const S* z, int64_t n, uint64_t bits, double temperature, double top_p) {
+  const double most = static_cast<double>(*std::max_element(z, z + n));
+  std::vector<int32_t> tokens;
+  std::vector<uint64_t> weights;
+  uint64_t all = 0;
+  for (int64_t first = 0; first < std::min<int64_t>(n, kDrawStride); ++first)
+    for (int64_t i = first; i < n; i += kDrawStride) {
+      if (!std::isfinite(z[i])) return -1;
+      tokens.push_back(static_cast<int32_t>(i));
+      weights.push_back(draw_weight(static_cast<double>(z[i]), most, temperature));
+      all += weights.back();
+    }
+  // Of the fewest best tokens: those heavier than the last one of them, and as many as light as that.
+  const uint64_t need = draw_need(top_p, all);
+  uint64_t limit = 0, left = 0, kept = all;
+  if (need < all) {
+    std::vector<uint64_t> best = weights;
+    std::ranges::make_heap(best);
+    for (kept = 0; kept < need; best.pop_back()) {
+      std::ranges::pop_heap(best);
+      left = best.back() == limit ? left + 1 : 1;
+      limit = best.back(), kept += limit;
+    }
+  }
+  uint64_t place = draw_place(bits, kept);
+  for (std::size_t i = 0;; ++i) {
+    if (weights[i] < limit || (weights[i] == limit && left == 0)) continue;
+    if (weights[i] == limit) --left;
+    if (place < weights[i]) return tokens[i];
+    place -= weights[i];
+  }
 }
 
 constexpr int64_t kHeadBytes = int64_t{96} << 20;  // of logits at a time
@@ -113,6 +150,25 @@ void CpuOps::do_head_argmax(Arena& arena, const Tensor& best, const Tensor& h, c
     dispatch(h.dtype, [&]<class T>() {
       threads_.blocks(hc.rows, 1,
                       [&](int64_t r, int64_t) { best.as<int32_t>()[first + r] = static_cast<int32_t>(best_of(z.c.row<Sum<T>>(r), V)); });
+    });
+  }
+}
+
+void CpuOps::do_head_draw(Arena& arena, const Tensor& drawn, const Tensor& h, const Tensor& w, const Tensor& numbers, double temperature,
+                          double top_p) {
+  const DType sum = sum_type(h.dtype);
+  const int64_t n = h.rows, V = w.rows, chunk = std::clamp<int64_t>(kHeadBytes / (V * size_of(sum)), 1, 4096);
+  for (int64_t first = 0; first < n; first += chunk) {
+    ArenaScope scope(arena);
+    const Tensor hc = h.row_range(first, std::min(n, first + chunk));
+    const Matmul::Product z{arena.alloc(sum, hc.rows, V), hc, w, true};
+    if (dry()) continue;
+    streamed_products(threads_, std::span(&z, 1));
+    dispatch(h.dtype, [&]<class T>() {
+      threads_.blocks(hc.rows, 1, [&](int64_t r, int64_t) {
+        const int32_t* words = numbers.as<int32_t>() + 2 * (first + r);
+        drawn.as<int32_t>()[first + r] = drawn_of(z.c.row<Sum<T>>(r), V, draw_bits(words), temperature, top_p);
+      });
     });
   }
 }

@@ -61,4 +61,19 @@ void CudaOps::do_head_argmax(Arena& arena, const Tensor& best, const Tensor& h, 
   }
 }
 
+void CudaOps::do_head_draw(Arena& arena, const Tensor& drawn, const Tensor& h, const Tensor& w, const Tensor& numbers, double temperature,
+                           double top_p) {
+  const int64_t n = h.rows, V = w.rows, chunk = chunk_rows(3 * V);
+  for (int64_t first = 0; first < n; first += chunk) {
+    ArenaScope scope(arena);
+    const Tensor hc = h.row_range(first, std::min(n, first + chunk)), z = arena.alloc(DType::f32, hc.rows, V);
+    const Tensor weights = arena.alloc(DType::f64, hc.rows, V);  // as wide as theirs
+    if (dry()) continue;
+    product(z, hc, false, w, true);
+    kava::head_draw(stream(), data_of<int32_t>(drawn) + first, rows_of<const float>(z),
+                    {static_cast<uint64_t*>(weights.data), weights.stride}, data_of<const int32_t>(numbers) + 2 * first, temperature, top_p,
+                    hc.rows, V);
+  }
+}
+
 }  // namespace kava
