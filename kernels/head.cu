@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kDrawStride) head_draw_kernel(const __grid_con
     place -= own, left -= lightest;
   }
   if (me != owner) return;
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0;; ++i) {
     const uint64_t weight = weights[i * kDrawStride];
     if (weight < limit || (weight == limit && left == 0)) continue;
     if (weight == limit) --left;

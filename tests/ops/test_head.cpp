@@ -75,20 +75,21 @@ Matrix draws(Ops& ops, DType type, const Matrix& z, const Matrix& numbers, doubl
   return rig.read(drawn);
 }
 
-// The words of n numbers that are spread evenly.
-Matrix even_numbers(int64_t n) {
+// The words of n numbers that are spread evenly, the first one `begin`.
+Matrix even_numbers(int64_t n, uint64_t begin = uint64_t{1} << 50) {
   Matrix words(1, 2 * n);
   for (int64_t i = 0; i < n; ++i) {
-    const uint64_t bits = static_cast<uint64_t>(i) * (~uint64_t{0} / static_cast<uint64_t>(n)) + (uint64_t{1} << 50);
+    const uint64_t bits = static_cast<uint64_t>(i) * (~uint64_t{0} / static_cast<uint64_t>(n) + 1) + begin;
     words(0, 2 * i) = static_cast<int32_t>(bits), words(0, 2 * i + 1) = static_cast<int32_t>(bits >> 32);
   }
   return words;
 }
 
 // How many of n even numbers draw each token.
-std::map<int, int> shares(Ops& ops, DType type, const Matrix& z, int64_t n, double temperature, double top_p) {
+std::map<int, int> shares(Ops& ops, DType type, const Matrix& z, int64_t n, double temperature, double top_p,
+                          uint64_t begin = uint64_t{1} << 50) {
   std::map<int, int> counts;
-  for (double token : draws(ops, type, z, even_numbers(n), temperature, top_p).at) ++counts[static_cast<int>(token)];
+  for (double token : draws(ops, type, z, even_numbers(n, begin), temperature, top_p).at) ++counts[static_cast<int>(token)];
   return counts;
 }
 }  // namespace
@@ -101,6 +102,7 @@ TEST_CASE("head_draw draws tokens with the softmax's probability, at any tempera
     z.at = {-1, 0, -2, -2};
     const double t = 1 / std::log(2.0);
     CHECK(shares(*ops, type, z, 8, t, 1) == std::map<int, int>{{0, 2}, {1, 4}, {2, 1}, {3, 1}});
+    CHECK(shares(*ops, type, z, 8, t, 1, 0) == std::map<int, int>{{0, 2}, {1, 4}, {2, 1}, {3, 1}});  // at the very borders
     CHECK(shares(*ops, type, z, 22, t / 2, 1) == std::map<int, int>{{0, 4}, {1, 16}, {2, 1}, {3, 1}});
     CHECK(shares(*ops, type, z, 4, 1e-9, 1) == std::map<int, int>{{1, 4}});
     CHECK(shares(*ops, type, z, 4, 1e9, 1) == std::map<int, int>{{0, 1}, {1, 1}, {2, 1}, {3, 1}});
@@ -110,6 +112,23 @@ TEST_CASE("head_draw draws tokens with the softmax's probability, at any tempera
     CHECK(shares(*ops, type, z, 7, t, 0.76) == std::map<int, int>{{0, 2}, {1, 4}, {2, 1}});
     CHECK(shares(*ops, type, z, 8, t, 0.9999) == std::map<int, int>{{0, 2}, {1, 4}, {2, 1}, {3, 1}});
     CHECK(shares(*ops, type, z, 4, t, 1e-300) == std::map<int, int>{{1, 4}});
+  }
+}
+
+TEST_CASE("head_draw goes through the tokens of a thread in their order", "[device][ops]") {
+  const double t = 1 / std::log(2.0);
+  // A row in which every 256th token, from the first one on, has one of these logits, and no other can be drawn.
+  const auto row = [](const std::vector<double>& logits) {
+    Matrix z(static_cast<int64_t>(logits.size()) * 256 + 1, 1, -1e4);
+    for (std::size_t i = 0; i < logits.size(); ++i) z(static_cast<int64_t>(i) * 256, 0) = logits[i];
+    return z;
+  };
+  for (auto [ops, type] : every_backend()) {
+    INFO(ops->name() << ", " << name_of(type));
+    CHECK(shares(*ops, type, row({-1, -1, 0}), 4, t, 1, 0) == std::map<int, int>{{0, 1}, {256, 1}, {512, 2}});
+    CHECK(shares(*ops, type, row({0, -1, -1}), 3, t, 0.75) == std::map<int, int>{{0, 2}, {256, 1}});
+    CHECK(shares(*ops, type, row({-1, -1, 0}), 3, t, 0.75) == std::map<int, int>{{0, 1}, {512, 2}});
+    CHECK(shares(*ops, type, row({60, 0, 0}), 3, 0.5, 1) == std::map<int, int>{{0, 3}});
   }
 }
 
