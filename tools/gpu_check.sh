@@ -7,8 +7,9 @@
 #      step and the main ops of kava_bench at the shapes of Qwen2.5-0.5B and Llama-3.2-3B
 #   3  the same work in PyTorch, padded and packed (interpreter in KAVA_PYTHON, else python3), beside part 2's figures where DIR has them;
 #      compute-sanitizer racecheck
-# Writes DIR/gpu_check.json and a log of every check. Ends with 0 where all is right, 1 where a check failed, 2 for wrong options, 3 without
-# a device. What the machine lacks (PyTorch, compute-sanitizer) is skipped and said.
+# Writes DIR/gpu_check.json, anew after each part and with the parts of earlier calls by the same build, a log of every check, and
+# DIR/clocks.csv, a line a second. Ends with 0 where all is right, 1 where a check failed, 2 for wrong options, 3 without a device. What the
+# machine lacks (PyTorch, compute-sanitizer, cuDNN) is skipped and said.
 # Usage: tools/gpu_check.sh [--part 1|2|3|all] --out DIR [--bin DIR]
 set -uo pipefail
 
@@ -36,17 +37,15 @@ version=$("$bin/kava_train" --version) || exit 1
 device=$(printf '%s\n' "$version" | sed -n 's/^  cuda\( (emulated)\)\?: //p' | head -n 1)
 emulated=false
 printf '%s\n' "$version" | grep -q '^  cuda (emulated): ' && emulated=true
-"$bin/kava_inspect" step "$case_file" --set model.dtype=f32 --device cuda --out "$out/probe.safetensors" >"$out/probe.log" 2>&1
-case $? in
-  0) ;;
-  3) echo "gpu_check: no device: $(sed -n 's/^error: //p' "$out/probe.log" | tail -n 1)" >&2; exit 3 ;;
-  *) echo "gpu_check: the first step failed: $(tail -n 1 "$out/probe.log")" >&2; exit 1 ;;
-esac
+timeout -k 10 60 "$bin/kava_inspect" step "$case_file" --set model.dtype=f32 --device cuda --out "$out/probe.safetensors" \
+  >"$out/probe.log" 2>&1
+probed=$?
+if [ "$probed" = 3 ]; then echo "gpu_check: no device: $(sed -n 's/^error: //p' "$out/probe.log" | tail -n 1)" >&2; exit 3; fi
 
 export KAVA_TEST_DEVICE=cuda  # tests of ops: on the device, and an error where it does not open
 
 # ---- results
-checks='' failed=0
+checks='' failed=0 running=''
 text() { local s=${1//\\/\\\\}; s=${s//\"/\\\"}; printf '"%s"' "$(printf '%s' "$s" | tr -d '\000-\037')"; }
 record() { # NAME ok|failed|skipped SECONDS DETAIL
   checks+="${checks:+,
@@ -56,13 +55,22 @@ record() { # NAME ok|failed|skipped SECONDS DETAIL
 }
 last_line() { grep . "$1" | tail -n 1; }
 # A check: NAME "CODES THAT ARE RIGHT" COMMAND...; its log is DIR/NAME.log, its detail the log's last line that is not empty. With 124 among
-# the codes what the time cuts short counts as skipped.
+# the codes what the time cuts short counts as skipped, unless its log tells of a fault.
+faults='FAILED:|^=========.*(Invalid|[Ee]rror|[Rr]ace|hazard|hit)'
 check() {
   local name=$1 right=$2 begin=$SECONDS left=$((deadline - SECONDS)) code
   shift 2
   if [ "$left" -le 0 ]; then record "$name" skipped 0 'the 8 minutes of this part are over'; return; fi
-  timeout "$left" "$@" >"$out/$name.log" 2>&1
+  timeout -k 15 "$left" "$@" >"$out/$name.log" 2>&1 &
+  running=$!
+  wait "$running"
   code=$?
+  running=''
+  if [ "$code" = 137 ] && [ $((SECONDS - begin)) -ge "$left" ]; then code=124; fi  # killed as it did not end
+  if [ "$code" = 124 ] && grep -qE "$faults" "$out/$name.log"; then
+    record "$name" failed $((SECONDS - begin)) "cut short: $(grep -E "$faults" "$out/$name.log" | head -n 1)"
+    return
+  fi
   case " $right " in
     *" 124 "*) [ "$code" != 124 ] || { record "$name" skipped $((SECONDS - begin)) 'cut short: the 8 minutes of this part are over'; return; } ;;
   esac
@@ -71,13 +79,23 @@ check() {
     *) record "$name" failed $((SECONDS - begin)) "exit $code: $(last_line "$out/$name.log")" ;;
   esac
 }
-sanitizer() { # NAME TOOL
-  if ! command -v compute-sanitizer >/dev/null; then record "$1" skipped 0 'compute-sanitizer is not on PATH'; return; fi
-  for dtype in f32 bf16; do
-    check "$1_$dtype" 0 compute-sanitizer --tool "$2" --error-exitcode 9 "$bin/kava_inspect" step "$case_file" --set "model.dtype=$dtype" \
-      --device cuda --out "$out/step.safetensors"
-  done
-  [ ! -x "$bin/kava_tests" ] || check "$1_ops" '0 124' compute-sanitizer --tool "$2" --error-exitcode 9 "$bin/kava_tests" '[ops]'
+sanitizer() { # NAME TOOL steps|ops
+  local program dtype
+  if $emulated; then record "$1" skipped 0 'the device is emulated'; return; fi
+  program=$(PATH=$PATH:${CUDA_PATH:-${CUDA_HOME:-/usr/local/cuda}}/bin command -v compute-sanitizer) ||
+    { record "$1" skipped 0 'compute-sanitizer is neither on PATH nor in a toolkit'; return; }
+  # The calls of the runtime are checked by the programs: the driver's probes for functions that it lacks are no faults. Races are searched for
+  # in the own kernels alone; those of cuBLASLt synchronise by means of which racecheck knows too little.
+  local command=("$program" --tool "$2" --error-exitcode 9)
+  case $2 in memcheck) command+=(--report-api-errors no) ;; racecheck) command+=(--kernel-name kns=kava) ;; esac
+  case $3 in
+    steps)
+      for dtype in f32 bf16; do
+        check "$1_$dtype" 0 "${command[@]}" "$bin/kava_inspect" step "$case_file" --set "model.dtype=$dtype" --device cuda \
+          --out "$out/step.safetensors"
+      done ;;
+    ops) [ ! -x "$bin/kava_tests" ] || check "$1_ops" '0 124' "${command[@]}" "$bin/kava_tests" '[ops]' ;;
+  esac
 }
 
 # ---- a model of random weights at the shapes of Llama-3.2-1B, and rows of ids with the lengths of GSM8k-AUG
@@ -91,7 +109,8 @@ make_work() {
  "num_key_value_heads": $kv, "head_dim": $((hidden / heads)), "vocab_size": $vocab, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
  "tie_word_embeddings": true, "hidden_act": "silu", "max_position_embeddings": 131072, "eos_token_id": 2}
 EOF
-  local state=12345 i
+  local state=12345 i lengths=''
+  words() { local all; read -ra all <<<"$1"; echo "${#all[@]}"; }
   draw() { state=$(((state * 1103515245 + 12345) & 0x7fffffff)); drawn=$((state >> 8)); }
   ids() { local n=$1 j; list=''; for ((j = 0; j < n; ++j)); do draw; list+="${list:+, }$((3 + drawn % (vocab - 3)))"; done; }
   for ((i = 0; i < rows; ++i)); do
@@ -100,7 +119,9 @@ EOF
     case $written in 0) ;; 1|2|3|4|5) ids 8; trace=$list ;; 6|7) ids 16; trace=$list ;; *) ids 24; trace=$list ;; esac
     draw; ids $((5 + drawn % 2))
     printf '{"question": [%s], "trace": [%s], "answer": [%s, 2], "prompt": 4}\n' "$question" "$trace" "$list"
+    lengths+="${lengths:+, }[$(words "$question"), $(words "$trace"), $(($(words "$list") + 1))]"
   done >"$out/rows.jsonl"
+  echo "[$lengths]" >"$out/lengths.json"  # the same for PyTorch
   cat >"$out/train.toml" <<EOF
 [model]
 path = "model"
@@ -114,18 +135,22 @@ max_hours = $hours
 checkpoint_every = 100000
 EOF
 }
-# The last value of a key in the lines of a JSON file.
-last_of() { grep -o "\"$2\": *[0-9.eE+-]*" "$1" 2>/dev/null | tail -n 1 | sed 's/.*: *//'; }
+# All values of a key in the lines of a JSON file, the last one, and the one in their middle.
+all_of() { grep -o "\"$2\": *[0-9.eE+-]*" "$1" 2>/dev/null | sed 's/.*: *//'; }
+last_of() { all_of "$1" "$2" | tail -n 1; }
+middle_of() { all_of "$1" "$2" | sort -g | awk '{ at[NR] = $1 } END { if (NR) print at[int((NR + 1) / 2)] }'; }
 
 results=''
 result() { results+="${results:+, }\"$1\": ${2:-null}"; }
 
 part_1() {
-  if "$bin/kava_inspect" doctor --help >/dev/null 2>&1; then check doctor 0 "$bin/kava_inspect" doctor --device cuda
+  if "$bin/kava_inspect" doctor --help >/dev/null 2>&1; then check doctor 0 "$bin/kava_inspect" doctor --device cuda --folder "$out"
   else record doctor skipped 0 'this build has no doctor'; fi
-  if [ -x "$bin/kava_tests" ]; then check suite '0 124' "$bin/kava_tests" '[device]'
-  else record suite skipped 0 'this build has no tests'; fi
-  sanitizer memcheck memcheck
+  sanitizer memcheck memcheck steps
+  if [ -x "$bin/kava_tests" ]; then check ops '0 124' "$bin/kava_tests" '[device][ops]'
+  else record ops skipped 0 'this build has no tests'; fi
+  [ ! -x "$bin/kava_tests" ] || check suite '0 124' "$bin/kava_tests" '[device]~[ops]'
+  sanitizer memcheck memcheck ops
 }
 
 # A whole file as the value of a key.
@@ -133,16 +158,27 @@ result_file() { [ ! -s "$2" ] || result "$1" "$(cat "$2")"; }
 # A / B with four places, empty where one of them is not there.
 ratio() { [ -z "$1" ] || [ -z "$2" ] || awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.4f", a / b }'; }
 
+# kava_bench NAME "CODES THAT ARE RIGHT" OPTIONS...: its JSON is DIR/NAME.json. Where only a rival is not there it has written that and ends
+# with 3.
+bench() {
+  local name=$1 right=$2
+  shift 2
+  check "$name" "$right 3" "$bin/kava_bench" --device cuda --json "$out/$name.json" "$@"
+  result_file "$name" "$out/$name.json"
+  if grep -q '^error: kava_bench: rivals' "$out/$name.log" 2>/dev/null; then record "${name}_rivals" skipped 0 "$(last_line "$out/$name.log")"
+  elif grep -q '^error: ' "$out/$name.log" 2>/dev/null && [ ! -s "$out/$name.json" ]; then failed=1; fi
+}
+
 part_2() {
   make_work
   local key shape peak planned all=() some=(--filter '^(step|attention|linear_group|head)')
   $emulated && all=(--filter rope) some=(--filter '^step')
   rm -rf "$out"/bench*.json "$out/plan.json" "$out/run"
-  check bench 0 "$bin/kava_bench" --device cuda --json "$out/bench.json" "${all[@]}"
-  result_file bench "$out/bench.json"
+  bench bench 0 "${all[@]}"
   check plan 0 "$bin/kava_train" "$out/train.toml" --plan --device cuda --json "$out/plan.json"
   check train '0 75' "$bin/kava_train" "$out/train.toml" --device cuda --out "$out/run"
-  for key in samples_per_s mfu memory_bytes; do result "$key" "$(last_of "$out/run/metrics.jsonl" "$key")"; done
+  for key in samples_per_s mfu; do result "$key" "$(middle_of "$out/run/metrics.jsonl" "$key")"; done
+  result memory_bytes "$(last_of "$out/run/metrics.jsonl" memory_bytes)"
   # Of the device alone; the plan's own words for that stand first.
   planned=$(sed -n '/"device": {/,/}/s/.*"total": *\([0-9]*\).*/\1/p' "$out/plan.json" 2>/dev/null | head -n 1)
   peak=$(last_of "$out/run/metrics.jsonl" device_bytes)
@@ -151,9 +187,7 @@ part_2() {
   result peak_to_plan "$(ratio "$peak" "$planned")"
   two_ranks
   for shape in qwen05b llama3b; do
-    check "bench_$shape" '0 124' "$bin/kava_bench" --device cuda --json "$out/bench_$shape.json" "${some[@]}" \
-      --shape "$($emulated && echo tiny || echo "$shape")"
-    result_file "bench_$shape" "$out/bench_$shape.json"
+    bench "bench_$shape" '0 124' "${some[@]}" --shape "$($emulated && echo tiny || echo "$shape")"
   done
 }
 
@@ -180,8 +214,10 @@ EOF
 
 part_3() {
   local python=${KAVA_PYTHON:-python3} form rate bytes options=(--device cuda --shape llama1b --batch 128 --steps 5)
+  [ ! -s "$out/lengths.json" ] || options+=(--lengths "$out/lengths.json")
   if $emulated; then record pytorch skipped 0 'the device is emulated'
-  elif ! "$python" -c 'import torch, transformers, peft' >/dev/null 2>&1; then record pytorch skipped 0 "$python has no torch, transformers or peft"
+  elif ! "$python" -c 'import torch, transformers.masking_utils, peft; torch.zeros(1, device="cuda")' >"$out/python.log" 2>&1; then
+    record pytorch skipped 0 "$python has no torch for CUDA, transformers or peft: $(last_line "$out/python.log")"
   else
     for form in padded packed; do
       [ $form = padded ] || options+=(--packed)
@@ -191,33 +227,59 @@ part_3() {
       result "pytorch_${form}_samples_per_s" "$rate"
       result "pytorch_${form}_bytes" "$bytes"
       result "pytorch_${form}_reserved_bytes" "$(grep -o '[0-9]* bytes reserved' "$out/pytorch_$form.log" 2>/dev/null | tail -n 1 | sed 's/ .*//')"
-      result "speed_to_pytorch_$form" "$(ratio "$(last_of "$out/run/metrics.jsonl" samples_per_s)" "$rate")"
+      result "pytorch_${form}_batch" "$(sed -n 's/^\(padded\|packed\), .* \([0-9]*\) samples, .*/\2/p' "$out/pytorch_$form.log" 2>/dev/null | tail -n 1)"
+      result "speed_to_pytorch_$form" "$(ratio "$(middle_of "$out/run/metrics.jsonl" samples_per_s)" "$rate")"
       result "memory_to_pytorch_$form" "$(ratio "$(last_of "$out/run/metrics.jsonl" device_bytes)" "$bytes")"
     done
   fi
-  sanitizer racecheck racecheck
+  sanitizer racecheck racecheck steps
+  sanitizer racecheck racecheck ops
 }
 
-for now in $parts; do
-  deadline=$((SECONDS + 480))
-  echo "part $now"
-  case $now in 1) part_1 ;; 2) part_2 ;; 3) part_3 ;; esac
-done
-
-clocks=$(command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu \
-  --format=csv,noheader 2>/dev/null | head -n 1)
-cat >"$out/gpu_check.json" <<EOF
+# What parts of this build have found so far, of this call and of earlier ones: DIR/part_N holds a build, results and checks.
+build=$(printf '%s\n' "$version" | head -n 1)
+write_json() {
+  local n all_results='' all_checks='' of
+  printf '%s\n%s\n%s\n' "$build" "${results//$'\n'/ }" "${checks//$'\n'/ }" >"$out/part_$now"
+  for n in 1 2 3; do
+    [ -s "$out/part_$n" ] || continue
+    mapfile -t of <"$out/part_$n"
+    [ "${of[0]}" = "$build" ] || continue
+    all_results+="${all_results:+${of[1]:+, }}${of[1]}"
+    all_checks+="${all_checks:+${of[2]:+,
+    }}${of[2]}"
+  done
+  cat >"$out/gpu_check.json" <<EOF
 {
   "date": "$(date -u +%Y-%m-%dT%H:%M:%SZ)",
-  "version": $(text "$(printf '%s\n' "$version" | head -n 1)"),
+  "version": $(text "$build"),
   "device": $(text "$device"),
   "emulated": $emulated,
   "clocks": $(text "${clocks:-}"),
-  "results": {$results},
+  "results": {$all_results},
   "checks": [
-    $checks
+    $all_checks
   ]
 }
 EOF
+}
+
+clocks='' watcher=''
+if command -v nvidia-smi >/dev/null; then
+  clocks=$(nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu --format=csv,noheader \
+    2>/dev/null | head -n 1)
+  # Which also keeps the driver's state between the programs, where no daemon does.
+  nvidia-smi --query-gpu=timestamp,index,clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv -l 1 >"$out/clocks.csv" 2>&1 &
+  watcher=$!
+fi
+trap '[ -z "$watcher" ] || kill "$watcher" 2>/dev/null' EXIT
+trap '[ -z "$running" ] || kill "$running" 2>/dev/null; record interrupted failed 0 "by a signal"; write_json; exit 130' INT TERM
+for now in $parts; do
+  deadline=$((SECONDS + 480)) results='' checks=''
+  echo "part $now"
+  [ "$probed" = 0 ] || record first_step failed 0 "exit $probed: $(last_line "$out/probe.log")"
+  case $now in 1) part_1 ;; 2) part_2 ;; 3) part_3 ;; esac
+  write_json
+done
 echo "gpu_check: $([ $failed = 0 ] && echo 'all that ran is right' || echo 'something failed'): $out/gpu_check.json"
 exit $failed

@@ -333,7 +333,7 @@ TEST_CASE("gpu_check on emulated cuda writes what it found, and without a device
     fs::create_directories(bin);
     fs::create_symlink(bin_dir() + "/kava_train", bin / "kava_train");
     overwrite((bin / "kava_inspect").string(),
-              "#!/bin/sh\ncase \"$*\" in *--help) ;; 'doctor --device cuda') echo missing; exit 3 ;; *) exec '" + bin_dir() +
+              "#!/bin/sh\ncase \"$*\" in *--help) ;; 'doctor --device cuda '*) echo missing; exit 3 ;; *) exec '" + bin_dir() +
                   "/kava_inspect' \"$@\" ;; esac\n");
     fs::permissions(bin / "kava_inspect", fs::perms::owner_exec, fs::perm_options::add);
     const Ended wrong =
