@@ -179,6 +179,9 @@ class Packed:
 
 def seen_sdpa(module, query, key, value, attention_mask, **kwargs):
     module.seen = (query, key, value)
+    # Padding on the left sees no key, of which some kernels for GPUs make NaN.
+    if attention_mask is not None:
+        attention_mask = attention_mask | ~attention_mask.any(-1, keepdim=True)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -313,19 +316,31 @@ def main():
     print(f"{form.__name__.lower()}, {arguments.dtype}, {arguments.threads} threads, {len(rows)} samples, "
           f"{sum(p.numel() for p in trainable) / 1e6:.2f} M trainable, mean lengths "
           + " ".join(f"{sum(x) / len(rows):.1f}" for x in zip(*lengths[: len(rows)])))
-    seconds = []
-    for step in range(arguments.steps + 1):
+    seconds, step = [], 0
+    while step <= arguments.steps:
         begin, processor = time.perf_counter(), time.process_time()
-        parts = losses(runner, rows)
-        loss = parts["student_ce"] + parts["teacher_ce"] + KV_WEIGHT * parts["kv"] + CODI_WEIGHT * parts["codi"]
-        loss.backward()
+        try:
+            parts = losses(runner, rows)
+            loss = parts["student_ce"] + parts["teacher_ce"] + KV_WEIGHT * parts["kv"] + CODI_WEIGHT * parts["codi"]
+            loss.backward()
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+            rows, loss, parts, seconds, step = rows[: len(rows) // 2], None, None, [], 0
+            optimizer.zero_grad()
+            torch.cuda.empty_cache()
+            print(f"{form.__name__.lower()}, out of memory: on with {len(rows)} samples, of a smaller batch", flush=True)
+            continue
         torch.nn.utils.clip_grad_norm_(trainable, 2.0)
         optimizer.step()
         optimizer.zero_grad()
         synchronize()
         seconds.append(time.perf_counter() - begin)
+        if not math.isfinite(loss.item()):
+            raise SystemExit(f"the loss is {loss.item()}: " + ", ".join(f"{name} {value.item()}" for name, value in parts.items()))
         print(f"step {step}{' (warm-up)' if step == 0 else ''}: {seconds[-1]:.4f} s ({time.process_time() - processor:.2f} s of processor time), loss {loss.item():.4f}, "
               + ", ".join(f"{name} {value.item():.4f}" for name, value in parts.items()), flush=True)
+        step += 1
     if seconds[1:]:
         mean = sum(seconds[1:]) / len(seconds[1:])
         print(f"{mean:.4f} s/step, {len(rows) / mean:.3f} samples/s")
