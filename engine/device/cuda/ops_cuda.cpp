@@ -1,9 +1,11 @@
 #include "engine/device/cuda/ops_cuda.h"
 
 #include <algorithm>
+#include <thread>
 #include <vector>
 
 #include "engine/cli.h"
+#include "engine/device/cpu/threads.h"
 #include "kernels/gpu_error.h"
 
 namespace kava {
@@ -42,6 +44,10 @@ void CudaOps::do_commit(void* data, int64_t bytes) {
   runtime_->commit(data, bytes);
 }
 void CudaOps::do_unreserve(const AddressRange& range, int64_t committed) { runtime_->unreserve(range, committed); }
+void CudaOps::do_on_host(int64_t tasks, const std::function<void(int64_t)>& body) {
+  const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
+  Threads(static_cast<int>(std::clamp<int64_t>(tasks, 1, cores))).run(tasks, body);
+}
 void CudaOps::do_upload(const Tensor& y, const void* host) {
   const int64_t row = y.cols * size_of(y.dtype);
   if (y.contiguous()) return runtime_->write(y.data, host, y.rows * row);

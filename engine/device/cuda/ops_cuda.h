@@ -43,6 +43,7 @@ class CudaOps final : public Ops {
     if (!used) runtime_->discard(data, bytes);
   }
   void do_pass(Arena& arena, int64_t key, const std::function<void()>& body) override { graphs_->run(arena, key, body); }
+  void do_on_host(int64_t tasks, const std::function<void(int64_t)>& body) override;
   void do_upload(const Tensor& y, const void* host) override;
   void do_download(void* host, const Tensor& x) override;
   void do_begin_download(const Tensor& x) override { runtime_->begin_read(x.data, x.count() * size_of(x.dtype)); }
