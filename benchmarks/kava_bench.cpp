@@ -85,6 +85,7 @@ class Bench {
   const std::vector<Compared>& compared() const { return compared_; }
   const std::vector<std::string>& missing() const { return missing_; }
   double step_share() const { return step_share_; }
+  double step_seconds() const { return step_seconds_; }
   const OpCounter::Counts& step_asked() const { return asked_; }
   const CudaInside& step_graphs() const { return graphs_; }
 
@@ -404,7 +405,7 @@ class Bench {
     measure_matrix_rate();  // again: the machine may have been busier before
     rusage use{};
     getrusage(RUSAGE_SELF, &use);
-    step_share_ = share_of(step, step.median());
+    step_share_ = share_of(step, step.median()), step_seconds_ = step.median();
     fmt::print("memory: step {:.2f} GB, process {:.2f} GB at most\n", static_cast<double>(step.peak_bytes) / 1e9,
                static_cast<double>(use.ru_maxrss) / 1e6);
     fmt::print("{:.0f} GFLOP/s of {:.0f}\nstep share: {:.0f} %\n", step.flops / step.median() / 1e9, matrix_rate_, 100 * step_share_);
@@ -474,7 +475,7 @@ class Bench {
   const bool cold_ = !counts_ && ops_.name() != "cpu";
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
                 V = shapes_.vocab;
-  double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0;
+  double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0, step_seconds_ = 0;
   OpCounter::Counts asked_;
   CudaInside graphs_;
   std::vector<Result> results_;
@@ -514,6 +515,7 @@ void write_results(const std::string& file, const std::string& device, const Sha
                    {"device", device},
                    {"shape", shapes.name},
                    {"share", bench.step_share()},
+                   {"seconds", bench.step_seconds()},
                    {"launches", asked.launches},
                    {"calls", asked.calls},
                    {"uploads", asked.uploads},
