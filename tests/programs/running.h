@@ -24,7 +24,7 @@ class Running {
     rlim_t file_bytes = RLIM_INFINITY, address_space = RLIM_INFINITY, open_files = 0;  // 0: as they are
     const char* out_to = nullptr;
     std::string working_folder, control_group;
-    std::vector<int> ignored;  // signals
+    std::vector<int> ignored;  // signals, of those that a program may take; whoever started the tests may ignore others
   };
 
   explicit Running(std::vector<std::string> arguments) : Running(std::move(arguments), Limits()) {}
@@ -45,6 +45,7 @@ class Running {
     const rlimit files = {limits.open_files, limits.open_files};
     if (limits.open_files > 0) ::setrlimit(RLIMIT_NOFILE, &files);
     if (!limits.control_group.empty()) std::ofstream(limits.control_group + "/cgroup.procs") << "0";
+    for (int signal : {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2}) ::signal(signal, SIG_DFL);
     for (int signal : limits.ignored) ::signal(signal, SIG_IGN);
     if (!limits.working_folder.empty() && ::chdir(limits.working_folder.c_str()) != 0) ::_exit(126);
     ::execv(argv[0], argv.data());
