@@ -120,12 +120,6 @@ struct HeadDraw {
   int V;
 };
 
-/// What a thread's tokens weigh that are heavier than `limit`, and how many are as heavy.
-struct Kept {
-  uint64_t heavier = 0;
-  int equal = 0;
-};
-
 /// The least weight of the fewest best tokens that weigh `need` together: the largest whose tokens and all heavier ones do, found by two
 /// bits at a time. `mine`: a thread's first weight.
 __device__ __forceinline__ uint64_t least_kept(const uint64_t* mine, int count, uint64_t need, uint64_t* scratch) {
@@ -179,14 +173,16 @@ __global__ void __launch_bounds__(kDrawStride) head_draw_kernel(const __grid_con
   }
   const uint64_t all = block_sum<uint64_t, kDrawStride>(sum, scratch), need = draw_need(p.top_p, all);
   const uint64_t limit = need < all ? least_kept(weights, count, need, scratch) : 0;
-  Kept kept;
+  // What the thread's tokens weigh that are heavier than the limit, and how many are as heavy.
+  uint64_t own_heavier = 0;
+  int own_equal = 0;
   for (int i = 0; i < count; ++i) {
     const uint64_t weight = weights[i * kDrawStride];
-    kept.heavier += weight > limit ? weight : 0;
-    kept.equal += weight == limit ? 1 : 0;
+    own_heavier += weight > limit ? weight : 0;
+    own_equal += weight == limit ? 1 : 0;
   }
-  heavier[me] = kept.heavier, equal[me] = kept.equal;
-  const uint64_t above = block_sum<uint64_t, kDrawStride>(kept.heavier, scratch);  // and all threads have told their own
+  heavier[me] = own_heavier, equal[me] = own_equal;
+  const uint64_t above = block_sum<uint64_t, kDrawStride>(own_heavier, scratch);  // and all threads have told their own
   // The thread, the place among its tokens, and how many of the lightest it may keep.
   int owner = 0;
   uint64_t left = limit == 0 ? 0 : (need - above + limit - 1) / limit;

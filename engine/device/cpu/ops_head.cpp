@@ -90,6 +90,21 @@ constexpr int64_t kHeadBytes = int64_t{96} << 20;  // of logits at a time
 // Rows whose logits are taken at a time.
 int64_t chunk_rows(int64_t vocab, DType sum) { return std::clamp<int64_t>(kHeadBytes / (vocab * size_of(sum)) / 64 * 64, 64, 4096); }
 
+// body(row, logits) for every row, on the threads. A row's logits do not depend on how many rows stand beside it.
+template <class Body>
+void each_logits(Threads& threads, bool dry, Arena& arena, const Tensor& h, const Tensor& w, const Body& body) {
+  const DType sum = sum_type(h.dtype);
+  const int64_t n = h.rows, V = w.rows, chunk = std::clamp<int64_t>(kHeadBytes / (V * size_of(sum)), 1, 4096);
+  for (int64_t first = 0; first < n; first += chunk) {
+    ArenaScope scope(arena);
+    const Tensor hc = h.row_range(first, std::min(n, first + chunk));
+    const Matmul::Product z{arena.alloc(sum, hc.rows, V), hc, w, true};
+    if (dry) continue;
+    streamed_products(threads, std::span(&z, 1));
+    dispatch(h.dtype, [&]<class T>() { threads.blocks(hc.rows, 1, [&](int64_t r, int64_t) { body(first + r, z.c.row<Sum<T>>(r)); }); });
+  }
+}
+
 }  // namespace
 
 void CpuOps::do_head_cross_entropy(Arena& arena, const Tensor& losses, const Tensor& dh, const Tensor& dw, const Tensor& correct,
@@ -139,38 +154,15 @@ void CpuOps::do_head_cross_entropy(Arena& arena, const Tensor& losses, const Ten
 }
 
 void CpuOps::do_head_argmax(Arena& arena, const Tensor& best, const Tensor& h, const Tensor& w) {
-  const DType sum = sum_type(h.dtype);
-  const int64_t n = h.rows, V = w.rows, chunk = std::clamp<int64_t>(kHeadBytes / (V * size_of(sum)), 1, 4096);
-  for (int64_t first = 0; first < n; first += chunk) {
-    ArenaScope scope(arena);
-    const Tensor hc = h.row_range(first, std::min(n, first + chunk));
-    const Matmul::Product z{arena.alloc(sum, hc.rows, V), hc, w, true};
-    if (dry()) continue;
-    streamed_products(threads_, std::span(&z, 1));
-    dispatch(h.dtype, [&]<class T>() {
-      threads_.blocks(hc.rows, 1,
-                      [&](int64_t r, int64_t) { best.as<int32_t>()[first + r] = static_cast<int32_t>(best_of(z.c.row<Sum<T>>(r), V)); });
-    });
-  }
+  each_logits(threads_, dry(), arena, h, w,
+              [&](int64_t row, const auto* z) { best.as<int32_t>()[row] = static_cast<int32_t>(best_of(z, w.rows)); });
 }
 
 void CpuOps::do_head_draw(Arena& arena, const Tensor& drawn, const Tensor& h, const Tensor& w, const Tensor& numbers, double temperature,
                           double top_p) {
-  const DType sum = sum_type(h.dtype);
-  const int64_t n = h.rows, V = w.rows, chunk = std::clamp<int64_t>(kHeadBytes / (V * size_of(sum)), 1, 4096);
-  for (int64_t first = 0; first < n; first += chunk) {
-    ArenaScope scope(arena);
-    const Tensor hc = h.row_range(first, std::min(n, first + chunk));
-    const Matmul::Product z{arena.alloc(sum, hc.rows, V), hc, w, true};
-    if (dry()) continue;
-    streamed_products(threads_, std::span(&z, 1));
-    dispatch(h.dtype, [&]<class T>() {
-      threads_.blocks(hc.rows, 1, [&](int64_t r, int64_t) {
-        const int32_t* words = numbers.as<int32_t>() + 2 * (first + r);
-        drawn.as<int32_t>()[first + r] = drawn_of(z.c.row<Sum<T>>(r), V, draw_bits(words), temperature, top_p);
-      });
-    });
-  }
+  each_logits(threads_, dry(), arena, h, w, [&](int64_t row, const auto* z) {
+    drawn.as<int32_t>()[row] = drawn_of(z, w.rows, draw_bits(numbers.as<int32_t>() + 2 * row), temperature, top_p);
+  });
 }
 
 }  // namespace kava
