@@ -35,15 +35,6 @@ F driver_function(const char* name) {
 }
 void check_driver(CUresult status, const char* call) { check(static_cast<cudaError_t>(status), call); }  // whose numbers are the runtime's
 
-struct Driver {
-  decltype(&cuMemAddressReserve) reserve = driver_function<decltype(&cuMemAddressReserve)>("cuMemAddressReserve");
-  decltype(&cuMemAddressFree) free = driver_function<decltype(&cuMemAddressFree)>("cuMemAddressFree");
-  decltype(&cuMemCreate) create = driver_function<decltype(&cuMemCreate)>("cuMemCreate");
-  decltype(&cuMemRelease) release = driver_function<decltype(&cuMemRelease)>("cuMemRelease");
-  decltype(&cuMemMap) map = driver_function<decltype(&cuMemMap)>("cuMemMap");
-  decltype(&cuMemUnmap) unmap = driver_function<decltype(&cuMemUnmap)>("cuMemUnmap");
-  decltype(&cuMemSetAccess) access = driver_function<decltype(&cuMemSetAccess)>("cuMemSetAccess");
-};
 constexpr int64_t kStagingBytes = int64_t{32} << 20;
 
 }  // namespace
@@ -64,7 +55,15 @@ int gpu_count(std::string& why) {
 
 /// Pinned memory in two halves: a half is written again only after the copies from it were made. And what a read that was begun copies to.
 struct GpuRuntime::State {
-  const Driver driver;
+  struct Driver {
+    decltype(&cuMemAddressReserve) reserve = driver_function<decltype(&cuMemAddressReserve)>("cuMemAddressReserve");
+    decltype(&cuMemAddressFree) free = driver_function<decltype(&cuMemAddressFree)>("cuMemAddressFree");
+    decltype(&cuMemCreate) create = driver_function<decltype(&cuMemCreate)>("cuMemCreate");
+    decltype(&cuMemRelease) release = driver_function<decltype(&cuMemRelease)>("cuMemRelease");
+    decltype(&cuMemMap) map = driver_function<decltype(&cuMemMap)>("cuMemMap");
+    decltype(&cuMemUnmap) unmap = driver_function<decltype(&cuMemUnmap)>("cuMemUnmap");
+    decltype(&cuMemSetAccess) access = driver_function<decltype(&cuMemSetAccess)>("cuMemSetAccess");
+  } const driver;
   std::vector<cudaEvent_t> marks;
   cudaStream_t side = nullptr;
   cudaEvent_t forked = nullptr, joined = nullptr, done[2] = {}, arrived = nullptr;
