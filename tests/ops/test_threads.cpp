@@ -1,3 +1,4 @@
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -30,6 +31,27 @@ TEST_CASE("every task of a parallel loop runs exactly once, in many small loops 
       REQUIRE(seen == std::vector<int>(static_cast<std::size_t>(tasks), 1));
     }
   }
+}
+
+TEST_CASE("a loop does not wait for threads that get no core") {
+  cpu_set_t cores, one;
+  CPU_ZERO(&one);
+  REQUIRE(::sched_getaffinity(0, sizeof cores, &cores) == 0);
+  for (int core = 0; core < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++core)
+    if (CPU_ISSET(core, &cores)) CPU_SET(core, &one);
+  REQUIRE(::sched_setaffinity(0, sizeof one, &one) == 0);
+  constexpr int kLoops = 1000;
+  rusage before{}, after{};
+  {
+    Threads threads(2);  // who have the caller's core
+    std::atomic<int> done = 0;
+    ::getrusage(RUSAGE_THREAD, &before);
+    for (int loop = 0; loop < kLoops; ++loop) threads.run(2, [&](int64_t) { ++done; });
+    ::getrusage(RUSAGE_THREAD, &after);
+    CHECK(done == 2 * kLoops);
+  }
+  REQUIRE(::sched_setaffinity(0, sizeof cores, &cores) == 0);
+  CHECK(after.ru_nvcsw - before.ru_nvcsw < kLoops / 2);  // how often the caller gave its core up to wait
 }
 
 TEST_CASE("what the tasks wrote is seen after the loop, and what was written before it in the tasks") {

@@ -12,6 +12,12 @@ namespace {
 // How often a thread looks for work before it sleeps: products of a step follow one another within microseconds.
 constexpr int kSpins = 4000;
 
+// Threads::loop_: the workers in the loop, whether it takes more, and its number. Where it takes none and has none, its parts are the
+// caller's.
+constexpr uint64_t kWorkers = (uint64_t{1} << 24) - 1, kOpen = uint64_t{1} << 24, kNumber = kOpen << 1;
+
+uint64_t number_of(uint64_t loop) { return loop / kNumber; }
+
 // oneDNN's own parallel loops stay on the thread that calls it.
 void single_threaded_products() {
 #ifdef KAVA_ONEDNN
@@ -50,13 +56,20 @@ Threads::Threads(int count) {
 Threads::~Threads() { stop(); }
 
 void Threads::stop() {
+  open_loop(nullptr, 0);
+  for (std::thread& t : workers_) t.join();
+}
+
+// Of no tasks it is the last one, which workers return from.
+void Threads::open_loop(const std::function<void(int64_t, int)>* body, int64_t tasks) {
   {
     std::lock_guard lock(mutex_);
-    stop_ = true;
-    ++generation_;
+    body_ = body;
+    tasks_ = tasks;
+    next_ = 0;
+    loop_ = (number_of(loop_) + 1) * kNumber + kOpen;
   }
   wake_.notify_all();
-  for (std::thread& t : workers_) t.join();
 }
 
 void Threads::take_tasks(int worker) {
@@ -74,17 +87,23 @@ void Threads::take_tasks(int worker) {
 void Threads::work(int worker) {
   take_no_signals();
   single_threaded_products();
-  uint64_t seen = 0;
+  uint64_t seen = 0, loop = 0;
+  const auto is_new = [&] { return loop = loop_, (loop & kOpen) && number_of(loop) != seen; };
   for (;;) {
-    for (int i = 0; i < spins_ && generation_ == seen; ++i) pause();
-    if (generation_ == seen) {
+    bool found = is_new();
+    for (int i = 0; i < spins_ && !found; ++i) pause(), found = is_new();
+    if (!found) {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return generation_ != seen; });
+      const uint64_t last = number_of(loop_);
+      // Of a loop that ended meanwhile the next one may follow soon: it is looked for again.
+      if (!is_new()) wake_.wait(lock, [&] { return number_of(loop_) != last; });
+      continue;
     }
-    seen = generation_;
-    if (stop_) return;
+    if (!loop_.compare_exchange_strong(loop, loop + 1)) continue;
+    seen = number_of(loop);
+    if (tasks_ == 0) return;
     take_tasks(worker);
-    if (busy_.fetch_sub(1) == 1) {
+    if ((--loop_ & (kWorkers | kOpen)) == 0) {
       std::lock_guard lock(mutex_);
       done_.notify_one();
     }
@@ -101,21 +120,13 @@ void Threads::run(int64_t tasks, const std::function<void(int64_t, int)>& body) 
     for (int64_t t = 0; t < tasks; ++t) body(t, 0);
     return;
   }
-  {
-    std::lock_guard lock(mutex_);
-    body_ = &body;
-    tasks_ = tasks;
-    next_ = 0;
-    failure_ = nullptr;
-    busy_ = static_cast<int>(workers_.size());
-    ++generation_;
-  }
-  wake_.notify_all();
+  failure_ = nullptr;
+  open_loop(&body, tasks);
   take_tasks(0);
-  for (int i = 0; i < spins_ && busy_ != 0; ++i) pause();
+  loop_ &= ~kOpen;
+  for (int i = 0; i < spins_ && (loop_ & kWorkers) != 0; ++i) pause();
   std::unique_lock lock(mutex_);
-  done_.wait(lock, [&] { return busy_ == 0; });
-  body_ = nullptr;
+  done_.wait(lock, [&] { return (loop_ & kWorkers) == 0; });
   if (failure_) std::rethrow_exception(failure_);
 }
 

@@ -22,7 +22,8 @@ class Threads {
 
   int count() const { return static_cast<int>(workers_.size()) + 1; }
 
-  /// Runs body(task) for every task in 0..tasks-1 and returns when all are done; the first exception is rethrown. Not to be nested.
+  /// Runs body(task) for every task in 0..tasks-1 and returns when all are done; the first exception is rethrown. Not to be nested. No
+  /// thread is waited for that has taken no task: on a busy machine the caller does the work of those that get no core.
   void run(int64_t tasks, const std::function<void(int64_t)>& body);
 
   /// The same with the number of the thread, 0..count()-1, for what a thread keeps to itself; nothing that it computes may depend on it.
@@ -33,6 +34,7 @@ class Threads {
 
  private:
   void work(int worker);
+  void open_loop(const std::function<void(int64_t, int)>* body, int64_t tasks);
   void take_tasks(int worker);
   void stop();
 
@@ -43,9 +45,7 @@ class Threads {
   const std::function<void(int64_t, int)>* body_ = nullptr;
   int64_t tasks_ = 0;
   std::atomic<int64_t> next_{0};
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> busy_{0};
-  std::atomic<bool> stop_{false};
+  std::atomic<uint64_t> loop_{0};  // how many loops there were, whether the last one takes workers, and how many it has (threads.cpp)
   std::exception_ptr failure_;
 };
 
