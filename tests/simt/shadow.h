@@ -30,12 +30,44 @@ class Shadow {
     std::int16_t writer = 0, reader = 0, copier = -1;
     bool read_by_blocks = false;  // by another block of this launch too, before the last reader
   };
+  // Defined here, so that what nearly all of them find is handed on in no memory.
   /// shared: what was not written since the block began may not be read.
-  static Found read(Cell& cell, const Now& now, bool shared);
-  static Found write(Cell& cell, const Now& now);
+  static Found read(Cell& c, const Now& now, bool shared) {
+    if (c.copier >= 0) return {Clash::copy_under_way, c.write_place, c.copier};
+    if (shared && c.write_epoch < now.block) return {Clash::unwritten, 0, 0};
+    if (unordered(c.write_epoch, c.writer, now)) return earlier_write(c, Clash::write_read);
+    if (c.read_epoch < now.block && c.read_epoch >= now.launch) c.read_by_blocks = true;
+    c.reader = c.read_epoch == now.epoch && c.reader != now.thread ? kSeveral : static_cast<std::int16_t>(now.thread);
+    c.read_epoch = now.epoch;
+    c.read_place = now.place;
+    return {};
+  }
+
+  static Found write(Cell& c, const Now& now) {
+    Found found;
+    if (c.copier >= 0) found = {Clash::copy_under_way, c.write_place, c.copier};
+    else if (unordered(c.write_epoch, c.writer, now)) found = earlier_write(c, Clash::write_write);
+    else if (unordered(c.read_epoch, c.reader, now) || (c.read_by_blocks && c.read_epoch >= now.launch))
+      found = {Clash::read_write, c.read_place, c.reader};
+    c.write_epoch = now.epoch;
+    c.writer = static_cast<std::int16_t>(now.thread);
+    c.write_place = now.place;
+    return found;
+  }
+
   /// A copy begins and ends: nobody may touch the cell between.
-  static Found copy(Cell& cell, const Now& now);
-  static void copied(Cell& cell, const Now& now);
+  static Found copy(Cell& c, const Now& now) {
+    const Found found = write(c, now);
+    c.copier = static_cast<std::int16_t>(now.thread);
+    return found;
+  }
+
+  static void copied(Cell& c, const Now& now) {
+    c.copier = -1;
+    c.write_epoch = now.epoch;
+    c.writer = static_cast<std::int16_t>(now.thread);
+    c.write_place = now.place;
+  }
 
   /// The cell of a global address.
   Cell& at(std::uintptr_t address) {
@@ -49,6 +81,15 @@ class Shadow {
   }
 
  private:
+  static constexpr std::int16_t kSeveral = -1;
+
+  // Blocks of a launch are never ordered, threads of a block only by its barriers.
+  static bool unordered(std::uint32_t epoch, int thread, const Now& now) {
+    return epoch >= now.launch && (epoch < now.block || (epoch == now.epoch && thread != now.thread));
+  }
+
+  static Found earlier_write(const Cell& c, Clash clash) { return {clash, c.write_place, c.writer}; }
+
   static constexpr std::uintptr_t kPage = 4096;
   std::unordered_map<std::uintptr_t, std::unique_ptr<Cell[]>> pages_;
   struct Kept {

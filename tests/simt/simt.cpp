@@ -57,6 +57,7 @@ struct Copy {
 
 struct Thread {
   State state = State::unstarted;
+  Dim3 index;
   Stack stack;
   Context context;
   Where where;                      // of the wait
@@ -114,10 +115,9 @@ bool same(const Where& a, const Where& b) {
 
 void set_current(Block& b, int t) {
   b.current = t;
-  const Dim3 d = b.launch.block;
-  const unsigned u = static_cast<unsigned>(t);
-  threadIdx = Dim3(u % d.x, u / d.x % d.y, u / (d.x * d.y));
-  if (b.watcher) b.watcher->thread(t, b.threads[static_cast<std::size_t>(t)].stack->data());
+  const Thread& thread = b.threads[static_cast<std::size_t>(t)];
+  threadIdx = thread.index;
+  if (b.watcher) b.watcher->thread(t, thread.stack->data());
 }
 
 int next_runnable(const Block& b) {
@@ -250,6 +250,8 @@ void end_block(Block& b) {
 void run_blocks(Launch& launch, std::size_t count) {
   Block b(launch);
   b.threads.resize(static_cast<std::size_t>(b.size));
+  const Dim3 dims = launch.block;
+  for (unsigned t = 0; t < b.threads.size(); ++t) b.threads[t].index = Dim3(t % dims.x, t / dims.x % dims.y, t / (dims.x * dims.y));
   b.warps.resize(static_cast<std::size_t>((b.size + 31) / 32));
   b.order.resize(b.threads.size());
   b.turn.resize(b.threads.size());

@@ -147,6 +147,7 @@ Shadow::Now Watcher::now(const void* code, int thread, bool shared) const {
 
 void Watcher::report(const Shadow::Found& found, const void* code, std::uintptr_t address, bool shared) {
   if (!problem_.empty()) return;
+  const bool was_quiet = std::exchange(quiet, true);  // the linker may take the strings' functions from a kernel's object
   const void* earlier = code_base() + static_cast<std::ptrdiff_t>(found.place) - (std::ptrdiff_t{1} << 31);
   const bool first = found.clash == Shadow::Clash::unwritten;
   const std::vector<std::string> places = places_of(first ? std::vector{code} : std::vector{code, earlier});
@@ -159,10 +160,10 @@ void Watcher::report(const Shadow::Found& found, const void* code, std::uintptr_
                                                            : "thread " + std::to_string(found.thread)));
   problem_ +=
       shared ? ", shared address " + std::to_string(address - reinterpret_cast<std::uintptr_t>(launch_.smem)) : ", in global memory";
+  quiet = was_quiet;
 }
 
-void Watcher::settle() {
-  if (!doubtful_.code) return;
+void Watcher::settle_doubtful() {
   const auto& d = doubtful_;
   if (std::memcmp(d.before, reinterpret_cast<const void*>(d.address), d.bytes) != 0) report(d.found, d.code, d.address, d.shared);
   doubtful_.code = nullptr;
@@ -340,9 +341,11 @@ bool watchable() { return true; }
 }  // namespace simt
 
 namespace {
-inline void access(const void* address, unsigned bytes, bool write, const void* code) {
-  if (!simt::g_watching) return;
+[[gnu::noinline]] void watch(const void* address, unsigned bytes, bool write, const void* code) {
   if (simt::Watcher* w = simt::t_watcher) w->access(code, reinterpret_cast<std::uintptr_t>(address), bytes, write);
+}
+inline void access(const void* address, unsigned bytes, bool write, const void* code) {
+  if (simt::g_watching) watch(address, bytes, write, code);
 }
 }  // namespace
 

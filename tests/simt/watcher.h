@@ -68,7 +68,10 @@ class Watcher {
   std::uint32_t place(const void* code) const;
   Shadow::Now now(const void* code, int thread, bool shared) const;
   void report(const Shadow::Found& found, const void* code, std::uintptr_t address, bool shared);
-  void settle();
+  void settle() {
+    if (doubtful_.code) settle_doubtful();
+  }
+  void settle_doubtful();
   void check(const void* code, std::uintptr_t address, unsigned bytes, bool write, bool shared, int thread);
   void log(const void* code, std::uintptr_t address, unsigned bytes, bool shared);
   void touch(std::uintptr_t address, unsigned bytes, bool write);
