@@ -12,8 +12,8 @@ namespace {
 // How often a thread looks for work before it sleeps: products of a step follow one another within microseconds.
 constexpr int kSpins = 4000;
 
-// Threads::loop_: the workers in the loop, whether it takes more, and its number. Where it takes none and has none, its parts are the
-// caller's.
+// Threads::loop_: the workers that entered the loop, whether it takes more, and its number. Where it is closed and has none at work, its
+// parts are the caller's.
 constexpr uint64_t kWorkers = (uint64_t{1} << 24) - 1, kOpen = uint64_t{1} << 24, kNumber = kOpen << 1;
 
 uint64_t number_of(uint64_t loop) { return loop / kNumber; }
@@ -67,7 +67,7 @@ void Threads::open_loop(const std::function<void(int64_t, int)>* body, int64_t t
     body_ = body;
     tasks_ = tasks;
     next_ = 0;
-    loop_ = (number_of(loop_) + 1) * kNumber + kOpen;
+    loop_ += kNumber + kOpen;
   }
   wake_.notify_all();
 }
@@ -99,10 +99,13 @@ void Threads::work(int worker) {
       if (!is_new()) wake_.wait(lock, [&] { return number_of(loop_) != last; });
       continue;
     }
-    if (!loop_.compare_exchange_strong(loop, loop + 1)) continue;
-    seen = number_of(loop);
-    if (tasks_ == 0) return;
-    take_tasks(worker);
+    // It may have ended meanwhile; another may have begun.
+    loop = loop_.fetch_add(1);
+    if ((loop & kOpen) && number_of(loop) != seen) {
+      seen = number_of(loop);
+      if (tasks_ == 0) return;
+      take_tasks(worker);
+    }
     if ((--loop_ & (kWorkers | kOpen)) == 0) {
       std::lock_guard lock(mutex_);
       done_.notify_one();
