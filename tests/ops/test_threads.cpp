@@ -50,7 +50,7 @@ TEST_CASE("a loop does not wait for threads that get no core") {
     ::getrusage(RUSAGE_THREAD, &after);
     CHECK(done == 2 * kLoops);
   }
-  REQUIRE(::sched_setaffinity(0, sizeof cores, &cores) == 0);
+  CHECK(::sched_setaffinity(0, sizeof cores, &cores) == 0);
   CHECK(after.ru_nvcsw - before.ru_nvcsw < kLoops / 2);  // how often the caller gave its core up to wait
 }
 

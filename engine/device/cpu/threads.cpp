@@ -128,8 +128,10 @@ void Threads::run(int64_t tasks, const std::function<void(int64_t, int)>& body) 
   take_tasks(0);
   loop_ &= ~kOpen;
   for (int i = 0; i < spins_ && (loop_ & kWorkers) != 0; ++i) pause();
-  std::unique_lock lock(mutex_);
-  done_.wait(lock, [&] { return (loop_ & kWorkers) == 0; });
+  if ((loop_ & kWorkers) != 0) {  // else without the lock, which one that wakes late may hold
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [&] { return (loop_ & kWorkers) == 0; });
+  }
   if (failure_) std::rethrow_exception(failure_);
 }
 

@@ -22,8 +22,8 @@ class Threads {
 
   int count() const { return static_cast<int>(workers_.size()) + 1; }
 
-  /// Runs body(task) for every task in 0..tasks-1 and returns when all are done; the first exception is rethrown. Not to be nested. No
-  /// thread is waited for that has taken no task: on a busy machine the caller does the work of those that get no core.
+  /// Runs body(task) for every task in 0..tasks-1 and returns when all are done; the first exception is rethrown. Not to be nested. Who
+  /// did not come to a loop is not waited for: on a busy machine the caller does the work of threads that get no core.
   void run(int64_t tasks, const std::function<void(int64_t)>& body);
 
   /// The same with the number of the thread, 0..count()-1, for what a thread keeps to itself; nothing that it computes may depend on it.
