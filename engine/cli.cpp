@@ -16,9 +16,9 @@
 #include <new>
 #include <stdexcept>
 #include <system_error>
-#include <thread>
 
 #include "commit.h"  // made by the build
+#include "engine/cores.h"
 #include "engine/device/cuda_module.h"
 #include "engine/error.h"
 #include "engine/files/disk.h"
@@ -195,7 +195,6 @@ bool next_line(std::string& line) {
 std::string release_text(const std::string& program) { return fmt::format("{} {} (commit {})", program, KAVA_VERSION, KAVA_COMMIT); }
 
 std::string version_text(const std::string& program) {
-  const unsigned threads = std::thread::hardware_concurrency();
   const std::string name = cuda_name();
   std::string why;
   const int devices = cuda_devices(why);
@@ -207,7 +206,7 @@ std::string version_text(const std::string& program) {
 #else
                      "g++", __VERSION__,
 #endif
-                     libraries_text(), cpu_model(), threads, cuda);
+                     libraries_text(), cpu_model(), usable_cores(), cuda);
 }
 
 void catch_signals() {

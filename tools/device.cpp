@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <charconv>
-#include <thread>
 
 #include "engine/cli.h"
+#include "engine/cores.h"
 #include "engine/device/cuda_module.h"
 #include "engine/error.h"
 #include "kernels/gpu_error.h"
@@ -13,11 +13,11 @@ namespace kava {
 
 void add_device_options(CLI::App& app, DeviceOptions& options) {
   app.add_option("--device", options.device, "cpu, cuda or auto (default: auto, cuda where a device works)");
-  app.add_option("--threads", options.threads, "Threads of the cpu backend, 1..4096 (default: all cores)");
+  app.add_option("--threads", options.threads, "Threads of the cpu backend, 1..4096 (default: all cores that it may use)");
 }
 
 int thread_count(const DeviceOptions& options) {
-  if (!options.threads) return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  if (!options.threads) return usable_cores();
   const std::string& text = *options.threads;
   int n = 0;
   const char* end = text.data() + text.size();

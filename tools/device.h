@@ -16,7 +16,8 @@ struct DeviceOptions {
 
 void add_device_options(CLI::App& app, DeviceOptions& options);
 
-/// The number of threads asked for; all cores without --threads. Error(code usage) outside 1..4096.
+/// The number of threads asked for; all cores that the process may use (engine/cores.h) without --threads. Error(code usage)
+/// outside 1..4096.
 int thread_count(const DeviceOptions& options);
 
 /// Whether make_ops() will take a cuda device, as far as can be told before the device is opened.

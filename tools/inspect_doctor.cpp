@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "engine/clock.h"
+#include "engine/cores.h"
 #include "engine/device/arena.h"
 #include "engine/device/buffer.h"
 #include "engine/device/cuda_module.h"
@@ -74,7 +75,8 @@ bool on_path(const std::string& program) {
 }
 
 void check_processor(Report& report) {
-  const unsigned cores = std::thread::hardware_concurrency();
+  const int cores = usable_cores(), all = static_cast<int>(std::thread::hardware_concurrency());
+  const std::string threads = cores < all ? fmt::format("{} of {} threads may be used", cores, all) : fmt::format("{} threads", cores);
   const char* built = nullptr;
   bool has_more = false;
 #if defined(__AVX512BF16__)
@@ -86,9 +88,9 @@ void check_processor(Report& report) {
   has_more = __builtin_cpu_supports("avx512f");
 #endif
   const char* remedy = "a build on this machine with KAVA_NATIVE=ON is faster";
-  if (!built) report.warn("cpu", fmt::format("{} threads, built without AVX2", cores), remedy);
-  else if (has_more) report.warn("cpu", fmt::format("{} threads, built for {}, on a processor with AVX-512", cores, built), remedy);
-  else report.ok("cpu", fmt::format("{} threads, built for {}", cores, built));
+  if (!built) report.warn("cpu", threads + ", built without AVX2", remedy);
+  else if (has_more) report.warn("cpu", fmt::format("{}, built for {}, on a processor with AVX-512", threads, built), remedy);
+  else report.ok("cpu", fmt::format("{}, built for {}", threads, built));
 }
 
 void check_memory(Report& report) {

@@ -108,6 +108,6 @@ int main(int argc, char** argv) {
   app.add_option("--out", command.out, "The folder to write, which must be new")->required();
   app.add_option("--base", command.base, "The base's folder, where it is not where the adapter or the run says");
   app.add_option("--dtype", command.dtype, "bf16 or f32 (default: bf16), each value rounded once");
-  app.add_option("--threads", command.device.threads, "Threads, 1..4096 (default: all cores)");
+  app.add_option("--threads", command.device.threads, "Threads, 1..4096 (default: all cores that it may use)");
   return command_main(argc, argv, app, [&] { return merge(command); });
 }

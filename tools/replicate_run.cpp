@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "engine/cli.h"
+#include "engine/cores.h"
 #include "engine/device/cuda_module.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
@@ -26,16 +27,6 @@ namespace {
 
 constexpr auto kBetweenLooks = std::chrono::milliseconds(20);
 constexpr auto kOrphanPatience = std::chrono::seconds(10);
-
-std::vector<int> usable_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  std::vector<int> cores;
-  if (::sched_getaffinity(0, sizeof set, &set) == 0)
-    for (int i = 0; i < CPU_SETSIZE; ++i)
-      if (CPU_ISSET(i, &set)) cores.push_back(i);
-  return cores;
-}
 
 // As CUDA_VISIBLE_DEVICES names them; none where no run takes one.
 std::vector<std::string> gpus_for(const RunOptions& options) {
@@ -87,7 +78,7 @@ class Runner {
         works_(works),
         out_(out),
         options_(options),
-        shares_(shares_of(options.jobs, usable_cores(), gpus_for(options))),
+        shares_(shares_of(options.jobs, allowed_cores(), gpus_for(options))),
         jobs_(shares_.size()),
         items_(works.size()) {
     for (std::size_t i = 0; i < works.size(); ++i) {

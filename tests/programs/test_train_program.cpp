@@ -4,6 +4,7 @@
 #include <catch2/generators/catch_generators.hpp>
 
 #include "engine/files/json.h"
+#include "tests/control_group.h"
 #include "tests/programs/running.h"
 
 using namespace kava;
@@ -296,40 +297,13 @@ TEST_CASE("without --out a run goes to runs/ and the configuration's name") {
   CHECK(fs::exists(folder / "runs/first.try/last/state.json"));
 }
 
-namespace {
-
-// A control group of this test with a limit of memory; nothing where none can be made.
-class ControlGroup {
- public:
-  explicit ControlGroup(int64_t bytes) {
-    for (const auto& [root, limit] : {std::pair("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), {"/sys/fs/cgroup", "memory.max"}}) {
-      path_ = fmt::format("{}/kava_test_{}", root, ::getpid());
-      std::error_code failed;
-      if (fs::is_directory(root, failed) && fs::create_directory(path_, failed) && fs::exists(fs::path(path_) / limit) &&
-          std::ofstream(fs::path(path_) / limit) << bytes << std::flush)
-        return;
-      fs::remove(path_, failed);
-      path_.clear();
-    }
-  }
-  ControlGroup(const ControlGroup&) = delete;
-  ~ControlGroup() {
-    if (!path_.empty()) ::rmdir(path_.c_str());
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
-}  // namespace
-
 TEST_CASE("a forward that does not fit the memory is refused with one that does") {
 #if defined(KAVA_ASAN) || defined(KAVA_TSAN)
   SKIP("a sanitizer's own memory does not fit into a limited address space");
 #endif
   const bool grouped = GENERATE(false, true);
-  const ControlGroup group(grouped ? int64_t{240} << 20 : int64_t{1} << 40);
+  const std::string bytes = std::to_string(grouped ? int64_t{240} << 20 : int64_t{1} << 40);
+  const ControlGroup group("memory", {"memory.limit_in_bytes", bytes}, {"memory.max", bytes});
   if (grouped && group.path().empty()) SKIP("no control group can be made here");
   TempFolder folder;
   // Long rows, so that the step is large beside the program.

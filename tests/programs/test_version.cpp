@@ -1,10 +1,16 @@
-// The commit that programs name is that of the build, not of an older configuration.
+// The commit that programs name is that of the build, not of an older configuration, and the threads those that they would take.
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 #include <cstdlib>
 #include <filesystem>
 
+#include "engine/cores.h"
 #include "engine/files/files.h"
+#include "tests/control_group.h"
 #include "tests/folders.h"
+#include "tests/programs/programs.h"
+
+using Catch::Matchers::ContainsSubstring;
 
 namespace kava {
 
@@ -31,6 +37,19 @@ TEST_CASE("a build names the commit that it is made from, and an unchanged one c
   CHECK(generate() != first);
   REQUIRE(run("rm -rf '" + sources + "/.git'"));
   CHECK(generate() == "#define KAVA_COMMIT \"unknown\"\n");
+}
+
+TEST_CASE("programs take as many threads as they may use cores, bound to them or by a quota of time") {
+  const std::size_t allowed = allowed_cores().size();
+  CHECK_THAT(run_command("kava_inspect --version").out, ContainsSubstring(fmt::format(", {} threads", usable_cores())));
+  if (allowed < 2) SKIP("there is one core");
+  CHECK_THAT(run_command("kava_inspect --version", ".", fmt::format("taskset -c {}", allowed_cores()[1])).out,
+             ContainsSubstring(", 1 threads"));
+  // Half a core: one thread.
+  const ControlGroup group("cpu", {"cpu.cfs_quota_us", "50000"}, {"cpu.max", "50000 100000"});
+  if (group.path().empty()) SKIP("no control group can be made here");
+  CHECK_THAT(run_command("kava_inspect --version", ".", "echo 0 >" + group.path() + "/cgroup.procs;").out,
+             ContainsSubstring(", 1 threads"));
 }
 
 }  // namespace kava

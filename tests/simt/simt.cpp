@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "context.h"
+#include "engine/cores.h"
 #include "gpu_emulated.h"
 #include "guarded_bytes.h"
 #include "watcher.h"
@@ -304,7 +305,8 @@ void run(Dim3 grid, Dim3 block, std::size_t smem_bytes, void (*body)(void*), voi
                 " blocks of " + std::to_string(size) + " threads with " + std::to_string(smem_bytes) + " bytes of shared memory");
   Launch launch{grid, block, smem_bytes, body, arg, arg_bytes, kernel, {}, {}, {}, {}};
   {
-    const unsigned cores = watching() ? 1 : std::max(1u, std::thread::hardware_concurrency());
+    static const unsigned usable = static_cast<unsigned>(kava::usable_cores());
+    const unsigned cores = watching() ? 1 : usable;
     const std::size_t workers =
         std::min<std::size_t>(g_schedule.workers > 0 && !watching() ? static_cast<unsigned>(g_schedule.workers) : cores, count);
     std::vector<std::jthread> pool;

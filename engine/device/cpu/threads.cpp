@@ -6,6 +6,8 @@
 #include <omp.h>
 #endif
 
+#include "engine/cores.h"
+
 namespace kava {
 
 namespace {
@@ -43,7 +45,7 @@ void pause() {
 Threads::Threads(int count) {
   single_threaded_products();
   // Where threads outnumber cores, looking takes the time of those that work.
-  spins_ = count <= static_cast<int>(std::thread::hardware_concurrency()) ? kSpins : 0;
+  spins_ = count <= usable_cores() ? kSpins : 0;
   try {
     for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { work(i); });
   } catch (...) {

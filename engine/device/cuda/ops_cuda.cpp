@@ -1,10 +1,10 @@
 #include "engine/device/cuda/ops_cuda.h"
 
 #include <algorithm>
-#include <thread>
 #include <vector>
 
 #include "engine/cli.h"
+#include "engine/cores.h"
 #include "engine/device/cpu/threads.h"
 #include "kernels/gpu_error.h"
 
@@ -45,8 +45,7 @@ void CudaOps::do_commit(void* data, int64_t bytes) {
 }
 void CudaOps::do_unreserve(const AddressRange& range, int64_t committed) { runtime_->unreserve(range, committed); }
 void CudaOps::do_on_host(int64_t tasks, const std::function<void(int64_t)>& body) {
-  const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
-  Threads(static_cast<int>(std::clamp<int64_t>(tasks, 1, cores))).run(tasks, body);
+  Threads(static_cast<int>(std::clamp<int64_t>(tasks, 1, usable_cores()))).run(tasks, body);
 }
 void CudaOps::do_upload(const Tensor& y, const void* host) {
   const int64_t row = y.cols * size_of(y.dtype);
