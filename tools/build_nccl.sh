@@ -8,7 +8,7 @@
 set -euo pipefail
 
 fail() { printf 'build_nccl: %s\n' "$1" >&2; exit "${2:-2}"; }
-source='' out='' arch=90 jobs=$(nproc)
+source='' out='' arch=90 jobs=$("$(dirname "$0")"/jobs.sh)
 while [ $# -gt 0 ]; do
   case $1 in
     --out) out=${2:-}; shift 2 || fail '--out names no folder' ;;

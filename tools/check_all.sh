@@ -29,7 +29,7 @@ if [ "${1:-}" = --short ]; then
   shift
 fi
 lane=${1:-}
-jobs=$(nproc)
+jobs=$(tools/jobs.sh)
 clang=(clang-16 libomp-16-dev libclang-rt-16-dev)  # what the presets asan and tsan build by
 
 build() {  # PRESET [TARGET...]

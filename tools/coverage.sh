@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 build=build/coverage
-jobs=$(nproc)
+jobs=$(tools/jobs.sh)
 case ${1:-} in
   '' | --again) ;;
   *) sed -n '2,/^set/ { /^set/d; s/^# \{0,1\}//; p }' "$0" >&2; exit 2 ;;

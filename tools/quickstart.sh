@@ -23,7 +23,7 @@ if [ ! -x "$bin/kava_train" ]; then
   tools/setup.sh
   echo "building the programs: minutes, once"
   cmake --preset cpu -DKAVA_TESTS=OFF >/dev/null
-  cmake --build --preset cpu -j "$(nproc)"
+  cmake --build --preset cpu -j "$(tools/jobs.sh)"
   bin=build/cpu/bin
 fi
 started=$(date +%s)

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tools/setup.sh
-jobs=$(nproc)
+jobs=$(tools/jobs.sh)
 cmake --preset cpu
 cmake --build --preset cpu -j "$jobs"
 code=0
