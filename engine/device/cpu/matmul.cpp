@@ -71,6 +71,19 @@ void require_room_for_code() {
   ::munmap(room, kRoom);
 }
 
+// Without a bias where it has no size. Empty where oneDNN has no such product and that may be.
+dnnl::matmul::primitive_desc product_of(const dnnl::engine& engine, const dnnl::memory::desc& a, const dnnl::memory::desc& b,
+                                        const dnnl::memory::desc& bias, const dnnl::memory::desc& c, const dnnl::primitive_attr& attr,
+                                        bool may_lack) {
+  const bool biased = bias.get_size() > 0;
+#if DNNL_VERSION_MAJOR >= 3
+  if (biased) return {engine, a, b, bias, c, attr, may_lack};
+  return {engine, a, b, c, attr, may_lack};
+#else
+  return {biased ? dnnl::matmul::desc(a, b, bias, c) : dnnl::matmul::desc(a, b, c), attr, engine, may_lack};
+#endif
+}
+
 struct Product {
   dnnl::matmul primitive;
   dnnl::memory a, b, c, bias;
@@ -98,10 +111,9 @@ struct ThreadProducts {
     }
     dnnl::memory::desc bias;
     if (s.bias) bias = dnnl::memory::desc({1, s.n}, dnnl_type(s.type), dims{s.n, 1});
-    const auto desc = s.bias ? dnnl::matmul::desc(a, b, bias, c) : dnnl::matmul::desc(a, b, c);
-    dnnl::matmul::primitive_desc pd(desc, attr, engine);
     auto handle = [&](const dnnl::memory::desc& d) { return dnnl::memory(d, engine, nullptr); };
-    Product product{dnnl::matmul(pd), handle(a), handle(b), handle(c), s.bias ? handle(bias) : dnnl::memory()};
+    Product product{dnnl::matmul(product_of(engine, a, b, bias, c, attr, false)), handle(a), handle(b), handle(c),
+                    s.bias ? handle(bias) : dnnl::memory()};
     return products.emplace(s, std::move(product)).first->second;
   }
 };
@@ -133,7 +145,7 @@ bool has_bf16() {
   static const bool has = [] {
     dnnl::engine engine(dnnl::engine::kind::cpu, 0);
     const dnnl::memory::desc d({32, 32}, dnnl::memory::data_type::bf16, dnnl::memory::dims{32, 1});
-    return static_cast<bool>(dnnl::matmul::primitive_desc(dnnl::matmul::desc(d, d, d), engine, true));
+    return static_cast<bool>(product_of(engine, d, d, {}, d, {}, true));
   }();
   return has;
 }
