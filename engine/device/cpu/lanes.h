@@ -2,7 +2,8 @@
 // of bf16, whose products are exact in f32. A unit has the size of a sum, so that units lie in arrays of sums.
 #pragma once
 #include <cstring>
-#ifdef __AVX512BF16__
+#include <type_traits>
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -10,6 +11,22 @@
 #include "engine/device/tensor.h"
 
 namespace kava {
+
+/// acc + x w, rounded once. Left to the compiler, which may round twice (GCC 14 does in some of the tiles), the bytes of a row would depend
+/// on how many stand beside it.
+template <class S>
+inline Vector<S> multiply_add(const Vector<S>& acc, const Vector<S>& x, const Vector<S>& w) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, float>)
+    return reinterpret_cast<Vector<S>>(
+        _mm512_fmadd_ps(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(w), reinterpret_cast<__m512>(acc)));
+  else
+    return reinterpret_cast<Vector<S>>(
+        _mm512_fmadd_pd(reinterpret_cast<__m512d>(x), reinterpret_cast<__m512d>(w), reinterpret_cast<__m512d>(acc)));
+#else
+  return acc + x * w;
+#endif
+}
 
 template <class T>
 struct Lanes {
@@ -24,7 +41,7 @@ struct Lanes {
     std::memcpy(&x, unit, sizeof x);
     return x - Block{};
   }
-  static Acc multiplied(Acc acc, const Block& x, const Block& w) { return acc + x * w; }
+  static Acc multiplied(Acc acc, const Block& x, const Block& w) { return multiply_add<T>(acc, x, w); }
 };
 
 #ifdef __AVX512BF16__
