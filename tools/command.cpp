@@ -133,6 +133,15 @@ std::string hint_for(const std::string& name, const CLI::App& app) {
   return hint.empty() ? "see " + help : hint + ", or see " + help;
 }
 
+/// CLI11's word for a fault; "[1 - 9]" of its newer versions is "1 to 9" of the older ones.
+std::string fault_of(std::string text) {
+  constexpr std::string_view kRange = " not in range [";
+  const std::size_t range = text.find(kRange), dash = text.find(" - ", range), end = text.find(']', dash);
+  if (range == text.npos || dash == text.npos || end == text.npos) return text;
+  text.erase(end, 1).replace(dash, 3, " to ").erase(range + kRange.size() - 1, 1);
+  return text;
+}
+
 /// What no option or command of `app` takes, the first of the line first: it explains the faults that follow from it.
 void refuse_unknown(int argc, char** argv, CLI::App& app) {
   const std::vector<std::string> unknown = app.remaining(true);
@@ -190,7 +199,7 @@ int command_main(int argc, char** argv, CLI::App& app, const std::function<int()
     } catch (const CLI::ParseError& e) {
       refuse_unknown(argc, argv, app);
       refuse_empty(app);
-      throw Error(Exit::usage, app.get_name(), escaped(e.what(), 400), "see " + app.get_name() + " --help");
+      throw Error(Exit::usage, app.get_name(), escaped(fault_of(e.what()), 400), "see " + app.get_name() + " --help");
     }
     refuse_empty(app);
     return body();
