@@ -16,20 +16,26 @@ void require_mpirun() {
   if (!fs::exists(bin_dir() + "/libkava_mpi.so")) SKIP("this build has no libkava_mpi.so");
 }
 
-// mpirun with what it starts: "-n N", then what follows the program's name.
-Ended mpirun(const std::vector<std::pair<int, std::string>>& starts, const std::string& environment = "",
+// mpirun with what follows the program's name on each rank, which takes its own: not every mpirun starts several command lines.
+Ended mpirun(const std::vector<std::string>& ranks, const std::string& environment = "",
              const std::string& program = bin_dir() + "/kava_train") {
   const TempFolder streams;
-  std::string line = environment + " OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --oversubscribe --bind-to none";
-  for (std::size_t i = 0; i < starts.size(); ++i)
-    line += fmt::format("{} -n {} '{}' {} --device cpu --threads 1", i > 0 ? " :" : "", starts[i].first, program, starts[i].second);
-  line += fmt::format(" >'{}' 2>'{}'", streams / "out", streams / "err");
+  std::string script = "case $OMPI_COMM_WORLD_RANK in\n";
+  for (std::size_t i = 0; i < ranks.size(); ++i)
+    script += fmt::format("{}) exec '{}' {} --device cpu --threads 1 ;;\n", i, program, ranks[i]);
+  overwrite(streams / "rank.sh", script + "esac\n");
+  const std::string line = fmt::format(
+      "{} OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --oversubscribe --bind-to none -n {} sh '{}' >'{}' 2>'{}'",
+      environment, ranks.size(), streams / "rank.sh", streams / "out", streams / "err");
   const int status = std::system(line.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(streams / "out", 1 << 24), read_file(streams / "err", 1 << 24)};
 }
 
 // `kava_train ARGUMENTS` on n ranks.
-Ended on_ranks(int n, const std::string& arguments, const std::string& environment = "") { return mpirun({{n, arguments}}, environment); }
+Ended on_ranks(int n, const std::string& arguments, const std::string& environment = "",
+               const std::string& program = bin_dir() + "/kava_train") {
+  return mpirun(std::vector(static_cast<std::size_t>(n), arguments), environment, program);
+}
 
 struct RankProject {
   RankProject() { overwrite(config, tiny_toml()); }
@@ -100,7 +106,7 @@ TEST_CASE("a stop signal that comes while a rank waits for the others stops all 
                         "exec '{1}/kava_train' \"$@\"\n",
                         first, bin_dir()));
   fs::permissions(late, fs::perms::owner_all);
-  const Ended run = mpirun({{2, p.arguments("run")}}, "", late);
+  const Ended run = on_ranks(2, p.arguments("run"), "", late);
   INFO(run.err);
   CHECK(run.code == 75);
   CHECK(on_ranks(2, p.arguments("run") + " --resume").code == 0);
@@ -134,10 +140,10 @@ TEST_CASE("ranks that differ name the one and both values") {
     CHECK(run.err.find(about) != std::string::npos);
   };
   const std::string plain = p.arguments("x");
-  check(mpirun({{1, plain}, {1, plain + " --set train.lr=0.02"}}), 2, "rank 1 has train.lr = 0.02, rank 0 has train.lr = 0.01");
+  check(mpirun({plain, plain + " --set train.lr=0.02"}), 2, "rank 1 has train.lr = 0.02, rank 0 has train.lr = 0.01");
   const std::string rows = read_file(kGolden + "data/rows.jsonl", 1 << 20), other = p.folder / "rows.jsonl";
   overwrite(other, rows + rows.substr(0, rows.find('\n') + 1));
-  check(mpirun({{1, plain}, {1, plain + fmt::format(" --set 'data.train=[\"{}\"]'", other)}}), 4,
+  check(mpirun({plain, plain + fmt::format(" --set 'data.train=[\"{}\"]'", other)}), 4,
         "the data: is not the same on all ranks: rank 1 has");
   CHECK(!fs::exists(p.folder.path() / "x"));
 }
@@ -150,9 +156,8 @@ TEST_CASE("any number of ranks evaluates to the bytes of one") {
   const std::string data = run.write("test.txt", rows);
   auto result = [&](int ranks, const std::string& more) {
     const std::string out = run.folder / fmt::format("{}.json", ranks);
-    const Ended ended =
-        mpirun({{ranks, fmt::format("'{}' --data '{}' --batch 2 --out '{}' --force {}", run.dir.string(), data, out, more)}}, "",
-               bin_dir() + "/kava_eval");
+    const Ended ended = on_ranks(ranks, fmt::format("'{}' --data '{}' --batch 2 --out '{}' --force {}", run.dir.string(), data, out, more),
+                                 "", bin_dir() + "/kava_eval");
     INFO(ended.err);
     REQUIRE(ended.code == 0);
     Json json = read_json(out, std::size_t{1} << 24);
@@ -187,10 +192,10 @@ TEST_CASE("ranks that die while they evaluate leave the answers that each has fi
       return json.at("records").dump() + (more.empty() ? "" : json.at("controls").dump());
     };
     const std::string program = bin_dir() + "/kava_eval";
-    REQUIRE(mpirun({{1, arguments("one.json") + " --force"}}, "", program).code == 0);
+    REQUIRE(on_ranks(1, arguments("one.json") + " --force", "", program).code == 0);
     for (const auto& entry : fs::directory_iterator(run.dir / "eval")) fs::remove(entry);
-    CHECK(mpirun({{2, arguments("two.json")}}, "", one_dies).code == 128 + SIGKILL);
-    const Ended again = mpirun({{3, arguments("two.json")}}, "", program);
+    CHECK(on_ranks(2, arguments("two.json"), "", one_dies).code == 128 + SIGKILL);
+    const Ended again = on_ranks(3, arguments("two.json"), "", program);
     INFO(again.err);
     CHECK(again.code == 0);
     const std::size_t at = again.err.find(" answers of an interrupted evaluation are taken over");
@@ -217,16 +222,16 @@ TEST_CASE("any number of ranks answers a file of questions to the bytes of one")
     REQUIRE(one.code == 0);
     CHECK(std::count(one.out.begin(), one.out.end(), '\n') >= 7);
     for (int ranks : {2, 3}) {
-      const Ended several = mpirun({{ranks, arguments}}, "", bin_dir() + "/kava_generate");
+      const Ended several = on_ranks(ranks, arguments, "", bin_dir() + "/kava_generate");
       INFO(several.err);
       CHECK((several.code == 0 && several.out == one.out));
     }
   }
   const Ended wrong =
-      mpirun({{2, fmt::format("'{}' --file '{}'", run.dir.string(), run.write("bad.txt", "\xff\n"))}}, "", bin_dir() + "/kava_generate");
+      on_ranks(2, fmt::format("'{}' --file '{}'", run.dir.string(), run.write("bad.txt", "\xff\n")), "", bin_dir() + "/kava_generate");
   CHECK(wrong.code == 4);
   CHECK(errors_in(wrong.err) == 1);
-  CHECK(mpirun({{2, fmt::format("'{}'", run.dir.string())}}, "", bin_dir() + "/kava_generate").code == 2);
+  CHECK(on_ranks(2, fmt::format("'{}'", run.dir.string()), "", bin_dir() + "/kava_generate").code == 2);
 }
 
 TEST_CASE("ranks of the emulated cuda backend train over TCP to the bytes of one") {
