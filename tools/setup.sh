@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what kava is built with on Debian and Ubuntu, by package name, and says what it does. Nothing is done for what is there already.
+# Installs what kava is built with on Debian 12 and 13, by package name, and says what it does. Nothing is done for what is there already.
 # Usage: tools/setup.sh [PACKAGE...]      (with these too)
 set -euo pipefail
 
