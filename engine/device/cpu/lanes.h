@@ -12,8 +12,8 @@
 
 namespace kava {
 
-/// acc + x w, rounded once. Left to the compiler, which may round twice (GCC 14 does in some of the tiles), the bytes of a row would depend
-/// on how many stand beside it.
+/// acc + x w, with AVX-512 rounded once. Left to the compiler, which may round twice (GCC 14 does in some tiles of AVX-512's, of AVX2's it
+/// was not seen to), the bytes of a row would depend on how many stand beside it.
 template <class S>
 inline Vector<S> multiply_add(const Vector<S>& acc, const Vector<S>& x, const Vector<S>& w) {
 #if defined(__AVX512F__)
@@ -81,8 +81,7 @@ struct Lanes<bf16> {
     return widened(x | Vector<uint32_t>{});
   }
   static Acc multiplied(Acc acc, const Block& x, const Block& w) {
-    acc += x.even * w.even;
-    return acc + x.odd * w.odd;
+    return multiply_add<float>(multiply_add<float>(acc, x.even, w.even), x.odd, w.odd);
   }
 
  private:

@@ -44,9 +44,9 @@ class Threads {
   std::condition_variable wake_, done_;
   const std::function<void(int64_t, int)>* body_ = nullptr;
   int64_t tasks_ = 0;
-  // Each in a line of the cache of its own: writing to it delays no reading of the rest. loop_: see threads.cpp.
+  // In lines of the cache of their own: each is written while threads read what stands before it.
   alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<uint64_t> loop_{0};
+  alignas(64) std::atomic<uint64_t> loop_{0};  // its parts: threads.cpp
   std::exception_ptr failure_;
 };
 
