@@ -11,6 +11,7 @@
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <tuple>
 
 #include "benchmarks/bench_comm.h"
 #include "benchmarks/bench_rivals.h"
@@ -84,10 +85,9 @@ class Bench {
   const std::vector<Result>& results() const { return results_; }
   const std::vector<Compared>& compared() const { return compared_; }
   const std::vector<std::string>& missing() const { return missing_; }
-  double step_share() const { return step_share_; }
-  double step_seconds() const { return step_seconds_; }
-  const OpCounter::Counts& step_asked() const { return asked_; }
-  const CudaInside& step_graphs() const { return graphs_; }
+  double matrix_rate() const { return matrix_rate_; }  // GFLOP/s
+  double copy_rate() const { return copy_rate_; }      // GB/s
+  const std::optional<WholeStep>& whole_step() const { return whole_; }
 
  private:
   Tensor tensor(DType t, int64_t rows, int64_t cols, double scale = 1) {
@@ -395,20 +395,21 @@ class Bench {
       fmt::print("the fastest step: {:.3f} ms, kernels launched one by one: {:.3f} ms\n", step.fastest() * 1e3,
                  *std::ranges::min_element(step.one_by_one) * 1e3);
     print_ops(step, ops_.name() == "cpu");
-    asked_ = step.asked;
-    graphs_ = cuda_inside(ops_);
+    const OpCounter::Counts& asked = step.asked;
+    const CudaInside graphs = cuda_inside(ops_);
     if (ops_.name() != "cpu")
-      fmt::print("passes as graphs: {} recorded, {} of these by an update, {} kernel by kernel\n", graphs_.recorded, graphs_.updated,
-                 graphs_.fallbacks);
-    fmt::print("asked for in a step: {} launches, {} calls of ops, {} uploads, {} reads, {} allocations\n", asked_.launches, asked_.calls,
-               asked_.uploads, asked_.reads, asked_.allocations);
+      fmt::print("passes as graphs: {} recorded, {} of these by an update, {} kernel by kernel\n", graphs.recorded, graphs.updated,
+                 graphs.fallbacks);
+    fmt::print("asked for in a step: {} launches, {} calls of ops, {} uploads, {} reads, {} allocations\n", asked.launches, asked.calls,
+               asked.uploads, asked.reads, asked.allocations);
     measure_matrix_rate();  // again: the machine may have been busier before
     rusage use{};
     getrusage(RUSAGE_SELF, &use);
-    step_share_ = share_of(step, step.median()), step_seconds_ = step.median();
+    whole_ = {step, share_of(step, step.median()), matrix_rate_, {}};
+    if (ops_.name() != "cpu") whole_->graphs = graphs;
     fmt::print("memory: step {:.2f} GB, process {:.2f} GB at most\n", static_cast<double>(step.peak_bytes) / 1e9,
                static_cast<double>(use.ru_maxrss) / 1e6);
-    fmt::print("{:.0f} GFLOP/s of {:.0f}\nstep share: {:.0f} %\n", step.flops / step.median() / 1e9, matrix_rate_, 100 * step_share_);
+    fmt::print("{:.0f} GFLOP/s of {:.0f}\nstep share: {:.0f} %\n", step.flops / step.median() / 1e9, matrix_rate_, 100 * whole_->share);
   }
 
   double share_of(const MeasuredStep& step, double seconds) const { return step.flops / seconds / 1e9 / matrix_rate_; }
@@ -475,9 +476,8 @@ class Bench {
   const bool cold_ = !counts_ && ops_.name() != "cpu";
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
                 V = shapes_.vocab;
-  double matrix_rate_ = 0, copy_rate_ = 0, step_share_ = 0, step_seconds_ = 0;
-  OpCounter::Counts asked_;
-  CudaInside graphs_;
+  double matrix_rate_ = 0, copy_rate_ = 0;
+  std::optional<WholeStep> whole_;
   std::vector<Result> results_;
   std::vector<Compared> compared_;
   std::vector<std::string> missing_;  // rivals
@@ -509,21 +509,12 @@ void write_results(const std::string& file, const std::string& device, const Sha
                    {"rate", r.amount / r.seconds / 1e9},
                    {"unit", r.unit},
                    {"ceiling", r.ceiling}});
-  if (bench.step_share() > 0) {
-    const OpCounter::Counts& asked = bench.step_asked();
-    out.push_back({{"name", "step"},
-                   {"device", device},
-                   {"shape", shapes.name},
-                   {"share", bench.step_share()},
-                   {"seconds", bench.step_seconds()},
-                   {"launches", asked.launches},
-                   {"calls", asked.calls},
-                   {"uploads", asked.uploads},
-                   {"reads", asked.reads},
-                   {"allocations", asked.allocations}});
-    const CudaInside& graphs = bench.step_graphs();
-    if (device != "cpu")
-      out.back()["graphs"] = {{"recorded", graphs.recorded}, {"updated", graphs.updated}, {"fallbacks", graphs.fallbacks}};
+  for (const auto& [name, rate, unit] :
+       {std::tuple{"matrix rate", bench.matrix_rate(), "GFLOP/s"}, {"copy rate", bench.copy_rate(), "GB/s"}})
+    out.push_back({{"name", name}, {"device", device}, {"shape", shapes.name}, {"rate", rate}, {"unit", unit}});
+  if (const std::optional<WholeStep>& step = bench.whole_step()) {
+    out.push_back({{"name", "step"}, {"device", device}, {"shape", shapes.name}});
+    out.back().update(step_json(*step));
   }
   for (const Compared& c : bench.compared())
     out.push_back({{"name", c.name}, {"device", device}, {"shape", c.shape}, {"share", c.share}, {"of_first", c.of_first}});

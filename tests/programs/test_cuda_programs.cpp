@@ -302,6 +302,11 @@ TEST_CASE("kava_bench runs everything on emulated cuda and says that its times m
   REQUIRE(step != results.end());
   CHECK(((*step)["uploads"] == 1 && (*step)["reads"] == 1 && (*step)["allocations"] == 0));
   CHECK((*step)["launches"] > (*step)["calls"]);
+  const double most = (*step)["matrix_rate"].get<double>() * 1e9 * (*step)["seconds"].get<double>();
+  CHECK((*step)["share"].get<double>() == Catch::Approx((*step)["flops"].get<double>() / most));
+  CHECK((*step)["bytes"] > 0);
+  for (const char* name : {"matrix rate", "copy rate"})
+    CHECK(std::ranges::any_of(results, [&](const Json& result) { return result["name"] == name && result["rate"] > 0; }));
   // Of four steps the first runs kernel by kernel; each pass has a form and a graph of its own.
   const Json& graphs = (*step)["graphs"];
   CHECK(graphs["recorded"] > 0);
