@@ -172,14 +172,38 @@ TEST_CASE("on cuda a pass of another topology has an executable of its own, and 
   CHECK(a.graphs().fallbacks == 0);
   a.check();
   const std::string notes = notes_of([&] {
-    for (int times = 0; times < 2 * PassGraphs::kMostMade; ++times) a.pass(1, 0.25, times);
-    CHECK(a.graphs().instantiated == PassGraphs::kMostMade);
-    CHECK(a.graphs().fallbacks == PassGraphs::kMostMade);
+    // Forms 0 to 2 are known; sixteen more use the pass's credit up.
+    for (int times = 0; times < 3 + 2 * PassGraphs::kMostKept; ++times) a.pass(1, 0.25, times);
+    CHECK(a.graphs().instantiated == 3 + PassGraphs::kMostKept);
+    CHECK(a.graphs().fallbacks == PassGraphs::kMostKept);
     a.pass(2, 1, 1), a.pass(2, 1, 1);
-    CHECK(a.graphs().instantiated == PassGraphs::kMostMade + 1);
-    for (int times = 0; times < 2 * PassGraphs::kMostMade; ++times) a.pass(2, 0.25, times);
+    CHECK(a.graphs().instantiated == 4 + PassGraphs::kMostKept);
+    for (int times = 0; times < 3 + 2 * PassGraphs::kMostKept; ++times) a.pass(2, 0.25, times);
   });
-  CHECK(notes == "cuda (emulated): the kernels of a pass are launched one by one, as it needed 16 graphs\n");
+  CHECK(notes == "cuda (emulated): the kernels of a pass are launched one by one, as it needed new graphs too often\n");
+  a.check();
+}
+
+TEST_CASE("on cuda a pass keeps the executables that it used last, and makes the others anew") {
+  if (!simt::supported()) SKIP(kNoFibers);
+  Adder a;
+  a.pass(1, 0, 1);
+  int64_t made = 0;
+  const auto makes = [&](int times) {
+    a.pass(1, 0.5, times);
+    return std::exchange(made, a.graphs().instantiated) != made;
+  };
+  for (int times = 0; times < PassGraphs::kMostKept - 1; ++times) CHECK(makes(times));
+  CHECK_FALSE(makes(0));
+  CHECK(makes(20));
+  CHECK_FALSE(makes(0));
+  CHECK(makes(21));  // in the place of 1
+  CHECK_FALSE(makes(0));
+  CHECK_FALSE(makes(2));
+  CHECK(makes(1));
+  // A new form in every third pass, for as long as there are passes.
+  for (int i = 0; i < 90; ++i) makes(i % 3 == 0 ? 30 + i / 3 : 0);
+  CHECK(a.graphs().fallbacks == 0);
   a.check();
 }
 

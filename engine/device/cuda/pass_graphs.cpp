@@ -2,6 +2,8 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
+
 #include "engine/cli.h"
 #include "kernels/gpu_error.h"
 
@@ -10,16 +12,16 @@ namespace kava {
 PassGraphs::~PassGraphs() {
   for (auto& [key, pass] : passes_)
     for (const auto& [form, executable] : pass.executables)
-      if (executable) GpuRuntime::drop(executable);
+      if (executable.graph) GpuRuntime::drop(executable.graph);
 }
 
 void PassGraphs::run(Arena& arena, int64_t key, const std::function<void()>& body) {
   Pass& pass = passes_[key];
   // The first time loads the kernels and takes the memory.
   if (!std::exchange(pass.seen, true)) return body();
-  if (pass.made == kMostMade && !off_ && !std::exchange(many_told_, true))
-    print_note(fmt::format("{}: the kernels of a pass are launched one by one, as it needed {} graphs", gpu_backend_name(), kMostMade));
-  if (off_ || pass.made == kMostMade) {
+  if (pass.credit == 0 && !off_ && !std::exchange(many_told_, true))
+    print_note(fmt::format("{}: the kernels of a pass are launched one by one, as it needed new graphs too often", gpu_backend_name()));
+  if (off_ || pass.credit == 0) {
     ++counts_.fallbacks;
     return body();
   }
@@ -60,18 +62,23 @@ void PassGraphs::launch(Pass& pass) {
     GraphForm form;
     CUgraph_st* graph;
   } const recording(runtime_);
-  CUgraphExec_st*& executable = pass.executables[recording.form];
-  if (executable) {
-    if (runtime_.update(executable, recording.graph)) {
+  Executable& executable = pass.executables[recording.form];
+  if (executable.graph) {
+    if (runtime_.update(executable.graph, recording.graph)) {
       ++counts_.updated;
+      pass.credit = std::min(pass.credit + 1, kMostKept);
     } else {
       runtime_.abandon_capture();
-      GpuRuntime::drop(std::exchange(executable, nullptr));
+      GpuRuntime::drop(std::exchange(executable.graph, nullptr));
     }
   }
-  if (!executable) executable = runtime_.instantiate(recording.graph), ++pass.made, ++counts_.instantiated;
-  runtime_.launch(executable);
-  ++counts_.launched;
+  if (!executable.graph) executable.graph = runtime_.instantiate(recording.graph), --pass.credit, ++counts_.instantiated;
+  runtime_.launch(executable.graph);
+  executable.used = ++counts_.launched;
+  if (std::ssize(pass.executables) <= kMostKept) return;
+  const auto oldest = std::ranges::min_element(pass.executables, {}, [](const auto& each) { return each.second.used; });
+  GpuRuntime::drop(oldest->second.graph);
+  pass.executables.erase(oldest);
 }
 
 }  // namespace kava

@@ -19,7 +19,8 @@ class PassGraphs {
   PassGraphs& operator=(const PassGraphs&) = delete;
 
   /// As Ops::pass. What fails while a pass is recorded or its graph made ends all recording: the pass is run again without it, and where
-  /// that goes well a line on standard error says why. A line also says that a pass had too many executables, of the first such pass.
+  /// that goes well a line on standard error says why. A line also says that a pass needs new executables too often, of the first such
+  /// pass.
   void run(Arena& arena, int64_t key, const std::function<void()>& body);
 
   struct Counts {
@@ -29,14 +30,18 @@ class PassGraphs {
   };
   const Counts& counts() const { return counts_; }
 
-  /// Executables made for one pass; one that needed as many is not recorded any more.
-  static constexpr int kMostMade = 16;
+  /// Executables kept for one pass, those used last. A pass that made as many more of them than it updated is not recorded any more.
+  static constexpr int kMostKept = 16;
 
  private:
+  struct Executable {
+    CUgraphExec_st* graph = nullptr;
+    int64_t used = 0;  // at which launch
+  };
   struct Pass {
     bool seen = false;
-    int made = 0;
-    std::map<GraphForm, CUgraphExec_st*> executables;
+    int credit = kMostKept;  // one less with each that is made, one more, up to this, with each update
+    std::map<GraphForm, Executable> executables;
   };
   bool recorded(Pass& pass, const std::function<void()>& body, std::string& why);
   void launch(Pass& pass);
