@@ -190,8 +190,11 @@ def by_sample(module, query, key, value, attention_mask, scaling=None, **kwargs)
     query, key, value = query[0], key[0], value[0]                                           # [H, R, D]
     keys, values = (torch.cat((past[0], key), 1), torch.cat((past[1], value), 1)) if past else (key, value)
     batched = lambda x, rows: x[:, rows].transpose(0, 1)                                     # [B, H, longest, D]
-    out = F.scaled_dot_product_attention(batched(query, segments.query_rows), batched(keys, segments.key_rows),
-                                         batched(values, segments.key_rows), attn_mask=segments.mask, scale=scaling, enable_gqa=True)
+    # On a GPU the fused kernels that take a mask want as many heads of keys as of queries, with which transformers calls them too.
+    heads = query.shape[0] // keys.shape[0] if query.is_cuda else 1
+    of_heads = lambda x: batched(x, segments.key_rows).repeat_interleave(heads, 1)
+    out = F.scaled_dot_product_attention(batched(query, segments.query_rows), of_heads(keys), of_heads(values), attn_mask=segments.mask,
+                                         scale=scaling, enable_gqa=not query.is_cuda)
     module.seen = (query, key, value, (keys, values))
     return out.transpose(1, 2).flatten(0, 1)[segments.taken][None], None
 
