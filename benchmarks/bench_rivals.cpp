@@ -19,6 +19,9 @@ namespace kava {
 namespace {
 
 constexpr int64_t kLength = 100;
+// From 9.15.1 on cuDNN's backward takes keys that are no multiple of 128 without a mask of their lengths: before, its own frontend (1.23,
+// scaled_dot_product_flash_attention.h) adds one.
+constexpr int64_t kOddKeys = 91501;
 
 /// The root of the mean square of y - x, over that of x.
 double relative_error(const std::vector<double>& y, const std::vector<double>& x) {
@@ -101,6 +104,8 @@ class Comparison {
                                         {kStats, stats.data}, {kScale, &scale_},   {kMinusInfinity, &minus_infinity_}};
         rival(forward, flops, *cudnn_attention_fwd(*cudnn_, sizes), without(inputs, {kK, kVColumns}));
         same(forward, {{"o", o, ro}});
+        if (cudnn_->version() < kOddKeys)
+          throw CudnnError(fmt::format("cuDNN {} gives no gradients over {} keys without a mask of lengths", cudnn_->version(), kLength));
         std::vector<Given> all = inputs;
         all.insert(all.end(), {{kDout, dout.data}, {kDq, rdq.data}, {kDk, rdk.data}, {kDv, rdv.data}});
         if (H != K) all.insert(all.end(), {{kDkOfHeads, dkh.data}, {kDvOfHeads, dvh.data}});

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <optional>
 
 #include "engine/clock.h"
 #include "engine/device/host.h"
@@ -114,23 +115,6 @@ MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* 
   }
   result.peak_bytes = run.peak_bytes();
   return result;
-}
-
-Json step_json(const WholeStep& step) {
-  const OpCounter::Counts& asked = step.measured.asked;
-  Json out = {{"share", step.share},
-              {"seconds", step.measured.median()},
-              {"flops", step.measured.flops},
-              {"matrix_rate", step.matrix_rate},
-              {"bytes", step.measured.peak_bytes},
-              {"launches", asked.launches},
-              {"calls", asked.calls},
-              {"uploads", asked.uploads},
-              {"reads", asked.reads},
-              {"allocations", asked.allocations}};
-  if (const auto& graphs = step.graphs)
-    out["graphs"] = {{"recorded", graphs->recorded}, {"updated", graphs->updated}, {"fallbacks", graphs->fallbacks}};
-  return out;
 }
 
 void print_ops(const MeasuredStep& step, bool timed_in_step) {

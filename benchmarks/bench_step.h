@@ -2,15 +2,12 @@
 #pragma once
 #include <cstdio>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "benchmarks/bench_shapes.h"
 #include "engine/config/config.h"
-#include "engine/device/cuda_module.h"
 #include "engine/device/op_observer.h"
-#include "engine/files/json.h"
 
 namespace kava {
 
@@ -36,17 +33,6 @@ struct MeasuredStep {
   double median() const;
   double fastest() const;
 };
-
-/// A measured step beside the backend's matrix rate.
-struct WholeStep {
-  MeasuredStep measured;
-  double share;                      // of matrix_rate, by the median
-  double matrix_rate;                // GFLOP/s
-  std::optional<CudaInside> graphs;  // on a device
-};
-
-/// share, seconds, flops, matrix_rate (GFLOP/s), bytes (of the arena), what the step asked of the backend and, on a device, graphs.
-Json step_json(const WholeStep& step);
 
 /// Runs 1 + steps steps of which the first warms up. lines: where the head line and a line for each step go; nullptr: nowhere.
 /// A device's steps are made again with an observer, so that no pass is launched as a whole, and its ops are timed in one more, as waiting

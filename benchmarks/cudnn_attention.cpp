@@ -5,15 +5,15 @@ namespace kava {
 namespace {
 
 using Dims = CudnnGraph::Dims;
-using Tensor = CudnnGraph::Tensor;
+using Node = CudnnGraph::Tensor;
 
 class Builder {
  public:
   Builder(Cudnn& cudnn, const AttentionSizes& sizes) : graph_(std::make_unique<CudnnGraph>(cudnn)), g_(*graph_), s_(sizes) {}
 
   std::unique_ptr<CudnnGraph> forward() {
-    const Tensor scores = masked_scores(), most = g_.between(row_), shifted = g_.between(all_), weights = g_.between(all_),
-                 sum = g_.between(row_), log = g_.between(row_), shares = g_.between(all_, CudnnType::bf16);
+    const Node scores = masked_scores(), most = g_.between(row_), shifted = g_.between(all_), weights = g_.between(all_),
+               sum = g_.between(row_), log = g_.between(row_), shares = g_.between(all_, CudnnType::bf16);
     g_.reduce(CudnnReduction::max, scores, most);
     g_.pointwise(CudnnPointwise::sub, scores, most, shifted);
     g_.pointwise(CudnnPointwise::exp, shifted, nullptr, weights);
@@ -27,18 +27,18 @@ class Builder {
 
   std::unique_ptr<CudnnGraph> backward() {
     const bool shared = s_.heads != s_.kv_heads;
-    const Tensor q = rows(kQ, s_.heads), dout = rows(kDout, s_.heads), dk = rows(kDk, s_.kv_heads), dv = rows(kDv, s_.kv_heads),
-                 dk_heads = shared ? packed(kDkOfHeads) : dk, dv_heads = shared ? packed(kDvOfHeads) : dv;
-    const Tensor products = g_.between(head_), delta = g_.between(row_);
+    const Node q = rows(kQ, s_.heads), dout = rows(kDout, s_.heads), dk = rows(kDk, s_.kv_heads), dv = rows(kDv, s_.kv_heads),
+               dk_heads = shared ? packed(kDkOfHeads) : dk, dv_heads = shared ? packed(kDvOfHeads) : dv;
+    const Node products = g_.between(head_), delta = g_.between(row_);
     g_.pointwise(CudnnPointwise::mul, dout, rows(kO, s_.heads), products);
     g_.reduce(CudnnReduction::add, products, delta);
-    const Tensor scores = masked_scores(), shifted = g_.between(all_), p = g_.between(all_), p_turned = turned();
+    const Node scores = masked_scores(), shifted = g_.between(all_), p = g_.between(all_), p_turned = turned();
     g_.pointwise(CudnnPointwise::sub, scores, stats(), shifted);
     g_.pointwise(CudnnPointwise::exp, shifted, nullptr, p);
     g_.reshape(p, p_turned);
     g_.matmul(p_turned, dout, dv_heads);
-    const Tensor dp = g_.between(all_), centred = g_.between(all_), weighted = g_.between(all_), ds = g_.between(all_, CudnnType::bf16),
-                 ds_turned = turned();
+    const Node dp = g_.between(all_), centred = g_.between(all_), weighted = g_.between(all_), ds = g_.between(all_, CudnnType::bf16),
+               ds_turned = turned();
     g_.matmul(dout, columns(kVColumns), dp);
     g_.pointwise(CudnnPointwise::sub, dp, delta, centred);
     g_.pointwise(CudnnPointwise::mul, centred, p, weighted);
@@ -55,29 +55,29 @@ class Builder {
     g_.finish();
     return std::move(graph_);
   }
-  Tensor rows(AttentionTensor number, int64_t heads) {
+  Node rows(AttentionTensor number, int64_t heads) {
     const int64_t n = s_.length, d = s_.head_dim;
     return g_.in_memory(number, {s_.segments, heads, n, d}, {n * heads * d, d, heads * d, 1}, CudnnType::bf16);
   }
   /// Keys or values with their rows as columns.
-  Tensor columns(AttentionTensor number) {
+  Node columns(AttentionTensor number) {
     const int64_t n = s_.length, d = s_.head_dim, heads = s_.kv_heads;
     return g_.in_memory(number, {s_.segments, heads, d, n}, {n * heads * d, d, 1, heads * d}, CudnnType::bf16);
   }
-  Tensor packed(AttentionTensor number) {
+  Node packed(AttentionTensor number) {
     const int64_t n = s_.length, d = s_.head_dim, heads = s_.heads;
     return g_.in_memory(number, head_, {heads * n * d, n * d, d, 1}, CudnnType::bf16);
   }
-  Tensor stats() { return g_.in_memory(kStats, row_, {s_.heads * s_.length, s_.length, 1, 1}, CudnnType::f32); }
-  Tensor turned() {
+  Node stats() { return g_.in_memory(kStats, row_, {s_.heads * s_.length, s_.length, 1, 1}, CudnnType::f32); }
+  Node turned() {
     const int64_t n = s_.length;
     return g_.between(all_, {s_.heads * n * n, n * n, 1, n}, CudnnType::bf16);
   }
 
   /// scale q k^T, minus infinity where the key comes after the query.
-  Tensor masked_scores() {
-    const Tensor raw = g_.between(all_), scaled = g_.between(all_), query = g_.between(all_, CudnnType::i32),
-                 key = g_.between(all_, CudnnType::i32), seen = g_.between(all_, CudnnType::boolean), scores = g_.between(all_);
+  Node masked_scores() {
+    const Node raw = g_.between(all_), scaled = g_.between(all_), query = g_.between(all_, CudnnType::i32),
+               key = g_.between(all_, CudnnType::i32), seen = g_.between(all_, CudnnType::boolean), scores = g_.between(all_);
     scale_ = g_.scalar(kScale);
     g_.matmul(rows(kQ, s_.heads), columns(kKColumns), raw);
     g_.pointwise(CudnnPointwise::mul, raw, scale_, scaled);
@@ -93,7 +93,7 @@ class Builder {
   const AttentionSizes s_;
   const Dims all_{s_.segments, s_.heads, s_.length, s_.length}, row_{s_.segments, s_.heads, s_.length, 1},
       head_{s_.segments, s_.heads, s_.length, s_.head_dim};
-  Tensor scale_ = nullptr;
+  Node scale_ = nullptr;
 };
 
 }  // namespace

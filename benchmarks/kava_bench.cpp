@@ -11,9 +11,9 @@
 #include <optional>
 #include <sstream>
 #include <stdexcept>
-#include <tuple>
 
 #include "benchmarks/bench_comm.h"
+#include "benchmarks/bench_results.h"
 #include "benchmarks/bench_rivals.h"
 #include "benchmarks/bench_shapes.h"
 #include "benchmarks/bench_step.h"
@@ -36,18 +36,6 @@ namespace kava {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-// A whole step beside others.
-struct Compared {
-  std::string name, shape;
-  double share, of_first;  // of the matrix rate; of the first one's share
-};
-
-struct Result {
-  std::string name;
-  double seconds, amount;  // of work: floating-point operations or bytes
-  std::string unit;        // GFLOP/s or GB/s
-  double ceiling;          // in that unit
-};
 
 bool finds(const SplitPattern& filter, const std::string& name) {
   std::vector<Stretch> stretches;
@@ -60,7 +48,9 @@ class Bench {
   /// given: the filter is not empty; models: sizes of the steps that compare architectures; counts: by which ops are counted, null: timed.
   Bench(Ops& ops, const SplitPattern& filter, bool given, Recompute recompute, const Shapes& shapes, const Shapes& models,
         KernelCounts* counts)
-      : ops_(ops), arena_(ops), filter_(filter), given_(given), recompute_(recompute), shapes_(shapes), models_(models), counts_(counts) {}
+      : ops_(ops), filter_(filter), given_(given), recompute_(recompute), shapes_(shapes), models_(models), counts_(counts) {
+    found_.multiplier = ops.name() == "cpu" ? "oneDNN" : cuda_inside(ops).cublaslt ? "cuBLASLt" : "own kernel";
+  }
 
   bool wanted(const std::string& name) const { return finds(filter_, name); }
 
@@ -74,20 +64,24 @@ class Bench {
     else decoding(128, 300), decoding(1, 8192);
     objective_ops();
     if (counts_) return;
+    // Another library's fault may end a device's use, and a device that has no room for the step has some for the rest.
+    std::exception_ptr no_room;
+    try {
+      if (wanted("step")) step();
+    } catch (const Error& e) {
+      if (e.code() != Exit::preflight) throw;
+      no_room = std::current_exception();
+    }
     if (ops_.name() != "cpu") rivals();
-    if (wanted("step")) step();
+    if (no_room) std::rethrow_exception(no_room);
     // Comparisons take minutes: only where they are asked for.
     if (asked("method", method_cases(shapes_))) methods();
     if (asked("model", model_cases(models_))) architectures();
     if (wanted("comm")) comm();
   }
 
-  const std::vector<Result>& results() const { return results_; }
-  const std::vector<Compared>& compared() const { return compared_; }
+  const BenchResults& found() const { return found_; }
   const std::vector<std::string>& missing() const { return missing_; }
-  double matrix_rate() const { return matrix_rate_; }  // GFLOP/s
-  double copy_rate() const { return copy_rate_; }      // GB/s
-  const std::optional<WholeStep>& whole_step() const { return whole_; }
 
  private:
   Tensor tensor(DType t, int64_t rows, int64_t cols, double scale = 1) {
@@ -111,26 +105,30 @@ class Bench {
   void record(const std::string& name, double amount, bool is_flops, const std::function<void()>& body) {
     if (!wanted(name)) return;
     if (counts_) return counts_->count(ops_, name, is_flops ? amount / kMmaFlops : 0, body);
-    report(name, time_of(ops_, body), amount, is_flops ? "GFLOP/s" : "GB/s", is_flops ? matrix_rate_ : copy_rate_);
+    report(name, time_of(ops_, body), amount, is_flops ? "GFLOP/s" : "GB/s", is_flops ? found_.matrix_rate : found_.copy_rate);
   }
 
   void report(const std::string& name, double s, double amount, const char* unit, double ceiling) {
     const double rate = amount / s / 1e9;
-    results_.push_back({name, s, amount, unit, ceiling});
+    found_.rows.push_back({name, s, amount, unit, ceiling});
     fmt::print("{:<40} {:>10.3f} ms {:>9.1f} {:<8} {:>5.1f} %\n", name, s * 1e3, rate, unit, 100 * rate / ceiling);
   }
 
-  // The best rate seen of a large plain product of this backend; on a GPU a product of 8192^3, over and over for 5 s before it counts.
+  // The best rate seen of a large plain product of this backend, forward or backward: cuBLASLt's algorithm is chosen for these rows
+  // backward alone. On a GPU a product of 8192^3, over and over for 5 s before it counts.
   void measure_matrix_rate() {
     ArenaScope scope(arena_);
     const int64_t n = shapes_.product, m = n == 8192 ? n : 2 * n;
     const Tensor x = tensor(DType::bf16, m, n), w = tensor(DType::bf16, n, n), y = arena_.alloc(DType::bf16, m, n);
     const LinearGroup linear = LinearGroup::plain(w);
-    const auto product = [&] { ops_.linear_group_fwd(arena_, y, x, linear); };
+    const auto forward = [&] { ops_.linear_group_fwd(arena_, y, x, linear); };
+    const auto backward = [&] { ops_.linear_group_bwd_input(arena_, y, {}, x, linear, {}); };
     if (ops_.name() == "cuda")
       for (const auto start = Clock::now(); seconds_since(start) < 5; ops_.finish())
-        for (int i = 0; i < 20; ++i) product();
-    for (int i = 0; i < 3; ++i) matrix_rate_ = std::max(matrix_rate_, 2.0 * static_cast<double>(m * n * n) / time_of(ops_, product) / 1e9);
+        for (int i = 0; i < 20; ++i) forward();
+    for (int i = 0; i < 3; ++i)
+      for (const double seconds : {time_of(ops_, forward), time_of(ops_, backward)})
+        found_.matrix_rate = std::max(found_.matrix_rate, 2.0 * static_cast<double>(m * n * n) / seconds / 1e9);
   }
 
   // And the rate of a copy that no cache holds.
@@ -141,11 +139,12 @@ class Bench {
     const Tensor a = arena_.alloc(DType::f32, n / 4096, 1024), b = arena_.alloc(DType::f32, n / 4096, 1024);
     ops_.fill(a, 1);
     ops_.fill(b, 1);
-    copy_rate_ = 2.0 * static_cast<double>(n) / time_of(ops_, [&] { ops_.copy(b, a); }) / 1e9;
+    found_.copy_rate = 2.0 * static_cast<double>(n) / time_of(ops_, [&] { ops_.copy(b, a); }) / 1e9;
     const int64_t side = shapes_.product;
     fmt::print("{:<40} {:>10} {:>12.1f} GFLOP/s\n{:<40} {:>10} {:>12.1f} GB/s\n",
-               fmt::format("matrix rate (bf16, {}x{}x{})", side == 8192 ? side : 2 * side, side, side), "", matrix_rate_,
-               fmt::format("copy rate ({} {}, read and written)", n >> 20 ? n >> 20 : n >> 10, n >> 20 ? "MiB" : "KiB"), "", copy_rate_);
+               fmt::format("matrix rate ({}, {}x{}x{})", found_.multiplier, side == 8192 ? side : 2 * side, side, side), "",
+               found_.matrix_rate, fmt::format("copy rate ({} {}, read and written)", n >> 20 ? n >> 20 : n >> 10, n >> 20 ? "MiB" : "KiB"),
+               "", found_.copy_rate);
   }
 
   // At the rows of a pass, and on a device, whose cache may hold these, at those of the head.
@@ -154,13 +153,13 @@ class Bench {
     if (cold_) rows_of(shapes_.head_rows, fmt::format(", {} rows", shapes_.head_rows));
   }
 
-  // An elementwise op. On a device: on so many sets of tensors in turn, beside a copy of the same bytes in the same way.
-  void elementwise(const std::string& name, double bytes, int64_t sets, const std::function<void(std::size_t)>& body) {
+  // An op that memory bounds. On a device: on so many sets of tensors in turn, beside a copy of the same bytes in the same way.
+  void in_turn(const std::string& name, double bytes, int64_t sets, const std::function<void(std::size_t)>& body) {
     if (!wanted(name)) return;
     if (counts_) return counts_->count(ops_, name, 0, [&] { body(0); });
     std::size_t i = 0;
     const double seconds = time_of(ops_, [&] { body(i++ % static_cast<std::size_t>(sets)); });
-    report(name, seconds, bytes, "GB/s", cold_ ? copy_rate_of(bytes) : copy_rate_);
+    report(name, seconds, bytes, "GB/s", cold_ ? copy_rate_of(bytes) : found_.copy_rate);
   }
 
   // How many sets no cache holds together.
@@ -196,12 +195,12 @@ class Bench {
       std::vector<Norm> s;
       for (int64_t i = 0; i < sets; ++i)
         s.push_back({copies(x), copies(x), arena_.alloc(t, n, C), arena_.alloc(t, n, C), arena_.alloc(DType::f32, n, 1)});
-      elementwise("add_rms_norm_fwd" + at, 4 * width, sets,
-                  [&](std::size_t i) { ops_.add_rms_norm_fwd(s[i].y, s[i].sum, s[i].rstd, s[i].x, s[i].b, w, 1e-5); });
+      in_turn("add_rms_norm_fwd" + at, 4 * width, sets,
+              [&](std::size_t i) { ops_.add_rms_norm_fwd(s[i].y, s[i].sum, s[i].rstd, s[i].x, s[i].b, w, 1e-5); });
       for (const Norm& each : s) ops_.fill(each.y, 0), ops_.fill(each.rstd, 1);
-      elementwise("rms_norm_bwd" + at, 4 * width, sets,
-                  [&](std::size_t i) { ops_.rms_norm_bwd(arena_, s[i].y, {}, s[i].b, s[i].x, s[i].rstd, w); });
-      elementwise("gelu_fwd" + at, 2 * width, sets, [&](std::size_t i) { ops_.gelu_fwd(s[i].y, s[i].x, Gelu::erf); });
+      in_turn("rms_norm_bwd" + at, 4 * width, sets,
+              [&](std::size_t i) { ops_.rms_norm_bwd(arena_, s[i].y, {}, s[i].b, s[i].x, s[i].rstd, w); });
+      in_turn("gelu_fwd" + at, 2 * width, sets, [&](std::size_t i) { ops_.gelu_fwd(s[i].y, s[i].x, Gelu::erf); });
     }
     struct Gated {
       Tensor gate, up, act, dgate;
@@ -212,9 +211,9 @@ class Bench {
       const int64_t sets = sets_of(3 * wide);
       std::vector<Gated> s;
       for (int64_t i = 0; i < sets; ++i) s.push_back({copies(gate), copies(gate), arena_.alloc(t, n, F), arena_.alloc(t, n, F)});
-      elementwise("swiglu_fwd" + at, 3 * wide, sets, [&](std::size_t i) { ops_.swiglu_fwd(s[i].act, s[i].gate, s[i].up); });
-      elementwise("swiglu_bwd" + at, 5 * wide, sets,
-                  [&](std::size_t i) { ops_.swiglu_bwd(s[i].dgate, s[i].act, s[i].up, s[i].gate, s[i].up); });
+      in_turn("swiglu_fwd" + at, 3 * wide, sets, [&](std::size_t i) { ops_.swiglu_fwd(s[i].act, s[i].gate, s[i].up); });
+      in_turn("swiglu_bwd" + at, 5 * wide, sets,
+              [&](std::size_t i) { ops_.swiglu_bwd(s[i].dgate, s[i].act, s[i].up, s[i].gate, s[i].up); });
     }
   }
 
@@ -289,8 +288,7 @@ class Bench {
     const double turned = 4.0 * static_cast<double>(n * H * D);
     std::vector<Tensor> turns;
     while (std::ssize(turns) < sets_of(turned)) turns.push_back(copies(q));
-    elementwise("rope", turned, std::ssize(turns),
-                [&](std::size_t i) { ops_.rope_fwd(turns[i], device.positions, cosine, sine, D, false); });
+    in_turn("rope", turned, std::ssize(turns), [&](std::size_t i) { ops_.rope_fwd(turns[i], device.positions, cosine, sine, D, false); });
   }
 
   // Attention of the next token of so many answers, each on as many keys; the keys and values are read once.
@@ -310,10 +308,12 @@ class Bench {
     pass.positions.assign(static_cast<std::size_t>(answers), 5);
     pass.row_keys.assign(static_cast<std::size_t>(2 * answers), 0);
     const DevicePass device = upload_pass(ops_, arena_, pass);
-    const Tensor q = tensor(t, answers, H * D), k = tensor(t, pass.end, K * D), v = tensor(t, pass.end, K * D);
-    const Tensor o = arena_.alloc(t, answers, H * D), lse = arena_.alloc(DType::f32, answers, H);
-    record(name, 4.0 * static_cast<double>(pass.end * K * D), false,
-           [&] { ops_.attention_fwd(arena_, o, lse, q, k, v, device.segments, H, K, 0.125); });
+    const double bytes = 4.0 * static_cast<double>(pass.end * K * D);
+    const Tensor q = tensor(t, answers, H * D), o = arena_.alloc(t, answers, H * D), lse = arena_.alloc(DType::f32, answers, H);
+    std::vector<std::pair<Tensor, Tensor>> caches{{tensor(t, pass.end, K * D), tensor(t, pass.end, K * D)}};
+    while (std::ssize(caches) < sets_of(bytes)) caches.emplace_back(copies(caches[0].first), copies(caches[0].second));
+    in_turn(name, bytes, std::ssize(caches),
+            [&](std::size_t i) { ops_.attention_fwd(arena_, o, lse, q, caches[i].first, caches[i].second, device.segments, H, K, 0.125); });
   }
 
   void objective_ops() {
@@ -334,7 +334,6 @@ class Bench {
       const Tensor numbers = upload_indices(ops_, arena_, std::vector<int32_t>(static_cast<std::size_t>(2 * B), 1 << 30));
       record("head_draw", 2.0 * static_cast<double>(B * C * V), true, [&] { ops_.head_draw(arena_, drawn, h, w, numbers, 0.7, 0.95); });
     }
-    const Tensor q = tensor(t, B * answers, H * D), k = tensor(t, B * trace, K * D), v = tensor(t, B * trace, K * D);
     std::vector<int32_t> q_offsets{0}, k_offsets{0}, valid, samples, q_rows(static_cast<std::size_t>(B * answers)),
         k_rows(static_cast<std::size_t>(B * trace));
     std::iota(q_rows.begin(), q_rows.end(), 0);
@@ -347,23 +346,33 @@ class Bench {
     const Tensor qo = upload_indices(ops_, arena_, q_offsets), ko = upload_indices(ops_, arena_, k_offsets),
                  ok = upload_indices(ops_, arena_, valid), qr = upload_indices(ops_, arena_, q_rows),
                  kr = upload_indices(ops_, arena_, k_rows);
-    const Tensor target_k = arena_.alloc(t, B * M, K * D), target_v = arena_.alloc(t, B * M, K * D),
-                 kept = arena_.alloc(DType::i32, B * M, K);
+    // The queries, the trace's keys and values, and the targets, once each.
+    const double selected = 2.0 * static_cast<double>(B * (answers * H + 2 * trace * K + 2 * M * K) * D);
+    struct Selection {
+      Tensor q, k, v, target_k, target_v;
+    };
+    std::vector<Selection> selections;
+    const Tensor q = tensor(t, B * answers, H * D), k = tensor(t, B * trace, K * D);
+    while (std::ssize(selections) < sets_of(selected))
+      selections.push_back({copies(q), copies(k), copies(k), arena_.alloc(t, B * M, K * D), arena_.alloc(t, B * M, K * D)});
+    const Tensor kept = arena_.alloc(DType::i32, B * M, K);
     RkvOptions options;
     options.latents = M, options.heads = H, options.kv_heads = K, options.samples = upload_indices(ops_, arena_, samples);
-    // The queries, the trace's keys and values, and the targets, once each.
-    record("rkv_select", 2.0 * static_cast<double>(B * (answers * H + 2 * trace * K + 2 * M * K) * D), false,
-           [&] { ops_.rkv_select(arena_, target_k, target_v, kept, {}, {}, {}, q, qr, qo, k, v, kr, ko, {}, options); });
+    in_turn("rkv_select", selected, std::ssize(selections), [&](std::size_t i) {
+      const Selection& s = selections[i];
+      ops_.rkv_select(arena_, s.target_k, s.target_v, kept, {}, {}, {}, s.q, qr, qo, s.k, s.v, kr, ko, {}, options);
+    });
     // Latents and targets of the slots that hold a token are read, every slot's gradient is written.
     const double distilled = 4.0 * static_cast<double>(B * (M + trace) * K * D);
     const Tensor loss = scalars(1);
     struct Slots {
       Tensor x, target, dx;
     };
-    std::vector<Slots> slots{{tensor(t, B * M, K * D), target_k, arena_.alloc(DType::f32, B * M, K * D)}};
+    const Tensor target = tensor(t, B * M, K * D);
+    std::vector<Slots> slots{{tensor(t, B * M, K * D), target, arena_.alloc(DType::f32, B * M, K * D)}};
     while (std::ssize(slots) < sets_of(distilled))
-      slots.push_back({copies(slots[0].x), copies(target_k), arena_.alloc(DType::f32, B * M, K * D)});
-    elementwise("distill", distilled, std::ssize(slots), [&](std::size_t i) {
+      slots.push_back({copies(slots[0].x), copies(target), arena_.alloc(DType::f32, B * M, K * D)});
+    in_turn("distill", distilled, std::ssize(slots), [&](std::size_t i) {
       ops_.distill(arena_, loss, slots[i].dx, slots[i].x, slots[i].target, ok, {}, Distance::smooth_l1, 1, 1);
     });
     const int64_t params = shapes_.params;
@@ -382,7 +391,7 @@ class Bench {
 
   void rivals() {
     Rivals found = bench_rivals(ops_, shapes_, [&](const std::string& name) { return wanted(name); });
-    for (const Rivals::Row& r : found.rows) report(r.name, r.seconds, r.flops, "GFLOP/s", matrix_rate_);
+    for (const Rivals::Row& r : found.rows) report(r.name, r.seconds, r.flops, "GFLOP/s", found_.matrix_rate);
     missing_ = std::move(found.missing);
   }
 
@@ -390,6 +399,7 @@ class Bench {
     StepCase what{fmt::format("{}'s shape", shapes_.name == "smollm2" ? "SmolLM2-135M" : shapes_.name), bench_config(Method::kava, shapes_),
                   shapes_.model(), bench_samples(V, shapes_.batch)};
     what.config.train.recompute = recompute_;
+    room_.emplace(ops_);  // the ops' own memory is given back: the step's may take all
     const MeasuredStep step = measure_step(ops_, what, 3, stdout);
     if (!step.one_by_one.empty())
       fmt::print("the fastest step: {:.3f} ms, kernels launched one by one: {:.3f} ms\n", step.fastest() * 1e3,
@@ -405,14 +415,15 @@ class Bench {
     measure_matrix_rate();  // again: the machine may have been busier before
     rusage use{};
     getrusage(RUSAGE_SELF, &use);
-    whole_ = {step, share_of(step, step.median()), matrix_rate_, {}};
-    if (ops_.name() != "cpu") whole_->graphs = graphs;
+    found_.step = {step, share_of(step, step.median()), found_.matrix_rate, {}};
+    if (ops_.name() != "cpu") found_.step->graphs = graphs;
     fmt::print("memory: step {:.2f} GB, process {:.2f} GB at most\n", static_cast<double>(step.peak_bytes) / 1e9,
                static_cast<double>(use.ru_maxrss) / 1e6);
-    fmt::print("{:.0f} GFLOP/s of {:.0f}\nstep share: {:.0f} %\n", step.flops / step.median() / 1e9, matrix_rate_, 100 * whole_->share);
+    fmt::print("{:.0f} GFLOP/s of {:.0f}\nstep share: {:.0f} %\n", step.flops / step.median() / 1e9, found_.matrix_rate,
+               100 * found_.step->share);
   }
 
-  double share_of(const MeasuredStep& step, double seconds) const { return step.flops / seconds / 1e9 / matrix_rate_; }
+  double share_of(const MeasuredStep& step, double seconds) const { return step.flops / seconds / 1e9 / found_.matrix_rate; }
 
   // Whole steps in turn, each by its own fewest operations, beside the first of them.
   std::vector<MeasuredStep> side_by_side(const char* kind, const Shapes& shapes, const std::vector<StepCase>& cases) {
@@ -425,7 +436,7 @@ class Bench {
       const std::string name = fmt::format("{} {}", kind, cases[i].name);
       fmt::print("{:<40} {:>10.3f} ms {:>9.1f} GFLOP/s  {:>5.1f} % {:>6.3f} of {}\n", name, steps[i].fastest() * 1e3,
                  steps[i].flops / steps[i].fastest() / 1e9, 100 * share, of_first, cases[0].name);
-      compared_.push_back({name, shapes.name, share, of_first});
+      found_.compared.push_back({name, shapes.name, share, of_first});
     }
     return steps;
   }
@@ -460,14 +471,15 @@ class Bench {
   void comm() {
     std::string why;
     for (const CommRate& r : bench_comm_here(ops_.name() != "cpu", why)) {
-      results_.push_back({r.name, r.seconds, r.rate * r.seconds * 1e9, "GB/s", copy_rate_});
+      found_.rows.push_back({r.name, r.seconds, r.rate * r.seconds * 1e9, "GB/s", found_.copy_rate});
       fmt::print("{}\n", text_of(r));
     }
     if (!why.empty()) fmt::print("comm: {}\n", why);
   }
 
   Ops& ops_;
-  Arena arena_;
+  std::optional<Arena> room_{std::in_place, ops_};
+  Arena& arena_ = *room_;
   const SplitPattern& filter_;
   bool given_;
   Recompute recompute_;
@@ -476,10 +488,7 @@ class Bench {
   const bool cold_ = !counts_ && ops_.name() != "cpu";
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
                 V = shapes_.vocab;
-  double matrix_rate_ = 0, copy_rate_ = 0;
-  std::optional<WholeStep> whole_;
-  std::vector<Result> results_;
-  std::vector<Compared> compared_;
+  BenchResults found_;
   std::vector<std::string> missing_;  // rivals
 };
 
@@ -495,32 +504,6 @@ SplitPattern filter_of(const BenchCommand& command) {
   } catch (const std::invalid_argument&) {
     throw Error(Exit::usage, "--filter", "\"" + escaped(command.filter) + "\" is not a regular expression", "give one, such as attention");
   }
-}
-
-void write_results(const std::string& file, const std::string& device, const Shapes& shapes, const Bench& bench,
-                   const std::optional<KernelCounts>& counts) {
-  require_printed();
-  Json out = Json::array();
-  for (const Result& r : bench.results())
-    out.push_back({{"name", r.name},
-                   {"device", device},
-                   {"shape", shapes.name},
-                   {"seconds", r.seconds},
-                   {"rate", r.amount / r.seconds / 1e9},
-                   {"unit", r.unit},
-                   {"ceiling", r.ceiling}});
-  for (const auto& [name, rate, unit] :
-       {std::tuple{"matrix rate", bench.matrix_rate(), "GFLOP/s"}, {"copy rate", bench.copy_rate(), "GB/s"}})
-    out.push_back({{"name", name}, {"device", device}, {"shape", shapes.name}, {"rate", rate}, {"unit", unit}});
-  if (const std::optional<WholeStep>& step = bench.whole_step()) {
-    out.push_back({{"name", "step"}, {"device", device}, {"shape", shapes.name}});
-    out.back().update(step_json(*step));
-  }
-  for (const Compared& c : bench.compared())
-    out.push_back({{"name", c.name}, {"device", device}, {"shape", c.shape}, {"share", c.share}, {"of_first", c.of_first}});
-  if (counts)
-    for (const Json& of : counts->results()) out.push_back(of);
-  write_file(file, out.dump(2) + "\n");
 }
 
 int bench(const BenchCommand& command, Comm& comm, const World& world) {
@@ -547,18 +530,31 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
   if (emulated) fmt::print("emulated: this shows that everything runs; times and rates say nothing of a GPU\n");
   fmt::print("{}, {} threads\n{:<40} {:>13} {:>17} {:>8}\n", ops->name(), thread_count(command.device), "", "time", "rate", "of ceiling");
   std::optional<KernelCounts> counts;
-  if (emulated) {
-    counts.emplace();
-    const std::vector<std::string> counted =
-        command.shape ? std::vector{*command.shape} : std::vector<std::string>{"llama1b", "qwen05b", "llama3b"};
-    for (const std::string& name : counted) {
-      const Shapes at = shapes_of(name, by_default);
-      Bench(*ops, filter, true, recompute, at, at, &*counts).run();
-    }
-  }
   Bench bench(*ops, filter, !command.filter.empty(), recompute, shapes, model_shapes, nullptr);
-  bench.run();
-  if (command.json) write_results(*command.json, ops->name(), shapes, bench, counts);
+  const auto write_results = [&] {
+    if (!command.json) return;
+    require_printed();
+    Json out = json_of(bench.found(), ops->name(), shapes.name);
+    if (counts)
+      for (const Json& of : counts->results()) out.push_back(of);
+    write_file(*command.json, out.dump(2) + "\n");
+  };
+  try {
+    if (emulated) {
+      counts.emplace();
+      const std::vector<std::string> counted =
+          command.shape ? std::vector{*command.shape} : std::vector<std::string>{"llama1b", "qwen05b", "llama3b"};
+      for (const std::string& name : counted) {
+        const Shapes at = shapes_of(name, by_default);
+        Bench(*ops, filter, true, recompute, at, at, &*counts).run();
+      }
+    }
+    bench.run();
+  } catch (...) {
+    write_results();  // what was measured before the fault
+    throw;
+  }
+  write_results();
   if (bench.missing().empty()) return 0;
   throw Error(Exit::preflight, "rivals", fmt::format("{}", fmt::join(bench.missing(), "; ")), "install cuBLASLt of CUDA 13 and cuDNN 9");
 }
