@@ -53,12 +53,20 @@ record() { # NAME ok|failed|skipped SECONDS DETAIL
   printf '%-8s %s%s\n' "$2" "$1" "${4:+: $4}"
   [ "$2" != failed ] || failed=1
 }
-last_line() { grep . "$1" | tail -n 1; }
+last_line() { grep . "$1" 2>/dev/null | tail -n 1; }
+no_rival() { last_line "$1" | grep -q '^error: rivals: '; }
+# The first fault that a log tells of: a failed test, but for the one that the end of the time stopped, or what compute-sanitizer found.
+first_fault() {
+  awk '/^=========.*(Invalid |Uninitialized |Race reported|SUMMARY: [1-9])/ { print; exit }
+       / FAILED:/ { failed = $0; next }
+       failed != "" && /SIGTERM/ { failed = "" }
+       failed != "" && (/^-----/ || /^=====/) { print failed; failed = ""; exit }
+       END { if (failed != "") print failed }' "$1"
+}
 # A check: NAME "CODES THAT ARE RIGHT" COMMAND...; its log is DIR/NAME.log, its detail the log's last line that is not empty. With 124 among
 # the codes what the time cuts short counts as skipped, unless its log tells of a fault.
-faults='FAILED:|^=========.*(Invalid|[Ee]rror|[Rr]ace|hazard|hit)'
 check() {
-  local name=$1 right=$2 begin=$SECONDS left=$((deadline - SECONDS)) code
+  local name=$1 right=$2 begin=$SECONDS left=$((deadline - SECONDS)) code fault=''
   shift 2
   if [ "$left" -le 0 ]; then record "$name" skipped 0 'the 8 minutes of this part are over'; return; fi
   timeout -k 15 "$left" "$@" >"$out/$name.log" 2>&1 &
@@ -67,13 +75,12 @@ check() {
   code=$?
   running=''
   if [ "$code" = 137 ] && [ $((SECONDS - begin)) -ge "$left" ]; then code=124; fi  # killed as it did not end
-  if [ "$code" = 124 ] && grep -qE "$faults" "$out/$name.log"; then
-    record "$name" failed $((SECONDS - begin)) "cut short: $(grep -E "$faults" "$out/$name.log" | head -n 1)"
-    return
-  fi
+  [ "$code" != 124 ] || fault=$(first_fault "$out/$name.log")
+  if [ -n "$fault" ]; then record "$name" failed $((SECONDS - begin)) "cut short: $fault"; return; fi
   case " $right " in
     *" 124 "*) [ "$code" != 124 ] || { record "$name" skipped $((SECONDS - begin)) 'cut short: the 8 minutes of this part are over'; return; } ;;
   esac
+  if [ "$code" = 3 ] && no_rival "$out/$name.log"; then code=rivals; fi
   case " $right " in
     *" $code "*) record "$name" ok $((SECONDS - begin)) "$(last_line "$out/$name.log")" ;;
     *) record "$name" failed $((SECONDS - begin)) "exit $code: $(last_line "$out/$name.log")" ;;
@@ -158,26 +165,30 @@ result_file() { [ ! -s "$2" ] || result "$1" "$(cat "$2")"; }
 # A / B with four places, empty where one of them is not there.
 ratio() { [ -z "$1" ] || [ -z "$2" ] || awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.4f", a / b }'; }
 
-# kava_bench NAME "CODES THAT ARE RIGHT" OPTIONS...: its JSON is DIR/NAME.json. Where only a rival is not there it has written that and ends
-# with 3.
+# kava_bench NAME "CODES THAT ARE RIGHT" OPTIONS...: its JSON is DIR/NAME.json, with what was measured before a fault. Where only a rival is
+# not there it ends with 3 and says so in its last line.
 bench() {
   local name=$1 right=$2
   shift 2
-  check "$name" "$right 3" "$bin/kava_bench" --device cuda --json "$out/$name.json" "$@"
+  check "$name" "$right rivals" "$bin/kava_bench" --device cuda --json "$out/$name.json" "$@"
   result_file "$name" "$out/$name.json"
-  if grep -q '^error: kava_bench: rivals' "$out/$name.log" 2>/dev/null; then record "${name}_rivals" skipped 0 "$(last_line "$out/$name.log")"
-  elif grep -q '^error: ' "$out/$name.log" 2>/dev/null && [ ! -s "$out/$name.json" ]; then failed=1; fi
+  ! no_rival "$out/$name.log" || record "${name}_rivals" skipped 0 "$(last_line "$out/$name.log")"
 }
 
 part_2() {
   make_work
-  local key shape peak planned all=() some=(--filter '^(step|attention|linear_group|head)')
+  local key shape peak planned fitting all=() some=(--filter '^(step|attention|linear_group|head)')
   $emulated && all=(--filter rope) some=(--filter '^step')
   rm -rf "$out"/bench*.json "$out/plan.json" "$out/run"
   bench bench 0 "${all[@]}"
+  # Where the whole batch does not fit, as many samples a forward as do.
+  "$bin/kava_train" "$out/train.toml" --plan --device cuda --json "$out/plan.json" >"$out/fitting.log" 2>&1
+  fitting=$(last_of "$out/plan.json" largest_micro_batch)
+  if [ "${fitting:-0}" -gt 0 ] && [ "$fitting" -lt "$batch" ]; then sed -i "s/^batch = .*/&\nmicro_batch = $fitting/" "$out/train.toml"; fi
   check plan 0 "$bin/kava_train" "$out/train.toml" --plan --device cuda --json "$out/plan.json"
   check train '0 75' "$bin/kava_train" "$out/train.toml" --device cuda --out "$out/run"
   for key in samples_per_s mfu; do result "$key" "$(middle_of "$out/run/metrics.jsonl" "$key")"; done
+  result micro_batch "$fitting"
   result memory_bytes "$(last_of "$out/run/metrics.jsonl" memory_bytes)"
   # Of the device alone; the plan's own words for that stand first.
   planned=$(sed -n '/"device": {/,/}/s/.*"total": *\([0-9]*\).*/\1/p' "$out/plan.json" 2>/dev/null | head -n 1)
@@ -213,7 +224,7 @@ EOF
 }
 
 part_3() {
-  local python=${KAVA_PYTHON:-python3} form rate bytes options=(--device cuda --shape llama1b --batch 128 --steps 5)
+  local python=${KAVA_PYTHON:-python3} form rate bytes reserved options=(--device cuda --shape llama1b --batch 128 --steps 5)
   [ ! -s "$out/lengths.json" ] || options+=(--lengths "$out/lengths.json")
   if $emulated; then record pytorch skipped 0 'the device is emulated'
   elif ! "$python" -c 'import torch, transformers.masking_utils, peft; torch.zeros(1, device="cuda")' >"$out/python.log" 2>&1; then
@@ -226,10 +237,11 @@ part_3() {
       bytes=$(grep -o '[0-9]* bytes at most' "$out/pytorch_$form.log" 2>/dev/null | tail -n 1 | sed 's/ .*//')
       result "pytorch_${form}_samples_per_s" "$rate"
       result "pytorch_${form}_bytes" "$bytes"
-      result "pytorch_${form}_reserved_bytes" "$(grep -o '[0-9]* bytes reserved' "$out/pytorch_$form.log" 2>/dev/null | tail -n 1 | sed 's/ .*//')"
+      reserved=$(grep -o '[0-9]* bytes reserved' "$out/pytorch_$form.log" 2>/dev/null | tail -n 1 | sed 's/ .*//')
+      result "pytorch_${form}_reserved_bytes" "$reserved"
       result "pytorch_${form}_batch" "$(sed -n 's/^\(padded\|packed\), .* \([0-9]*\) samples, .*/\2/p' "$out/pytorch_$form.log" 2>/dev/null | tail -n 1)"
       result "speed_to_pytorch_$form" "$(ratio "$(middle_of "$out/run/metrics.jsonl" samples_per_s)" "$rate")"
-      result "memory_to_pytorch_$form" "$(ratio "$(last_of "$out/run/metrics.jsonl" device_bytes)" "$bytes")"
+      result "memory_to_pytorch_$form" "$(ratio "$(last_of "$out/run/metrics.jsonl" device_bytes)" "$reserved")"
     done
   fi
   sanitizer racecheck racecheck steps
@@ -269,7 +281,7 @@ if command -v nvidia-smi >/dev/null; then
   clocks=$(nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu --format=csv,noheader \
     2>/dev/null | head -n 1)
   # Which also keeps the driver's state between the programs, where no daemon does.
-  nvidia-smi --query-gpu=timestamp,index,clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv -l 1 >"$out/clocks.csv" 2>&1 &
+  nvidia-smi --query-gpu=timestamp,index,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active --format=csv -l 1 >"$out/clocks.csv" 2>&1 &
   watcher=$!
 fi
 trap '[ -z "$watcher" ] || kill "$watcher" 2>/dev/null' EXIT

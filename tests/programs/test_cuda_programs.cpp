@@ -354,4 +354,65 @@ TEST_CASE("gpu_check on emulated cuda writes what it found, and without a device
   CHECK(none.err.find("no device") != std::string::npos);
 }
 
+TEST_CASE("gpu_check tells a fault from a test that its time cut short") {
+  const TempFolder folder;
+  const auto fault = [&](const std::string& log) {
+    overwrite(folder / "log", log);
+    return run_command("kava_inspect --version >/dev/null; eval \"$(sed -n '/^first_fault()/,/^}/p' '" + source_dir() +
+                       "/tools/gpu_check.sh')\"; first_fault '" + folder / "log" + "'")
+        .out;
+  };
+  const std::string cut =
+                        "test_a.cpp:37: FAILED:\n  {Unknown expression after the reported line}\ndue to a fatal error condition:\n"
+                        "  SIGTERM - Termination request signal\n\n=====\ntest cases: 3 | 2 passed | 1 failed\n",
+                    failed = "test_b.cpp:9: FAILED:\n  CHECK( 1 == 2 )\n\n-------\n";
+  CHECK(fault(cut).empty());
+  CHECK(fault(failed + cut) == "test_b.cpp:9: FAILED:\n");
+  CHECK(fault("test_b.cpp:9: FAILED:\n  CHECK( 1 == 2 )\n") == "test_b.cpp:9: FAILED:\n");
+  CHECK(fault("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n========= Error: process didn't terminate\n")
+            .empty());
+  CHECK(fault("========= ERROR SUMMARY: 12 errors\n") == "========= ERROR SUMMARY: 12 errors\n");
+  CHECK(fault("========= Invalid __global__ read of size 4 bytes\n").starts_with("========= Invalid"));
+}
+
+TEST_CASE("gpu_check takes a rival that is not there for no fault of the bench, and any other exit of 3 for one") {
+  const TempFolder folder;
+  const fs::path bin = folder.path() / "bin";
+  fs::create_directories(bin);
+  const auto program = [&](const std::string& name, const std::string& body) {
+    overwrite((bin / name).string(), "#!/bin/sh\n" + body + "\n");
+    fs::permissions(bin / name, fs::perms::owner_exec, fs::perm_options::add);
+  };
+  program("kava_train", "echo 'kava 1'; echo '  cuda (emulated): GPU'");
+  program("kava_inspect", "exit 0");
+  const auto check = [&] {
+    return run_command("kava_inspect --version >/dev/null; '" + source_dir() + "/tools/gpu_check.sh' --part 2 --bin '" + bin.string() +
+                       "' --out '" + folder / "out" + "'");
+  };
+  program("kava_bench", "echo 'rope 1 ms'; echo 'error: rivals: no libcudnn.so.9 is found; install it' >&2; exit 3");
+  const Ended no_rival = check();
+  INFO(no_rival.out << no_rival.err);
+  CHECK(no_rival.code == 0);
+  CHECK(no_rival.out.find("ok       bench: ") != std::string::npos);
+  CHECK(no_rival.out.find("skipped  bench_rivals: error: rivals: no libcudnn") != std::string::npos);
+  program("kava_bench", "echo 'error: device memory: out of memory' >&2; exit 3");
+  const Ended failed = check();
+  CHECK(failed.code == 1);
+  CHECK(failed.out.find("failed   bench: exit 3: error: device memory") != std::string::npos);
+  CHECK(read_json(folder / "out/gpu_check.json")["checks"][0]["result"] == "failed");
+}
+
+TEST_CASE("kava_bench writes what it measured before the memory of a device ran out") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const TempFolder folder;
+  const WithVariable memory("KAVA_EMULATED_MEMORY", "2300000");
+  const Ended bench = run_command("kava_bench --device cuda --shape tiny --filter '^(step|rope)$' --json '" + folder / "bench.json" + "'");
+  check_refusal(bench, 3, "memory");
+  const Json results = read_json(folder / "bench.json");
+  const auto has = [&](const char* name) {
+    return std::ranges::any_of(results, [&](const Json& result) { return result["name"] == name && !result.contains("sectors"); });
+  };
+  CHECK((has("rope") && has("copy rate") && !has("step")));
+}
+
 }  // namespace kava
