@@ -200,8 +200,9 @@ TEST_CASE("attention that one key takes all of has no gradient to queries and ke
     INFO(ops->name() << ", " << name_of(type));
     Rig rig(*ops, type, type, 0);
     const Matrices out = read_all(rig, attention_bwd(l, h)(rig, in));
-    // Kernels in bf16 sum dp in tensor cores and o . do outside: sums of 16 equal products of at most 9, each to 2^-22 of that, differ by 7e-5
-    // at most, which times a scale of 1/4, keys of 33 and queries of 14 in 14 rows stays below this; weights off by 2^-9 make it 100 times more.
+    // Kernels in bf16 sum dp in tensor cores and o . do outside: sums of 16 equal products of at most 9, each to 2^-22 of that, differ by
+    // 7e-5 at most, which times a scale of 1/4, keys of 33 and queries of 14 in 14 rows stays below this; weights off by 2^-9 make it 100
+    // times more.
     const double most = type == DType::bf16 && ops->name() != "cpu" ? 4e-3 : 0;
     for (std::size_t i : {0u, 1u})
       for (double v : out[i].at) REQUIRE(std::fabs(v) <= most);
