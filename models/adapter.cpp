@@ -49,7 +49,7 @@ Json adapter_config(const Model& model) {
   const RunConfig& c = model.config;
   return {{"peft_type", "LORA"},
           {"task_type", "CAUSAL_LM"},
-          {"base_model_name_or_path", c.model.path},
+          {"base_model_name_or_path", c.model.init == Init::random ? Json() : Json(c.model.path)},  // a drawn base lies in no folder
           {"r", c.lora.rank},
           {"lora_alpha", c.lora.alpha == static_cast<double>(static_cast<int64_t>(c.lora.alpha)) ? Json(static_cast<int64_t>(c.lora.alpha))
                                                                                                  : Json(c.lora.alpha)},
@@ -145,9 +145,10 @@ void load_adapter(Model& model, const std::string& folder) {
   }
   const std::string extra = path_in(folder, "kava.safetensors");
   const bool wanted = recipe_of(model.config).markers;
-  if (wanted != is_there(extra))
-    mismatch(extra, fmt::format("is {}there, but method {} has {}new tokens", wanted ? "not " : "", name_of(model.config.method),
-                                wanted ? "" : "no "));
+  if (wanted && !is_there(extra))
+    throw Error(Exit::data, extra, fmt::format("is not there, but method {} has new tokens", name_of(model.config.method)),
+                "use the adapter's own configuration, or merge it by kava_merge and name the result in model.path");
+  if (!wanted && is_there(extra)) mismatch(extra, fmt::format("is there, but method {} has no new tokens", name_of(model.config.method)));
   if (wanted) load_file(model, SafetensorsFile::open(extra), is_kava_tensor);
   model.parameters.refresh();
 }

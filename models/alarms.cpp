@@ -35,8 +35,10 @@ void Alarms::raise(const std::string& kind, const std::string& line, std::vector
   if (++count_[kind] == 1 || each) lines.push_back("warning: " + line);
 }
 
-std::vector<std::string> Alarms::samples(std::span<const Sample> train) {
+std::vector<std::string> Alarms::start(std::span<const Sample> train) {
   std::vector<std::string> lines;
+  if (config_.model.init == Init::random && config_.train.trainable == Trainable::lora)
+    raise("a drawn base", "model.init = \"random\" draws the base, of which LoRA trains nothing; set train.trainable = \"all\"", lines);
   const int64_t empty = std::ranges::count_if(train, [](const Sample&s) { return s.trace.empty(); }), n = std::ssize(train);
   if (const TraceUse use = trace_use(config_); use != TraceUse::none && 2 * empty > n)
     raise("rows without a trace",
@@ -49,6 +51,7 @@ std::vector<std::string> Alarms::samples(std::span<const Sample> train) {
 
 std::vector<std::string> Alarms::step(const StepReport& r) {
   std::vector<std::string> lines;
+  if (!r.updated) ++count_["steps without an update"];  // each is told where it is found
   if (r.latent_norm_ratio && *r.latent_norm_ratio > kLargestRatio)
     raise("latents' norm",
           fmt::format("step {}: the latents' inputs are {:.1f} times as large as the embeddings; set latent.projection_init = "

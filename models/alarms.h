@@ -16,7 +16,7 @@ class Alarms {
   Alarms(const RunConfig& config, int64_t total);
 
   /// Lines to tell, mostly none. A kind of alarm is told when it is raised first, spikes every time.
-  std::vector<std::string> samples(std::span<const Sample> train);
+  std::vector<std::string> start(std::span<const Sample> train);
   std::vector<std::string> step(const StepReport& report);
   std::vector<std::string> validation(int64_t step, const Validation& validation);
 

@@ -1,6 +1,8 @@
 #include "models/merge.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -58,7 +60,8 @@ class AdapterTensors {
  private:
   void add(const std::string& name, const TensorInfo& t) {
     const bool a = name.ends_with(kA), b = name.ends_with(kB);
-    if (!name.starts_with(kLoraPrefix) || (!a && !b)) other_base(file().path(), "tensor " + escaped(name) + " is no part of LoRA");
+    if (!name.starts_with(kLoraPrefix) || (!a && !b))
+      unsupported(file().path(), "tensor " + escaped(name) + " is no part of LoRA on whole linears");
     if (t.shape.size() != 2 || !SafetensorsFile::is_floating(t)) other_base(file().path(), "tensor " + escaped(name) + " is no matrix");
     Lora& m = modules_[name.substr(kLoraPrefix.size(), name.size() - kLoraPrefix.size() - kA.size())];
     (a ? m.a : m.b) = &t;
@@ -143,20 +146,27 @@ void fill_plain(const Source& source, DType type, void* out) {
     source.adapter->read_as(*row.tensor, row.row * cols, cols, type, static_cast<char*>(out) + id * cols * size_of(type), true);
 }
 
+// Error(code numeric) where the product of an adapter makes a value that is not finite.
 void fill_merged(Ops& ops, const Source& source, const MergeInput& input, DType type, void* out) {
   if (!source.lora) return fill_plain(source, type, out);
   const Product product(*source.adapter, *source.lora, input.scale, input.transposed);
   const int64_t cols = source.shape[1];
+  std::atomic<bool> finite = true;
   ops.on_host(source.shape[0], [&](int64_t row) {
     std::vector<double> w(static_cast<std::size_t>(cols));
     source.weights->read_as(*source.tensor, row * cols, cols, DType::f64, w.data(), true);
     product.add_to(w.data(), row);
     for (int64_t i = 0; i < cols; ++i) {
       const double x = w[static_cast<std::size_t>(i)];
-      if (type == DType::bf16) static_cast<bf16*>(out)[row * cols + i] = to_bf16(round_to_odd(x));
-      else static_cast<float*>(out)[row * cols + i] = static_cast<float>(x);
+      float stored = static_cast<float>(x);
+      if (type == DType::bf16) stored = to_float(static_cast<bf16*>(out)[row * cols + i] = to_bf16(round_to_odd(x)));
+      else static_cast<float*>(out)[row * cols + i] = stored;
+      if (!std::isfinite(stored)) finite = false;
     }
   });
+  if (!finite)
+    throw Error(Exit::numeric, shown_path(source.adapter->path()),
+                "the sum of " + escaped(source.tensor->name) + " and its LoRA is not finite", "merge an earlier checkpoint");
 }
 
 // What an adapter of PCCoT or CODI holds of the base, in the place of the base's own.
@@ -192,7 +202,8 @@ std::string peft_base(const std::string& adapter) {
   const Json json = read_json(path, std::size_t{1} << 20);
   const Json base = json.is_object() ? json.value("base_model_name_or_path", Json()) : Json();
   if (!base.is_string() || base.get_ref<const std::string&>().empty())
-    throw Error(Exit::data, shown_path(path), "names no base_model_name_or_path", "name the base with --base DIR");
+    throw Error(Exit::data, shown_path(path), "names no base_model_name_or_path",
+                "name the base with --base DIR; one that model.init = \"random\" drew lies in no folder");
   return base.get<std::string>();
 }
 

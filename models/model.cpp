@@ -85,7 +85,7 @@ Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s, Values values, Mo
   std::optional<WeightFiles> files;
   if (values != Values::none && config.model.init == Init::pretrained) {
     files = WeightFiles::open(config.model.path, shape);
-    base_digest = sha256(read_file(shape.source, std::size_t{64} << 20) + files->header_text());
+    base_digest = digest_of_base(shape, *files);
   }
   const std::vector<TrainableSpec> specs = trainable_specs(config, shape);
   for (const TrainableSpec& t : specs) parameters.add(t.name, t.rows, t.cols, t.vector, t.decay, t.joined, t.transposed);

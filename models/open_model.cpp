@@ -131,6 +131,7 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
   if (m.plain() && base)
     throw Error(Exit::usage, "--base", "is given for " + shown_path(path) + ", which is a base itself", "leave it out, or name a run");
   m.config = m.plain() ? plain_config(path.string()) : load_run_config(m.run_dir.string());
+  m.base_given = base.has_value();
   if (base) m.config.model.path = fs::absolute(model_folder(*base)).string();
   if (dtype) m.config.model.dtype = *dtype;
   if (!fs::exists(m.config.model.path, failed))
@@ -169,7 +170,9 @@ void require_stage(const OpenedModel& m, std::optional<Method> method, std::opti
 }
 
 void require_same_base(const OpenedModel& m) {
-  if (m.base_now.valid()) require_same_files("the base", m.config.model.path, m.base_before, m.base_now.get(), "name it with --base DIR");
+  if (!m.base_now.valid()) return;
+  require_same_files("the base", m.config.model.path, m.base_before, m.base_now.get(),
+                     m.base_given ? "name the run's base with --base" : "name it with --base DIR");
 }
 
 std::unique_ptr<Model> load_model(Ops& ops, const OpenedModel& opened) {

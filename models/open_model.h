@@ -23,6 +23,7 @@ struct OpenedModel {
   std::optional<int64_t> step;               // of the checkpoint whose weights these are
   std::string note;                          // why a better choice was passed over; mostly empty
   FileDigests base_before;                   // of a run's base when it was trained
+  bool base_given = false;                   // in place of the run's own
   std::shared_future<FileDigests> base_now;  // computed while the weights are loaded; invalid where the run does not tell
 
   bool plain() const { return run_dir.empty(); }

@@ -67,7 +67,7 @@ bool every_layer(const Json& json, const ModelConfig& shape, const std::string& 
   const std::string& layers = shape.architecture().layers;
   const std::string list = layers.substr(0, layers.size() - 1);
   if (!off(pattern) && (off(given) || (pattern != list && pattern != Json::array({list}))))
-    mismatch(path, fmt::format("layers_pattern = {} is not supported", escaped(pattern.dump())));
+    unsupported(path, fmt::format("layers_pattern = {} is not supported", escaped(pattern.dump())));
   if (off(given)) return true;
   std::set<std::int64_t> chosen;
   for (const Json& layer : given.is_array() ? given : Json::array({given}))
@@ -92,7 +92,7 @@ void check_targets(const RunConfig& config, const Json& json, const ModelConfig&
     for (const std::string& m : named_modules(excluded, modules, path, "exclude_modules"))
       if (wanted.contains(m)) mismatch(path, fmt::format("exclude_modules = {} excludes {}", escaped(excluded.dump(), 200), m));
   if (!every_layer(json, shape, path))
-    mismatch(path, fmt::format("layers_to_transform = {} leaves layers out", escaped(json["layers_to_transform"].dump(), 200)));
+    unsupported(path, fmt::format("layers_to_transform = {} leaves layers out", escaped(json["layers_to_transform"].dump(), 200)));
 }
 
 // A pattern that gives modules the number that they have anyway.
@@ -102,13 +102,17 @@ void check_pattern(const Json& json, const std::string& path, const char* key, d
   const bool same = it->is_object() && std::ranges::all_of(it->get_ref<const Json::object_t&>(), [&](const auto& entry) {
                       return entry.second.is_number() && entry.second.template get<double>() == usual;
                     });
-  if (!same) mismatch(path, fmt::format("{} = {} is not supported", key, escaped(it->dump())));
+  if (!same) unsupported(path, fmt::format("{} = {} is not supported", key, escaped(it->dump())));
 }
 
 }  // namespace
 
 void mismatch(const std::string& file, const std::string& what) {
   throw Error(Exit::data, file, what, "use the configuration that the adapter was trained with");
+}
+
+void unsupported(const std::string& file, const std::string& what) {
+  throw Error(Exit::data, file, what, "merge it into its base by PEFT's merge_and_unload");
 }
 
 void check_peft_config(const RunConfig& config, const ModelConfig& shape, const std::string& path,
@@ -145,11 +149,11 @@ void check_peft_config(const RunConfig& config, const ModelConfig& shape, const 
                           "lora_ga_config"})
     if (auto it = json.find(key);
         it != json.end() && !off(*it) && !read_elsewhere.contains(key) && !(transposed && *it == true && key == fan_in_fan_out))
-      mismatch(path, fmt::format("{} = {} is not supported", key, escaped(it->dump())));
+      unsupported(path, fmt::format("{} = {} is not supported", key, escaped(it->dump())));
   // The other ways to begin (pissa, olora, ...) take their start from the base's weights, which PEFT does again when it loads the adapter.
   const Json start = json.value("init_lora_weights", Json(true));
   if (!start.is_boolean() && !start.is_null() && start != "gaussian" && start != "orthogonal" && start != "eva")
-    mismatch(path, fmt::format("init_lora_weights = {} is not supported", escaped(start.dump())));
+    unsupported(path, fmt::format("init_lora_weights = {} is not supported", escaped(start.dump())));
 }
 
 }  // namespace kava

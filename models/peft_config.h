@@ -19,5 +19,7 @@ void check_peft_config(const RunConfig& config, const ModelConfig& shape, const 
 
 /// Error(code data): the adapter's file is not of the run's configuration.
 [[noreturn]] void mismatch(const std::string& file, const std::string& what);
+/// Error(code data): PEFT knows what the file describes, and kava does not.
+[[noreturn]] void unsupported(const std::string& file, const std::string& what);
 
 }  // namespace kava

@@ -256,4 +256,8 @@ std::vector<std::string> WeightFiles::paths() const {
   return all;
 }
 
+std::string digest_of_base(const ModelConfig& config, const WeightFiles& weights) {
+  return sha256(read_file(config.source, std::size_t{64} << 20) + weights.header_text());
+}
+
 }  // namespace kava

@@ -69,4 +69,7 @@ class WeightFiles {
   bool bare_names_ = false, head_alone_ = false;
 };
 
+/// SHA-256 of a base's config.json and the headers of its weights: kava.base of adapters that are trained on it.
+std::string digest_of_base(const ModelConfig& config, const WeightFiles& weights);
+
 }  // namespace kava

@@ -9,10 +9,11 @@
 #include "engine/files/hub.h"
 #include "engine/files/parts.h"
 #include "engine/files/paths.h"
+#include "engine/files/safetensors.h"
 #include "models/merge.h"
 #include "models/open_model.h"
 #include "models/upstream.h"
-#include "tools/choice_option.h"
+#include "models/weights.h"
 #include "tools/command.h"
 #include "tools/device.h"
 
@@ -35,6 +36,22 @@ void print_left_out(const fs::path& adapter) {
         "its chain of thought\n");
 }
 
+// An adapter alone may name the base that its latents were trained on.
+void tell_other_base(const std::string& adapter, const std::string& base) {
+  const fs::path latents = fs::path(adapter) / "kava.safetensors";
+  if (!is_there(latents)) return;
+  const SafetensorsFile file = SafetensorsFile::open(latents.string());
+  const auto before = file.metadata().find("kava.base");
+  if (before == file.metadata().end()) return;
+  const ModelConfig shape = ModelConfig::load(base);
+  if (before->second.empty())
+    throw Error(Exit::data, shown_path(adapter), "model.init = \"random\" drew the base, which lies in no folder",
+                "train such a model with train.trainable = \"all\"");
+  if (before->second != digest_of_base(shape, WeightFiles::open(base, shape)))
+    print_note(
+        fmt::format("{} is not the base that the adapter was trained on, by its config.json or its weights' headers", shown_path(base)));
+}
+
 struct Opened {
   MergeInput input;
   fs::path adapter;
@@ -46,6 +63,7 @@ Opened open_input(const MergeCommand& command) {
   if (is_there(fs::path(given) / "adapter_config.json")) {
     const std::string base = model_folder(command.base ? *command.base : peft_base(given));
     if (!is_there(base)) throw Error(Exit::data, shown_path(base), "the adapter's base is not there", "name it with --base DIR");
+    tell_other_base(given, base);
     return {peft_merge_input(given, base), given, nullptr};
   }
   OpenedModel opened = open_model(given, std::nullopt, command.base);
@@ -53,6 +71,9 @@ Opened open_input(const MergeCommand& command) {
   if (opened.plain())
     throw Error(Exit::data, shown_path(given), "is a plain model folder: there is nothing to merge",
                 "give a run, a checkpoint or an adapter");
+  if (opened.config.model.init == Init::random && opened.config.train.trainable == Trainable::lora)
+    throw Error(Exit::data, shown_path(given), "model.init = \"random\" drew the base, which lies in no folder",
+                "train such a model with train.trainable = \"all\"");
   require_same_base(opened);
   fmt::print("{}\n", opened.weights);
   const auto input = [&]() -> MergeInput {
@@ -83,14 +104,15 @@ struct NewFolder {
 };
 
 int merge(const MergeCommand& command) {
-  const auto dtype = choice_option<StorageType>("--dtype", command.dtype).value_or(StorageType::bf16);
-  if (dtype == StorageType::f64) throw Error(Exit::usage, "--dtype", "f64 is no type of a model folder", "give bf16 or f32");
+  if (command.dtype && *command.dtype != "bf16" && *command.dtype != "f32")
+    throw Error(Exit::usage, "--dtype", escaped(*command.dtype) + " is none of the types that are written", "give bf16 or f32");
+  const DType dtype = command.dtype == "f32" ? DType::f32 : DType::bf16;
   const NewFolder place(command.out);
   const Opened opened = open_input(command);
   require_no_input("--out", command.out, {opened.input.base, opened.adapter.string()});
   const std::unique_ptr<Ops> ops = make_cpu_ops(thread_count(command.device));
   FolderWriter out(command.out);
-  write_merged(*ops, opened.input, storage_of(dtype), out);
+  write_merged(*ops, opened.input, dtype, out);
   print_left_out(opened.adapter);
   fmt::print("written {}\n", shown_path(command.out));
   require_printed();

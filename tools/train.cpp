@@ -265,7 +265,7 @@ class Run {
     const auto warn = [&](const std::vector<std::string>& lines) {
       for (const std::string& line : lines) progress.note(line);
     };
-    warn(alarms.samples(data_.samples));
+    warn(alarms.start(data_.samples));
     TrainingHooks hooks;
     hooks.on_step = [&](const StepReport& r, const Speed& s) {
       stepped_ = true;

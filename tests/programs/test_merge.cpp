@@ -31,6 +31,11 @@ double bf16_step(double x) { return std::ldexp(1.0, std::ilogb(x == 0 ? 1e-30 : 
 
 Ended merge(const std::string& arguments) { return run_command("kava_merge " + arguments); }
 
+Ended train(const std::string& run, const std::string& more) {
+  return run_command("kava_train '" + source_dir() + "/tests/golden/cases/kava_defaults.toml' --set model.path='" + kModels +
+                     "llama' --set model.adapter= --set train.max_steps=1 --threads 1 --out '" + run + "' " + more);
+}
+
 }  // namespace
 
 TEST_CASE("a merged folder holds the base's tensors with scale B A added, rounded once") {
@@ -105,4 +110,51 @@ TEST_CASE("what cannot be merged is one line with its exit code, and writes noth
   refused(adapter + base + "missing' --out '" + out + "'", 4);
   refused("'" + kModels + "llama' --out '" + out + "'", 4);
   refused("'" + folder / "missing" + "' --out '" + out + "'", 4);
+}
+
+TEST_CASE("a base that was drawn at random is not merged with the folder's own weights") {
+  const TempFolder folder;
+  const std::string run = folder / "run", out = folder / "out";
+  const Ended trained = train(run, "--set model.init=random");
+  INFO(trained.err);
+  REQUIRE(trained.code == 0);
+  CHECK((trained.out + trained.err).find("draws the base, of which LoRA trains nothing") != std::string::npos);
+  CHECK(read_json(run + "/adapter/adapter_config.json")["base_model_name_or_path"].is_null());
+  for (const std::string& given : {run, run + "/adapter' --base '" + kModels + "llama"}) {
+    const Ended refused = merge("'" + given + "' --out '" + out + "'");
+    INFO(refused.err);
+    CHECK(refused.code == 4);
+    CHECK(refused.err.find("drew the base, which lies in no folder") != std::string::npos);
+  }
+  const Ended unnamed = merge("'" + run + "/adapter' --out '" + out + "'");
+  CHECK(unnamed.code == 4);
+  CHECK(unnamed.err.find("--base DIR") != std::string::npos);
+  CHECK(!fs::exists(out));
+}
+
+TEST_CASE("a merge says where its base is not the one of the training, and refuses what is not finite") {
+  const TempFolder folder;
+  const std::string adapter = kAdapters + "llama", out = folder / "out";
+  fs::copy(kModels + "llama", folder.path() / "other");
+  Json config = read_json(folder / "other/config.json");
+  config["note"] = "another config.json";
+  overwrite(folder / "other/config.json", config.dump());
+  REQUIRE(train(folder / "run", "").code == 0);
+  const Ended other = merge("'" + folder / "run/adapter" + "' --base '" + folder / "other" + "' --out '" + out + "'");
+  INFO(other.err);
+  CHECK(other.code == 0);
+  CHECK(other.err.find("is not the base that the adapter was trained on") != std::string::npos);
+  const Ended own = merge("'" + folder / "run/adapter" + "' --out '" + folder / "own" + "'");
+  CHECK((own.code == 0 && own.err.empty()));
+
+  fs::copy(adapter, folder.path() / "large");
+  const SafetensorsFile file = SafetensorsFile::open(adapter + "/adapter_model.safetensors");
+  std::vector<TensorOut> tensors;
+  for (const TensorInfo& t : file.tensors())
+    tensors.push_back({t.name, "F32", t.shape, nullptr, [&t](void* to) { std::fill_n(static_cast<float*>(to), t.count(), 1e25f); }});
+  write_safetensors(folder / "large/adapter_model.safetensors", std::move(tensors));
+  const Ended large = merge("'" + folder / "large" + "' --base '" + kModels + "llama' --out '" + folder / "none" + "'");
+  CHECK(large.code == 5);
+  CHECK(large.err.find("and its LoRA is not finite; merge an earlier checkpoint") != std::string::npos);
+  CHECK(!fs::exists(folder / "none"));
 }
