@@ -73,13 +73,13 @@ EmbeddingStatistics statistics_of(Ops& ops, const Tensor& table) {
 
 // The one token that latent.token_init is.
 int64_t start_token(const RunConfig& config) {
-  const auto refuse = [&](const std::string& what) {
-    throw Error(Exit::usage, "latent.token_init", fmt::format("\"{}\" {}", escaped(config.latent.token_init), what),
-                "give a text that is one token, or \"\" for the mean of all rows");
+  const auto refuse = [&](const std::string& what, const char* remedy) {
+    throw Error(Exit::usage, "latent.token_init", fmt::format("\"{}\" {}", escaped(config.latent.token_init), what), remedy);
   };
-  if (!is_there(std::filesystem::path(config.model.path) / "tokenizer.json")) refuse("needs a tokenizer, and the model's folder has none");
+  if (!is_there(std::filesystem::path(config.model.path) / "tokenizer.json"))
+    refuse("needs a tokenizer, and the model's folder has none", "set it to \"\" for the mean of all rows, or add tokenizer.json");
   const std::vector<int32_t> ids = Tokenizer::load(config.model.path).encode(config.latent.token_init);
-  if (ids.size() != 1) refuse(fmt::format("is {} tokens", ids.size()));
+  if (ids.size() != 1) refuse(fmt::format("is {} tokens", ids.size()), "give a text that is one token, or \"\" for the mean of all rows");
   return ids[0];
 }
 
