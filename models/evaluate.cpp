@@ -12,8 +12,6 @@
 
 namespace kava {
 
-namespace {
-
 std::vector<Scorer> scorers_for(Method method, DataFormat format, bool tokenizer) {
   if (format == DataFormat::ids) {
     std::vector<Scorer> s{Scorer::strict, Scorer::raw};
@@ -25,6 +23,8 @@ std::vector<Scorer> scorers_for(Method method, DataFormat format, bool tokenizer
   if (format == DataFormat::gsm_hard) s.push_back(Scorer::gsm_hard);
   return s;
 }
+
+namespace {
 
 std::string joined(std::span<const int32_t> ids) { return fmt::format("{}", fmt::join(ids, " ")); }
 

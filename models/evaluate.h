@@ -20,6 +20,9 @@ namespace kava {
 /// by equal ids (strict, raw), and by codi where a tokenizer can decode them.
 KAVA_CHOICE(Scorer, strict, raw, codi, gsm8k, gsm_hard)
 
+/// Those that apply; tokenizer: whether the model folder has one, which only rows of ids can do without.
+std::vector<Scorer> scorers_for(Method method, DataFormat format, bool tokenizer);
+
 struct EvalOptions : DecodeChoice {
   int64_t limit = 0;  // the first rows of the file; 0: all
   int64_t batch = kDecodeBatch;

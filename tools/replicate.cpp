@@ -123,6 +123,7 @@ int replicate(ReplicateCommand& command) {
   if (command.plan) print_counts(works, out);
   require_files(table, works, out);
   if (command.plan) return print_plan(table, works, out, command.run, command.rate);
+  (void)works_of(table, {}, out);  // the tables hold all rows, those that are not asked for too
   make_folders(out);
   catch_signals();
   if (command.task) return run_task(command, table, works, out);

@@ -92,6 +92,22 @@ Needs needs_of(const ReplicaTable& table, const std::vector<Work>& works, const 
   return needs;
 }
 
+// Of a column whose form is not given, what its file shows: the scorer gsm_hard applies to its own form alone.
+void require_gsm_hard(const ReplicaTable& table, const std::vector<Work>& works, const fs::path& out) {
+  std::set<std::string> seen;
+  for (const Work& work : works)
+    for (std::size_t i = 0; work.kind == WorkKind::eval && i < table.columns.size(); ++i) {
+      const TableColumn& c = table.columns[i];
+      if (data_column(table, i) != work.column || c.format || c.scorer != Scorer::gsm_hard) continue;
+      const std::string file = table_path(table, c.data, out, work.seed).string();
+      if (!is_there(file) || !seen.insert(file).second) continue;
+      if (const DataFormat format = read_rows(file).format; format != DataFormat::gsm_hard)
+        throw Error(Exit::usage, c.scorer_place,
+                    fmt::format("scorer gsm_hard of column {} does not apply to {}, of form {}", c.name, shown_path(file), name_of(format)),
+                    "give another scorer, or format = \"gsm_hard\"");
+    }
+}
+
 // The table's digests by file. What only rows that are not asked for need is left out, and what is not made yet.
 std::map<std::string, std::string> digests_to_check(const ReplicaTable& table, const Needs& needs, const fs::path& out) {
   std::map<std::string, std::string> digests;
@@ -221,6 +237,7 @@ void require_files(const ReplicaTable& table, const std::vector<Work>& works, co
   if (!missing.empty())
     throw Error(Exit::data, shown_path(table.file), fmt::format("needs what is not there: {}", fmt::join(missing, ", ")),
                 "put it there, or change the table");
+  require_gsm_hard(table, works, out);
   for (const auto& [file, digest] : digests)
     if (sha256_file(file) != digest)
       throw Error(Exit::data, shown_path(file), "has another SHA-256 than the table says, " + escaped(digest),

@@ -39,6 +39,7 @@ class Section {
     }
   }
 
+  std::string place(const char* name) const { return file_.where(below(name)); }
   bool has(const char* name) const { return value_.contains(name); }
   const Json& value() const { return value_; }
 
@@ -123,7 +124,7 @@ TableColumn read_column(const Section& s) {
   c.name = s.identifier("name"), c.title = s.text("title", c.name), c.data = s.text("data");
   c.format = s.choice<DataFormat>("format");
   c.limit = s.whole("limit", 0, 1, int64_t{1} << 40);
-  c.scorer = s.choice<Scorer>("scorer").value_or(Scorer::strict);
+  c.scorer = s.choice<Scorer>("scorer").value_or(Scorer::strict), c.scorer_place = s.place("scorer");
   return c;
 }
 
@@ -145,7 +146,7 @@ TableRow read_row(const Section& s, const std::vector<TableColumn>& columns) {
   s.require_known({"name", "title", "block", "config", "set", "start", "groups", "shown", "published"});
   TableRow r;
   r.name = s.identifier("name"), r.title = s.text("title", r.name), r.block = s.text("block", "");
-  r.config = s.text("config"), r.sets = s.texts("set"), r.start = s.text("start", "");
+  r.config = s.text("config"), r.sets = s.texts("set"), r.start = s.text("start", ""), r.start_place = s.place("start");
   r.groups = s.texts("groups"), r.shown = s.flag("shown", true);
   for (const Section& p : s.sections("published")) r.published.push_back(read_published(p, columns));
   return r;
@@ -252,13 +253,17 @@ fs::path table_path(const ReplicaTable& table, const std::string& path, const fs
   return (table.folder / expand_home(filled_in(path, out, seed))).lexically_normal();
 }
 
+std::string adapter_of(const TableRow& row, const fs::path& out, int64_t seed) {
+  return (out / "runs" / row.name / fmt::format("{}", seed) / "adapter").string();
+}
+
 std::vector<std::string> settings_of(const ReplicaTable& table, const TableRow& row, const fs::path& out, int64_t seed) {
   std::vector<std::string> sets;
   if (const TableRow* start = table.find(row.start)) {
     // A model of which every weight was trained is a folder of its own; else its adapter lies on the base that the start had.
     const std::vector<std::string> before = settings_of(table, *start, out, seed);
     const RunConfig config = load_config((table.folder / start->config).string(), before);
-    const std::string adapter = (out / "runs" / start->name / fmt::format("{}", seed) / "adapter").string();
+    const std::string adapter = adapter_of(*start, out, seed);
     const bool whole = config.train.trainable == Trainable::all;
     sets.push_back("model.path=" + Json(whole ? adapter : config.model.path).dump());
     if (!whole) sets.push_back("model.adapter=" + Json(adapter).dump());

@@ -33,6 +33,7 @@ struct TableColumn {
   std::optional<DataFormat> format;
   int64_t limit = 0;  // 0: all rows
   Scorer scorer = Scorer::strict;
+  std::string scorer_place;  // FILE:LINE:COL
 };
 
 struct TableRow {
@@ -40,6 +41,7 @@ struct TableRow {
   std::string config;             // as given
   std::vector<std::string> sets;  // as given
   std::string start;              // the row whose trained model this one starts from, or ""
+  std::string start_place;        // FILE:LINE:COL
   std::vector<std::string> groups;
   bool shown = true;  // else it is only trained, for others to start from
   std::vector<PublishedValue> published;
@@ -69,6 +71,9 @@ std::string filled_in(const std::string& text, const std::filesystem::path& out,
 
 /// A path of the table, from its folder, with {out} and {seed} put in.
 std::filesystem::path table_path(const ReplicaTable& table, const std::string& path, const std::filesystem::path& out, int64_t seed);
+
+/// What the run of a row leaves: its adapter, or its model where every weight was trained.
+std::string adapter_of(const TableRow& row, const std::filesystem::path& out, int64_t seed);
 
 /// The arguments of --set for one run, the seed last; their relative paths are from the table's folder, which is to be the working one.
 std::vector<std::string> settings_of(const ReplicaTable& table, const TableRow& row, const std::filesystem::path& out, int64_t seed);

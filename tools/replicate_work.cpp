@@ -1,5 +1,7 @@
 #include "tools/replicate_work.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <map>
 #include <set>
@@ -8,6 +10,7 @@
 #include "engine/files/files.h"
 #include "engine/files/json_at.h"
 #include "engine/files/unreadable.h"
+#include "models/recipe.h"
 
 namespace kava {
 
@@ -50,6 +53,22 @@ std::string place_of(const ReplicaTable& table, const fs::path& out, const std::
   const fs::path whole = (table.folder / path).lexically_normal();
   const std::string below = whole.lexically_relative(out).string();
   return below.starts_with("..") ? whole.lexically_relative(table.folder).string() : "{out}/" + below;
+}
+
+// Why the adapter that one configuration trains cannot be read by another: it must hold exactly the tensors that this one trains. Empty
+// where it can.
+std::string adapter_difference(const RunConfig& from, const RunConfig& to) {
+  const auto as_set = [](const std::vector<std::string>& names) { return std::set(names.begin(), names.end()); };
+  const bool markers = recipe_of(from).markers;
+  if (to.train.trainable == Trainable::all) return "this one trains all weights";
+  if (from.lora.rank != to.lora.rank) return "lora.rank differs";
+  if (from.lora.alpha != to.lora.alpha) return "lora.alpha differs";
+  if (as_set(from.lora.targets) != as_set(to.lora.targets)) return "lora.targets differ";
+  if (markers != recipe_of(to).markers)
+    return fmt::format("{} has new tokens, {} has none", name_of((markers ? from : to).method), name_of((markers ? to : from).method));
+  if (markers && from.latent.projection != to.latent.projection) return "latent.projection differs";
+  if (markers && from.kv.projection != to.kv.projection) return "kv.projection differs";
+  return "";
 }
 
 // Of all that a run's result depends on: what may change when kava_train goes on with a run too, but not what its files hold.
@@ -101,6 +120,8 @@ class Planner {
     const std::vector<std::string> sets = settings_of(table_, row, out_, seed);
     const RunConfig loaded = load_config(config, sets);
     require_for_training(loaded, config);
+    require_start(row, loaded, seed);
+    if (row.shown) require_scorers(row, loaded.method);
     Work work;
     work.kind = WorkKind::train, work.id = train_id(row, seed), work.row = index, work.seed = seed;
     work.run = out_ / "runs" / row.name / fmt::format("{}", seed);
@@ -119,6 +140,33 @@ class Planner {
     if (!row.shown || !evaluated) return;
     for (std::size_t column = 0; column < table_.columns.size(); ++column)
       if (data_column(table_, column) == column) add_evaluation(train, row, column);
+  }
+
+  // Its trained adapter, where it is no model of its own, and nothing else is set in its place.
+  void require_start(const TableRow& row, const RunConfig& config, int64_t seed) const {
+    const TableRow* start = table_.find(row.start);
+    if (!start || config.model.adapter != adapter_of(*start, out_, seed)) return;
+    const RunConfig from =
+        load_config((table_.folder / start->config).lexically_normal().string(), settings_of(table_, *start, out_, seed));
+    if (const std::string why = adapter_difference(from, config); !why.empty())
+      throw Error(Exit::usage, row.start_place,
+                  fmt::format("row {} cannot start from the LoRA adapter of {}: {}", row.name, row.start, why),
+                  fmt::format("set train.trainable=all in row {}, or leave out start", row.start));
+  }
+
+  void require_scorers(const TableRow& row, Method method) const {
+    for (const TableColumn& c : table_.columns) {
+      // A form that is not given may still be any.
+      const DataFormat format = c.format.value_or(c.scorer == Scorer::gsm_hard ? DataFormat::gsm_hard : DataFormat::icot_text);
+      const std::vector<Scorer> scorers = scorers_for(method, format, true);
+      if (std::ranges::find(scorers, c.scorer) != scorers.end()) continue;
+      std::vector<std::string> names;
+      for (Scorer s : scorers) names.push_back(name_of(s));
+      throw Error(Exit::usage, c.scorer_place,
+                  fmt::format("scorer {} of column {} does not apply to row {}, of method {}{}", name_of(c.scorer), c.name, row.name,
+                              name_of(method), c.format ? ", and data of form " + name_of(format) : ""),
+                  fmt::format("give one of {}", fmt::join(names, ", ")));
+    }
   }
 
   void add_evaluation(const Work& train, const TableRow& row, std::size_t column) {

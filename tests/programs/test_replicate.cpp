@@ -126,6 +126,69 @@ TEST_CASE("replicate refuses what is wrong in one line and leaves what is finish
   CHECK(rig.form("state/first.1.eval_test.json") == done);
 }
 
+TEST_CASE("a row that the adapter of its start does not fit is refused before the start is trained") {
+  const TableRig rig;
+  // A base whose every weight is trained is a model of its own, and any row starts from it.
+  const std::string latents = "start = \"base\"\nset = ['method=kava', 'latent.count=2']\n";
+  rig.save(row("base", "set = ['train.trainable=all']\nshown = false\n") + row("first", latents), "seeds = [1]\n");
+  REQUIRE(rig.run("--dry-run").code == 0);
+  const std::tuple<const char*, const char*, const char*> rows[] = {
+      {"", "'method=kava'", "kava has new tokens, no_cot has none"},
+      {"'method=pccot'", "'train.lr=1'", "pccot has new tokens, no_cot has none"},
+      {"", "'train.trainable=all'", "this one trains all weights"},
+      {"", "'lora.rank=3'", "lora.rank differs"},
+      {"", "'lora.alpha=3'", "lora.alpha differs"},
+      {"", "'lora.targets=[\"q_proj\"]'", "lora.targets differ"},
+      {"'method=pccot'", "'method=kava', 'latent.projection=false'", "latent.projection differs"},
+      {"'method=pccot'", "'method=kava', 'kv.projection=true'", "kv.projection differs"}};
+  for (const auto& [base, first, why] : rows) {
+    CAPTURE(base, first);
+    rig.save(
+        row("base", fmt::format("set = [{}]\nshown = false\n", base)) + row("first", fmt::format("start = \"base\"\nset = [{}]\n", first)),
+        "seeds = [1]\n");
+    for (const char* options : {"", "--plan"}) {
+      check_refused(rig.run(options), 2, "table.toml:13:1: row first cannot start from the LoRA adapter of base: " + std::string(why));
+      check_refused(rig.run(options), 2, "; set train.trainable=all in row base, or leave out start");
+    }
+    CHECK(!fs::exists(rig.out()));
+  }
+  // What fits: the same tensors, of another method too; and another adapter in its place.
+  rig.save(row("base", "set = ['method=pccot', 'lora.targets=[\"q_proj\", \"k_proj\"]']\n") +
+           row("first", "start = \"base\"\nset = ['method=kava', 'lora.targets=[\"k_proj\", \"q_proj\"]']\n") +
+           row("second", "start = \"base\"\nset = ['method=kava', 'model.adapter=run/adapter']\n"));
+  CHECK(rig.run("--dry-run").code == 0);
+}
+
+TEST_CASE("a column whose scorer does not apply to a row is refused before anything is trained") {
+  const TableRig rig;
+  const auto save = [&](const std::string& column, const std::string& rows) {
+    rig.save("[[column]]\nname = \"more\"\ndata = \"test.txt\"\n" + column + rows, "seeds = [1]\n");
+  };
+  save("scorer = \"gsm8k\"\n", row("chain", "set = ['method=full_cot']\n") + row("hidden", "shown = false\n"));
+  CHECK(rig.run("--dry-run").code == 0);
+  save("scorer = \"gsm8k\"\n", row("chain", "set = ['method=full_cot']\n") + row("other"));
+  check_refused(
+      rig.run(), 2,
+      "table.toml:8:1: scorer gsm8k of column more does not apply to row other, of method no_cot; give one of strict, raw, codi\n");
+  save("scorer = \"codi\"\nformat = \"ids\"\n", row("first"));
+  CHECK(rig.run("--dry-run").code == 0);
+  save("scorer = \"gsm_hard\"\nformat = \"icot_text\"\n", row("first"));
+  check_refused(rig.run(), 2, "does not apply to row first, of method no_cot, and data of form icot_text; give one of strict, raw, codi");
+  save("scorer = \"gsm_hard\"\n", row("first"));
+  check_refused(rig.run(), 2, "table.toml:8:1: scorer gsm_hard of column more does not apply to ");
+  CHECK(!fs::exists(rig.out()));
+  rig.model.write("test.txt", "{\"input\": \"1 + 1?\", \"target\": 2}\n");
+  CHECK(rig.run("--plan").code == 0);
+}
+
+TEST_CASE("a row that is not asked for and cannot be planned is named before anything is trained, as the tables hold it") {
+  const TableRig rig;
+  rig.save(row("first") + "[[row]]\nname = \"second\"\nconfig = \"none.toml\"\n", "seeds = [1]\n");
+  CHECK(rig.run("--only first --dry-run").code == 0);
+  check_refused(rig.run("--only first"), 2, "none.toml");
+  CHECK(!fs::exists(rig.out()));
+}
+
 TEST_CASE("a row with the adapter of another model ends with 4 in one line, and the others go on") {
   const TableRig rig;
   const fs::path folder = rig.model.folder.path();
