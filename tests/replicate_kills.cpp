@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/cores.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/json.h"
@@ -41,10 +42,10 @@ class Replicate {
 
   // The exit code, or -SIGNAL. With a delay it is killed after it.
   int run(const char* fail = nullptr, double kill_after = 0) const {
-    const std::string program = options_.bin / "replicate", log = out_ + ".log";
+    const std::string program = options_.bin / "replicate", log = out_ + ".log", jobs = usable_cores() > 1 ? "2" : "1";
     const char* argv[] = {program.c_str(), KAVA_SOURCE_DIR "/configs/tables/tiny_smoke.toml",
                           "--out",         out_.c_str(),
-                          "--jobs",        "2",
+                          "--jobs",        jobs.c_str(),
                           "--device",      "cpu",
                           "--seeds",       options_.seeds.c_str(),
                           nullptr};

@@ -124,6 +124,7 @@ int replicate(ReplicateCommand& command) {
   require_files(table, works, out);
   if (command.plan) return print_plan(table, works, out, command.run, command.rate);
   (void)works_of(table, {}, out);  // the tables hold all rows, those that are not asked for too
+  if (!command.slurm) (void)shares_for(command.run);
   make_folders(out);
   catch_signals();
   if (command.task) return run_task(command, table, works, out);

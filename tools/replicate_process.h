@@ -13,6 +13,7 @@ namespace kava {
 /// What one of several runs at a time has to itself.
 struct Share {
   std::vector<int> cores;  // empty: all
+  int threads = 0;         // 0: as many as those run at once
   std::string gpu;         // of CUDA_VISIBLE_DEVICES; empty: as it is
 };
 

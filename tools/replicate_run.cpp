@@ -78,7 +78,7 @@ class Runner {
         works_(works),
         out_(out),
         options_(options),
-        shares_(shares_of(options.jobs, allowed_cores(), gpus_for(options))),
+        shares_(shares_for(options)),
         jobs_(shares_.size()),
         items_(works.size()) {
     for (std::size_t i = 0; i < works.size(); ++i) {
@@ -149,8 +149,8 @@ class Runner {
   void start(std::size_t j, std::size_t i) {
     const Work& work = works_[i];
     std::vector<std::string> command = command_of(work, options_);
-    if (work.kind != WorkKind::data && !shares_[j].cores.empty())
-      command.insert(command.end(), {"--threads", fmt::format("{}", shares_[j].cores.size())});
+    if (work.kind != WorkKind::data && shares_[j].threads > 0)
+      command.insert(command.end(), {"--threads", fmt::format("{}", shares_[j].threads)});
     if (work.kind == WorkKind::train) wait_for_orphans(work.run);
     // What a kill before its state left of an evaluation, which kava_eval would take for a file of the run.
     if (std::error_code ignored; work.kind == WorkKind::eval) fs::remove(work.result, ignored);
@@ -255,19 +255,27 @@ std::vector<std::string> gpu_names(const char* visible, int count) {
   return names;
 }
 
-std::vector<Share> shares_of(int jobs, const std::vector<int>& cores, const std::vector<std::string>& gpus) {
+std::vector<Share> shares_of(int jobs, const std::vector<int>& cores, int usable, const std::vector<std::string>& gpus) {
   if (!gpus.empty() && jobs > std::ssize(gpus))
     throw Error(Exit::usage, "--jobs", fmt::format("{} runs at a time, but {} GPUs", jobs, gpus.size()),
                 fmt::format("give at most {}, or --device cpu", gpus.size()));
+  if (gpus.empty() && jobs > usable)
+    throw Error(Exit::usage, "--jobs", fmt::format("{} runs at a time, but {} {}", jobs, usable, usable == 1 ? "core" : "cores"),
+                fmt::format("give at most {}", usable));
   std::vector<Share> out(static_cast<std::size_t>(jobs));
   if (jobs == 1) return out;
   const std::size_t each = cores.size() / out.size();
   for (std::size_t i = 0; i < out.size(); ++i) {
     const auto begin = cores.begin() + static_cast<std::ptrdiff_t>(i * each);
     out[i].cores.assign(begin, begin + static_cast<std::ptrdiff_t>(each));
+    out[i].threads = std::max(1, usable / jobs);
     if (!gpus.empty()) out[i].gpu = gpus[i];
   }
   return out;
+}
+
+std::vector<Share> shares_for(const RunOptions& options) {
+  return shares_of(options.jobs, allowed_cores(), usable_cores(), gpus_for(options));
 }
 
 std::vector<std::string> command_of(const Work& work, const RunOptions& options) {

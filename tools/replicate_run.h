@@ -24,9 +24,12 @@ int run_works(const ReplicaTable& table, const std::vector<Work>& works, const s
 /// The first `count` devices as `visible`, the value of CUDA_VISIBLE_DEVICES, names them; their numbers where it is null, not set.
 std::vector<std::string> gpu_names(const char* visible, int count);
 
-/// What each of several runs at a time has to itself: an equal part of the cores, where there are enough, and one of the GPUs, where there
-/// are any. Error(code usage) where there are more runs than GPUs.
-std::vector<Share> shares_of(int jobs, const std::vector<int>& cores, const std::vector<std::string>& gpus);
+/// What each of several runs at a time has to itself: one of the GPUs, where there are any, and an equal part of the cores and of the
+/// threads that `usable` of them run at once; of fewer cores than GPUs each run has all. Error(code usage) where there are more runs than
+/// GPUs, or without GPUs than `usable`.
+std::vector<Share> shares_of(int jobs, const std::vector<int>& cores, int usable, const std::vector<std::string>& gpus);
+/// Of this process.
+std::vector<Share> shares_for(const RunOptions& options);
 
 /// The command of a work at this moment: with --resume where its run has begun.
 std::vector<std::string> command_of(const Work& work, const RunOptions& options);

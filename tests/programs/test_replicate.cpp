@@ -4,6 +4,7 @@
 #include <set>
 #include <thread>
 
+#include "engine/cores.h"
 #include "engine/files/parts.h"
 #include "tests/programs/table_rig.h"
 #include "tools/replicate_results.h"
@@ -26,7 +27,7 @@ void model_of_synth(const TableRig& rig) {
 
 TEST_CASE("replicate runs a table once, and again only what is not done") {
   const TableRig rig;
-  const Ended first = rig.run("--jobs 2");
+  const Ended first = rig.run(fmt::format("--jobs {}", std::min(2, usable_cores())));
   INFO(first.out << first.err);
   REQUIRE(first.code == 0);
   const Json table = rig.table();
@@ -110,6 +111,8 @@ TEST_CASE("replicate refuses what is wrong in one line and leaves what is finish
   check_refused(rig.run("--only none"), 2, "is no row and no group");
   check_refused(rig.run("--seeds 7"), 2, "7 is no seed of the table");
   check_refused(rig.run("--jobs 0"), 2, "--jobs");
+  check_refused(rig.run(fmt::format("--jobs {}", usable_cores() + 1)), 2, "--jobs: ");
+  CHECK(!fs::exists(rig.out()));
   // Everything that is missing is named at once.
   rig.save(row("first", "set = [\"data.train=[\\\"gone_a.txt\\\"]\", \"model.path=gone_b\"]\n"));
   const Ended missing = rig.run();
@@ -281,17 +284,25 @@ TEST_CASE("replicate checks every SHA-256 but those that only other rows need") 
 
 TEST_CASE("runs at a time share cores equally and have a GPU each") {
   const std::vector<int> cores = {0, 1, 2, 3, 6};
-  const auto two = shares_of(2, cores, {});
+  const auto two = shares_of(2, cores, 5, {});
   CHECK(two[0].cores == std::vector<int>{0, 1});
   CHECK(two[1].cores == std::vector<int>{2, 3});
   CHECK(two[1].gpu.empty());
-  CHECK(shares_of(1, cores, {"3"})[0].cores.empty());  // all of both
-  CHECK(shares_of(8, cores, {})[7].cores.empty());     // fewer cores than runs: each has all
+  CHECK(two[1].threads == 2);
+  CHECK(shares_of(2, cores, 3, {})[1].cores == two[1].cores);  // a control group's quota is time, not cores
+  CHECK(shares_of(2, cores, 3, {})[1].threads == 1);
+  const Share one = shares_of(1, cores, 5, {"3"})[0];
+  CHECK((one.cores.empty() && one.threads == 0));  // all
+  CHECK(shares_of(5, cores, 5, {})[4].cores == std::vector<int>{6});
+  CHECK_THROWS_WITH(shares_of(6, cores, 5, {}), "--jobs: 6 runs at a time, but 5 cores; give at most 5");
+  CHECK_THROWS_WITH(shares_of(2, cores, 1, {}), "--jobs: 2 runs at a time, but 1 core; give at most 1");
+  const std::vector<Share> many = shares_of(2, {4}, 1, {"0", "1"});  // fewer cores than GPUs: each run has all
+  CHECK((many[1].cores.empty() && many[1].threads == 1));
   CHECK(gpu_names(nullptr, 3) == std::vector<std::string>{"0", "1", "2"});
   CHECK(gpu_names("7,GPU-5ab,9", 2) == std::vector<std::string>{"7", "GPU-5ab"});  // the driver counts to the first that is not there
   CHECK(gpu_names("", 0).empty());
-  CHECK(shares_of(2, cores, gpu_names("7,GPU-5ab", 2))[1].gpu == "GPU-5ab");
-  CHECK_THROWS_WITH(shares_of(4, cores, gpu_names("0,1", 2)), ContainsSubstring("--jobs: 4 runs at a time, but 2 GPUs"));
+  CHECK(shares_of(2, cores, 5, gpu_names("7,GPU-5ab", 2))[1].gpu == "GPU-5ab");
+  CHECK_THROWS_WITH(shares_of(4, cores, 5, gpu_names("0,1", 2)), ContainsSubstring("--jobs: 4 runs at a time, but 2 GPUs"));
 }
 
 TEST_CASE("two replicates do not work in one folder") {
