@@ -53,17 +53,25 @@ struct Findings {
 struct Equations {
   int64_t hold = 0, unreadable = 0;
   Findings wrong;
+  int64_t answers = 0;  // that are what the last step gives
+  Findings other;
 };
 
 Equations judge(const RowFile& file, std::optional<int64_t> modulo) {
   Equations out;
-  for (const Row& row : file.rows)
+  for (const Row& row : file.rows) {
     for (const std::string& step : row.steps) {
       if (!step.starts_with("<<")) continue;
       const Verdict verdict = judge_equation(step, modulo);
       out.hold += verdict == Verdict::holds, out.unreadable += verdict == Verdict::unreadable;
       if (verdict == Verdict::fails) out.wrong.add(fmt::format("{}: {}", file.where(row), escaped(step)));
     }
+    if (row.steps.empty()) continue;
+    const Verdict verdict = judge_answer(row.steps.back(), row.answer, modulo);
+    out.answers += verdict == Verdict::holds;
+    if (verdict == Verdict::fails)
+      out.other.add(fmt::format("{}: {}, and the answer {}", file.where(row), escaped(row.steps.back()), escaped(row.answer)));
+  }
   return out;
 }
 
@@ -99,8 +107,27 @@ Checked checked(const std::string& path, std::optional<DataFormat> format, std::
     fmt::print("  equations{}: {} hold, {} are false, {} of another form\n", modulo ? fmt::format(" modulo {}", *modulo) : "",
                equations.hold, equations.wrong.count, equations.unreadable);
     equations.wrong.print("false");
+    fmt::print("  answers: {} are what the last equation gives, {} are not\n", equations.answers, equations.other.count);
+    equations.other.print("other");
   }
   return out;
+}
+
+// Questions of a file that an earlier one has too; repeated ones of one file are told with it.
+void tell_repeated(const std::vector<Checked>& files) {
+  std::unordered_map<std::string, std::string> places;
+  Findings repeated;
+  for (const auto& [file, malformed] : files) {
+    std::unordered_map<std::string, std::string> own;
+    for (const Row& row : file.rows) {
+      const std::string key = question_key(row);
+      if (const auto at = places.find(key); at != places.end()) repeated.add(fmt::format("{}, as {}", file.where(row), at->second));
+      else own.emplace(key, file.where(row));
+    }
+    places.merge(own);
+  }
+  fmt::print("between these files: {} repeated questions\n", repeated.count);
+  repeated.print("repeated");
 }
 
 void require_wellformed(const std::vector<Checked>& all) {
@@ -142,6 +169,7 @@ int check_data(const CheckCommand& command) {
   const auto format = choice_option<DataFormat>("--format", command.format);
   std::vector<Checked> files, others;
   for (const std::string& path : command.files) files.push_back(checked(path, format, command.modulo));
+  if (files.size() > 1) tell_repeated(files);
   for (const std::string& path : command.against) others.push_back(checked(path, format, command.modulo));
   if (!command.against.empty()) compare(files, others);
   require_wellformed(files);

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cctype>
 #include <filesystem>
 
 #include "engine/cli.h"
@@ -44,6 +46,17 @@ std::string text_line(const RowFile& file, const Row& row) {
   return line;
 }
 
+// Endings of forms that other programs write.
+void require_written_form(const fs::path& out) {
+  std::string ending = out.extension().string();
+  std::ranges::transform(ending, ending.begin(), [](unsigned char c) { return std::tolower(c); });
+  for (const char* other :
+       {".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx", ".xml", ".yaml", ".gz", ".bz2", ".xz", ".zst", ".zip"})
+    if (ending == other)
+      throw Error(Exit::usage, "OUT", shown_path(out) + " names a form that is not written",
+                  "name it .jsonl or .txt, or give --to jsonl or icot_text");
+}
+
 DataFormat target_format(const ConvertCommand& command) {
   if (command.to) {
     const auto to = choice_of<DataFormat>(*command.to);
@@ -51,6 +64,7 @@ DataFormat target_format(const ConvertCommand& command) {
       throw Error(Exit::usage, "--to", "\"" + escaped(*command.to) + "\" is not written", "give jsonl or icot_text");
     return *to;
   }
+  require_written_form(command.out);
   return fs::path(command.out).extension() == ".txt" ? DataFormat::icot_text : DataFormat::jsonl;
 }
 

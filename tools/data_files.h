@@ -24,6 +24,7 @@ struct StatsCommand {
   std::optional<std::string> format, tokenizer;
   int64_t latents = 24, max_tokens = 512;
   bool all_steps = false;
+  std::string of_tokens;  // the option given, if any, that only rows counted in tokens have a use for
 };
 
 /// Prints how long the parts of the rows are: in characters and steps, with a tokenizer in tokens, and the trace against the latents.

@@ -15,6 +15,8 @@ namespace kava {
 
 namespace {
 
+bool is_of_ids(const RowFile& file) { return file.format == DataFormat::ids; }
+
 // Mean, quantiles (the smallest value that a share of all does not exceed) and the largest.
 void print_lengths(const char* name, std::vector<int64_t> all) {
   if (all.empty()) return;
@@ -84,7 +86,7 @@ void print_tokens(const RowFile& file, const Tokenizer* tokenizer, const StatsCo
     longest = std::max(longest, whole.back());
   }
   print_lengths("question", question);
-  print_lengths(command.all_steps || file.format == DataFormat::ids ? "trace (n_c)" : "trace (n_c), last dropped", trace);
+  print_lengths(command.all_steps || is_of_ids(file) ? "trace (n_c)" : "trace (n_c), last dropped", trace);
   print_lengths("prompt, answer, EOS", answer);
   print_lengths("longest sequence", whole);
   print_trace_histogram(trace, command.latents);
@@ -115,9 +117,11 @@ int describe_data(const StatsCommand& command) {
   std::optional<Tokenizer> tokenizer;
   std::vector<RowFile> files;
   for (const std::string& path : command.files) files.push_back(read_rows(path, format));
+  if (!command.of_tokens.empty() && !command.tokenizer && std::ranges::none_of(files, &is_of_ids))
+    throw Error(Exit::usage, command.of_tokens, "counts tokens, which rows of text have by a tokenizer", "add --tokenizer DIR");
   if (command.tokenizer) tokenizer.emplace(Tokenizer::load(model_folder(*command.tokenizer)));
   for (const RowFile& file : files) {
-    const bool ids = file.format == DataFormat::ids;
+    const bool ids = is_of_ids(file);
     fmt::print("{}: {}, {} rows\n  {:<26}{:>10}{:>8}{:>8}{:>8}{:>8}\n", shown_path(file.path), name_of(file.format), file.rows.size(), "",
                "mean", "median", "95 %", "99 %", "most");
     if (!ids) print_text_lengths(file);

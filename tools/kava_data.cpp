@@ -130,13 +130,14 @@ int main(int argc, char** argv) {
   stats_command->add_option("FILE", stats.files, "Data files")->required();
   stats_command->add_option("--tokenizer", stats.tokenizer, "A folder with tokenizer.json: lengths in tokens, and traces against latents");
   stats_command->add_option("--format", stats.format, format_help);
-  stats_command->add_option("--latents", stats.latents, "M: traces shorter than this leave slots empty")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
-  stats_command->add_option("--max-tokens", stats.max_tokens, "Rows above this are told, as data.max_tokens drops them")
-      ->check(CLI::Range(1, 1'000'000))
-      ->capture_default_str();
-  stats_command->add_flag("--all-steps", stats.all_steps, "As with data.drop_last_step = false");
+  CLI::Option* latents = stats_command->add_option("--latents", stats.latents, "M: traces shorter than this leave slots empty")
+                             ->check(CLI::Range(1, 4096))
+                             ->capture_default_str();
+  CLI::Option* max_tokens =
+      stats_command->add_option("--max-tokens", stats.max_tokens, "Rows above this are told, as data.max_tokens drops them")
+          ->check(CLI::Range(1, 1'000'000))
+          ->capture_default_str();
+  CLI::Option* all_steps = stats_command->add_flag("--all-steps", stats.all_steps, "As with data.drop_last_step = false");
 
   ConvertCommand convert;
   CLI::App* convert_command = app.add_subcommand("convert", "Write a data file of any form as JSON lines or text");
@@ -150,6 +151,8 @@ int main(int argc, char** argv) {
   return command_main(argc, argv, app, [&] {
     if (*synth_command) return synth(options, out);
     if (*check_command) return check_data(check);
+    for (const CLI::Option* option : {latents, max_tokens, all_steps})
+      if (option->count() > 0) stats.of_tokens = option->get_name();
     if (*stats_command) return describe_data(stats);
     if (*convert_command) return convert_data(convert);
     throw Error(Exit::usage, "kava_data", "no command given", "use synth, check, stats or convert; see kava_data --help");

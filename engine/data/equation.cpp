@@ -114,4 +114,14 @@ Verdict judge_equation(std::string_view step, std::optional<int64_t> modulo) {
   return rounded || cut ? Verdict::holds : Verdict::fails;
 }
 
+Verdict judge_answer(std::string_view step, std::string_view answer, std::optional<int64_t> modulo) {
+  if (judge_equation(step, modulo) == Verdict::unreadable) return Verdict::unreadable;
+  std::string given(answer);
+  std::erase_if(given, [](char c) { return c == ',' || c == '$'; });
+  const auto equals = step.rfind('=') + 1;
+  const std::string_view result = step.substr(equals, step.size() - 2 - equals);
+  const Verdict by_result = judge_equation("<<" + std::string(result) + "=" + given + ">>", modulo);
+  return by_result == Verdict::fails ? judge_equation(std::string(step.substr(0, equals)) + given + ">>", modulo) : by_result;
+}
+
 }  // namespace kava

@@ -13,4 +13,8 @@ enum class Verdict { holds, fails, unreadable };
 /// With `modulo`, both sides must be whole and are compared modulo it. Percentages, units, several = and all else are unreadable.
 Verdict judge_equation(std::string_view step, std::optional<int64_t> modulo = std::nullopt);
 
+/// Judges a row's answer by the equation of its last step: it holds where it is the result, or the expression's value, rounded or cut as
+/// above. Commas and a currency sign in the answer are passed over.
+Verdict judge_answer(std::string_view step, std::string_view answer, std::optional<int64_t> modulo = std::nullopt);
+
 }  // namespace kava

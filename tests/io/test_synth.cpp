@@ -210,6 +210,25 @@ TEST_CASE("equations are judged") {
   CHECK(judge_equation("<<" + std::string(1'000'000, '9') + "=1>>") == unreadable);
 }
 
+TEST_CASE("answers are judged by the last equation") {
+  using enum Verdict;
+  CHECK(judge_answer("<<13+1=14>>", "14") == holds);
+  CHECK(judge_answer("<<13+1=14>>", "14.00") == holds);
+  CHECK(judge_answer("<<13+1=14>>", "999") == fails);
+  CHECK(judge_answer("<<10/3=3.33>>", "3") == holds);
+  CHECK(judge_answer("<<10/3=3.33>>", "3.3333") == holds);  // of the expression
+  CHECK(judge_answer("<<10/3=3.33>>", "3.34") == fails);
+  CHECK(judge_answer("<<7/2=3.5>>", "4") == holds);
+  CHECK(judge_answer("<<1+1=3>>", "3") == holds);  // a false equation, which is judged by itself
+  CHECK(judge_answer("<<1+1=3>>", "2") == holds);
+  CHECK(judge_answer("<<1000*3=3000>>", "$3,000") == holds);
+  CHECK(judge_answer("<<4-7=-3>>", "3") == fails);
+  CHECK(judge_answer("<<9*7=3>>", "3", 10) == holds);
+  CHECK(judge_answer("<<9*7=3>>", "4", 10) == fails);
+  for (const char* answer : {"3 apples", "three", "", "x=3", "20%"}) CHECK(judge_answer("<<1+2=3>>", answer) == unreadable);
+  for (const char* step : {"1+2=3", "<<20%=0.2>>", "<<3>>", "<<", ""}) CHECK(judge_answer(step, "3") == unreadable);
+}
+
 TEST_CASE("kava_data synth writes its files once and replaces none") {
   TempFolder folder;
   const Ended first = kava_data("synth --out a/b --rows 50 --seed 3", folder);

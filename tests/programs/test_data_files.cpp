@@ -39,6 +39,29 @@ TEST_CASE("a shared question is an error, a shared trace is told") {
   CHECK_THAT(question.err, ContainsSubstring("error: a.txt:1: 1 rows share their question"));
 }
 
+TEST_CASE("check tells answers that the last equation does not give, and they are no fault") {
+  TempFolder folder;
+  overwrite(folder / "a.txt", "q||<<1+1=2>> <<2*9=18>> #### 18\nr||<<10/3=3.33>> #### 3\ns||<<1+1=2>> #### 999\nt||So it is 5. #### 7\n");
+  const Ended e = kava_data("check a.txt", folder);
+  CHECK(e.code == 0);
+  CHECK_THAT(e.out, ContainsSubstring("  equations: 4 hold, 0 are false, 0 of another form\n"
+                                      "  answers: 2 are what the last equation gives, 1 are not\n"
+                                      "  other: a.txt:3: <<1+1=2>>, and the answer 999\n"));
+}
+
+TEST_CASE("check tells questions that several files have, with both places") {
+  TempFolder folder;
+  overwrite(folder / "a.txt", "q  1||a #### 1\nq 2||a #### 1\nq 2||a #### 1\n");
+  overwrite(folder / "b.txt", "q 3||a #### 1\nq 1||b #### 2\n");
+  overwrite(folder / "c.txt", "q 3||a #### 1\nq 2||a #### 1\n");
+  const Ended e = kava_data("check a.txt b.txt c.txt", folder);
+  CHECK(e.code == 0);
+  CHECK_THAT(e.out, ContainsSubstring("between these files: 3 repeated questions\n  repeated: b.txt:2, as a.txt:1\n"
+                                      "  repeated: c.txt:1, as b.txt:1\n  repeated: c.txt:2, as a.txt:2\n"));
+  CHECK_THAT(e.out, ContainsSubstring("a.txt: icot_text, 3 rows, 3 steps, 0 rows without a trace, 1 repeated questions\n"));
+  CHECK_THAT(kava_data("check a.txt", folder).out, !ContainsSubstring("between"));
+}
+
 TEST_CASE("stats counts steps and tokens, and traces against the latents") {
   TempFolder folder;
   REQUIRE(kava_data("synth --out r --rows 200", folder).code == 0);
@@ -60,6 +83,15 @@ TEST_CASE("stats counts steps and tokens, and traces against the latents") {
                  ContainsSubstring("  4                                  1   50.00 %") &&
                  ContainsSubstring("1 of 2 rows would be left out: over max_tokens = 8 (the longest sequence has 9)\n  left out: ") &&
                  ContainsSubstring(": 9 tokens\n"));
+  for (const char* option : {"--latents 4", "--max-tokens 8", "--all-steps"}) {
+    CAPTURE(option);
+    const Ended e = kava_data(std::string("stats r/train.txt ") + option, folder);
+    CHECK(e.code == 2);
+    const std::string name(option);
+    CHECK(e.err ==
+          "error: " + name.substr(0, name.find(' ')) + ": counts tokens, which rows of text have by a tokenizer; add --tokenizer DIR\n");
+    CHECK(kava_data(std::string("stats r/train.txt ids.jsonl ") + option, folder).code == 0);
+  }
   CHECK(kava_data("stats none.txt", folder).code == 4);
   CHECK(kava_data("stats r/train.txt --tokenizer none", folder).code == 4);
 }
@@ -92,6 +124,16 @@ TEST_CASE("convert writes rows of any form, and what reads back as the same rows
   CHECK_THAT(skipped.err, ContainsSubstring("left out: c.txt:2: no ||"));
   CHECK(read_file(folder / "c.jsonl", 1 << 20) == "{\"answer\":\"1\",\"question\":\"q\",\"steps\":[\"a\"]}\n");
   CHECK(kava_data("convert c.txt ./c.txt", folder).code == 2);
+  for (const char* name : {"y.csv", "y.TSV", "y.parquet", "y.jsonl.gz"}) {
+    const Ended e = kava_data(std::string("convert a.jsonl ") + name, folder);
+    CAPTURE(name, e.err);
+    CHECK(e.code == 2);
+    CHECK_THAT(e.err,
+               ContainsSubstring("error: OUT: ") && ContainsSubstring("; name it .jsonl or .txt, or give --to jsonl or icot_text\n"));
+    CHECK(std::count(e.err.begin(), e.err.end(), '\n') == 1);
+    CHECK_FALSE(std::filesystem::exists(folder / name));
+    CHECK(kava_data(std::string("convert a.jsonl ") + name + " --to jsonl", folder).code == 0);
+  }
 }
 
 TEST_CASE("a table of text becomes JSON lines where its first line names the columns") {
