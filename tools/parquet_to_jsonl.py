@@ -5,10 +5,12 @@
   tools/parquet_to_jsonl.py train-*.parquet train.jsonl
   tools/parquet_to_jsonl.py train.csv train.jsonl
 
-Rows keep their order and their columns (docs/formats.md section 1 says which are read). Of .csv and .tsv the first line names the columns;
+Rows keep their order and their columns (docs/formats.md section 1 says which are read), but for a chain that is one text in a column steps:
+it stands under cot, or as a list where the text is one. Of .csv and .tsv the first line names the columns;
 anything else is Parquet and needs the package pyarrow.
 Exit codes: 0 done, 2 usage, 3 pyarrow is missing, 4 a file that is not Parquet or no table, 7 could not write.
 """
+import ast
 import csv
 import json
 import os
@@ -35,6 +37,33 @@ def finite(value):
     if isinstance(value, list):
         return [finite(v) for v in value]
     return value
+
+
+def listed(text):
+    """The texts of a list in a cell, as JSON or Python print it; None of any other text."""
+    for parse in json.loads, ast.literal_eval:
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, list) and all(isinstance(step, str) for step in value):
+            return value
+    return None
+
+
+def readable(row):
+    """The row with a chain that is one text under "steps", where kava reads a list alone, as a list or under "cot"."""
+    plain_names = {re.sub("[-_ ]", "", name).lower(): name for name in row}
+    name = plain_names.get("steps")
+    if name is None or not isinstance(row[name], str):
+        return row
+    text = row[name].strip()
+    steps = listed(text) if text.startswith("[") else None
+    if steps is not None:
+        return {**row, name: steps}
+    rest = {n: value for n, value in row.items() if n != name}
+    cot = plain_names.get("cot", "cot")
+    return {**rest, cot: text} if text or cot not in row else rest
 
 
 def parquet_rows(path):
@@ -94,7 +123,7 @@ def main():
         with open(part, "w", encoding="utf-8", newline="\n") as target:
             for path in inputs:
                 for row in rows_of(path):
-                    target.write(json.dumps(finite(row), ensure_ascii=False, allow_nan=False, default=plain) + "\n")
+                    target.write(json.dumps(finite(readable(row)), ensure_ascii=False, allow_nan=False, default=plain) + "\n")
                     count += 1
             target.flush()
             os.fsync(target.fileno())

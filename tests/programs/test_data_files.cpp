@@ -149,6 +149,19 @@ TEST_CASE("a table of text becomes JSON lines where its first line names the col
   INFO(done.err);
   REQUIRE(done.code == 0);
   CHECK_THAT(kava_data("convert t.jsonl o.jsonl", folder).out, ContainsSubstring("2 rows"));
+  // A chain in a cell is one text, or a list as it is printed.
+  REQUIRE(convert("question\tSteps\tanswer\nQ one?\t<<1+1=2>> <<2*9=18>>\t18\nQ two?\t\t3\n"
+                  "Q three?\t['<<1+1=2>>', '<<2=2>>']\t2\nQ four?\t\"[\"\"<<3=3>>\"\"]\"\t3\n")
+              .code == 0);
+  const RowFile rows = read_rows(folder / "t.jsonl");
+  REQUIRE(rows.rows.size() == 4);
+  CHECK(rows.rows[0].steps == std::vector<std::string>{"<<1+1=2>>", "<<2*9=18>>"});
+  CHECK(rows.rows[1].steps.empty());
+  CHECK(rows.rows[2].steps == std::vector<std::string>{"<<1+1=2>>", "<<2=2>>"});
+  CHECK(rows.rows[3].steps == std::vector<std::string>{"<<3=3>>"});
+  REQUIRE(convert("question\tcot\tsteps\tanswer\nQ one?\tA.\tB.\t18\nQ two?\tA.\t\t3\n").code == 0);
+  CHECK(read_rows(folder / "t.jsonl").rows[0].steps == std::vector<std::string>{"B."});  // the first that holds something
+  CHECK(read_rows(folder / "t.jsonl").rows[1].steps == std::vector<std::string>{"A."});
   std::filesystem::remove(folder / "t.jsonl");
   for (const auto& [table, about] : {std::pair("Q one?\t18\nQ two?\t3\n", "t.tsv:1: a cell of the first line is a number"),
                                      std::pair("Q one?\t1,800.5\n", "t.tsv:1: a cell of the first line is a number"),
