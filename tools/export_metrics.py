@@ -239,7 +239,7 @@ def main():
         if importlib.util.find_spec(arguments.to) is None:
             raise Failure(3, f'--to {arguments.to}: its package is not installed; pip install {arguments.to}')
         if not os.path.isfile(os.path.join(arguments.RUN, 'config.toml')):
-            raise Failure(4, f'{arguments.RUN}: is no run: it holds no config.toml')
+            raise Failure(4, f'{arguments.RUN}: is no run: it holds no config.toml; name the folder that kava_train wrote')
         export = Export(arguments)
         if arguments.follow:
             follow(export)

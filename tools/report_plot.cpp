@@ -141,6 +141,7 @@ std::string line_plot(const std::string& id, const std::string& title, const std
   log = log && y0 > 0;
   widen(x0, x1);
   if (!log && y0 > 0 && y0 < 0.5 * y1) y0 = 0;
+  if (y0 == 0 && y1 == 0) y1 = 1;
   widen(y0, y1);
   const Axis x{x0, x1, kLeft, kWidth - kLeft - kRight, false}, y{y0, y1, kHeight - kBottom, -(kHeight - kTop - kBottom), log && y0 > 0};
   std::string svg =

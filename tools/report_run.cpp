@@ -47,13 +47,15 @@ Metrics read_metrics(const fs::path& path) {
   return out;
 }
 
-std::vector<Series> series_of(const std::map<int64_t, Json>& lines, std::initializer_list<const char*> keys, double scale = 1) {
+// Of the keys that lines have. One that is always 0 stands for what a run has not, but with `zeros`.
+std::vector<Series> series_of(const std::map<int64_t, Json>& lines, std::initializer_list<const char*> keys, double scale = 1,
+                              bool zeros = false) {
   std::vector<Series> out;
   for (const char* key : keys) {
     Series s{key, {}};
     for (const auto& [step, line] : lines)
       if (line.contains(key) && line[key].is_number()) s.points.emplace_back(static_cast<double>(step), scale * line[key].get<double>());
-    if (std::ranges::any_of(s.points, [](const auto& p) { return p.second != 0; })) out.push_back(std::move(s));
+    if (std::ranges::any_of(s.points, [&](const auto& p) { return zeros || p.second != 0; })) out.push_back(std::move(s));
   }
   return out;
 }
@@ -62,7 +64,7 @@ std::string metric_figures(const Metrics& m, const std::string& prefix) {
   std::string out = line_plot(prefix + "loss", "Loss and its terms, unweighted", "loss",
                               series_of(m.steps, {"loss", "student_ce", "teacher_ce", "kv", "codi"}), true);
   out += line_plot(prefix + "validation", "Validation: exact match and upstream's criterion", "%",
-                   series_of(m.validations, {"strict", "forced"}, 100), false);
+                   series_of(m.validations, {"strict", "forced"}, 100, true), false);
   out += line_plot(prefix + "validation_loss", "Validation loss", "loss", series_of(m.validations, {"loss", "student_ce", "teacher_ce"}),
                    true);
   out += line_plot(prefix + "rate", "Learning rate", "rate", series_of(m.steps, {"lr"}), false);

@@ -91,6 +91,26 @@ TEST_CASE("a probe leaves out questions that are too long to decode, and counts 
   CHECK_THAT(made.out, ContainsSubstring("1 questions"));
 }
 
+TEST_CASE("validations without a right answer are a flat line at 0") {
+  const TextRun tiny;
+  std::string lines;
+  for (int step : {2, 4}) {
+    lines += Json{{"step", step}, {"loss", 1.5}, {"kv", 0}}.dump() + "\n";
+    lines += Json{{"valid", {{"step", step}, {"strict", 0.0}, {"forced", 0.0}, {"loss", 1.25}}}}.dump() + "\n";
+  }
+  overwrite(tiny.dir / "metrics.jsonl", lines);
+  const std::string out = tiny.folder / "page.html";
+  REQUIRE(run("kava_report " + tiny.dir.string() + " --out " + out).code == 0);
+  const std::string html = page(out);
+  const auto begin = html.find("<figure id=\"validation\"");
+  REQUIRE(begin != html.npos);
+  const std::string figure = html.substr(begin, html.find("</figure>", begin) - begin);
+  // On the ground: at the tick 0.
+  CHECK_THAT(figure, ContainsSubstring("\">0</text>") && ContainsSubstring("</i>strict<") && ContainsSubstring("</i>forced<"));
+  CHECK_THAT(figure, !ContainsSubstring(">-"));
+  CHECK_THAT(html, !ContainsSubstring("</i>kv<"));  // a term that the run has not
+}
+
 TEST_CASE("a page of a run has its figures, needs nothing from elsewhere, and stays small") {
   const TextRun tiny;
   write_metrics(tiny.dir, 10'000);
@@ -150,18 +170,23 @@ TEST_CASE("metrics that no tracker can take are refused by line") {
   const TextRun tiny;
   fs::create_directories(tiny.folder / "tensorboard");  // no package, but one of its name: the metrics are read before it is used
   overwrite(tiny.folder / "tensorboard/__init__.py", "");
+  const auto hand_on = [&](const fs::path& folder) {
+    return run("kava_inspect --version > /dev/null; PYTHONPATH=" + tiny.folder.path().string() + " PYTHONDONTWRITEBYTECODE=1 python3 " +
+               source_dir() + "/tools/export_metrics.py --to tensorboard " + folder.string());
+  };
   for (const std::string& line : {std::string("{\"step\": 2, \"x\": \"\xff\"}"), std::string("{\"step\": Infinity}"),
                                   "{\"step\": 2, \"x\": 1" + std::string(400, '0') + "}", std::string("{\"x\": 1}"), std::string("[]")}) {
     overwrite(tiny.dir / "metrics.jsonl", "{\"step\": 1, \"loss\": 2}\n" + line + "\n");
-    const Finished f =
-        run("kava_inspect --version > /dev/null; PYTHONPATH=" + tiny.folder.path().string() + " PYTHONDONTWRITEBYTECODE=1 python3 " +
-            source_dir() + "/tools/export_metrics.py --to tensorboard " + tiny.dir.string());
+    const Finished f = hand_on(tiny.dir);
     if (f.code == 127) SKIP("there is no python3");
     CAPTURE(line, f.output);
     CHECK(f.code == 4);
     CHECK_THAT(f.output, ContainsSubstring("metrics.jsonl:2: is no object with a step and numbers; remove the line"));
     CHECK(std::ranges::count(f.output, '\n') == 1);
   }
+  const Finished other = hand_on(tiny.folder.path() / "base");
+  CHECK(other.code == 4);
+  CHECK_THAT(other.output, ContainsSubstring("/base: is no run: it holds no config.toml; name the folder that kava_train wrote\n"));
 }
 
 namespace {
