@@ -182,7 +182,11 @@ class Generator {
   DecodeOptions options_;
 };
 
-// One question a line; a BOM and blank lines are passed over.
+[[noreturn]] void refuse_empty(const std::string& where) {
+  throw Error(Exit::data, where, "the line is empty, but every line is a question", "write the question, or take the line out");
+}
+
+// One question a line, so that answers stand beside their questions by number; a BOM is passed over. Error(code data) for an empty line.
 std::vector<Question> read_questions(const std::string& path) {
   std::string text = read_file(path, kLargestFile);
   if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
@@ -191,8 +195,9 @@ std::vector<Question> read_questions(const std::string& path) {
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find('\n', at), text.size());
     ++line;
-    if (std::string q(stripped(std::string_view(text).substr(at, end - at))); !q.empty())
-      questions.push_back({fmt::format("{}:{}", shown_path(path), line), std::move(q)});
+    Question q = {fmt::format("{}:{}", shown_path(path), line), std::string(stripped(std::string_view(text).substr(at, end - at)))};
+    if (q.text.empty()) refuse_empty(q.where);
+    questions.push_back(std::move(q));
     at = end + 1;
   }
   if (questions.empty()) throw Error(Exit::data, shown_path(path), "holds no question", "write one question a line");
@@ -316,8 +321,9 @@ void dialogue(Generator& generator) {
     if (!lines.next(line)) break;
     const std::string text(stripped(line));
     if (text == "/quit") return;
-    if (text.empty()) continue;
+    if (text.empty() && terminal) continue;
     try {
+      if (text.empty()) refuse_empty(fmt::format("stdin:{}", n));
       if (text[0] == '/' && obey(text, generator, first, stats)) continue;
       if (text[0] == '/')
         throw Error(Exit::usage, escaped(text.substr(0, text.find(' ')), 40), "is no command",

@@ -109,7 +109,7 @@ TEST_CASE("memory that runs out anywhere is exit 3") {
 
 TEST_CASE("kava_generate answers a question, a file and lines of standard input alike") {
   TextRun tiny;
-  const std::string dir = tiny.dir.string(), file = tiny.write("questions.txt", "\xEF\xBB\xBFWhat is 2+2?\r\n\nHow many?\n");
+  const std::string dir = tiny.dir.string(), file = tiny.write("questions.txt", "\xEF\xBB\xBFWhat is 2+2?\r\nHow many?\n");
   const Finished one = run("kava_generate " + dir + " 'What is 2+2?' 2>/dev/null"), all = run("kava_generate " + dir + " --file " + file);
   CHECK(one.code == 0);
   CHECK(all.code == 0);
@@ -130,7 +130,20 @@ TEST_CASE("kava_generate answers a question, a file and lines of standard input 
   CHECK(run("kava_generate " + dir + " 'A' --latents --method no_cot").code == 2);
   CHECK(run("kava_generate " + dir + " --file " + tiny.write("broken.txt", "fine\n\xff\n")).code == 4);
   CHECK_THAT(run("kava_generate " + dir + " --file " + (tiny.folder / "broken.txt")).output, ContainsSubstring("broken.txt:2"));
-  CHECK(run("kava_generate " + dir + " --file " + tiny.write("empty.txt", "\n \n")).code == 4);
+  CHECK_THAT(run("kava_generate " + dir + " --file " + tiny.write("empty.txt", "")).output, ContainsSubstring("holds no question"));
+  CHECK(run("kava_generate " + dir + " --file " + tiny.write("last.txt", "What is 2+2?\nHow many?")).output == all.output);
+  // An answer stands on its question's line: a line without a question is refused before there is any, of standard input when it comes.
+  for (const char* blank : {"\n", " \t\r\n"}) {
+    const std::string lines = tiny.write("blank.txt", "What is 2+2?\n" + std::string(blank) + "How many?\n");
+    const Ended read = run_command("kava_generate " + dir + " --file " + lines),
+                typed = run_command("kava_generate " + dir + " < " + lines);
+    CHECK(read.code == 4);
+    CHECK(read.out.empty());
+    CHECK_THAT(read.err, ContainsSubstring("blank.txt:2: the line is empty, but every line is a question; "));
+    CHECK(typed.code == 4);
+    CHECK(typed.out == one.output);
+    CHECK_THAT(typed.err, ContainsSubstring("error: stdin:2: the line is empty"));
+  }
 }
 
 TEST_CASE("an answer without a word is told of, with the chat that a plain model may want") {
