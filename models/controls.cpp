@@ -233,8 +233,9 @@ class ControlBatch {
       gold_rows.push_back(eot_live + j), targets.push_back(s.answer[static_cast<std::size_t>(j)]);
     const int32_t given = recipe_.forced ? s.prompt : 0;
     for (int32_t j = 0; j <= given; ++j) keys.push_back(eot + j);
+    const int64_t iterations = iterations_run(model_.config, cut_of(recipe_, s, 0));
     starts.push_back({static_cast<int64_t>(b), std::move(keys), static_cast<int32_t>(count(s.question)) + 1 + M_ + given, eot_live + given,
-                      recipe_.iterations + 2, recipe_.iterations + 1});
+                      iterations + 2, iterations + 1});
   }
 
   std::vector<double> gold_nll(const std::vector<int32_t>& rows, const std::vector<int32_t>& targets) {

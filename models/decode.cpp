@@ -30,7 +30,8 @@ int64_t sample_bytes(const Model& model, const Recipe& recipe, const Sample& s, 
   const int64_t working = 2 * w.qkv.map.joined.cols + w.qkv.map.outs() + q + w.o.map.joined.cols + w.gate_up.map.joined.cols + 2 * m.mlp +
                           w.down.map.joined.cols + 6 * m.hidden;
   const int64_t first = prompt_length(recipe, s);
-  const int64_t rows = first + new_tokens + int64_t{recipe.iterations} * recipe.latents;
+  const Cut cut = cut_of(recipe, s, 0);
+  const int64_t rows = first + new_tokens + int64_t{iterations_run(model.config, cut)} * cut.latents;
   return (rows * kept + first * working) * size_of(model.storage);
 }
 
@@ -88,7 +89,7 @@ std::vector<DecodeResult> decode_batch(Model& model, Arena& arena, const RunConf
   const auto answers = static_cast<int64_t>(samples.size()) * options.sampling.samples;
   batch.allocate(answers, {});
   batch.run_layout();
-  const int64_t with_latents = recipe.markers ? batch.layout().iterations + 1 : 0;
+  const int64_t with_latents = recipe.markers ? std::ssize(batch.layout().passes) : 0;
   std::vector<DecodeBatch::Start> starts;
   for (std::size_t b = 0; b < samples.size(); ++b) {
     starts.push_back(batch.given_start(b));

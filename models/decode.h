@@ -58,8 +58,9 @@ struct DecodeResult {
   std::vector<int32_t> ids;  // generated, without EOS
   int64_t tokens = 0;        // generated, EOS included
   bool hit_limit = false;    // max_new_tokens, or the last position, came before EOS
-  // Forward passes, by the rule of docs/method.md section 7: with markers 1 + T + 1 (eot, a given prompt, the first token), else 1
-  // (everything given), and one for each generated token after the first, EOS included. merged: pass T and eot count as one.
+  // Forward passes that are run, by the rule of docs/method.md section 7: with markers 1 + T + 1 (eot, a given prompt, the first token), T
+  // being iterations_run, else 1 (everything given), and one for each generated token after the first, EOS included. merged: pass T and
+  // eot count as one.
   int64_t passes = 0, passes_merged = 0;
   LatentStates latents;  // if asked for, with latents
   // Beside controls of the latents (models/controls.h): the gold answer under teacher forcing.

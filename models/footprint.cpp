@@ -9,6 +9,7 @@
 #include "models/curriculum.h"
 #include "models/flops.h"
 #include "models/kava.h"
+#include "models/layout.h"
 #include "models/trainer.h"
 #include "models/validation.h"
 
@@ -72,7 +73,7 @@ int64_t step_rows(const RunConfig& config, const Recipe& recipe, const Sample& s
   const Cut cut = cut_of(recipe, sample, index);
   const Lengths n = lengths_of(recipe, sample, cut);
   const int64_t question = std::ssize(sample.question), N = cut.latents;
-  const int64_t T = config.step.prune_latents ? std::min<int64_t>(cut.iterations, N) : cut.iterations;  // as layout.cpp has it
+  const int64_t T = iterations_run(config, cut);
   if (!recipe.markers) return question + (recipe.student ? n.student_tail : n.teacher_tail);
   int64_t latents = (T + 1) * N;
   if (config.step.prune_latents) {

@@ -43,8 +43,7 @@ class Builder {
     for (int32_t b = 0; b < B_; ++b) {
       Cut cut = cut_of(recipe, samples[static_cast<std::size_t>(b)], first_index + b);
       out_.iterations = std::max<int64_t>(out_.iterations, cut.iterations);
-      // After as many passes as there are latents every one is final: more change nothing.
-      if (config.step.prune_latents) cut.iterations = std::min(cut.iterations, cut.latents);
+      cut.iterations = iterations_run(config, cut);
       cuts_.push_back(cut);
       M_ = std::max(M_, cut.latents), T_ = std::max(T_, cut.iterations);
       out_.sample_index.push_back(static_cast<int32_t>(first_index) + b);
@@ -282,6 +281,10 @@ class Builder {
 };
 
 }  // namespace
+
+int32_t iterations_run(const RunConfig& config, const Cut& cut) {
+  return config.step.prune_latents ? std::min(cut.iterations, cut.latents) : cut.iterations;
+}
 
 Layout make_layout(const RunConfig& config, const Recipe& recipe, std::span<const Sample> samples, int64_t first_index, bool latents_live) {
   return Builder(config, recipe, samples, first_index, latents_live).build();

@@ -53,7 +53,7 @@ struct Supervised {
 };
 
 struct Layout {
-  int64_t samples = 0, latents = 0, iterations = 0;  // of the sample with the most
+  int64_t samples = 0, latents = 0, iterations = 0;  // N and T of the sample with the most, whether all of the T are run or not
   int64_t rows = 0, live_rows = 0;
   std::vector<Pass> passes;
   std::vector<int32_t> live_of;  // step row -> live row, -1 where it is not live
@@ -65,6 +65,9 @@ struct Layout {
   std::vector<int32_t> codi_student_rows, codi_teacher_rows;  // [B]
   std::vector<int32_t> sample_index;                          // [B]: index in the optimiser batch
 };
+
+/// Passes behind pass 0 that are run for a sample: with pruning no more than it has latents, since then every one is final.
+int32_t iterations_run(const RunConfig& config, const Cut& cut);
 
 /// The layout of one forward of the recipe over `samples`; first_index: index of the first of them in the optimiser batch. latents_live:
 /// the final hidden states of pass T's latents are wanted too, which no row of the step reads.

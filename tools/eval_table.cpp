@@ -39,27 +39,27 @@ std::string ms_text(const Json& ms) { return ms.is_null() ? "-" : fmt::format("{
 
 // One control or one point of a sweep.
 void print_paired(const std::string& name, const Json& j, const std::string& more) {
-  fmt::print("  {:<24}{:>28}{:>30}{:>14}{}\n", name, with_interval(j["accuracy"], j["bootstrap"]),
+  fmt::print("  {:<26}{:>26}{:>30}{:>14}{}\n", name, with_interval(j["accuracy"], j["bootstrap"]),
              with_interval(j["difference"], j["bootstrap_difference"]), p_text(j["mcnemar_p"].get<double>()), more);
 }
 
 void print_controls(const std::string& name, const Json& json) {
   if (!json.contains("controls")) return;
-  fmt::print("{}: the latents of the last pass replaced\n  {:<24}{:>28}{:>30}{:>14}{:>12}\n", name, "latents", "strict % (95 %)",
+  fmt::print("{}: the latents of the last pass replaced\n  {:<26}{:>26}{:>30}{:>14}{:>12}\n", name, "latents", "strict % (95 %)",
              "against intact, pp (95 %)", "McNemar p", "answer CE");
-  fmt::print("  {:<24}{:>28}{:>30}{:>14}{:>12.4f}\n", "intact", with_interval(json["accuracy"]["strict"], json["bootstrap"]["strict"]), "-",
+  fmt::print("  {:<26}{:>26}{:>30}{:>14}{:>12.4f}\n", "intact", with_interval(json["accuracy"]["strict"], json["bootstrap"]["strict"]), "-",
              "-", json["answer_ce"].get<double>());
   for (const auto& [control, j] : json["controls"].items())
     print_paired(control, j, fmt::format("{:>12.4f}", j["answer_ce"].get<double>()));
 }
 
 std::string point_name(const Json& j) {
-  return fmt::format("{} latents, {} passes", j["latents"].get<int64_t>(), j["iterations"].get<int64_t>());
+  return fmt::format("{} latents, {} iterations", j["latents"].get<int64_t>(), j["iterations"].get<int64_t>());
 }
 
 void print_sweeps(const std::string& name, const Json& json) {
   if (!json.contains("sweep")) return;
-  fmt::print("{}: other numbers of latents and passes\n  {:<24}{:>28}{:>30}{:>14}{:>9}{:>10}{:>11}\n", name, "", "strict % (95 %)",
+  fmt::print("{}: other numbers of latents and iterations\n  {:<26}{:>26}{:>30}{:>14}{:>9}{:>10}{:>11}\n", name, "", "strict % (95 %)",
              "against the run's, pp (95 %)", "McNemar p", "passes", "ms alone", "ms batched");
   for (const auto& [kind, points] : json["sweep"].items())
     for (const Json& j : points)
@@ -94,11 +94,11 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
       "that reached the largest number of new tokens, which counts as wrong. ms: for a question, decoded alone (the first few) and in\n"
       "batches. "
       "gsm_hard compares the last numbers as doubles with relative 1e-6.\n",
-      chain ? "1, and one for each token after the first, EOS included"
-      : free
-          ? "pass 0, one for each latent, one for eot and the first token (icot: 1 in all), and one for each token after it, those of the\n"
-            "prompt that the model writes itself among them"
-          : "pass 0, T, one for the prompt and the first token (no_cot: 1 in all), and one for each token after it",
+      chain  ? "1, and one for each token after the first, EOS included"
+      : free ? "pass 0, T (at most one a latent), one for eot and the first token\n"
+               "(icot: 1 in all), and one for each token after it, those of the prompt that the model writes itself among them"
+             : "pass 0, T (at most one a latent), one for the prompt and the first token\n"
+               "(no_cot: 1 in all), and one for each token after it",
       "pass T and the one behind it as one");
   for (std::size_t i = 0; i < results.size(); ++i) {
     tell_too_long(results[i].first, results[i].second.too_long());

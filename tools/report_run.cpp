@@ -110,10 +110,10 @@ std::string extras(const Json& result, const std::string& prefix, const std::str
   for (const char* over : {"latents", "passes"})
     if (const Json points = of(of(result, "sweep"), over); points.is_array())
       for (const Json& point : points)
-        add_share(sweep, fmt::format("{} latents, {} passes", of(point, "latents").dump(), of(point, "iterations").dump()),
+        add_share(sweep, fmt::format("{} latents, {} iterations", of(point, "latents").dump(), of(point, "iterations").dump()),
                   of(point, "accuracy"), of(point, "bootstrap"));
   return bar_plot(prefix + "controls", title + ": latents replaced, accuracy in %", controls, false) +
-         bar_plot(prefix + "sweep", title + ": other numbers of latents and passes, accuracy in %", sweep, false);
+         bar_plot(prefix + "sweep", title + ": other numbers of latents and iterations, accuracy in %", sweep, false);
 }
 
 std::string questions_of(const Json& records) {

@@ -1,5 +1,6 @@
 // Controls of the latents: against the step's own teacher forcing, in cases that are equal to the intact model, and in any batch.
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 
 #include "models/controls.h"
@@ -30,7 +31,7 @@ constexpr double kRounding = 1e-9;
 }  // namespace
 
 TEST_CASE("beside controls the intact model decodes as ever and gives the step's cross-entropy") {
-  StepRig rig({});
+  StepRig rig({GENERATE("latent.iterations=3", "latent.iterations=7")});  // on 5 latents
   for (Sample& s : rig.samples) s.prompt = 0;
   const std::vector<ControlledQuestion> all = controlled(rig, rig.samples);
   const std::vector<DecodeResult> plain = decode(*rig.model, *rig.arena, rig.samples, greedy());
@@ -39,6 +40,7 @@ TEST_CASE("beside controls the intact model decodes as ever and gives the step's
   for (std::size_t i = 0; i < all.size(); ++i) {
     CHECK(all[i].intact.ids == plain[i].ids);
     CHECK(all[i].intact.passes == plain[i].passes);
+    for (const DecodeResult& r : all[i].controls) CHECK(r.passes - r.tokens == plain[i].passes - plain[i].tokens);
     nll += all[i].intact.gold_nll, tokens += all[i].intact.gold_tokens;
   }
   StepOptions options;

@@ -141,10 +141,14 @@ TEST_CASE("forward passes are counted by the stated rule and the end of sequence
   struct Case {
     const char* name;
     int64_t first, merged;  // passes up to the first token
+    std::vector<std::string> sets = {};
   };
-  const Case c = GENERATE(Case{"kava_defaults", 5, 4}, Case{"kava_pause", 2, 1}, Case{"no_cot", 1, 1}, Case{"full_cot", 1, 1});
-  CAPTURE(c.name);
-  Loaded l(c.name);
+  // 5 latents: of 7 iterations 5 are run, and all where none are left out.
+  const Case c = GENERATE(Case{"kava_defaults", 5, 4}, Case{"kava_pause", 2, 1}, Case{"no_cot", 1, 1}, Case{"full_cot", 1, 1},
+                          Case{"kava_defaults", 7, 6, {"latent.iterations=5"}}, Case{"kava_defaults", 7, 6, {"latent.iterations=7"}},
+                          Case{"kava_defaults", 9, 8, {"latent.iterations=7", "step.prune_latents=false"}});
+  CAPTURE(c.name, c.sets);
+  Loaded l(c.name, c.sets);
   const std::vector<Sample> samples = drawn_samples(5, static_cast<int32_t>(l.text.shape.vocab));
   const std::vector<DecodeResult> free = decode(l.model, l.arena, samples, up_to(6));
   for (const DecodeResult& r : free) {

@@ -356,7 +356,10 @@ TEST_CASE("kava_eval controls and sweeps the latents against the intact model") 
   REQUIRE(sweep.at("passes").size() == 3);
   for (int64_t n = 0; n < 6; ++n) {
     CHECK(sweep.at("latents").at(static_cast<std::size_t>(n)).at("latents") == n);
-    CHECK(sweep.at("latents").at(static_cast<std::size_t>(n)).at("iterations") == 2);
+    const Json& point = sweep.at("latents").at(static_cast<std::size_t>(n));
+    CHECK(point.at("iterations") == 2);
+    // Pass 0, the 2 iterations or the latents where they are fewer, and one for each token.
+    CHECK(point.at("passes").get<double>() == 1 + std::min<double>(2, static_cast<double>(n)) + point.at("tokens_written").get<double>());
   }
   const double base = sweep.at("passes").at(1).at("passes").get<double>();
   CHECK(result(".sweep").at("passes") == base);
@@ -364,7 +367,7 @@ TEST_CASE("kava_eval controls and sweeps the latents against the intact model") 
   CHECK(sweep.at("latents").at(5).at("too_long") == 0);
   const Finished many = run("kava_eval " + dir + " --data " + data + " --sweep-latents 4096 --force");
   CHECK(many.code == 0);
-  CHECK_THAT(many.output, ContainsSubstring("\nrows.txt, 4096 latents, 2 passes: 4 questions are over 4096 tokens; they were not run"));
+  CHECK_THAT(many.output, ContainsSubstring("\nrows.txt, 4096 latents, 2 iterations: 4 questions are over 4096 tokens; they were not run"));
   CHECK(result(".sweep").at("sweep").at("latents").at(0).at("too_long") == 4);
   for (const auto& [arguments, about] : std::map<std::string, std::string>{{" --controls --samples 2", "--controls"},
                                                                            {" --controls --sweep-passes 1", "--controls"},
