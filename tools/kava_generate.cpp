@@ -343,11 +343,11 @@ int generate(const GenerateCommand& command, bool has_question, Comm& comm, cons
   std::vector<Question> questions;
   std::string text;
   together(comm, "reading model and questions", [&] {
+    if (command.file) questions = read_questions(*command.file);
+    else if (has_question) questions.push_back({"QUESTION", std::string(stripped(command.question))});
     chosen.emplace(choose_model(command.model, world.local_rank));
     if (!chosen->opened.text.tokenizer)
       Tokenizer::refuse_missing(chosen->opened.text.folder, "no question can be read", "use kava_eval on rows of ids");
-    if (command.file) questions = read_questions(*command.file);
-    else if (has_question) questions.push_back({"QUESTION", std::string(stripped(command.question))});
     generator.emplace(command, *chosen, comm);
     // What one rank refuses, all do before the first answer.
     for (const Question& q : questions) (void)generator->read(q), text += q.text + "\n";
