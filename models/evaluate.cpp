@@ -133,8 +133,8 @@ class Evaluation {
     o.fraction = 1;
     const Recipe trained = recipe_of(config_);
     o.needs_prompt = o.needs_prompt && trained.teacher && trained.student;
-    int64_t dropped = 0;
-    return make_samples({file_}, text_.tokenizer ? &*text_.tokenizer : nullptr, o, &dropped);
+    LeftOut none;
+    return make_samples({file_}, text_.tokenizer ? &*text_.tokenizer : nullptr, o, &none);
   }
 
   void run_batches(const std::vector<Sample>& samples, std::span<const std::size_t> runnable) {

@@ -50,7 +50,7 @@ void require_tokenizer(const TextModel& text, const std::vector<RowFile>& files)
       Tokenizer::refuse_missing(text.folder, "no text can be read", "");
 }
 
-std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, int64_t* dropped) {
+std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, LeftOut* left_out) {
   require_tokenizer(text, files);
   SampleOptions options = sample_options(config, text.eos.value_or(-1), text.shape.vocab);
   if (const int64_t positions = text.shape.position_limit())
@@ -59,7 +59,7 @@ std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config,
       const int64_t tokens = longest_sequence(config, sample);
       return needed_positions(config, sample) > positions ? std::max(tokens, config.data.max_tokens + 1) : tokens;
     };
-  return make_samples(files, text.tokenizer ? &*text.tokenizer : nullptr, options, dropped);
+  return make_samples(files, text.tokenizer ? &*text.tokenizer : nullptr, options, left_out);
 }
 
 std::string length_limit(const RunConfig& config, const ModelConfig& shape) {
@@ -69,17 +69,30 @@ std::string length_limit(const RunConfig& config, const ModelConfig& shape) {
 }
 
 void require_samples(const RunConfig& config, const ModelConfig& shape, const std::string& path, std::span<const Sample> samples,
-                     int64_t dropped) {
+                     const LeftOut& left_out) {
   if (!samples.empty()) return;
-  const bool by_answer = config.data.answers == Answers::digit;
+  const auto [too_long, by_answer] = left_out;
   const int64_t positions = shape.position_limit();
   // What is longer than data.max_tokens is then longer than the positions too.
   const bool by_positions = positions > 0 && positions < config.data.max_tokens;
-  throw Error(Exit::data, shown_path(path),
-              fmt::format("no row is left: all {} are longer than {}{}", dropped, length_limit(config, shape),
-                          by_answer ? ", or their answers do not begin with a digit" : ""),
-              fmt::format("{}{}", by_positions ? "give shorter rows or fewer latents" : "raise data.max_tokens",
-                          by_answer ? ", or set data.answers = \"all\"" : ""));
+  const std::string both = too_long > 0 && by_answer > 0 ? ", " : "", all = both.empty() ? "all " : "";
+  throw Error(
+      Exit::data, shown_path(path),
+      "no row is left: " + (too_long > 0 ? fmt::format("{}{} are longer than {}", all, too_long, length_limit(config, shape)) : "") + both +
+          (by_answer > 0 ? fmt::format("the answers of {}{} do not begin with a digit", all, by_answer) : ""),
+      std::string(too_long == 0  ? ""
+                  : by_positions ? "give shorter rows or fewer latents"
+                                 : "raise data.max_tokens") +
+          both + (by_answer > 0 ? "set data.answers = \"all\"" : ""));
+}
+
+std::string text_of(const LeftOut& left_out, const std::string& limit) {
+  if (left_out.all() == 0) return "none left out";
+  std::string text = "left out: ";
+  if (left_out.too_long > 0) text += fmt::format("{} over {}", left_out.too_long, limit);
+  if (left_out.by_answer > 0)
+    text += fmt::format("{}{} by data.answers = \"digit\"", left_out.too_long > 0 ? ", " : "", left_out.by_answer);
+  return text;
 }
 
 std::vector<RowFile> read_train_files(const RunConfig& config) {

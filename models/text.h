@@ -30,15 +30,17 @@ SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab
 /// Error(code data) where rows of text need a tokenizer and the model's folder has another form of one than tokenizer.json.
 void require_tokenizer(const TextModel& text, const std::vector<RowFile>& files);
 
-/// The samples of data files, in file order; over-long ones are left out and counted.
-std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, int64_t* dropped);
+/// The samples of data files, in file order; those that are left out are counted.
+std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, LeftOut* left_out);
 
 /// What the lengths of samples are held against, in words: data.max_tokens, and the model's positions where these are fewer.
 std::string length_limit(const RunConfig& config, const ModelConfig& shape);
 
 /// Error(code data) naming the file and what left its rows out, where none is left.
 void require_samples(const RunConfig& config, const ModelConfig& shape, const std::string& path, std::span<const Sample> samples,
-                     int64_t dropped);
+                     const LeftOut& left_out);
+/// What was left out and why, in words. limit: what was too long is over that.
+std::string text_of(const LeftOut& left_out, const std::string& limit);
 
 /// The row files of data.train.
 std::vector<RowFile> read_train_files(const RunConfig& config);

@@ -153,7 +153,7 @@ std::optional<TrainSamples> TokenCache::read(const std::vector<DataFile>& files,
       rows += facts.rows;
       all.files.push_back(std::move(facts));
     }
-    all.dropped = in.number(rows);
+    all.left_out.by_answer = in.number(rows);
     constexpr std::size_t kSmallest = 8 * sizeof(int64_t);
     const std::size_t n = in.count(kSmallest);
     all.samples.reserve(n);
@@ -177,7 +177,7 @@ void TokenCache::write(const TrainSamples& all) const {
     out.number(std::ssize(all.files));
     for (const FileFacts& f : all.files)
       out.text(name_of(f.format)), out.text(f.sha256), out.text(f.keys), out.number(f.rows), out.number(f.chain);
-    out.number(all.dropped), out.number(std::ssize(all.samples));
+    out.number(all.left_out.by_answer), out.number(std::ssize(all.samples));
     for (const Sample& s : all.samples) {
       out.ids(s.question), out.ids(s.trace), out.ids(s.answer), out.ids(s.steps);
       out.number(s.prompt), out.number(s.row), out.number(s.line), out.number(s.blank);

@@ -75,14 +75,14 @@ TrainSamples tokenised(const TextModel& text, const RunConfig& config, const Sam
           rows.push_back(*next), some.push_back(std::move(part.rows[static_cast<std::size_t>(*next - first)]));
         part.rows = std::move(some);
       }
-      int64_t dropped = 0;
+      LeftOut left_out;
       if (!part.rows.empty())
-        for (Sample& sample : make_samples({part}, text.tokenizer ? &*text.tokenizer : nullptr, options, &dropped)) {
+        for (Sample& sample : make_samples({part}, text.tokenizer ? &*text.tokenizer : nullptr, options, &left_out)) {
           sample.row = rows.empty() ? first + sample.row : rows[static_cast<std::size_t>(sample.row)];
           for (std::vector<int32_t>* ids : {&sample.question, &sample.trace, &sample.answer, &sample.steps}) ids->shrink_to_fit();
           all.samples.push_back(std::move(sample));
         }
-      all.dropped += dropped;
+      all.left_out += left_out;
       first = end;
     }));
   return all;
@@ -90,7 +90,7 @@ TrainSamples tokenised(const TextModel& text, const RunConfig& config, const Sam
 
 void leave_out_long(TrainSamples& all, const TextModel& text, const RunConfig& config) {
   const int64_t positions = text.shape.position_limit();
-  all.dropped += static_cast<int64_t>(std::erase_if(all.samples, [&](const Sample& s) {
+  all.left_out.too_long += static_cast<int64_t>(std::erase_if(all.samples, [&](const Sample& s) {
     return longest_sequence(config, s) > config.data.max_tokens || (positions > 0 && needed_positions(config, s) > positions);
   }));
 }

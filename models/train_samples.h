@@ -11,7 +11,7 @@ namespace kava {
 struct TrainSamples {
   std::vector<Sample> samples;   // in file order, without those that are left out
   std::vector<FileFacts> files;  // of data.train
-  int64_t dropped = 0;           // over data.max_tokens, or by data.answers
+  LeftOut left_out;
 };
 
 /// Reads data.train some rows at a time. Errors are those of read_rows and read_samples.

@@ -13,8 +13,8 @@ struct Stopped {};
 Validator::Validator(const TextModel& text, const RunConfig& config) : text_(&text), file_(read_rows(config.data.valid)) {
   RunConfig whole = config;
   whole.data.fraction = 1;
-  samples_ = read_samples(text, whole, {file_}, &dropped_);
-  require_samples(config, text.shape, file_.path, samples_, dropped_);
+  samples_ = read_samples(text, whole, {file_}, &left_out_);
+  require_samples(config, text.shape, file_.path, samples_, left_out_);
 }
 
 std::optional<Validation> Validator::run(Model& model, Arena& arena, int64_t stage, const std::function<bool()>& stop,

@@ -15,9 +15,9 @@ class Validator {
   /// data.max_tokens.
   Validator(const TextModel& text, const RunConfig& config);
 
-  /// Rows that are decoded; of those, rows left out of the teacher-forced part because they are over data.max_tokens.
+  /// Rows that are decoded; of those, rows left out of the teacher-forced part.
   int64_t rows() const { return static_cast<int64_t>(file_.rows.size()); }
-  int64_t dropped() const { return dropped_; }
+  const LeftOut& left_out() const { return left_out_; }
   DataDigest digest() const { return {"data.valid", file_.sha256, name_of(file_.format)}; }
   std::span<const Sample> samples() const { return samples_; }
 
@@ -33,7 +33,7 @@ class Validator {
   const TextModel* text_;
   RowFile file_;
   std::vector<Sample> samples_;
-  int64_t dropped_ = 0;
+  LeftOut left_out_;
 };
 
 }  // namespace kava

@@ -51,8 +51,8 @@ int64_t highest_resident() {
 Measured run(const Case& c, const fs::path& out) {
   const RunConfig config = load_config(c.config, c.sets);
   const TextModel text = open_text_model(config.model.path);
-  int64_t dropped = 0;
-  const std::vector<Sample> samples = read_samples(text, config, read_train_files(config), &dropped);
+  LeftOut left_out;
+  const std::vector<Sample> samples = read_samples(text, config, read_train_files(config), &left_out);
   std::optional<Validator> valid;
   if (!config.data.valid.empty()) valid.emplace(text, config);
   const std::unique_ptr<Ops> ops = make_cpu_ops(c.threads);

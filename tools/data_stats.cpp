@@ -73,10 +73,11 @@ void print_tokens(const RowFile& file, const Tokenizer* tokenizer, const StatsCo
   options.drop_last_step = !command.all_steps;
   options.vocab_size = std::numeric_limits<int32_t>::max();
   constexpr std::size_t kShown = 5;
-  int64_t dropped = 0, over = 0, longest = 0;
+  LeftOut none;
+  int64_t over = 0, longest = 0;
   std::vector<std::string> first;  // of those over the limit
   std::vector<int64_t> question, trace, answer, whole;
-  for (const Sample& s : make_samples({file}, tokenizer, options, &dropped)) {
+  for (const Sample& s : make_samples({file}, tokenizer, options, &none)) {
     question.push_back(static_cast<int64_t>(s.question.size()));
     trace.push_back(static_cast<int64_t>(s.trace.size()));
     answer.push_back(static_cast<int64_t>(s.answer.size()));

@@ -170,16 +170,15 @@ int probe(const ProbeCommand& command) {
   if (!opened.text.eos) throw Error(Exit::data, shown_path(opened.text.folder), "names no end of sequence", "add eos_token_id");
   RowFile file = read_rows(command.data);
   if (static_cast<int64_t>(file.rows.size()) > command.limit) file.rows.resize(static_cast<std::size_t>(command.limit));
-  int64_t dropped = 0;
+  LeftOut left_out;
   RunConfig config = opened.config;
   config.data.fraction = 1;
-  std::vector<Sample> samples = read_samples(opened.text, config, {file}, &dropped);
+  std::vector<Sample> samples = read_samples(opened.text, config, {file}, &left_out);
   const Recipe recipe = decoding_recipe(config);
   const int64_t longest = longest_prompt(opened.text.shape);
-  dropped += static_cast<int64_t>(std::erase_if(samples, [&](const Sample& s) { return prompt_length(recipe, s) > longest; }));
-  if (dropped > 0)
-    print_note(
-        fmt::format("{} of the rows are left out: over data.max_tokens or {} tokens of a question, or by data.answers", dropped, longest));
+  left_out.too_long += static_cast<int64_t>(std::erase_if(samples, [&](const Sample& s) { return prompt_length(recipe, s) > longest; }));
+  if (left_out.all() > 0)
+    print_note("rows " + text_of(left_out, fmt::format("{} or {} tokens of a question", length_limit(config, opened.text.shape), longest)));
   if (samples.empty()) throw Error(Exit::data, shown_path(command.data), "no row is left", "raise --limit");
 
   Json questions = Json::array();

@@ -101,9 +101,10 @@ int inspect_step(const StepCommand& command) {
   const TextModel text = open_text_model(config.model.path);
   text.shape.require_for_training(config.model.dropout);
   if (!text.note.empty()) print_note(text.note);
-  auto [samples, files, dropped] = read_train_samples(text, config);
-  require_samples(config, text.shape, config.data.train[0].path, samples, dropped);
-  if (dropped > 0) print_note(fmt::format("{} rows are left out: over {}, or by data.answers", dropped, length_limit(config, text.shape)));
+  auto [samples, files, left_out] = read_train_samples(text, config);
+  require_samples(config, text.shape, config.data.train[0].path, samples, left_out);
+  const std::string fewer = text_of(left_out, length_limit(config, text.shape));
+  if (left_out.all() > 0) print_note("rows " + fewer);
   if (const std::string note = require_traces(config, files, samples); !note.empty()) print_note(note);
   if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));
 
@@ -133,9 +134,8 @@ int inspect_step(const StepCommand& command) {
   add_ids(dump, recipe, samples);
   add_losses(dump, losses, config);
   add_gradients(dump, model);
-  fmt::print("{}: {} samples ({} over-long left out), loss {:.9g}: student_ce {:.9g}, teacher_ce {:.9g}, kv {:.9g}, codi {:.9g}\n",
-             shown_path(command.out), samples.size(), dropped, losses.total(config), losses.student_ce, losses.teacher_ce, losses.kv,
-             losses.codi);
+  fmt::print("{}: {} samples ({}), loss {:.9g}: student_ce {:.9g}, teacher_ce {:.9g}, kv {:.9g}, codi {:.9g}\n", shown_path(command.out),
+             samples.size(), fewer, losses.total(config), losses.student_ce, losses.teacher_ce, losses.kv, losses.codi);
   require_printed();
   write_dump(command.out, dump, config.model.dtype == StorageType::f64);
   return 0;

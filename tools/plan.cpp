@@ -184,7 +184,7 @@ std::string parameter_table(const RunConfig& config, const TextModel& text) {
   return out + fmt::format("  {:<18}{:>16}{:>16}\n", "all", sum.total, sum.trainable);
 }
 
-std::string run_summary(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t dropped) {
+std::string run_summary(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, const LeftOut& left_out) {
   const int64_t n = static_cast<int64_t>(samples.size()), steps = total_steps(config.train, n);
   double question = 0, trace = 0, answer = 0;
   int64_t longest = 0;
@@ -197,12 +197,17 @@ std::string run_summary(const RunConfig& config, const ModelConfig& shape, std::
   const int64_t per_epoch = (n + config.train.batch - 1) / config.train.batch;
   const int64_t micro = config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch;
   return fmt::format(
-      "samples     {} ({} left out: over {}, or by data.answers)\n"
+      "samples     {} ({})\n"
       "tokens      question {:.1f}, trace {:.1f}, answer {:.1f} on average; longest sequence {}\n"
       "steps       {} of {} samples, {} a forward; {:.2f} epochs{}",
-      n, dropped, length_limit(config, shape), question * each, trace * each, answer * each, longest, steps,
+      n, text_of(left_out, length_limit(config, shape)), question * each, trace * each, answer * each, longest, steps,
       std::min(config.train.batch, n), std::min(micro, n), static_cast<double>(steps) / static_cast<double>(per_epoch),
       stage_line(config, steps, per_epoch));
+}
+
+std::string validation_summary(const RunConfig& config, const ModelConfig& shape, const Validator& valid) {
+  return fmt::format("validation  {} rows{} {}", valid.rows(), valid.left_out().all() > 0 ? "; for the losses" : ",",
+                     text_of(valid.left_out(), length_limit(config, shape)));
 }
 
 }  // namespace kava

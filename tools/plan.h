@@ -7,6 +7,7 @@
 #include "engine/config/config.h"
 #include "models/footprint.h"
 #include "models/text.h"
+#include "models/validation.h"
 
 namespace kava {
 
@@ -14,7 +15,8 @@ namespace kava {
 std::string parameter_table(const RunConfig& config, const TextModel& text);
 
 /// Samples, steps and lengths.
-std::string run_summary(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, int64_t dropped);
+std::string run_summary(const RunConfig& config, const ModelConfig& shape, std::span<const Sample> samples, const LeftOut& left_out);
+std::string validation_summary(const RunConfig& config, const ModelConfig& shape, const Validator& valid);
 
 struct PlanOptions {
   std::optional<std::string> json, memory, rate;

@@ -60,7 +60,7 @@ RunData read_data(const TextModel& text, const RunConfig& config, bool tell) {
   if (!data.samples.empty())
     if (const std::string note = require_traces(config, data.files, data.samples); !note.empty() && tell) print_note(note);
   for (const FileFacts& f : data.files) data.digests.push_back({"data.train", f.sha256, name_of(f.format)});
-  require_samples(config, text.shape, config.data.train[0].path, data.samples, data.dropped);
+  require_samples(config, text.shape, config.data.train[0].path, data.samples, data.left_out);
   if (!config.data.valid.empty()) {
     data.valid.emplace(text, config);
     data.digests.push_back(data.valid->digest());
@@ -140,11 +140,9 @@ class Run {
     data_ = read_data(text_, config_, comm_.leads());
     require_work_for_all();
     if (before) tell_resumption(*before);
-    say(parameter_table(config_, text_) + run_summary(config_, text_.shape, data_.samples, data_.dropped));
+    say(parameter_table(config_, text_) + run_summary(config_, text_.shape, data_.samples, data_.left_out));
     if (!comm_.alone()) say(fmt::format("ranks       {}", comm_.size()));
-    if (data_.valid)
-      say(fmt::format("validation  {} rows, {} of them over {}", data_.valid->rows(), data_.valid->dropped(),
-                      length_limit(config_, text_.shape)));
+    if (data_.valid) say(validation_summary(config_, text_.shape, *data_.valid));
     const MemoryPlanner planner(*ops_, config_, text_.shape, data_.samples, data_.valid ? &*data_.valid : nullptr, comm_.size());
     require_memory(planner, config_, text_.shape, memory_for_a_rank(*ops_, ranks_here_));
     take_contents(state, before.has_value());
@@ -390,7 +388,7 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
   }
   const RunData data = read_data(text, config, true);
   require_token_init(config);
-  say(parameter_table(config, text) + run_summary(config, text.shape, data.samples, data.dropped));
+  say(parameter_table(config, text) + run_summary(config, text.shape, data.samples, data.left_out));
   const MemoryPlanner planner(ops, config, text.shape, data.samples, data.valid ? &*data.valid : nullptr, ranks);
   // A dry backend has no memory; one is planned with --memory alone.
   print_plan(command.plan_options, planner, config, text.shape, ops.dry() ? 0 : memory_for_a_rank(ops, ranks_here));

@@ -88,12 +88,23 @@ std::vector<int32_t> question_ids(const Tokenizer& tokenizer, const SampleOption
 /// Ids of the prompt, the separator before it.
 std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const SampleOptions& options);
 
+/// Rows that no sample is made of.
+struct LeftOut {
+  int64_t too_long = 0;   // their longest sequence is over data.max_tokens, or the model's positions
+  int64_t by_answer = 0;  // data.answers does not take them
+  int64_t all() const { return too_long + by_answer; }
+  LeftOut& operator+=(const LeftOut& other) {
+    too_long += other.too_long, by_answer += other.by_answer;
+    return *this;
+  }
+};
+
 /// Tokenises the parts, each with its affixes, alone and concatenates them. Samples whose longest sequence is over max_tokens, and rows
-/// that data.answers does not take, are left out and counted in *dropped; data.fraction applies before. Order is that of the files.
+/// that data.answers does not take, are left out and counted in *left_out; data.fraction applies before. Order is that of the files.
 /// Error(code data, FILE:LINE) on an id outside the vocabulary, a question without a token or a missing prompt; Error(code data, FILE) on
 /// text rows without a tokenizer.
 std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokenizer* tokenizer, const SampleOptions& options,
-                                 int64_t* dropped);
+                                 LeftOut* left_out);
 
 /// Which of n rows are chosen, ascending: the round(fraction n), at least one, with the smallest random numbers of the seed.
 std::vector<int64_t> chosen_rows(int64_t n, double fraction, int64_t seed);

@@ -89,7 +89,7 @@ std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const SampleOptions&
 }
 
 std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokenizer* tokenizer, const SampleOptions& options,
-                                 int64_t* dropped) {
+                                 LeftOut* left_out) {
   int64_t total = 0;
   for (const RowFile& file : files) total += static_cast<int64_t>(file.rows.size());
   const std::vector<int64_t> chosen = chosen_rows(total, options.fraction, options.seed);
@@ -97,7 +97,7 @@ std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokeni
 
   std::vector<Sample> samples;
   samples.reserve(chosen.size());
-  *dropped = 0;
+  *left_out = {};
   int64_t first = 0;  // index of the file's first row
   auto next = chosen.begin();
   for (const RowFile& file : files) {
@@ -108,12 +108,12 @@ std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokeni
         throw Error(Exit::data, shown_path(file.path), "rows of text need a tokenizer, and the model's folder has none",
                     "add tokenizer.json to it, or give rows of token ids");
       if (!is_taken(row, options)) {
-        ++*dropped;
+        ++left_out->by_answer;
         continue;
       }
       Sample sample = row.is_ids ? ids_sample(file, row, options) : text_sample(file, row, *tokenizer, prompt, options);
       sample.row = *next, sample.line = row.line;
-      if (options.length && options.length(sample) > options.max_tokens) ++*dropped;
+      if (options.length && options.length(sample) > options.max_tokens) ++left_out->too_long;
       else samples.push_back(std::move(sample));
     }
     first = end;

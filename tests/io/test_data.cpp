@@ -218,10 +218,10 @@ TEST_CASE("ids rows become samples as they are") {
                 "\"answer\": [6]}")};
   SampleOptions options;
   options.vocab_size = 10;
-  int64_t dropped = -1;
-  const auto samples = make_samples(files, nullptr, options, &dropped);
+  LeftOut left_out;
+  const auto samples = make_samples(files, nullptr, options, &left_out);
   REQUIRE(samples.size() == 2);
-  CHECK(dropped == 0);
+  CHECK(left_out.all() == 0);
   CHECK(samples[0].question == Ids{1, 2});
   CHECK(samples[0].trace == Ids{3, 4, 5});
   CHECK(samples[0].answer == Ids{6, 7, 8});
@@ -229,7 +229,7 @@ TEST_CASE("ids rows become samples as they are") {
 
   auto fault = [&](SampleOptions o) {
     try {
-      make_samples(files, nullptr, o, &dropped);
+      make_samples(files, nullptr, o, &left_out);
     } catch (const Error& e) {
       CHECK(e.code() == Exit::data);
       return std::string(e.what());
@@ -267,22 +267,23 @@ TEST_CASE("a sample longer than max_tokens by the longest sequence of its method
   config.method = c.method, config.latent.count = 4, config.data.max_tokens = c.longest;
   SampleOptions options = sample_options(config, 2, 10);
   options.needs_prompt = false;
-  int64_t dropped = -1;
-  CHECK(make_samples(files, nullptr, options, &dropped).size() == 1);
-  CHECK(dropped == 0);
+  LeftOut left_out;
+  CHECK(make_samples(files, nullptr, options, &left_out).size() == 1);
+  CHECK(left_out.all() == 0);
   options.max_tokens = c.longest - 1;
-  CHECK(make_samples(files, nullptr, options, &dropped).empty());
-  CHECK(dropped == 1);
+  CHECK(make_samples(files, nullptr, options, &left_out).empty());
+  CHECK(left_out.too_long == 1);
+  CHECK(left_out.by_answer == 0);
   config.latent.count = 1;  // student 8: the teacher is longer now
   options.length = sample_options(config, 2, 10).length;
   options.max_tokens = 9;
-  CHECK(make_samples(files, nullptr, options, &dropped).size() == (c.method == Method::no_cot ? 1u : 0u));
+  CHECK(make_samples(files, nullptr, options, &left_out).size() == (c.method == Method::no_cot ? 1u : 0u));
 }
 
 TEST_CASE("rows of text without a tokenizer are refused") {
   const std::vector<RowFile> files = {read_text("q||s #### 1")};
-  int64_t dropped = 0;
-  CHECK_THROWS_AS(make_samples(files, nullptr, {}, &dropped), Error);
+  LeftOut left_out;
+  CHECK_THROWS_AS(make_samples(files, nullptr, {}, &left_out), Error);
 }
 
 TEST_CASE("the chosen fraction depends on the seed and not on the order of the draw") {
@@ -368,9 +369,9 @@ TEST_CASE("samples of real rows are their parts tokenised alone") {
   SampleOptions options;
   options.eos = 128009;
   options.vocab_size = 128256;
-  int64_t dropped = 0;
-  const auto samples = make_samples(files, &tokenizer, options, &dropped);
-  CHECK(samples.size() + static_cast<std::size_t>(dropped) == 10432);
+  LeftOut left_out;
+  const auto samples = make_samples(files, &tokenizer, options, &left_out);
+  CHECK(samples.size() + static_cast<std::size_t>(left_out.all()) == 10432);
   const Sample& first = samples.front();  // 4 steps, of which 3 are kept
   CHECK(first.question.front() == 128000);
   CHECK(first.answer.back() == 128009);
@@ -391,7 +392,7 @@ TEST_CASE("samples of real rows are their parts tokenised alone") {
 
   options.drop_last_step = false;
   options.step_separator = " ";
-  const auto joined = make_samples(files, &tokenizer, options, &dropped);
+  const auto joined = make_samples(files, &tokenizer, options, &left_out);
   CHECK(tokenizer.decode(joined.front().trace) == "<<600*30/100=180>> <<600*10/100=60>> <<180+60=240>> <<600-240=360>>");
 }
 
@@ -402,7 +403,7 @@ TEST_CASE("a question without a token of the vocabulary is refused with its line
   REQUIRE(tokenizer.encode("\x04").empty());
   SampleOptions options;
   options.vocab_size = 49152;
-  int64_t dropped = 0;
+  LeftOut left_out;
   const std::vector<RowFile> files = {read_text("one||<<1+1=2>> #### 2\n\x04||<<1+1=2>> #### 2\n")};
-  CHECK_THROWS_WITH(make_samples(files, &tokenizer, options, &dropped), ContainsSubstring(":2: the question has no token"));
+  CHECK_THROWS_WITH(make_samples(files, &tokenizer, options, &left_out), ContainsSubstring(":2: the question has no token"));
 }

@@ -220,5 +220,24 @@ TEST_CASE("training data without a trace token is refused where a loss needs one
   const Ended longer = step(two_steps + "{\"question\": \"" + std::string(400, 'q') + "\", \"cot\": \"a\", \"answer\": \"7\"}\n", "kava",
                             "--set data.max_tokens=100");
   CHECK(longer.code == 0);
-  CHECK_THAT(longer.err, ContainsSubstring("1 rows are left out: over data.max_tokens = 100, or by data.answers"));
+  CHECK_THAT(longer.err, ContainsSubstring("rows left out: 1 over data.max_tokens = 100\n"));
+  // Rows that data.answers does not take are not among those that are too long.
+  const std::string negative = R"({"question": "q", "cot": "a", "answer": "-7"})", digit = "--set data.answers=digit";
+  const Ended answers = step(two_steps + negative + "\n", "kava", digit);
+  CHECK_THAT(answers.err, ContainsSubstring("rows left out: 1 by data.answers = \"digit\"\n"));
+  CHECK_THAT(answers.out, ContainsSubstring(" samples (left out: 1 by data.answers = \"digit\"), loss "));
+  CHECK_THAT(step(two_steps, "kava", digit).out, ContainsSubstring(" samples (none left out), loss "));
+  const std::string far = "{\"question\": \"" + std::string(400, 'q') + "\", \"cot\": \"a\", \"answer\": \"7\"}\n";
+  CHECK_THAT(step(two_steps + negative + "\n" + far, "kava", digit + " --set data.max_tokens=100").err,
+             ContainsSubstring("rows left out: 1 over data.max_tokens = 100, 1 by data.answers = \"digit\"\n"));
+  const Ended run = run_command(
+      "kava_train t.toml --set data.max_tokens=512 --set data.valid=rows.jsonl --set train.max_steps=1 --out run " + digit, folder.path());
+  CHECK_THAT(run.out, ContainsSubstring("samples     2 (left out: 1 by data.answers = \"digit\")\n") &&
+                          ContainsSubstring("validation  3 rows; for the losses left out: 1 by data.answers = \"digit\"\n"));
+  const Ended none = step(negative, "kava", digit);
+  CHECK(none.code == 4);
+  CHECK_THAT(none.err, ContainsSubstring("no row is left: the answers of all 1 do not begin with a digit; set data.answers = \"all\"\n"));
+  CHECK_THAT(step(negative + "\n" + far, "kava", digit + " --set data.max_tokens=100").err,
+             ContainsSubstring("no row is left: 1 are longer than data.max_tokens = 100, the answers of 1 do not begin with a digit; raise "
+                               "data.max_tokens, set data.answers = \"all\"\n"));
 }

@@ -25,11 +25,11 @@ SampleOptions options_of(const std::string& toml) {
   return sample_options(load_config(folder / "run.toml"), 128009, 128256);
 }
 
-std::vector<Sample> samples_of(const std::string& method, const std::string& rows, int64_t* dropped = nullptr) {
+std::vector<Sample> samples_of(const std::string& method, const std::string& rows, LeftOut* left_out = nullptr) {
   static const Tokenizer tokenizer = Tokenizer::load(shared_data("data") + "/tokenizers/llama-3.2-1b-instruct");
-  int64_t count = 0;
-  const std::vector<Sample> samples = make_samples({file_of(rows)}, &tokenizer, options_of("method = '" + method + "'"), &count);
-  if (dropped) *dropped = count;
+  LeftOut counted;
+  const std::vector<Sample> samples = make_samples({file_of(rows)}, &tokenizer, options_of("method = '" + method + "'"), &counted);
+  if (left_out) *left_out = counted;
   return samples;
 }
 
@@ -62,10 +62,11 @@ TEST_CASE("icot's blanks stand around every part, and separators end the questio
 
 TEST_CASE("codi_exact distils at the lone blank, and drops answers that begin with no digit") {
   if (shared_data("data").empty()) SKIP("no shared data beside the sources, and KAVA_SHARED is not set");
-  int64_t dropped = 0;
-  const std::vector<Sample> samples = samples_of("codi_exact", std::string(kRow) + "\nq||s #### -5\nq||s #### .5\nq||s #### $5", &dropped);
+  LeftOut left_out;
+  const std::vector<Sample> samples = samples_of("codi_exact", std::string(kRow) + "\nq||s #### -5\nq||s #### .5\nq||s #### $5", &left_out);
   REQUIRE(samples.size() == 1);
-  CHECK(dropped == 3);
+  CHECK(left_out.by_answer == 3);
+  CHECK(left_out.too_long == 0);
   const Sample& s = samples[0];
   CHECK(s.answer == Ids{791, 4320, 374, 25, 220, 1758, 128009});
   CHECK((s.prompt == 4 && s.blank == 1));
@@ -77,9 +78,9 @@ TEST_CASE("the trace of an ids row may be a list for each step") {
   const RowFile file = file_of(
       "{\"question\": [1], \"trace\": [[3, 4], [], [5]], \"answer\": [6, 7]}\n{\"question\": [1], \"trace\": [3, 4], \"answer\": [6]}\n"
       "{\"question\": [1], \"trace\": [], \"answer\": [6]}");
-  int64_t dropped = 0;
+  LeftOut left_out;
   SampleOptions options = options_of("method = 'coconut'");
-  const std::vector<Sample> samples = make_samples({file}, nullptr, options, &dropped);
+  const std::vector<Sample> samples = make_samples({file}, nullptr, options, &left_out);
   CHECK(samples[0].trace == Ids{3, 4, 5});
   CHECK(samples[0].steps == Ids{2, 1});
   CHECK(samples[1].steps == Ids{2});

@@ -141,8 +141,8 @@ TEST_CASE("the trained tokenizer has one token for each word, number and mark") 
   SampleOptions options;
   options.drop_last_step = false;
   options.eos = *tokenizer.id_of("<|end|>");
-  int64_t dropped = 0;
-  for (const Sample& s : make_samples(rows, &tokenizer, options, &dropped)) {
+  LeftOut left_out;
+  for (const Sample& s : make_samples(rows, &tokenizer, options, &left_out)) {
     CHECK(s.question.size() == 35);
     CHECK(s.trace.size() == 21);
     CHECK(s.prompt == 4);

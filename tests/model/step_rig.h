@@ -45,8 +45,8 @@ class StepRig {
     config = golden_config("kava_defaults", sets);
     ops = backend ? std::move(backend) : make_cpu_ops(threads);
     text = open_text_model(config.model.path);
-    int64_t dropped = 0;
-    samples = read_samples(text, config, read_train_files(config), &dropped);
+    LeftOut left_out;
+    samples = read_samples(text, config, read_train_files(config), &left_out);
     model = std::make_unique<Model>(*ops, config, text.shape);
     arena = std::make_unique<Arena>(*ops);
     if (noise == 0) return;

@@ -29,8 +29,8 @@ struct Loaded {
     if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
   }
   std::vector<Sample> rows() const {
-    int64_t dropped = 0;
-    return read_samples(text, config, read_train_files(config), &dropped);
+    LeftOut left_out;
+    return read_samples(text, config, read_train_files(config), &left_out);
   }
   RunConfig config;
   TextModel text;

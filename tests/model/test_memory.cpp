@@ -109,8 +109,9 @@ TEST_CASE("the rows of a step are counted without its layout") {
     if (entry.path().extension() != ".toml") continue;
     const RunConfig config = golden_config(entry.path().stem().string(), {});
     const TextModel text = open_text_model(config.model.path);
-    int64_t dropped = 0, rows = 0, index = 0;
-    const std::vector<Sample> samples = read_samples(text, config, read_train_files(config), &dropped);
+    LeftOut left_out;
+    int64_t rows = 0, index = 0;
+    const std::vector<Sample> samples = read_samples(text, config, read_train_files(config), &left_out);
     const Recipe recipe = recipe_of(config);
     for (const Sample& s : samples) rows += step_rows(config, recipe, s, index++);
     INFO(entry.path().string());

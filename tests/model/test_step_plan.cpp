@@ -30,8 +30,8 @@ std::vector<Backend> backends() {
 // A batch's gradients and its update, and what was asked for in between.
 void check_step(Ops& ops, const RunConfig& config, int64_t step) {
   const TextModel text = open_text_model(config.model.path);
-  int64_t dropped = 0;
-  const std::vector<Sample> samples = read_samples(text, config, read_train_files(config), &dropped);
+  LeftOut left_out;
+  const std::vector<Sample> samples = read_samples(text, config, read_train_files(config), &left_out);
   Model model(ops, config, text.shape);
   Arena arena(ops);
   const Tensor sums = arena.alloc(DType::f64, 1, kStepSums), grad_square = arena.alloc(DType::f64, 1, 1);

@@ -33,8 +33,8 @@ struct TinyRun {
     config = load_config(folder / "c.toml", sets);
     ops = backend ? std::move(backend) : make_cpu_ops(threads);
     text = open_text_model(config.model.path);
-    int64_t dropped = 0;
-    samples = read_samples(text, config, read_train_files(config), &dropped);
+    LeftOut left_out;
+    samples = read_samples(text, config, read_train_files(config), &left_out);
     model = std::make_unique<Model>(*ops, config, text.shape);
     if (!config.model.adapter.empty()) load_adapter(*model, config.model.adapter);
   }
