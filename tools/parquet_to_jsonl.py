@@ -12,10 +12,12 @@ Exit codes: 0 done, 2 usage, 3 pyarrow is missing, 4 a file that is not Parquet 
 """
 import ast
 import csv
+import io
 import json
 import os
 import re
 import sys
+import tokenize
 
 
 def fail(code, text):
@@ -40,15 +42,22 @@ def finite(value):
 
 
 def listed(text):
-    """The texts of a list in a cell, as JSON or Python print it; None of any other text."""
-    for parse in json.loads, ast.literal_eval:
+    """The texts of a list in a cell, as JSON, Python or numpy print it; None of any other text."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         try:
-            value = parse(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(value, list) and all(isinstance(step, str) for step in value):
-            return value
-    return None
+            value = ast.literal_eval(text)
+            tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+        except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+            return None
+        # numpy puts no comma between two, which Python reads as one text.
+        texts = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
+        if texts and all(token.string != "," for token in tokens):
+            return texts
+        if texts != value:
+            return None
+    return value if isinstance(value, list) and all(isinstance(step, str) for step in value) else None
 
 
 def readable(row):
@@ -58,11 +67,13 @@ def readable(row):
     if name is None or not isinstance(row[name], str):
         return row
     text = row[name].strip()
-    steps = listed(text) if text.startswith("[") else None
-    if steps is not None:
-        return {**row, name: steps}
+    if text.startswith("["):
+        steps = listed(text)
+        return row if steps is None else {**row, name: steps}
     rest = {n: value for n, value in row.items() if n != name}
     cot = plain_names.get("cot", "cot")
+    if text.isdigit():  # which counts the steps of a chain elsewhere, and is none
+        return rest if row.get(cot) else row
     return {**rest, cot: text} if text or cot not in row else rest
 
 
