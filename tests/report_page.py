@@ -146,7 +146,7 @@ def make_pages(bin_folder, folder):
         f.write(TABLE_FILE)
         for name, passes in (('kava', '3'), ('other', '1')):
             f.write(ROW.replace('NAME', name).replace('PASSES', passes).replace('CONFIG', config))
-    run('replicate', table, '--out', out, '--times', '--jobs', str(min(2, len(os.sched_getaffinity(0)))))
+    run('replicate', table, '--out', out, '--times', '--jobs', '1')
     write_metrics(os.path.join(kava, 'metrics.jsonl'))
     run('kava_eval', kava, '--data', test, '--limit', '20', '--controls')
     run('kava_eval', kava, '--data', test, '--limit', '20', '--sweep-latents', '13..14')

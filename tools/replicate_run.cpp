@@ -275,7 +275,9 @@ std::vector<Share> shares_of(int jobs, const std::vector<int>& cores, int usable
 }
 
 std::vector<Share> shares_for(const RunOptions& options) {
-  return shares_of(options.jobs, allowed_cores(), usable_cores(), gpus_for(options));
+  const std::vector<std::string> gpus = gpus_for(options);
+  const int jobs = options.fewer && gpus.empty() ? std::min(options.jobs, usable_cores()) : options.jobs;
+  return shares_of(jobs, allowed_cores(), usable_cores(), gpus);
 }
 
 std::vector<std::string> command_of(const Work& work, const RunOptions& options) {

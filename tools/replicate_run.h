@@ -15,6 +15,7 @@ struct RunOptions {
   double budget_hours = 0;  // > 0: stop after that
   bool keep_all = false;    // checkpoints of a run that is evaluated, beside the best
   std::string device = "auto";
+  bool fewer = false;  // without GPUs as many at a time as there are cores, where jobs are more
 };
 
 /// Runs what is not done. Returns 0 where all is; the code of the first work that failed for good; 75 where it was stopped, by a signal
