@@ -159,7 +159,7 @@ void save_adapter(const Model& model, FolderWriter& folder, const std::string& p
     save_file(model, folder, prefix + "model.safetensors", [](const std::string& name) { return !is_kava_tensor(name); });
   } else {
     folder.write_file(prefix + "adapter_config.json", adapter_config(model).dump(2) + "\n");
-    save_file(model, folder, prefix + "adapter_model.safetensors", is_lora_tensor);
+    save_file(model, folder, prefix + "adapter_model.safetensors", is_lora_tensor, {{"kava.base", model.base_digest}});
   }
   if (!recipe_of(model.config).markers) return;
   const Recipe decoding = last_stage ? decoding_recipe(model.config, *last_stage) : decoding_recipe(model.config);

@@ -10,6 +10,7 @@
 #include "engine/files/parts.h"
 #include "engine/files/paths.h"
 #include "engine/files/safetensors.h"
+#include "models/adapter.h"
 #include "models/merge.h"
 #include "models/open_model.h"
 #include "models/upstream.h"
@@ -36,11 +37,9 @@ void print_left_out(const fs::path& adapter) {
         "its chain of thought\n");
 }
 
-// An adapter alone may name the base that its latents were trained on.
+// An adapter of kava's names the base that it was trained on.
 void tell_other_base(const std::string& adapter, const std::string& base) {
-  const fs::path latents = fs::path(adapter) / "kava.safetensors";
-  if (!is_there(latents)) return;
-  const SafetensorsFile file = SafetensorsFile::open(latents.string());
+  const SafetensorsFile file = open_adapter_file(adapter);
   const auto before = file.metadata().find("kava.base");
   if (before == file.metadata().end()) return;
   const ModelConfig shape = ModelConfig::load(base);
