@@ -15,7 +15,8 @@ struct Rivals {
     double seconds, flops;  // of a call
   };
   std::vector<Row> rows;
-  std::vector<std::string> missing;  // a line on each rival that a GPU is without, or whose values are others
+  std::vector<std::string> missing;  // a line on each rival that a GPU is without
+  std::vector<std::string> wrong;    // and on each tensor that a rival has other values of
 };
 
 /// Products of the model's linears by the own kernel and by cuBLASLt; attention over plain causal segments of 100 tokens, forward and

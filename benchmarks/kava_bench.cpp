@@ -82,6 +82,7 @@ class Bench {
 
   const BenchResults& found() const { return found_; }
   const std::vector<std::string>& missing() const { return missing_; }
+  const std::vector<std::string>& wrong() const { return wrong_; }
 
  private:
   Tensor tensor(DType t, int64_t rows, int64_t cols, double scale = 1) {
@@ -392,7 +393,7 @@ class Bench {
   void rivals() {
     Rivals found = bench_rivals(ops_, shapes_, [&](const std::string& name) { return wanted(name); });
     for (const Rivals::Row& r : found.rows) report(r.name, r.seconds, r.flops, "GFLOP/s", found_.matrix_rate);
-    missing_ = std::move(found.missing);
+    missing_ = std::move(found.missing), wrong_ = std::move(found.wrong);
   }
 
   void step() {
@@ -489,7 +490,7 @@ class Bench {
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
                 V = shapes_.vocab;
   BenchResults found_;
-  std::vector<std::string> missing_;  // rivals
+  std::vector<std::string> missing_, wrong_;  // rivals; their values
 };
 
 struct BenchCommand {
@@ -551,12 +552,18 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
     }
     bench.run();
   } catch (...) {
-    write_results();  // what was measured before the fault
+    try {
+      if (bench.found().copy_rate > 0) write_results();  // what was measured before the fault
+    } catch (const std::exception&) {                    // which is the one to tell
+    }
     throw;
   }
   write_results();
+  if (!bench.wrong().empty())
+    throw Error(Exit::numeric, "values", fmt::format("{}", fmt::join(bench.wrong(), "; ")), "run the tests on this device");
   if (bench.missing().empty()) return 0;
-  throw Error(Exit::preflight, "rivals", fmt::format("{}", fmt::join(bench.missing(), "; ")), "install cuBLASLt of CUDA 13 and cuDNN 9");
+  throw Error(Exit::preflight, "rivals", fmt::format("{}", fmt::join(bench.missing(), "; ")),
+              "install cuBLASLt of CUDA 13 and cuDNN 9.15.1 or newer");
 }
 
 }  // namespace

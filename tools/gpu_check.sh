@@ -57,8 +57,9 @@ last_line() { grep . "$1" 2>/dev/null | tail -n 1; }
 no_rival() { last_line "$1" | grep -q '^error: rivals: '; }
 # The first fault that a log tells of: a failed test, but for the one that the end of the time stopped, or what compute-sanitizer found.
 first_fault() {
-  awk '/^=========.*(Invalid |Uninitialized |Race reported|SUMMARY: [1-9])/ { print; exit }
-       / FAILED:/ { failed = $0; next }
+  awk '/^=========.*(Invalid |Uninitialized |Race reported|Barrier error|SUMMARY: [1-9])/ { print; exit }
+       /^========= Program hit .*(launch failure|illegal|misaligned)/ { print; exit }
+       / FAILED:/ { if (failed != "") { print failed; failed = ""; exit } failed = $0; next }
        failed != "" && /SIGTERM/ { failed = "" }
        failed != "" && (/^-----/ || /^=====/) { print failed; failed = ""; exit }
        END { if (failed != "") print failed }' "$1"
@@ -179,7 +180,7 @@ part_2() {
   make_work
   local key shape peak planned fitting all=() some=(--filter '^(step|attention|linear_group|head)')
   $emulated && all=(--filter rope) some=(--filter '^step')
-  rm -rf "$out"/bench*.json "$out/plan.json" "$out/run"
+  rm -rf "$out"/bench*.json "$out"/bench*.log "$out/plan.json" "$out/run"
   bench bench 0 "${all[@]}"
   # Where the whole batch does not fit, as many samples a forward as do.
   "$bin/kava_train" "$out/train.toml" --plan --device cuda --json "$out/plan.json" >"$out/fitting.log" 2>&1

@@ -368,6 +368,9 @@ TEST_CASE("gpu_check tells a fault from a test that its time cut short") {
                     failed = "test_b.cpp:9: FAILED:\n  CHECK( 1 == 2 )\n\n-------\n";
   CHECK(fault(cut).empty());
   CHECK(fault(failed + cut) == "test_b.cpp:9: FAILED:\n");
+  CHECK(fault("test_a.cpp:9: FAILED:\n  CHECK( 1 == 2 )\n\n" + cut) == "test_a.cpp:9: FAILED:\n");  // of one test case
+  CHECK(fault("========= Program hit cudaErrorMisalignedAddress (error 716) due to \"misaligned address\"\n").find("hit") !=
+        std::string::npos);
   CHECK(fault("test_b.cpp:9: FAILED:\n  CHECK( 1 == 2 )\n") == "test_b.cpp:9: FAILED:\n");
   CHECK(fault("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n========= Error: process didn't terminate\n")
             .empty());
@@ -395,6 +398,8 @@ TEST_CASE("gpu_check takes a rival that is not there for no fault of the bench, 
   CHECK(no_rival.code == 0);
   CHECK(no_rival.out.find("ok       bench: ") != std::string::npos);
   CHECK(no_rival.out.find("skipped  bench_rivals: error: rivals: no libcudnn") != std::string::npos);
+  program("kava_bench", "echo 'error: values: attention_bwd: dq is 0.9 away from cuDNN; run the tests' >&2; exit 5");
+  CHECK(check().code == 1);
   program("kava_bench", "echo 'error: device memory: out of memory' >&2; exit 3");
   const Ended failed = check();
   CHECK(failed.code == 1);
@@ -413,6 +418,9 @@ TEST_CASE("kava_bench writes what it measured before the memory of a device ran 
     return std::ranges::any_of(results, [&](const Json& result) { return result["name"] == name && !result.contains("sectors"); });
   };
   CHECK((has("rope") && has("copy rate") && !has("step")));
+  const WithVariable none("KAVA_EMULATED_MEMORY", "100000");
+  check_refusal(run_command("kava_bench --device cuda --shape tiny --filter rope --json '" + folder / "bench.json" + "'"), 3, "memory");
+  CHECK(read_json(folder / "bench.json") == results);  // nothing was measured
 }
 
 }  // namespace kava
