@@ -296,7 +296,13 @@ bool Trainer::may_be_best() {
 
 void Trainer::validate(RunFolder* folder, const TrainingHooks& hooks) {
   const int64_t stage = curriculum_.stage(std::max<int64_t>(0, state_.step - 1));
-  const std::optional<Validation> v = hooks.validate(arena_, stage);
+  std::optional<Validation> v;
+  try {
+    v = hooks.validate(arena_, stage);
+  } catch (const Error& e) {
+    if (e.code() != Exit::numeric) throw;
+    throw Error(Exit::numeric, fmt::format("step {}", state_.step), "the logits of the validation are not finite", "lower train.lr");
+  }
   if (!v) return;
   nlohmann::ordered_json object = {{"step", state_.step}};
   for (const auto& [name, value] : v->values) object[name] = value;

@@ -1,5 +1,6 @@
 #include <catch2/catch_approx.hpp>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers.hpp>
 #include <cmath>
 #include <numbers>
 
@@ -331,6 +332,20 @@ TEST_CASE("the best checkpoint is that of the highest score, then of the lowest 
   const std::vector<Json> lines = lines_of(folder.path() / "metrics.jsonl");
   CHECK(lines.size() == 12);
   CHECK(lines[1]["valid"]["step"] == 1);
+}
+
+TEST_CASE("a validation of weights that blew up names the step and the rate of learning, which helps") {
+  TinyRun run({"train.max_steps=4", "train.valid_every=2"});
+  Trainer trainer(*run.model, run.samples, {});
+  TrainingHooks hooks;
+  hooks.validate = [&](Arena& arena, int64_t) {
+    for (const Parameter& p : run.model->parameters.all())
+      run.model->parameters.set(p.name, std::vector<double>(static_cast<std::size_t>(p.value.count()), INFINITY));
+    DecodeOptions options;
+    decode(*run.model, arena, std::span(run.samples).first(1), options);
+    return std::optional<Validation>();
+  };
+  CHECK_THROWS_WITH(trainer.run(nullptr, hooks), "step 2: the logits of the validation are not finite; lower train.lr");
 }
 
 TEST_CASE("a stop between steps leaves a checkpoint from which the run goes on, and a stopped validation is made up for") {
