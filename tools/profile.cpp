@@ -14,16 +14,6 @@ namespace kava {
 
 namespace {
 
-// A tensor that is read and written stands in both lists.
-double bytes_of(const OpCall& call) {
-  double bytes = 0;
-  for (const Tensor& t : call.outputs) bytes += static_cast<double>(t.count() * size_of(t.dtype));
-  for (const Tensor& t : call.inputs)
-    if (std::ranges::none_of(call.outputs, [&](const Tensor& y) { return y.data == t.data; }))
-      bytes += static_cast<double>(t.count() * size_of(t.dtype));
-  return bytes;
-}
-
 // Bytes per second, read and written, of the best of some copies.
 double measured_copy(Ops& ops) {
   constexpr int64_t kRows = 16384, kCols = 1024;
@@ -64,7 +54,7 @@ void Profile::before(const OpCall&) {
 
 void Profile::after(const OpCall& call) {
   ops_.finish();
-  const double seconds = seconds_since(begin_), bytes = bytes_of(call);
+  const double seconds = seconds_since(begin_), bytes = call.bytes();
   Total& t = totals_[call.name];
   ++t.calls, t.seconds += seconds, t.flops += call.flops, t.bytes += bytes;
   if (events_.size() < kMostEvents)

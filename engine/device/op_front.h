@@ -43,25 +43,33 @@ inline double product(int64_t m, int64_t n, int64_t k) {
   return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
 }
 
+inline double bytes_of(const Tensor& t) { return static_cast<double>(t.count() * size_of(t.dtype)); }
+/// Bytes of what an op leaves alone of a tensor, of which it reads or writes so many rows, any of them.
+inline double beyond(const Tensor& t, int64_t rows) { return bytes_of(t.rows > rows ? t.row_range(rows, t.rows) : Tensor{}); }
+
 template <class Run>
-void Ops::call(const char* name, std::span<const Tensor> outputs, std::span<const Tensor> inputs, double flops, const Run& run) {
+void Ops::call(const char* name, std::span<const Tensor> outputs, std::span<const Tensor> inputs, double flops, const Run& run,
+               double untouched) {
   if (observers_.empty()) return run(*this, Here{});
-  const OpCall op{name, outputs, inputs, flops, [&](Ops& other, const TensorMap& map) { run(other, map); }};
+  const OpCall op{name, outputs, inputs, flops, untouched, [&](Ops& other, const TensorMap& map) { run(other, map); }};
   for (OpObserver* o : observers_) o->before(op);
   run(*this, Here{});
   for (OpObserver* o : observers_) o->after(op);
 }
 
 template <class Run>
-void Ops::call(const char* name, Tensors outputs, Tensors inputs, double flops, const Run& run) {
-  call(name, std::span(outputs.begin(), outputs.size()), std::span(inputs.begin(), inputs.size()), flops, run);
+void Ops::call(const char* name, Tensors outputs, Tensors inputs, double flops, const Run& run, double untouched) {
+  call(name, std::span(outputs.begin(), outputs.size()), std::span(inputs.begin(), inputs.size()), flops, run, untouched);
 }
 
 template <class Run>
-void Ops::compute(const char* name, Tensors outputs, Tensors inputs, const Run& run) {
-  call(name, outputs, inputs, 0, [&](Ops& ops, const auto& at) {
-    if (!ops.dry()) run(ops, at);
-  });
+void Ops::compute(const char* name, Tensors outputs, Tensors inputs, const Run& run, double untouched) {
+  call(
+      name, outputs, inputs, 0,
+      [&](Ops& ops, const auto& at) {
+        if (!ops.dry()) run(ops, at);
+      },
+      untouched);
 }
 
 }  // namespace kava

@@ -1,5 +1,6 @@
 #include "engine/device/op_observer.h"
 
+#include <algorithm>
 #include <string_view>
 
 #include "engine/clock.h"
@@ -31,6 +32,15 @@ LinearGroupGrad TensorMap::operator()(LinearGroupGrad g) const {
   for (Tensor* t : {&g.dw, &g.dbias, &g.da}) *t = (*this)(*t);
   for (Tensor& t : g.db) t = (*this)(t);
   return g;
+}
+
+double OpCall::bytes() const {
+  double sum = -untouched;
+  for (const Tensor& t : outputs) sum += static_cast<double>(t.count() * size_of(t.dtype));
+  for (const Tensor& t : inputs)
+    if (std::ranges::none_of(outputs, [&](const Tensor& y) { return y.data == t.data; }))
+      sum += static_cast<double>(t.count() * size_of(t.dtype));
+  return sum;
 }
 
 void OpCounter::before(const OpCall& call) {

@@ -30,6 +30,9 @@ struct OpCall {
   const char* name;
   std::span<const Tensor> outputs, inputs;  // what is read and written stands in both; tensors that are not there are empty
   double flops = 0;                         // of products, an addition and a multiplication being two
+  double untouched = 0;                     // bytes of those tensors, each counted once, that are neither read nor written
+  /// Read and written, at least: a tensor that stands in both lists counts once, and caches are not counted on.
+  double bytes() const;
   /// The same call on another backend, with the tensors that the map names.
   std::function<void(Ops& other, const TensorMap& map)> again;
 };

@@ -126,6 +126,12 @@ void require_rope(const Tensor& positions, const Tensor& cosine, const Tensor& s
   for (const Tensor& t : {cosine, sine}) require("cosine or sine", t, cosine.rows, head_dim / 2, sum_type(type));
 }
 
+double bytes_of_b(const LinearGroup& g) {
+  double bytes = 0;
+  for (const LinearPart& p : g.parts) bytes += bytes_of(p.b);
+  return bytes;
+}
+
 std::vector<Tensor> with_group(std::vector<Tensor> all, const LinearGroup& g) {
   all.insert(all.end(), {g.joined, g.bias, g.a});
   for (const LinearPart& p : g.parts) all.push_back(p.b);
@@ -157,14 +163,17 @@ void Ops::gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
   require_kin(y, x);
   require("y", y, rows.cols, x.cols, y.dtype);
   require_index("rows", rows, rows.cols);
-  compute("gather_rows", {y}, {x, rows}, [&](Ops& ops, const auto& at) { ops.do_gather_rows(at(y), at(x), at(rows)); });
+  compute(
+      "gather_rows", {y}, {x, rows}, [&](Ops& ops, const auto& at) { ops.do_gather_rows(at(y), at(x), at(rows)); }, beyond(x, rows.cols));
 }
 
 void Ops::scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
   require_kin(y, x);
   require("x", x, rows.cols, y.cols, x.dtype);
   require_index("rows", rows, rows.cols);
-  compute("scatter_rows", {y}, {y, x, rows}, [&](Ops& ops, const auto& at) { ops.do_scatter_rows(at(y), at(x), at(rows)); });
+  compute(
+      "scatter_rows", {y}, {y, x, rows}, [&](Ops& ops, const auto& at) { ops.do_scatter_rows(at(y), at(x), at(rows)); },
+      beyond(y, rows.cols));
 }
 
 void Ops::scatter_add_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
@@ -172,7 +181,9 @@ void Ops::scatter_add_rows(const Tensor& y, const Tensor& x, const Tensor& rows)
   require_kin(y, x);
   require("x", x, rows.cols, y.cols, x.dtype);
   require_index("rows", rows, rows.cols);
-  compute("scatter_add_rows", {y}, {y, x, rows}, [&](Ops& ops, const auto& at) { ops.do_scatter_add_rows(at(y), at(x), at(rows)); });
+  compute(
+      "scatter_add_rows", {y}, {y, x, rows}, [&](Ops& ops, const auto& at) { ops.do_scatter_add_rows(at(y), at(x), at(rows)); },
+      beyond(y, rows.cols));
 }
 
 void Ops::embed_fwd(const Tensor& x, const Tensor& table, const Tensor& extra, const Tensor& ids) {
@@ -180,15 +191,20 @@ void Ops::embed_fwd(const Tensor& x, const Tensor& table, const Tensor& extra, c
   require("table", table, table.rows, x.cols, x.dtype);
   require_if("extra", extra, extra.rows, x.cols, x.dtype);
   require_index("ids", ids, x.rows);
-  compute("embed_fwd", {x}, {table, extra, ids}, [&](Ops& ops, const auto& at) { ops.do_embed_fwd(at(x), at(table), at(extra), at(ids)); });
+  compute(
+      "embed_fwd", {x}, {table, extra, ids}, [&](Ops& ops, const auto& at) { ops.do_embed_fwd(at(x), at(table), at(extra), at(ids)); },
+      beyond(table, x.rows) + bytes_of(extra));
 }
 
 void Ops::embed_bwd(const Tensor& dtable, const Tensor& dextra, const Tensor& dx, const Tensor& ids) {
   KAVA_CHECK(dx.dtype == DType::f32 || dx.dtype == DType::f64, "dx in {}", name_of(dx.dtype));
   for (const Tensor& t : {dtable, dextra}) require_if("dtable or dextra", t, t.rows, dx.cols, dx.dtype);
   require_index("ids", ids, dx.rows);
-  compute("embed_bwd", {dtable, dextra}, {dtable, dextra, dx, ids},
-          [&](Ops& ops, const auto& at) { ops.do_embed_bwd(at(dtable), at(dextra), at(dx), at(ids)); });
+  compute(
+      "embed_bwd", {dtable, dextra}, {dtable, dextra, dx, ids},
+      [&](Ops& ops, const auto& at) { ops.do_embed_bwd(at(dtable), at(dextra), at(dx), at(ids)); },
+      // Without a table few rows of dx are read: those of new tokens.
+      beyond(dtable, dx.rows) + (dtable ? bytes_of(dextra) : beyond(dx, dextra.rows)));
 }
 
 // ---- layers
@@ -219,9 +235,12 @@ void Ops::rms_norm_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const T
 
 void Ops::linear_prepare(const LinearGroup& group) {
   require_group(group, group.joined.dtype);
-  call("linear_prepare", std::span(&group.joined, 1), with_group({}, group), 0, [&](Ops& ops, const auto& at) {
-    if (!ops.dry_) ops.do_linear_prepare(at(group));
-  });
+  call(
+      "linear_prepare", std::span(&group.joined, 1), with_group({}, group), 0,
+      [&](Ops& ops, const auto& at) {
+        if (!ops.dry_) ops.do_linear_prepare(at(group));
+      },
+      bytes_of(group.w()) + bytes_of(group.bias) + bytes_of(group.a));
 }
 
 void Ops::lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& group, const Dropout& dropout, Reads reads) {
@@ -229,16 +248,20 @@ void Ops::lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& group, con
   require_group(group, xx.dtype);
   require_dropout(dropout, xx.rows);
   KAVA_CHECK(group.a, "no LoRA");
-  call("lora_fwd", std::span(&xx, 1), with_group({xx, dropout.row_keys}, group), product(xx.rows, group.ranks(), group.in),
-       [&](Ops& ops, const auto& at) { ops.do_lora_fwd(at(arena), at(xx), at(group), at(dropout), reads); });
+  call(
+      "lora_fwd", std::span(&xx, 1), with_group({xx, dropout.row_keys}, group), product(xx.rows, group.ranks(), group.in),
+      [&](Ops& ops, const auto& at) { ops.do_lora_fwd(at(arena), at(xx), at(group), at(dropout), reads); },
+      bytes_of(group.joined) + bytes_of(group.bias) + bytes_of_b(group));
 }
 
 void Ops::linear_group_fwd(Arena& arena, const Tensor& y, const Tensor& xx, const LinearGroup& group, Reads reads) {
   require("[x | xa]", xx, xx.rows, group.joined.cols, group.joined.dtype);
   require_group(group, xx.dtype);
   require("y", y, xx.rows, group.outs(), xx.dtype);
-  call("linear_group_fwd", std::span(&y, 1), with_group({xx}, group), product(xx.rows, group.outs(), xx.cols),
-       [&](Ops& ops, const auto& at) { ops.do_linear_group_fwd(at(arena), at(y), at(xx), at(group), reads); });
+  call(
+      "linear_group_fwd", std::span(&y, 1), with_group({xx}, group), product(xx.rows, group.outs(), xx.cols),
+      [&](Ops& ops, const auto& at) { ops.do_linear_group_fwd(at(arena), at(y), at(xx), at(group), reads); },
+      bytes_of(group.a) + bytes_of_b(group));
 }
 
 void Ops::linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& group,
@@ -252,8 +275,10 @@ void Ops::linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& d
   }
   const int64_t ranks = group.ranks(), n = dy.rows;
   const double to_x = dx ? product(n, group.outs(), group.in) + product(n, ranks, group.in) : 0;
-  call("linear_group_bwd_input", std::vector{dx, dxa}, with_group({dy, dropout.row_keys}, group), to_x + product(n, group.outs(), ranks),
-       [&](Ops& ops, const auto& at) { ops.do_linear_group_bwd_input(at(arena), at(dx), at(dxa), at(dy), at(group), at(dropout)); });
+  call(
+      "linear_group_bwd_input", std::vector{dx, dxa}, with_group({dy, dropout.row_keys}, group), to_x + product(n, group.outs(), ranks),
+      [&](Ops& ops, const auto& at) { ops.do_linear_group_bwd_input(at(arena), at(dx), at(dxa), at(dy), at(group), at(dropout)); },
+      bytes_of(group.bias) + bytes_of_b(group) + (dx ? 0 : bytes_of(group.w()) + bytes_of(group.a)));
 }
 
 void Ops::linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
@@ -280,17 +305,22 @@ void Ops::linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, con
   }
   std::vector<Tensor> in = out;
   in.insert(in.end(), {dy, dxa, xx, dropout.row_keys});
-  call("linear_group_bwd_params", out, with_group(std::move(in), group), flops, [&](Ops& ops, const auto& at) {
-    ops.do_linear_group_bwd_params(at(arena), at(grad), at(dy), at(dxa), at(xx), at(group), at(dropout));
-  });
+  call(
+      "linear_group_bwd_params", out, with_group(std::move(in), group), flops,
+      [&](Ops& ops, const auto& at) {
+        ops.do_linear_group_bwd_params(at(arena), at(grad), at(dy), at(dxa), at(xx), at(group), at(dropout));
+      },
+      bytes_of(group.joined) + bytes_of(group.bias) + bytes_of(group.a) + bytes_of_b(group));
 }
 
 void Ops::rope_fwd(const Tensor& x, const Tensor& positions, const Tensor& cosine, const Tensor& sine, int64_t head_dim, bool inverse) {
   require_floating("x", x);
   require_rope(positions, cosine, sine, x.rows, head_dim, x.dtype);
   KAVA_CHECK(x.cols % head_dim == 0, "{} columns in heads of {}", x.cols, head_dim);
-  compute("rope_fwd", {x}, {x, positions, cosine, sine},
-          [&](Ops& ops, const auto& at) { ops.do_rope_fwd(at(x), at(positions), at(cosine), at(sine), head_dim, inverse); });
+  compute(
+      "rope_fwd", {x}, {x, positions, cosine, sine},
+      [&](Ops& ops, const auto& at) { ops.do_rope_fwd(at(x), at(positions), at(cosine), at(sine), head_dim, inverse); },
+      2 * beyond(cosine, x.rows));
 }
 
 void Ops::rope_bwd(const Tensor& dqkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& positions, const Tensor& cosine,
@@ -303,9 +333,10 @@ void Ops::rope_bwd(const Tensor& dqkv, const Tensor& dq, const Tensor& dk, const
              "{} columns of dq and {} of dk in {} of heads of {}", q_cols, k_cols, dqkv.cols, head_dim);
   require_if("dq", dq, n, q_cols, dqkv.dtype);
   for (const Tensor& t : {dk, dv}) require_if("dk or dv", t, n, k_cols, sum_type(dqkv.dtype));
-  compute("rope_bwd", {dqkv}, {dq, dk, dv, positions, cosine, sine}, [&](Ops& ops, const auto& at) {
-    ops.do_rope_bwd(at(dqkv), at(dq), at(dk), at(dv), at(positions), at(cosine), at(sine), head_dim);
-  });
+  compute(
+      "rope_bwd", {dqkv}, {dq, dk, dv, positions, cosine, sine},
+      [&](Ops& ops, const auto& at) { ops.do_rope_bwd(at(dqkv), at(dq), at(dk), at(dv), at(positions), at(cosine), at(sine), head_dim); },
+      2 * beyond(cosine, n));
 }
 
 void Ops::norm_rope_fwd(const Tensor& y, const Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& positions,
@@ -317,8 +348,10 @@ void Ops::norm_rope_fwd(const Tensor& y, const Tensor& rstd, const Tensor& x, co
   require("x", x, y.rows, y.cols, y.dtype);
   require_if("rstd", rstd, y.rows, y.cols / head_dim, sum_type(y.dtype));
   require("w", w, 1, head_dim, y.dtype);
-  compute("norm_rope_fwd", {y, rstd}, {x, w, positions, cosine, sine},
-          [&](Ops& ops, const auto& at) { ops.do_norm_rope_fwd(at(y), at(rstd), at(x), at(w), at(positions), at(cosine), at(sine), eps); });
+  compute(
+      "norm_rope_fwd", {y, rstd}, {x, w, positions, cosine, sine},
+      [&](Ops& ops, const auto& at) { ops.do_norm_rope_fwd(at(y), at(rstd), at(x), at(w), at(positions), at(cosine), at(sine), eps); },
+      2 * beyond(cosine, y.rows));
 }
 
 void Ops::norm_rope_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd,
@@ -332,19 +365,24 @@ void Ops::norm_rope_bwd(Arena& arena, const Tensor& dx, const Tensor& dw, const 
   require_gradient("dy", dy, x.rows, x.cols, x.dtype);
   require("rstd", rstd, x.rows, x.cols / head_dim, sum_type(x.dtype));
   require("w", w, 1, head_dim, x.dtype);
-  call("norm_rope_bwd", {dx, dw}, {dw, dy, x, rstd, w, positions, cosine, sine}, 0, [&](Ops& ops, const auto& at) {
-    ops.do_norm_rope_bwd(at(arena), at(dx), at(dw), at(dy), at(x), at(rstd), at(w), at(positions), at(cosine), at(sine));
-  });
+  call(
+      "norm_rope_bwd", {dx, dw}, {dw, dy, x, rstd, w, positions, cosine, sine}, 0,
+      [&](Ops& ops, const auto& at) {
+        ops.do_norm_rope_bwd(at(arena), at(dx), at(dw), at(dy), at(x), at(rstd), at(w), at(positions), at(cosine), at(sine));
+      },
+      2 * beyond(cosine, x.rows));
 }
 
 void Ops::attention_fwd(Arena& arena, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                         const Segments& segments, int64_t heads, int64_t kv_heads, double scale) {
   require_attention(o, lse, q, k, v, segments, heads, kv_heads);
   const Segments& s = segments;
-  call("attention_fwd", {o, lse}, {q, k, v, s.key_offsets, s.keys, s.query_begin, s.query_count, s.group_offsets}, 0,
-       [&](Ops& ops, const auto& at) {
-         ops.do_attention_fwd(at(arena), at(o), at(lse), at(q), at(k), at(v), at(segments), heads, kv_heads, scale);
-       });
+  call(
+      "attention_fwd", {o, lse}, {q, k, v, s.key_offsets, s.keys, s.query_begin, s.query_count, s.group_offsets}, 0,
+      [&](Ops& ops, const auto& at) {
+        ops.do_attention_fwd(at(arena), at(o), at(lse), at(q), at(k), at(v), at(segments), heads, kv_heads, scale);
+      },
+      2 * beyond(k, s.keys.cols));
 }
 
 void Ops::attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout, const Tensor& o,
@@ -355,11 +393,14 @@ void Ops::attention_bwd(Arena& arena, const Tensor& dq, const Tensor& dk, const 
   for (const Tensor& t : {dq, dout}) require("dq or dout", t, q.rows, q.cols, q.dtype);
   for (const Tensor& t : {dk, dv}) require("dk or dv", t, k.rows, k.cols, sum_type(q.dtype));
   const Segments& s = segments;
-  call("attention_bwd", {dq, dk, dv}, {dk, dv, dout, o, lse, q, k, v, s.key_offsets, s.keys, s.query_begin, s.query_count, s.group_offsets},
-       0, [&](Ops& ops, const auto& at) {
-         ops.do_attention_bwd(at(arena), at(dq), at(dk), at(dv), at(dout), at(o), at(lse), at(q), at(k), at(v), at(segments), heads,
-                              kv_heads, scale);
-       });
+  call(
+      "attention_bwd", {dq, dk, dv}, {dk, dv, dout, o, lse, q, k, v, s.key_offsets, s.keys, s.query_begin, s.query_count, s.group_offsets},
+      0,
+      [&](Ops& ops, const auto& at) {
+        ops.do_attention_bwd(at(arena), at(dq), at(dk), at(dv), at(dout), at(o), at(lse), at(q), at(k), at(v), at(segments), heads,
+                             kv_heads, scale);
+      },
+      2 * (beyond(k, s.keys.cols) + beyond(dk, s.keys.cols)));
 }
 
 void Ops::swiglu_fwd(const Tensor& y, const Tensor& gate, const Tensor& up) {

@@ -342,11 +342,12 @@ class Ops {
   // In op_front.h. call: for ops that take memory, also on a dry backend; compute: for the others.
   using Tensors = std::initializer_list<Tensor>;
   template <class Run>
-  void call(const char* name, std::span<const Tensor> outputs, std::span<const Tensor> inputs, double flops, const Run& run);
+  void call(const char* name, std::span<const Tensor> outputs, std::span<const Tensor> inputs, double flops, const Run& run,
+            double untouched = 0);
   template <class Run>
-  void call(const char* name, Tensors outputs, Tensors inputs, double flops, const Run& run);
+  void call(const char* name, Tensors outputs, Tensors inputs, double flops, const Run& run, double untouched = 0);
   template <class Run>
-  void compute(const char* name, Tensors outputs, Tensors inputs, const Run& run);
+  void compute(const char* name, Tensors outputs, Tensors inputs, const Run& run, double untouched = 0);
 
   void* dry_addresses(int64_t bytes);
 

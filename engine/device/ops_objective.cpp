@@ -77,11 +77,14 @@ void Ops::rkv_select(Arena& arena, const Tensor& target_k, const Tensor& target_
   for (const Tensor& t : {importance, redundancy, score})
     require_if("importance, redundancy or score", t, o.kv_heads, tokens, sum_type(k.dtype));
   if (o.policy == Policy::random) require_index("samples", o.samples, samples);
-  call("rkv_select", {target_k, target_v, kept, importance, redundancy, score},
-       {q, q_rows, q_offsets, k, v, k_rows, k_offsets, match_k, o.samples}, 0, [&](Ops& ops, const auto& at) {
-         ops.do_rkv_select(at(arena), at(target_k), at(target_v), at(kept), at(importance), at(redundancy), at(score), at(q), at(q_rows),
-                           at(q_offsets), at(k), at(v), at(k_rows), at(k_offsets), at(match_k), at(o));
-       });
+  call(
+      "rkv_select", {target_k, target_v, kept, importance, redundancy, score},
+      {q, q_rows, q_offsets, k, v, k_rows, k_offsets, match_k, o.samples}, 0,
+      [&](Ops& ops, const auto& at) {
+        ops.do_rkv_select(at(arena), at(target_k), at(target_v), at(kept), at(importance), at(redundancy), at(score), at(q), at(q_rows),
+                          at(q_offsets), at(k), at(v), at(k_rows), at(k_offsets), at(match_k), at(o));
+      },
+      beyond(q, q_rows.cols) + 2 * beyond(k, tokens));
 }
 
 void Ops::moments(Arena& arena, const Tensor& moments, std::span<const Tensor> xs, const Tensor& valid) {

@@ -77,6 +77,56 @@ TEST_CASE("observers see every op with its tensors, and can run it again on anot
   REQUIRE(timer.times().at("linear_group_fwd").flops == 2.0 * 40 * 12 * 18);
 }
 
+TEST_CASE("an observer is told what an op moves, however large the tensors are that it takes rows of") {
+  const std::unique_ptr<Ops> ops = make_cpu_ops(1, true);
+  Arena arena(*ops);
+  struct Last final : OpObserver {
+    void before(const OpCall& call) override { bytes = call.bytes(); }
+    double bytes = 0;
+  } last;
+  const Observed observed(*ops, last);
+  auto tensor = [&](int64_t rows, int64_t cols, DType type = DType::f32) { return arena.alloc(type, rows, cols); };
+  const Tensor table = tensor(1000, 16), extra = tensor(3, 16), x = tensor(5, 16), ids = tensor(1, 5, DType::i32);
+  constexpr double kRow = 64, kIds = 20;
+  ops->embed_fwd(x, table, extra, ids);
+  CHECK(last.bytes == 10 * kRow + kIds);
+  ops->embed_bwd(table, extra, x, ids);
+  CHECK(last.bytes == 10 * kRow + kIds);
+  ops->embed_bwd({}, extra, x, ids);
+  CHECK(last.bytes == 6 * kRow + kIds);
+  ops->gather_rows(x, table, ids);
+  CHECK(last.bytes == 10 * kRow + kIds);
+  ops->scatter_rows(table, x, ids);
+  CHECK(last.bytes == 10 * kRow + kIds);
+  ops->scatter_add_rows(table, x, ids);
+  CHECK(last.bytes == 10 * kRow + kIds);
+  const Tensor cosine = tensor(1000, 4), sine = tensor(1000, 4);
+  ops->rope_fwd(x, ids, cosine, sine, 8, false);
+  CHECK(last.bytes == 5 * kRow + kIds + 2 * 5 * 16);
+
+  const Tensor xx = tensor(5, 18), y = tensor(5, 12), dxa = tensor(5, 2), joined = tensor(12, 18), a = tensor(2, 16), b = tensor(12, 2);
+  const LinearGroup group{joined, {}, a, {{.outs = 12, .rank = 2, .scale = 0.5, .b = b}}, 16};
+  ops->linear_prepare(group);
+  CHECK(last.bytes == 4 * (12 * 2 + 12 * 2));
+  ops->lora_fwd(arena, xx, group, {}, Reads::tiled);
+  CHECK(last.bytes == 4 * (5 * 18 + 2 * 16));
+  ops->linear_group_fwd(arena, y, xx, group, Reads::tiled);
+  CHECK(last.bytes == 4 * (5 * 12 + 5 * 18 + 12 * 18));
+  ops->linear_group_bwd_input(arena, x, dxa, y, group, {});
+  CHECK(last.bytes == 4 * (5 * 16 + 5 * 2 + 5 * 12 + 12 * 18 + 2 * 16));
+  ops->linear_group_bwd_input(arena, {}, dxa, y, group, {});
+  CHECK(last.bytes == 4 * (5 * 2 + 5 * 12 + 12 * 2));
+  const Tensor da = tensor(2, 16), db = tensor(12, 2);
+  ops->linear_group_bwd_params(arena, {{}, {}, da, {db}}, y, dxa, xx, group, {});
+  CHECK(last.bytes == 4 * (2 * 16 + 12 * 2 + 5 * 12 + 5 * 2 + 5 * 18));
+
+  const Tensor k = tensor(1000, 16), v = tensor(1000, 16), o = tensor(5, 16), two = tensor(1, 2, DType::i32),
+               one = tensor(1, 1, DType::i32);
+  const Segments segments{two, tensor(1, 7, DType::i32), one, one, two, 1, 1, 7, 5, 5};
+  ops->attention_fwd(arena, o, {}, x, k, v, segments, 2, 2, 1);
+  CHECK(last.bytes == 10 * kRow + 2 * 7 * kRow + 4 * (2 + 7 + 1 + 1 + 2));
+}
+
 TEST_CASE("a dry backend takes from the arena what a real one takes, and touches nothing") {
   for (DType type : {DType::f32, DType::bf16}) {
     int64_t peaks[2];
