@@ -93,6 +93,8 @@ std::string text_of(const CommRate& r) {
 }
 
 int bench_ranks(Comm& comm, const World& world, const DeviceOptions& device, const RanksBench& what) {
+  if (!what.exchanges && !what.steps)
+    throw Error(Exit::usage, "--filter", "finds neither comm nor step, which are all that several ranks measure", "give one of them");
   const std::unique_ptr<Ops> ops = make_ops(device, world.local_rank);
   std::string why;
   const std::unique_ptr<DeviceLink> link = link_devices(comm, *ops, ".", why);

@@ -52,7 +52,7 @@ class Bench {
     found_.multiplier = ops.name() == "cpu" ? "oneDNN" : cuda_inside(ops).cublaslt ? "cuBLASLt" : "own kernel";
   }
 
-  bool wanted(const std::string& name) const { return finds(filter_, name); }
+  bool wanted(const std::string& name) const { return finds(filter_, name) && (any_ = true); }
 
   void run() {
     if (counts_) counts_->begin(shapes_.name);
@@ -83,6 +83,7 @@ class Bench {
   const BenchResults& found() const { return found_; }
   const std::vector<std::string>& missing() const { return missing_; }
   const std::vector<std::string>& wrong() const { return wrong_; }
+  bool any() const { return any_; }  // whether the filter found something
 
  private:
   Tensor tensor(DType t, int64_t rows, int64_t cols, double scale = 1) {
@@ -491,6 +492,7 @@ class Bench {
                 V = shapes_.vocab;
   BenchResults found_;
   std::vector<std::string> missing_, wrong_;  // rivals; their values
+  mutable bool any_ = false;
 };
 
 struct BenchCommand {
@@ -558,6 +560,9 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
     }
     throw;
   }
+  if (!bench.any())
+    throw Error(Exit::usage, "--filter", "\"" + escaped(command.filter) + "\" finds no benchmark",
+                "give a part of a name, such as rms_norm, attention, linear, head, adamw, step or comm");
   write_results();
   if (!bench.wrong().empty())
     throw Error(Exit::numeric, "values", fmt::format("{}", fmt::join(bench.wrong(), "; ")), "run the tests on this device");

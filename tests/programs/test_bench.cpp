@@ -35,6 +35,21 @@ TEST_CASE("kava_bench refuses what it cannot do in one line before it measures")
   }
 }
 
+TEST_CASE("kava_bench refuses a filter that finds no benchmark, by some that there are") {
+  const TempFolder folder;
+  const std::string bench = "kava_bench --device cpu --threads 1 --shape tiny --json '" + folder / "bench.json" + "' --filter ";
+  const Ended none = run_command(bench + "zzz");
+  CHECK(none.code == 2);
+  CHECK(none.err ==
+        "error: --filter: \"zzz\" finds no benchmark; give a part of a name, such as rms_norm, attention, linear, head, adamw, "
+        "step or comm\n");
+  CHECK(!std::filesystem::exists(folder / "bench.json"));
+  for (const char* name : {"rms_norm", "attention", "linear", "head", "adamw", "step", "decoding"}) {
+    CAPTURE(name);
+    CHECK(run_command(bench + name).code == 0);
+  }
+}
+
 TEST_CASE("kava_bench takes the shape of a model's folder") {
   const TempFolder folder;
   const std::string bench =
