@@ -104,7 +104,13 @@ Member member(const Json& row, MemberNames names, const RowPlace& place) {
   return m;
 }
 
+// Put into quotation marks it would be the word.
+void refuse_null(const Member& m, const Json& value, const RowPlace& place) {
+  if (value.is_null()) place.refuse(m.name() + " is null", fmt::format("give the {}, or leave the row out", escaped(*m.key, 60)));
+}
+
 const std::string& string_of(const Member& m, const RowPlace& place) {
+  refuse_null(m, *m.value, place);
   if (!m.value->is_string())
     place.refuse(fmt::format("{} must be a string, not {}", m.name(), m.value->type_name()),
                  m.value->is_structured() ? "write one text, of one row" : "write it in quotation marks");
@@ -201,6 +207,7 @@ std::optional<std::string> number_text(const Json& value) {
 
 std::string number_of(const Member& m, const RowPlace& place) {
   if (auto number = number_text(*m.value)) return *number;
+  refuse_null(m, *m.value, place);
   if (!m.value->is_string()) place.refuse(fmt::format("{} must be a number, not {}", m.name(), m.value->type_name()));
   place.refuse(fmt::format("{} must be a number, not \"{}\"", m.name(), escaped(m.value->get_ref<const std::string&>(), 40)),
                "correct the row, or name the form qa, whose answers may be text, by --format or {path = .., format = ..}");
@@ -221,6 +228,7 @@ std::string short_answer(const Member& m, const RowPlace& place) {
   const bool list = m.value->is_array() && m.value->size() == 1;
   const Json& value = list ? (*m.value)[0] : *m.value;
   if (auto number = number_text(value)) return *number;
+  refuse_null(m, value, place);
   if (!value.is_string()) place.refuse(fmt::format("{} must be a number or text, not {}", m.name(), list ? "a list" : value.type_name()));
   const std::string_view text = stripped(value.get_ref<const std::string&>());
   if (text.find("####") != std::string_view::npos)

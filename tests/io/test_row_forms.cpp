@@ -171,6 +171,13 @@ TEST_CASE("a refusal names the keys that the rows have") {
   CHECK_THAT(refused_text(number + "\n" + text),
              ContainsSubstring("rows:2: \"Answer\" must be a number, not \"two\"") && ContainsSubstring("name the form qa"));
   CHECK(read_text(number + "\n" + text, DataFormat::qa).rows[1].answer == "two");
+  // Null is nothing that quotation marks would mend.
+  const std::string remedy = " is null; give the answer, or leave the row out";
+  for (const std::string row : {R"({"question": "q", "steps": ["a"], "answer": null})", R"({"question": "q", "cot": "a", "answer": null})",
+                                R"({"question": "q", "answer": null})"})
+    CHECK_THAT(refused_text(row), ContainsSubstring("rows:1: \"answer\"" + remedy));
+  CHECK_THAT(refused_text(number + "\n" + R"({"Body": "b", "Question": "q", "Answer": null})"),
+             ContainsSubstring("rows:2: \"Answer\" is null; give the Answer, or leave the row out"));
   CHECK_THAT(refused_text("version https://git-lfs.github.com/spec/v1\n"), ContainsSubstring("Git LFS"));
 }
 
