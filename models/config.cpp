@@ -8,6 +8,7 @@
 
 #include "engine/error.h"
 #include "engine/files/json.h"
+#include "models/wanted_folder.h"
 
 namespace kava {
 
@@ -268,6 +269,7 @@ ModelConfig ModelConfig::load(const std::string& folder) {
   ModelConfig c;
   const std::string path = (std::filesystem::path(folder) / "config.json").string();
   c.source = shown_path(path);
+  require_in_folder(folder, "config.json");
   const Json json = read_json(path, kLargestFile);
   if (!json.is_object()) throw Error(Exit::data, c.source, "is not a JSON object", "get the whole config.json again");
   const JsonKeys keys(json, c.source);

@@ -96,6 +96,7 @@ void require_room_for_weights(const RunConfig& config, const ModelConfig& shape)
 OpenedModel open_model(const std::string& given, std::optional<StorageType> dtype, const std::optional<std::string>& base) {
   std::error_code failed;
   const fs::path path = fs::canonical(model_folder(given), failed);
+  if (failed == std::errc::no_such_file_or_directory) require_no_hub_name(given);
   if (failed)
     throw Error(Exit::data, given.empty() ? "MODEL" : shown_path(given),
                 given.empty()                                    ? "is empty"

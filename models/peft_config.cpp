@@ -9,6 +9,7 @@
 #include "engine/error.h"
 #include "engine/files/json.h"
 #include "engine/text/split_pattern.h"
+#include "models/wanted_folder.h"
 
 namespace kava {
 
@@ -117,6 +118,7 @@ void unsupported(const std::string& file, const std::string& what) {
 
 void check_peft_config(const RunConfig& config, const ModelConfig& shape, const std::string& path,
                        const std::set<std::string>& read_elsewhere) {
+  require_in_folder(std::filesystem::path(path).parent_path(), std::filesystem::path(path).filename().string());
   const Json json = read_json(path, std::size_t{1} << 20);
   if (!json.is_object()) mismatch(path, "not a JSON object");
   if (json.value("peft_type", Json()) != "LORA") mismatch(path, "peft_type is not \"LORA\"");

@@ -61,6 +61,17 @@ std::string snapshot_of(const std::string& name) {
 
 }  // namespace
 
+void require_no_hub_name(const fs::path& missing) {
+  const fs::path org = missing.parent_path();
+  const std::string name = (org.filename() / missing.filename()).string();
+  const bool behind = missing.is_absolute() && is_there(org.parent_path()) && !is_there(org);
+  if (name.find('/') == std::string::npos || !is_hub_name(name) || (name != missing && !behind)) return;
+  throw Error(
+      Exit::data, shown_path(missing),
+      std::string("is no folder, and ") + (name == missing ? "" : name + " ") + "not in the hub's local cache " + shown_path(hub_cache()),
+      "check the path, or get the model by tools/fetch.sh model " + name + " and give weights/" + missing.filename().string());
+}
+
 std::string model_folder(const std::string& given) { return model_folder(fs::path(), given); }
 
 std::string model_folder(const fs::path& folder, const std::string& given) {

@@ -13,4 +13,8 @@ std::string model_folder(const std::string& given);
 /// The same for a path that is relative to `folder`; absolute where it is found, or folder / given.
 std::string model_folder(const std::filesystem::path& folder, const std::string& given);
 
+/// Error(code data) for a folder that is not there where its path is a name "org/model", alone or behind an absolute path that is there
+/// (as a configuration's folder is put before it): that the hub's cache does not hold it, and how to get it.
+void require_no_hub_name(const std::filesystem::path& missing);
+
 }  // namespace kava

@@ -58,6 +58,26 @@ TEST_CASE("a configuration may name models of the hub's cache") {
   CHECK(load_config(file, {"model.path=org/missing"}).model.path.ends_with("/org/missing"));
 }
 
+TEST_CASE("a name that is neither a folder nor in the hub's cache is told with the cache and how to get the model") {
+  const HubCache cache;
+  const auto told = [](const std::string& missing) -> std::string {
+    try {
+      require_no_hub_name(missing);
+    } catch (const Error& e) {
+      CHECK(e.code() == Exit::data);
+      return e.what();
+    }
+    return "";
+  };
+  const std::string hub = (cache.root() / "hub").string(), remedy = "; check the path, or get the model by tools/fetch.sh model org/other";
+  CHECK(told("org/other") == "org/other: is no folder, and not in the hub's local cache " + hub + remedy + " and give weights/other");
+  const std::string behind = (cache.root() / "org" / "other").string();
+  CHECK(told(behind) == behind + ": is no folder, and org/other not in the hub's local cache " + hub + remedy + " and give weights/other");
+  for (const std::string& other : {std::string("other"), std::string("../org/other"), std::string("a/org/other"), hub + "/other",
+                                   (cache.root() / "a" / "org" / "other").string(), std::string("org/ other")})
+    CHECK(told(other).empty());
+}
+
 TEST_CASE("a cached model without a whole snapshot is refused by the cache's folder") {
   const HubCache cache;
   for (const char* commit : {"", "fedc", "../snapshots/0123abcd", ".."}) {

@@ -4,7 +4,7 @@
 
 #include "engine/files/checkpoint.h"
 #include "engine/files/safetensors.h"
-#include "tests/programs/programs.h"
+#include "tests/programs/text_run.h"
 
 using namespace kava;
 namespace fs = std::filesystem;
@@ -74,6 +74,53 @@ TEST_CASE("kava_inspect file verifies adapters and checkpoints") {
   const Ended broken = inspect("file '" + checkpoint.string() + "'");
   CHECK(broken.code == 4);
   CHECK(broken.err.find("state.json: has another SHA-256") != std::string::npos);
+}
+
+TEST_CASE("a run in the place of an adapter or a model is told what of it to give") {
+  const TextRun tiny;
+  tiny.write("train.txt", "What is 2+2+1?||<<2+2=4>> <<4+1=5>>#### 5\n");
+  const std::string run = tiny.dir.string(), whole = tiny.folder / "whole";
+  fs::create_directories(whole + "/adapter");
+  for (const char* file : {"config.json", "tokenizer.json", "tokenizer_config.json"})
+    fs::copy_file(tiny.folder.path() / "base" / file, whole + "/adapter/" + file);
+  overwrite(whole + "/config.toml", "");
+  const auto step = [&](const std::string& more) {
+    return inspect("step '" + run + "/config.toml' --threads 1 --out '" + tiny.folder / "step.safetensors" + "' " + more);
+  };
+  const auto is_told = [](const Ended& e, const std::string& line) {
+    INFO(e.err);
+    CHECK(e.code == 4);
+    CHECK(e.err == "error: " + line + "\n");
+  };
+  CHECK(step("--adapter '" + run + "/adapter'").code == 0);
+  is_told(step("--adapter '" + run + "'"), run + ": is the folder of a run; give " + run + "/adapter");
+  is_told(step("--set model.adapter='" + run + "'"), run + ": is the folder of a run; give " + run + "/adapter");
+  const std::string checkpoint = run + "/checkpoints/step_3";
+  is_told(step("--adapter '" + checkpoint + "'"), checkpoint + ": is the folder of a checkpoint; give " + checkpoint + "/adapter");
+  is_told(step("--adapter '" + whole + "'"),
+          whole + ": is the folder of a run that trained the whole model; give " + whole + "/adapter in model.path");
+  is_told(step("--set model.path='" + whole + "'"), whole + ": is the folder of a run; give " + whole + "/adapter");
+  is_told(step("--set model.path='" + run + "'"), run +
+                                                      ": is the folder of a run that trained an adapter; give its base in model.path and " +
+                                                      run + "/adapter in model.adapter, or the folder that kava_merge makes of them");
+  fs::remove_all(run + "/adapter");
+  set_link(tiny.dir, "last", 3);
+  is_told(step("--adapter '" + run + "'"), run + ": is the folder of a run; give " + run + "/last/adapter");
+}
+
+TEST_CASE("a name of the hub that its cache does not hold is told with how to get the model") {
+  const TempFolder folder;
+  const WithVariable cache("HF_HUB_CACHE", folder / "hub");
+  overwrite(folder / "data.txt", kQuestions);
+  const std::string what = "not in the hub's local cache " + folder / "hub" +
+                           "; check the path, or get the model by tools/fetch.sh model org/tiny and give weights/tiny\n";
+  const Ended named = run_command("kava_generate org/tiny Hi", folder.path());
+  CHECK(named.code == 4);
+  CHECK(named.err == "error: org/tiny: is no folder, and " + what);
+  const Ended configured =
+      run_command("kava_train '" + source_dir() + "/tests/golden/cases/full_cot.toml' --set model.path=org/tiny --out run", folder.path());
+  CHECK(configured.code == 4);
+  CHECK(configured.err.ends_with("/org/tiny: is no folder, and org/tiny " + what));
 }
 
 TEST_CASE("what kava_inspect cannot do is one error line with its exit code") {
