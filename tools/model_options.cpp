@@ -9,10 +9,10 @@ namespace kava {
 CLI::Option* add_model_options(CLI::App& app, ModelOptions& options) {
   CLI::Option* model = app.add_option("MODEL", options.model, kModelHelp);
   app.add_option("--method", options.method, "The method that decodes (default: the run's; full_cot for a plain folder)");
-  app.add_option(
-         "--max-new-tokens", options.max_new_tokens,
-         "Largest number of tokens generated, EOS included (default: what the longest gold answer needs, at least 10; 32 without gold "
-         "answers; 256 where the prompt is written too)")
+  app.add_option("--max-new-tokens", options.max_new_tokens,
+                 "Largest number of tokens generated, EOS included (default: the run's decode.max_new_tokens; where that is 0, what the "
+                 "longest gold "
+                 "answer needs, at least 10; 32 without gold answers; 256 where the prompt is written too)")
       ->check(CLI::Range(1, 65536));
   app.add_option("--stage", options.stage, "coconut: decode with the latents of this stage (default: the run's last)");
   app.add_option("--chat", options.chat,

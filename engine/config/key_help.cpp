@@ -223,8 +223,13 @@ std::string nearest_word(const std::string& word, const std::vector<std::string>
 std::string key_list() {
   RunConfig defaults;
   std::string out;
-  for (const Key& key : schema::keys_of(defaults))
-    out += fmt::format("{:<52}# {}\n", key.name + " = " + schema::value_text(key), schema::range_text(key));
+  for (const Key& key : schema::keys_of(defaults)) {
+    out += fmt::format("{:<52}# {}", key.name + " = " + schema::value_text(key), schema::range_text(key));
+    for (const Architecture& a : architectures())
+      if (key.name == "lora.targets" && a.lora_targets != defaults.lora.targets)
+        out += fmt::format("; by default of {}: {}", a.family, fmt::join(a.lora_targets, ", "));
+    out += "\n";
+  }
   return out;
 }
 

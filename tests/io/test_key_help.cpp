@@ -69,6 +69,7 @@ TEST_CASE("names and words of other programs lead to the key or word of the same
                                                        {"attn_pdrop", "model.dropout"},
                                                        {"max_gen_len", "decode.max_new_tokens"}};
   const std::string keys = "\n" + key_list();
+  CHECK_THAT(keys, ContainsSubstring("; by default of gpt2: c_attn, c_proj, c_fc\n"));
   for (const auto& [name, key] : names) {
     CAPTURE(name);
     CHECK_THAT(refusal("", {std::string(name) + "=1"}), ContainsSubstring(std::string("the nearest valid key is ") + key));
