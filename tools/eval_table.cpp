@@ -95,9 +95,9 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
       "batches. "
       "gsm_hard compares the last numbers as doubles with relative 1e-6.\n",
       chain  ? "1, and one for each token after the first, EOS included"
-      : free ? "pass 0, T (at most one a latent), one for eot and the first token\n"
+      : free ? "pass 0, T as far as they are run, one for eot and the first token\n"
                "(icot: 1 in all), and one for each token after it, those of the prompt that the model writes itself among them"
-             : "pass 0, T (at most one a latent), one for the prompt and the first token\n"
+             : "pass 0, T as far as they are run, one for the prompt and the first token\n"
                "(no_cot: 1 in all), and one for each token after it",
       "pass T and the one behind it as one");
   for (std::size_t i = 0; i < results.size(); ++i) {
