@@ -70,10 +70,10 @@ Opened open_input(const MergeCommand& command) {
   if (opened.plain())
     throw Error(Exit::data, shown_path(given), "is a plain model folder: there is nothing to merge",
                 "give a run, a checkpoint or an adapter");
+  require_same_base(opened);
   if (opened.config.model.init == Init::random && opened.config.train.trainable == Trainable::lora)
     throw Error(Exit::data, shown_path(given), "model.init = \"random\" drew the base, which lies in no folder",
                 "train such a model with train.trainable = \"all\"");
-  require_same_base(opened);
   fmt::print("{}\n", opened.weights);
   const auto input = [&]() -> MergeInput {
     if (opened.config.train.trainable == Trainable::all) return {base, adapter, "", 1, false};
