@@ -93,9 +93,10 @@ std::string text_of(const CommRate& r) {
 }
 
 int bench_ranks(Comm& comm, const World& world, const DeviceOptions& device, const RanksBench& what) {
-  if (!what.exchanges && !what.steps)
-    throw Error(Exit::usage, "--filter", "finds neither comm nor step, which are all that several ranks measure", "give one of them");
   const std::unique_ptr<Ops> ops = make_ops(device, world.local_rank);
+  const bool steps = what.steps && ops->name() == "cpu";
+  if (!what.exchanges && !steps)
+    throw Error(Exit::usage, "--filter", "finds neither comm nor, on the cpu, step, which are all that several ranks measure", "give comm");
   std::string why;
   const std::unique_ptr<DeviceLink> link = link_devices(comm, *ops, ".", why);
   Json out = Json::array();
@@ -107,7 +108,7 @@ int bench_ranks(Comm& comm, const World& world, const DeviceOptions& device, con
       fmt::print("{}\n", text_of(r));
       add(r.name, r.seconds, r.rate, "GB/s");
     }
-  if (what.steps && ops->name() == "cpu") {
+  if (steps) {
     const int threads = thread_count(device);
     const RankSteps s = bench_rank_steps(comm, threads, *what.shapes);
     const std::string name = fmt::format("step {} ranks of {} threads", comm.size(), threads);

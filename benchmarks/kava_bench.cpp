@@ -542,6 +542,7 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
       for (const Json& of : counts->results()) out.push_back(of);
     write_file(*command.json, out.dump(2) + "\n");
   };
+  bool any = false;
   try {
     if (emulated) {
       counts.emplace();
@@ -549,18 +550,21 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
           command.shape ? std::vector{*command.shape} : std::vector<std::string>{"llama1b", "qwen05b", "llama3b"};
       for (const std::string& name : counted) {
         const Shapes at = shapes_of(name, by_default);
-        Bench(*ops, filter, true, recompute, at, at, &*counts).run();
+        Bench of_counts(*ops, filter, true, recompute, at, at, &*counts);
+        of_counts.run();
+        any = any || of_counts.any();
       }
     }
     bench.run();
   } catch (...) {
     try {
-      if (bench.found().copy_rate > 0) write_results();  // what was measured before the fault
-    } catch (const std::exception&) {                    // which is the one to tell
+      // What was measured before the fault, which is the one to tell.
+      if (bench.found().copy_rate > 0 || (counts && !counts->results().empty())) write_results();
+    } catch (const std::exception&) {
     }
     throw;
   }
-  if (!bench.any())
+  if (!any && !bench.any())
     throw Error(Exit::usage, "--filter", "\"" + escaped(command.filter) + "\" finds no benchmark",
                 "give a part of a name, such as rms_norm, attention, linear, head, adamw, step or comm");
   write_results();

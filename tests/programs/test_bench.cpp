@@ -1,4 +1,4 @@
-// kava_bench's refusals, all before anything is measured, and its comparisons of whole steps.
+// kava_bench's refusals, all but that of a filter before anything is measured, and its comparisons of whole steps.
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
