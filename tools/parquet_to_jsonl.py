@@ -52,8 +52,8 @@ def listed(text):
         except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
             return None
         # numpy puts no comma between two, which Python reads as one text.
-        texts = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
-        if texts and all(token.string != "," for token in tokens):
+        texts = [str(ast.literal_eval(token.string)) for token in tokens if token.type == tokenize.STRING]
+        if value == ["".join(texts)] and all(token.string != "," for token in tokens):
             return texts
         if texts != value:
             return None
@@ -64,15 +64,15 @@ def readable(row):
     """The row with a chain that is one text under "steps", where kava reads a list alone, as a list or under "cot"."""
     plain_names = {re.sub("[-_ ]", "", name).lower(): name for name in row}
     name = plain_names.get("steps")
-    if name is None or not isinstance(row[name], str):
+    if name is None or not isinstance(row[name], (str, int, float)):
         return row
-    text = row[name].strip()
+    text = str(row[name]).strip()
     if text.startswith("["):
         steps = listed(text)
         return row if steps is None else {**row, name: steps}
     rest = {n: value for n, value in row.items() if n != name}
     cot = plain_names.get("cot", "cot")
-    if text.isdigit():  # which counts the steps of a chain elsewhere, and is none
+    if re.fullmatch(r"\d+(\.0*)?", text):  # which counts the steps of a chain elsewhere, and is none
         return rest if row.get(cot) else row
     return {**rest, cot: text} if text or cot not in row else rest
 

@@ -163,10 +163,10 @@ TEST_CASE("a table of text becomes JSON lines where its first line names the col
   CHECK(read_rows(folder / "t.jsonl").rows[0].steps == std::vector<std::string>{"B."});  // the first that holds something
   CHECK(read_rows(folder / "t.jsonl").rows[1].steps == std::vector<std::string>{"A."});
   // numpy prints a list without commas; what is cut by "..." is none, and a number counts the steps of a chain.
-  REQUIRE(convert("question\tsteps\tcot\tanswer\nQ one?\t\"['<<a>>' '<<b>>'\n '<<c>>']\"\t\t18\nQ two?\t2\tA. B.\t3\n").code == 0);
+  REQUIRE(convert("question\tsteps\tcot\tanswer\nQ one?\t\"['<<a>>' '<<b>>'\n '<<c>>']\"\t\t18\nQ two?\t2.0\tA. B.\t3\n").code == 0);
   CHECK(read_rows(folder / "t.jsonl").rows[0].steps == std::vector<std::string>{"<<a>>", "<<b>>", "<<c>>"});
   CHECK(read_rows(folder / "t.jsonl").rows[1].steps.size() == 2);
-  for (const char* cell : {"['a' ... 'b']", "['a', 'b' 'c']", "2"}) {
+  for (const char* cell : {"['a' ... 'b']", "['a', 'b' 'c']", "[{'a': 'b'}]", "[['a' 'b']]", "[b'a' b'b']", "2"}) {
     REQUIRE(convert(std::string("question\tsteps\tanswer\nQ one?\t") + cell + "\t18\n").code == 0);
     CHECK_THROWS_AS(read_rows(folder / "t.jsonl"), Error);
   }
