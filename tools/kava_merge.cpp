@@ -39,14 +39,19 @@ void print_left_out(const fs::path& adapter) {
 
 // An adapter of kava's names the base that it was trained on.
 void tell_other_base(const std::string& adapter, const std::string& base) {
-  const SafetensorsFile file = open_adapter_file(adapter);
-  const auto before = file.metadata().find("kava.base");
-  if (before == file.metadata().end()) return;
+  const auto base_of = [](const SafetensorsFile& file) -> std::optional<std::string> {
+    const auto at = file.metadata().find("kava.base");
+    return at == file.metadata().end() ? std::nullopt : std::optional(at->second);
+  };
+  std::optional<std::string> before = base_of(open_adapter_file(adapter));
+  const std::string latents = (fs::path(adapter) / "kava.safetensors").string();
+  if (!before && is_there(latents)) before = base_of(SafetensorsFile::open(latents));
+  if (!before) return;
   const ModelConfig shape = ModelConfig::load(base);
-  if (before->second.empty())
+  if (before->empty())
     throw Error(Exit::data, shown_path(adapter), "model.init = \"random\" drew the base, which lies in no folder",
                 "train such a model with train.trainable = \"all\"");
-  if (before->second != digest_of_base(shape, WeightFiles::open(base, shape)))
+  if (*before != digest_of_base(shape, WeightFiles::open(base, shape)))
     print_note(
         fmt::format("{} is not the base that the adapter was trained on, by its config.json or its weights' headers", shown_path(base)));
 }

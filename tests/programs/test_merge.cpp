@@ -149,6 +149,18 @@ TEST_CASE("a merge says where its base is not the one of the training, and refus
   const Ended own = merge("'" + folder / "run/adapter" + "' --out '" + folder / "own" + "'");
   CHECK((own.code == 0 && own.err.empty()));
 
+  // kava.safetensors names the base as well, alone in older adapters.
+  fs::copy(folder / "run/adapter", folder.path() / "older");
+  {
+    const SafetensorsFile lora = SafetensorsFile::open(folder / "run/adapter/adapter_model.safetensors");
+    std::vector<TensorOut> same;
+    for (const TensorInfo& t : lora.tensors())
+      same.push_back({t.name, "F32", t.shape, nullptr, [&lora, &t](void* to) { lora.read_as(t, DType::f32, to); }});
+    write_safetensors(folder / "older/adapter_model.safetensors", std::move(same));
+  }
+  const Ended older = merge("'" + folder / "older" + "' --base '" + folder / "other" + "' --out '" + folder / "of_older" + "'");
+  CHECK((older.code == 0 && older.err.find("is not the base that the adapter was trained on") != std::string::npos));
+
   fs::copy(adapter, folder.path() / "large");
   const SafetensorsFile file = SafetensorsFile::open(adapter + "/adapter_model.safetensors");
   std::vector<TensorOut> tensors;
