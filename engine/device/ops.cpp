@@ -203,8 +203,8 @@ void Ops::embed_bwd(const Tensor& dtable, const Tensor& dextra, const Tensor& dx
   compute(
       "embed_bwd", {dtable, dextra}, {dtable, dextra, dx, ids},
       [&](Ops& ops, const auto& at) { ops.do_embed_bwd(at(dtable), at(dextra), at(dx), at(ids)); },
-      // Without a table few rows of dx are read: those of new tokens.
-      beyond(dtable, dx.rows) + (dtable ? bytes_of(dextra) : beyond(dx, dextra.rows)));
+      // Without a table only rows of new tokens are read, whose number is not known here: all of dx counts.
+      beyond(dtable, dx.rows) + (dtable ? bytes_of(dextra) : 0));
 }
 
 // ---- layers

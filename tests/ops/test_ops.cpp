@@ -93,7 +93,7 @@ TEST_CASE("an observer is told what an op moves, however large the tensors are t
   ops->embed_bwd(table, extra, x, ids);
   CHECK(last.bytes == 10 * kRow + kIds);
   ops->embed_bwd({}, extra, x, ids);
-  CHECK(last.bytes == 6 * kRow + kIds);
+  CHECK(last.bytes == 8 * kRow + kIds);  // which rows of dx are of new tokens is not known
   ops->gather_rows(x, table, ids);
   CHECK(last.bytes == 10 * kRow + kIds);
   ops->scatter_rows(table, x, ids);
