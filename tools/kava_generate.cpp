@@ -191,14 +191,19 @@ std::vector<Question> read_questions(const std::string& path) {
   std::string text = read_file(path, kLargestFile);
   if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
   std::vector<Question> questions;
+  std::string empty;  // the first of the empty lines before this one
   int64_t line = 0;
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find('\n', at), text.size());
     ++line;
     Question q = {fmt::format("{}:{}", shown_path(path), line), std::string(stripped(std::string_view(text).substr(at, end - at)))};
-    if (q.text.empty()) refuse_empty(q.where);
-    questions.push_back(std::move(q));
     at = end + 1;
+    if (q.text.empty()) {
+      if (empty.empty()) empty = q.where;
+      continue;
+    }
+    if (!empty.empty()) refuse_empty(empty);
+    questions.push_back(std::move(q));
   }
   if (questions.empty()) throw Error(Exit::data, shown_path(path), "holds no question", "write one question a line");
   return questions;
@@ -316,14 +321,17 @@ void dialogue(Generator& generator) {
   if (terminal) print_note("Ask a question; /help tells more, /quit or end of input ends.");
   const DecodeChoice first = generator.choice();
   Stats stats;
-  std::string line;
+  std::string line, empty;  // the first of the empty lines before this one
   for (int64_t n = 1;; ++n) {
     if (!lines.next(line)) break;
     const std::string text(stripped(line));
     if (text == "/quit") return;
-    if (text.empty() && terminal) continue;
+    if (text.empty()) {
+      if (!terminal && empty.empty()) empty = fmt::format("stdin:{}", n);
+      continue;
+    }
     try {
-      if (text.empty()) refuse_empty(fmt::format("stdin:{}", n));
+      if (!empty.empty()) refuse_empty(empty);
       if (text[0] == '/' && obey(text, generator, first, stats)) continue;
       if (text[0] == '/')
         throw Error(Exit::usage, escaped(text.substr(0, text.find(' ')), 40), "is no command",

@@ -132,6 +132,7 @@ TEST_CASE("kava_generate answers a question, a file and lines of standard input 
   CHECK_THAT(run("kava_generate " + dir + " --file " + (tiny.folder / "broken.txt")).output, ContainsSubstring("broken.txt:2"));
   CHECK_THAT(run("kava_generate " + dir + " --file " + tiny.write("empty.txt", "")).output, ContainsSubstring("holds no question"));
   CHECK(run("kava_generate " + dir + " --file " + tiny.write("last.txt", "What is 2+2?\nHow many?")).output == all.output);
+  CHECK(run("kava_generate " + dir + " --file " + tiny.write("behind.txt", "What is 2+2?\nHow many?\n\n \n")).output == all.output);
   // An answer stands on its question's line: a line without a question is refused before there is any, of standard input when it comes.
   for (const char* blank : {"\n", " \t\r\n"}) {
     const std::string lines = tiny.write("blank.txt", "What is 2+2?\n" + std::string(blank) + "How many?\n");
