@@ -24,7 +24,7 @@ fs::path made_by(const fs::path& run) {
 
 void require_in_folder(const fs::path& folder, const std::string& file) {
   if (is_there(folder / file)) return;
-  if (!is_there(folder)) require_no_hub_name(folder);
+  if (file == kModel && !is_there(folder)) require_no_hub_name(folder);
   const bool run = is_there(folder / "config.toml"), checkpoint = is_there(folder / "manifest.json");
   const fs::path made = run || checkpoint ? made_by(folder) : fs::path();
   if (made.empty()) return;

@@ -64,12 +64,13 @@ std::string snapshot_of(const std::string& name) {
 void require_no_hub_name(const fs::path& missing) {
   const fs::path org = missing.parent_path();
   const std::string name = (org.filename() / missing.filename()).string();
-  const bool behind = missing.is_absolute() && is_there(org.parent_path()) && !is_there(org);
-  if (name.find('/') == std::string::npos || !is_hub_name(name) || (name != missing && !behind)) return;
+  const bool alone = name == missing, behind = missing.is_absolute() && is_there(org.parent_path());
+  if (name.find('/') == std::string::npos || !is_hub_name(name) || !(alone || behind) || is_there(org)) return;
+  if (org.filename() == "weights" || org.filename() == "runs" || std::ranges::find(missing, fs::path("..")) != missing.end()) return;
   throw Error(
       Exit::data, shown_path(missing),
-      std::string("is no folder, and ") + (name == missing ? "" : name + " ") + "not in the hub's local cache " + shown_path(hub_cache()),
-      "check the path, or get the model by tools/fetch.sh model " + name + " and give weights/" + missing.filename().string());
+      std::string("is no folder, and ") + (alone ? "" : name + " ") + "not in the hub's local cache " + shown_path(hub_cache()),
+      "check the path, or get the model by tools/fetch.sh model " + name + " --from URL and give weights/" + missing.filename().string());
 }
 
 std::string model_folder(const std::string& given) { return model_folder(fs::path(), given); }

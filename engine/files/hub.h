@@ -14,7 +14,8 @@ std::string model_folder(const std::string& given);
 std::string model_folder(const std::filesystem::path& folder, const std::string& given);
 
 /// Error(code data) for a folder that is not there where its path is a name "org/model", alone or behind an absolute path that is there
-/// (as a configuration's folder is put before it): that the hub's cache does not hold it, and how to get it.
+/// (as a configuration's folder is put before it), and org/ is no folder here: that the hub's cache does not hold it, and how to get it.
+/// weights/, runs/ and paths with .. are no such names.
 void require_no_hub_name(const std::filesystem::path& missing);
 
 }  // namespace kava

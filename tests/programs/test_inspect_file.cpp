@@ -113,7 +113,7 @@ TEST_CASE("a name of the hub that its cache does not hold is told with how to ge
   const WithVariable cache("HF_HUB_CACHE", folder / "hub");
   overwrite(folder / "data.txt", kQuestions);
   const std::string what = "not in the hub's local cache " + folder / "hub" +
-                           "; check the path, or get the model by tools/fetch.sh model org/tiny and give weights/tiny\n";
+                           "; check the path, or get the model by tools/fetch.sh model org/tiny --from URL and give weights/tiny\n";
   const Ended named = run_command("kava_generate org/tiny Hi", folder.path());
   CHECK(named.code == 4);
   CHECK(named.err == "error: org/tiny: is no folder, and " + what);
@@ -121,6 +121,10 @@ TEST_CASE("a name of the hub that its cache does not hold is told with how to ge
       run_command("kava_train '" + source_dir() + "/tests/golden/cases/full_cot.toml' --set model.path=org/tiny --out run", folder.path());
   CHECK(configured.code == 4);
   CHECK(configured.err.ends_with("/org/tiny: is no folder, and org/tiny " + what));
+  const Ended adapter = run_command(
+      "kava_train '" + source_dir() + "/tests/golden/cases/full_cot.toml' --set model.adapter=org/tiny --out run", folder.path());
+  CHECK(adapter.code == 4);
+  CHECK(adapter.err.find("fetch.sh") == std::string::npos);
 }
 
 TEST_CASE("what kava_inspect cannot do is one error line with its exit code") {
