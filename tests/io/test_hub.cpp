@@ -69,14 +69,15 @@ TEST_CASE("a name that is neither a folder nor in the hub's cache is told with t
     }
     return "";
   };
-  const std::string hub = (cache.root() / "hub").string(), remedy = "; check the path, or get the model by tools/fetch.sh model org/other --from URL";
+  const std::string hub = (cache.root() / "hub").string(),
+                    remedy = "; check the path, or get the model by tools/fetch.sh model org/other --from URL";
   CHECK(told("org/other") == "org/other: is no folder, and not in the hub's local cache " + hub + remedy + " and give weights/other");
   const std::string behind = (cache.root() / "org" / "other").string();
   CHECK(told(behind) == behind + ": is no folder, and org/other not in the hub's local cache " + hub + remedy + " and give weights/other");
-  for (const std::string& other : {std::string("other"), std::string("../org/other"), std::string("a/org/other"), hub + "/other",
-                                   (cache.root() / "a" / "org" / "other").string(), std::string("org/ other"),
-                                   (cache.root() / "hub/../weights/other").string(), (cache.root() / "weights/other").string(),
-                                   std::string("runs/other")})
+  for (const std::string& other :
+       {std::string("other"), std::string("../org/other"), std::string("a/org/other"), hub + "/other",
+        (cache.root() / "a" / "org" / "other").string(), std::string("org/ other"), (cache.root() / "hub/../weights/other").string(),
+        (cache.root() / "weights/other").string(), std::string("runs/other")})
     CHECK(told(other).empty());
   std::filesystem::create_directory(cache.root() / "org");
   CHECK(told(behind).empty());  // a name in a folder of one's own
