@@ -12,7 +12,7 @@ TEST_CASE("kept samples read back as they were, and a file that is cut or change
   TempFolder folder;
   const WithVariable cache_folder("KAVA_CACHE", folder.path().string());
   TinyRun tiny;
-  TrainSamples all{tiny.samples, {}, 0};
+  TrainSamples all{tiny.samples, {}, {}};
   const std::vector<DataFile>& files = tiny.config.data.train;
   all.files.push_back({files[0].path, DataFormat::ids, "sha", "answer, question, trace", 5, true});
   const TokenCache cache("abc"), other("abd");
