@@ -186,7 +186,8 @@ class Generator {
   throw Error(Exit::data, where, "the line is empty, but every line is a question", "write the question, or take the line out");
 }
 
-// One question a line, so that answers stand beside their questions by number; a BOM is passed over. Error(code data) for an empty line.
+// One question a line, so that answers stand beside their questions by number; a BOM is passed over, and
+// empty lines behind the last question. Error(code data) for one before a question.
 std::vector<Question> read_questions(const std::string& path) {
   std::string text = read_file(path, kLargestFile);
   if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);

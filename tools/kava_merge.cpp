@@ -37,6 +37,11 @@ void print_left_out(const fs::path& adapter) {
         "its chain of thought\n");
 }
 
+[[noreturn]] void refuse_drawn(const std::string& given) {
+  throw Error(Exit::data, shown_path(given), "model.init = \"random\" drew the base, which lies in no folder",
+              "train such a model with train.trainable = \"all\"");
+}
+
 // An adapter of kava's names the base that it was trained on.
 void tell_other_base(const std::string& adapter, const std::string& base) {
   const auto base_of = [](const SafetensorsFile& file) -> std::optional<std::string> {
@@ -47,10 +52,8 @@ void tell_other_base(const std::string& adapter, const std::string& base) {
   const std::string latents = (fs::path(adapter) / "kava.safetensors").string();
   if (!before && is_there(latents)) before = base_of(SafetensorsFile::open(latents));
   if (!before) return;
+  if (before->empty()) refuse_drawn(adapter);
   const ModelConfig shape = ModelConfig::load(base);
-  if (before->empty())
-    throw Error(Exit::data, shown_path(adapter), "model.init = \"random\" drew the base, which lies in no folder",
-                "train such a model with train.trainable = \"all\"");
   if (*before != digest_of_base(shape, WeightFiles::open(base, shape)))
     print_note(
         fmt::format("{} is not the base that the adapter was trained on, by its config.json or its weights' headers", shown_path(base)));
@@ -76,9 +79,7 @@ Opened open_input(const MergeCommand& command) {
     throw Error(Exit::data, shown_path(given), "is a plain model folder: there is nothing to merge",
                 "give a run, a checkpoint or an adapter");
   require_same_base(opened);
-  if (opened.config.model.init == Init::random && opened.config.train.trainable == Trainable::lora)
-    throw Error(Exit::data, shown_path(given), "model.init = \"random\" drew the base, which lies in no folder",
-                "train such a model with train.trainable = \"all\"");
+  if (opened.config.model.init == Init::random && opened.config.train.trainable == Trainable::lora) refuse_drawn(given);
   fmt::print("{}\n", opened.weights);
   const auto input = [&]() -> MergeInput {
     if (opened.config.train.trainable == Trainable::all) return {base, adapter, "", 1, false};
