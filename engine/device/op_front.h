@@ -43,7 +43,6 @@ inline double product(int64_t m, int64_t n, int64_t k) {
   return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
 }
 
-inline double bytes_of(const Tensor& t) { return static_cast<double>(t.count() * size_of(t.dtype)); }
 /// Bytes of what an op leaves alone of a tensor, of which it reads or writes so many rows, any of them.
 inline double beyond(const Tensor& t, int64_t rows) { return bytes_of(t.rows > rows ? t.row_range(rows, t.rows) : Tensor{}); }
 

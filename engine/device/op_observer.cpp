@@ -36,10 +36,9 @@ LinearGroupGrad TensorMap::operator()(LinearGroupGrad g) const {
 
 double OpCall::bytes() const {
   double sum = -untouched;
-  for (const Tensor& t : outputs) sum += static_cast<double>(t.count() * size_of(t.dtype));
+  for (const Tensor& t : outputs) sum += bytes_of(t);
   for (const Tensor& t : inputs)
-    if (std::ranges::none_of(outputs, [&](const Tensor& y) { return y.data == t.data; }))
-      sum += static_cast<double>(t.count() * size_of(t.dtype));
+    if (std::ranges::none_of(outputs, [&](const Tensor& y) { return y.data == t.data; })) sum += bytes_of(t);
   return sum;
 }
 

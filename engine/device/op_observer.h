@@ -37,6 +37,8 @@ struct OpCall {
   std::function<void(Ops& other, const TensorMap& map)> again;
 };
 
+inline double bytes_of(const Tensor& t) { return static_cast<double>(t.count() * size_of(t.dtype)); }
+
 class OpObserver {
  public:
   virtual ~OpObserver() = default;
