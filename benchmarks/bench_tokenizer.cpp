@@ -3,15 +3,21 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <sstream>
+#include <vector>
 
 #include "engine/clock.h"
+#include "engine/error.h"
+#include "engine/files/files.h"
 #include "engine/text/tokenizer.h"
 
 namespace kava {
 
-namespace {}  // namespace
-
-void bench_tokenizer(std::FILE* out, const std::string& folder, const std::vector<std::string>& texts) {
+void bench_tokenizer(std::FILE* out, const std::string& folder, const std::string& file) {
+  std::vector<std::string> texts;
+  std::istringstream lines(read_file(file, std::size_t{1} << 30));
+  for (std::string line; std::getline(lines, line);) texts.push_back(line);
+  if (texts.empty()) throw Error(Exit::data, shown_path(file), "holds no line", "name a file with text");
   auto start = std::chrono::steady_clock::now();
   const Tokenizer tokenizer = Tokenizer::load(folder);
   const double load = seconds_since(start);

@@ -9,7 +9,6 @@
 #include <map>
 #include <numeric>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 
 #include "benchmarks/bench_comm.h"
@@ -72,7 +71,7 @@ class Bench {
       if (e.code() != Exit::preflight) throw;
       no_room = std::current_exception();
     }
-    if (ops_.name() != "cpu") rivals();
+    if (ops_.name() != "cpu") measure_rivals();
     if (no_room) std::rethrow_exception(no_room);
     // Comparisons take minutes: only where they are asked for.
     if (asked("method", method_cases(shapes_))) methods();
@@ -81,8 +80,7 @@ class Bench {
   }
 
   const BenchResults& found() const { return found_; }
-  const std::vector<std::string>& missing() const { return missing_; }
-  const std::vector<std::string>& wrong() const { return wrong_; }
+  const Rivals& rivals() const { return rivals_; }
   bool any() const { return any_; }  // whether the filter found something
 
  private:
@@ -391,10 +389,9 @@ class Bench {
     });
   }
 
-  void rivals() {
-    Rivals found = bench_rivals(ops_, shapes_, [&](const std::string& name) { return wanted(name); });
-    for (const Rivals::Row& r : found.rows) report(r.name, r.seconds, r.flops, "GFLOP/s", found_.matrix_rate);
-    missing_ = std::move(found.missing), wrong_ = std::move(found.wrong);
+  void measure_rivals() {
+    rivals_ = bench_rivals(ops_, shapes_, [&](const std::string& name) { return wanted(name); });
+    for (const Rivals::Row& r : rivals_.rows) report(r.name, r.seconds, r.flops, "GFLOP/s", found_.matrix_rate);
   }
 
   void step() {
@@ -491,7 +488,7 @@ class Bench {
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
                 V = shapes_.vocab;
   BenchResults found_;
-  std::vector<std::string> missing_, wrong_;  // rivals; their values
+  Rivals rivals_;
   mutable bool any_ = false;
 };
 
@@ -515,11 +512,7 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
   if (!comm.alone())
     return bench_ranks(comm, world, command.device, {finds(filter, "comm"), finds(filter, "step"), &rank_shapes, command.json});
   if (!command.tokenizer.empty()) {
-    std::vector<std::string> lines;
-    std::istringstream text(read_file(command.text, std::size_t{1} << 30));
-    for (std::string line; std::getline(text, line);) lines.push_back(line);
-    if (lines.empty()) throw Error(Exit::data, shown_path(command.text), "holds no line", "name a file with text");
-    bench_tokenizer(stdout, command.tokenizer, lines);
+    bench_tokenizer(stdout, command.tokenizer, command.text);
     return 0;
   }
   const Recompute recompute = choice_option<Recompute>("--recompute", command.recompute).value_or(Recompute::none);
@@ -568,10 +561,10 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
     throw Error(Exit::usage, "--filter", "\"" + escaped(command.filter) + "\" finds no benchmark",
                 "give a part of a name, such as rms_norm, attention, linear, head, adamw, step or comm");
   write_results();
-  if (!bench.wrong().empty())
-    throw Error(Exit::numeric, "values", fmt::format("{}", fmt::join(bench.wrong(), "; ")), "run the tests on this device");
-  if (bench.missing().empty()) return 0;
-  throw Error(Exit::preflight, "rivals", fmt::format("{}", fmt::join(bench.missing(), "; ")),
+  const auto& [rows, missing, wrong] = bench.rivals();
+  if (!wrong.empty()) throw Error(Exit::numeric, "values", fmt::format("{}", fmt::join(wrong, "; ")), "run the tests on this device");
+  if (missing.empty()) return 0;
+  throw Error(Exit::preflight, "rivals", fmt::format("{}", fmt::join(missing, "; ")),
               "install cuBLASLt of CUDA 13 and cuDNN 9.15.1 or newer");
 }
 
