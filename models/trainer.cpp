@@ -102,6 +102,9 @@ Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState st
   state_.device = model.ops.name();
   if (recipe_of(model.config).has_stages()) state_.last_stage = curriculum_.stage(state_.total_steps - 1);
   saved_ = begun && length() == before, extended_ = begun && !saved_;
+  // What was the best of a shorter run may be of a stage that is no longer the last.
+  if (begun && state_.total_steps != std::get<0>(before) && state_.best && !counts(state_.best->step - 1, state_.best->step))
+    state_.best.reset();
   model_.parameters.set_updates(state_.moment_updates);
   // Once for all samples, so that no later step makes longer tables.
   int64_t positions = 0;
@@ -283,13 +286,14 @@ bool Trainer::due(int64_t every) const {
   return state_.finished() || (state_.step > 0 && state_.step % (every > 0 ? every : steps_per_epoch_) == 0);
 }
 
-// A model of an early stage would be tested with what it has not learnt yet.
-bool Trainer::may_be_best() {
+// Whether a validation after so many steps, with those from `first` on since the one before, may be the best: a model of an early stage
+// would be tested with what it has not learnt yet.
+bool Trainer::counts(int64_t first, int64_t steps) {
   const RunConfig& c = model_.config;
   const Recipe recipe = recipe_of(c);
   if (!recipe.has_stages() || c.stages.best == BestOf::any || c.stages.fixed >= 0) return true;
-  if (recipe.rest == Recipe::Rest::steps) return curriculum_.stage(std::max<int64_t>(0, state_.step - 1)) == state_.last_stage;
-  for (int64_t step = std::max<int64_t>(0, state_.validated_step); step < state_.step; ++step)
+  if (recipe.rest == Recipe::Rest::steps) return curriculum_.stage(std::max<int64_t>(0, steps - 1)) == state_.last_stage;
+  for (int64_t step = std::max<int64_t>(0, first); step < steps; ++step)
     if (left_in(step)) return false;
   return true;
 }
@@ -308,10 +312,10 @@ void Trainer::validate(RunFolder* folder, const TrainingHooks& hooks) {
   for (const auto& [name, value] : v->values) object[name] = value;
   if (folder) folder->append(nlohmann::ordered_json({{"valid", object}}).dump());
   // Where no validation counted, the last checkpoint is the best.
-  const bool counts = may_be_best() || (state_.finished() && !state_.best);
+  const bool may_be_best = counts(state_.validated_step, state_.step) || (state_.finished() && !state_.best);
   state_.validated_step = state_.step;
   saved_ = false;
-  if (counts && (!state_.best || state_.best->beaten_by(v->score, v->loss))) state_.best = Best{state_.step, v->score, v->loss};
+  if (may_be_best && (!state_.best || state_.best->beaten_by(v->score, v->loss))) state_.best = Best{state_.step, v->score, v->loss};
   if (hooks.on_validation) hooks.on_validation(state_.step, *v);
 }
 

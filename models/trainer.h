@@ -139,7 +139,7 @@ class Trainer {
   Asked asked(const TrainingHooks& hooks);
   void require_same_values();
   bool left_in(int64_t step);
-  bool may_be_best();
+  bool counts(int64_t first, int64_t steps);
   bool due(int64_t every) const;
   void validate(RunFolder* folder, const TrainingHooks& hooks);
   void save(RunFolder* folder, const TrainingHooks& hooks);

@@ -183,6 +183,26 @@ TEST_CASE("only validations of the last stage can be the best, and without one t
   CHECK(validated(soon).best == 6);
 }
 
+TEST_CASE("a longer run keeps the best of a shorter one only where its stage is still the last") {
+  const auto best_of_longer = [](const char* method, const Strings& more, const std::string& longer, int64_t epochs = 1) {
+    Strings sets = sets_of(method, more);
+    sets.push_back(longer);
+    TinyRun run(sets);
+    TrainingState state;
+    state.step = state.total_steps = state.validated_step = 3 * epochs, state.max_steps = 0, state.epochs = epochs,
+    state.micro_batch = run.config.train.batch;
+    state.best = Best{state.step, 1.0, 0.5}, state.last_stage = 0;
+    return Trainer(*run.model, run.samples, state).state().best.has_value();
+  };
+  const Strings stages = {"stages.epochs=1", "coconut.max_stage=1", "stages.hold=1"};
+  CHECK(best_of_longer("coconut", stages, "train.epochs=2"));
+  CHECK_FALSE(best_of_longer("coconut", stages, "train.epochs=4"));
+  CHECK(best_of_longer("coconut", {"stages.best=any", "stages.epochs=1"}, "train.epochs=4"));
+  // Traces of which something was left; then none.
+  CHECK_FALSE(best_of_longer("icot", {"icot.remove_per_epoch=1", "icot.smoothing=0"}, "train.epochs=3"));
+  CHECK(best_of_longer("icot", {"icot.remove_per_epoch=1", "icot.remove_all_from=1", "icot.smoothing=0"}, "train.epochs=3", 2));
+}
+
 TEST_CASE("a free prompt is written by the model, and the second EOS ends an answer with separators") {
   TinyRun run(sets_of("icot", {"stages.fixed=3"}));
   Arena arena(*run.ops);
