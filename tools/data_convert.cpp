@@ -19,10 +19,19 @@ namespace fs = std::filesystem;
 
 bool same(const Row& a, const Row& b) { return a.question == b.question && a.steps == b.steps && a.answer == b.answer; }
 
+// The ids of a row's trace, by steps where it has several.
+Json trace_of(const Row& row) {
+  if (row.step_lengths.size() < 2) return row.trace_ids;
+  Json steps = Json::array();
+  auto at = row.trace_ids.begin();
+  for (const auto length : row.step_lengths) steps.push_back(std::vector(at, at + length)), at += length;
+  return steps;
+}
+
 std::string json_line(const Row& row) {
   Json out = Json::object();
   if (row.is_ids) {
-    out["question"] = row.question_ids, out["trace"] = row.trace_ids, out["answer"] = row.answer_ids;
+    out["question"] = row.question_ids, out["trace"] = trace_of(row), out["answer"] = row.answer_ids;
     if (row.prompt) out["prompt"] = *row.prompt;
   } else {
     out["question"] = row.question, out["steps"] = row.steps, out["answer"] = row.answer;

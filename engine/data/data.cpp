@@ -136,10 +136,6 @@ bool has_chain(const Row& row) { return !row.steps.empty() || !row.trace_ids.emp
 
 RowFile read_rows(const std::string& path, std::optional<DataFormat> format) { return read_file_rows(path, format, nullptr); }
 
-FileFacts facts_of(const RowFile& file) {
-  return {file.path, file.format, file.sha256, file.keys, std::ssize(file.rows), std::ranges::any_of(file.rows, has_chain)};
-}
-
 FileFacts read_parts(const std::string& path, std::optional<DataFormat> format, const std::function<void(RowFile& part)>& take) {
   int64_t rows = 0;
   bool chain = false;

@@ -52,7 +52,6 @@ struct FileFacts {
   int64_t rows = 0;
   bool chain = false;  // of any row
 };
-FileFacts facts_of(const RowFile& file);
 
 /// read_rows, some rows at a time: `take` is given files that hold the next rows, without the digest.
 FileFacts read_parts(const std::string& path, std::optional<DataFormat> format, const std::function<void(RowFile& part)>& take);

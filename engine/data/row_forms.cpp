@@ -163,6 +163,26 @@ std::vector<std::string> split_trace(std::string_view trace) {
   return steps;
 }
 
+// Whether commas stand only where a number's groups of digits have them: three digits behind the last, two or three between two.
+bool is_grouped(std::string_view digits) {
+  auto comma = digits.rfind(',');
+  if (comma == std::string_view::npos) return true;
+  if (digits.size() - comma != 4) return false;
+  for (;;) {
+    const auto before = comma == 0 ? std::string_view::npos : digits.rfind(',', comma - 1);
+    const bool first = before == std::string_view::npos;
+    const auto length = comma - (first ? 0 : before + 1);
+    if (length > 3 || length < (first ? 1 : 2)) return false;
+    if (first) return true;
+    comma = before;
+  }
+}
+
+std::string without_commas(std::string text) {
+  std::erase(text, ',');
+  return text;
+}
+
 // Digits of a number written as text: without sign +, currency, commas, needless zeros and exponent; nothing where it is no number.
 std::optional<std::string> plain_number(std::string_view text) {
   std::string s(stripped(text));
@@ -171,8 +191,10 @@ std::optional<std::string> plain_number(std::string_view text) {
   if (negative) s.erase(0, 1);
   for (const std::string_view currency : {"$", "\xE2\x82\xAC", "\xC2\xA3"})
     if (s.starts_with(currency)) s.erase(0, currency.size());
-  if (s.empty() || s.front() == ',' || s.size() > 400) return std::nullopt;
-  std::erase(s, ',');
+  if (s.size() > 400) return std::nullopt;
+  const std::string whole_part = s.substr(0, s.find_first_of(".eE"));
+  if (!is_grouped(whole_part)) return std::nullopt;
+  s.erase(0, whole_part.size()), s.insert(0, without_commas(whole_part));
   std::size_t i = 0;
   auto digits = [&] {
     const std::size_t start = i;

@@ -112,6 +112,9 @@ TEST_CASE("numbers in strings are read as numbers where a form has numbers") {
   CHECK(answer(" -7.50 ") == "-7.5");
   CHECK(answer("+12") == "12");
   CHECK(answer("1,234.0") == "1234");
+  CHECK(answer("-1,00,000") == "-100000");
+  // Not the groups of one number: what stands there is no number.
+  for (const char* text : {"10,20", "3,5", "1,2345", "1234,567", "1.234,5", ",123", "1,,234", "1,234,"}) CHECK(answer(text) == text);
   CHECK(answer("-0.0") == "0");
   CHECK(answer(".5") == "0.5");
   CHECK(answer("007") == "7");

@@ -124,6 +124,12 @@ TEST_CASE("convert writes rows of any form, and what reads back as the same rows
   CHECK_THAT(skipped.err, ContainsSubstring("left out: c.txt:2: no ||"));
   CHECK(read_file(folder / "c.jsonl", 1 << 20) == "{\"answer\":\"1\",\"question\":\"q\",\"steps\":[\"a\"]}\n");
   CHECK(kava_data("convert c.txt ./c.txt", folder).code == 2);
+  overwrite(folder / "i.jsonl",
+            "{\"question\": [1], \"trace\": [[3, 4], [5]], \"answer\": [6]}\n{\"question\": [1], \"trace\": [7], \"answer\": [6]}\n");
+  REQUIRE(kava_data("convert i.jsonl o.jsonl", folder).code == 0);
+  const RowFile ids = read_rows(folder / "o.jsonl");
+  CHECK((ids.rows[0].step_lengths == std::vector<std::int32_t>{2, 1} && ids.rows[0].trace_ids == std::vector<std::int32_t>{3, 4, 5}));
+  CHECK(ids.rows[1].step_lengths == std::vector<std::int32_t>{1});
   for (const char* name : {"y.csv", "y.TSV", "y.parquet", "y.jsonl.gz"}) {
     const Ended e = kava_data(std::string("convert a.jsonl ") + name, folder);
     CAPTURE(name, e.err);
