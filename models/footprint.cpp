@@ -96,11 +96,13 @@ MemoryPlanner::MemoryPlanner(const Ops& ops, const RunConfig& config, const Mode
       steps_(total_steps(config.train, std::ssize(samples))),
       shared_(ops.name() == "cpu") {}
 
-int64_t MemoryPlanner::asked_micro_batch() const {
-  const int64_t batch = std::min(config_.train.batch, std::ssize(samples_));
-  if (config_.train.micro_batch > 0) return std::min(config_.train.micro_batch, batch);
-  return (batch + ranks_ - 1) / ranks_;
+int64_t forward_samples(const RunConfig& config, int64_t samples, int ranks) {
+  const int64_t batch = std::min(config.train.batch, samples);
+  if (config.train.micro_batch > 0) return std::min(config.train.micro_batch, batch);
+  return (batch + ranks - 1) / ranks;
 }
+
+int64_t MemoryPlanner::asked_micro_batch() const { return forward_samples(config_, std::ssize(samples_), ranks_); }
 
 std::vector<Sample> MemoryPlanner::batch_of(int64_t step) const {
   const int64_t n = std::ssize(samples_), first = step % steps_per_epoch_ * config_.train.batch;

@@ -36,6 +36,10 @@ struct MemoryPlan {
   int64_t total(bool shared) const { return device.total() + (shared ? host.total() : 0); }
 };
 
+/// The samples of a forward of a run of so many samples: those of train.micro_batch, or where that is 0 a batch's part on each of the
+/// ranks. At most the batch.
+int64_t forward_samples(const RunConfig& config, int64_t samples, int ranks);
+
 /// Plans runs of one configuration over one set of samples, with other numbers of samples a forward.
 class MemoryPlanner {
  public:

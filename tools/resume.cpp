@@ -9,6 +9,7 @@
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/paths.h"
+#include "models/footprint.h"
 #include "models/run_folder.h"
 #include "tools/say.h"
 
@@ -70,8 +71,6 @@ std::optional<Checkpoint> checkpoint_to_begin_from(const fs::path& out, bool res
   return std::nullopt;
 }
 
-int64_t default_micro_batch(const RunConfig& config, int ranks) { return (config.train.batch + ranks - 1) / ranks; }
-
 Continued go_on(const fs::path& out, const Checkpoint& checkpoint, const RunConfig& config, bool extend, int ranks) {
   Continued c{load_training_state(checkpoint.path), config, config, {}, {}};
   const fs::path told = out / "config.toml";
@@ -93,7 +92,7 @@ Continued go_on(const fs::path& out, const Checkpoint& checkpoint, const RunConf
   if (state.epochs != config.train.epochs) c.length.push_back(fmt::format("train.epochs: {} -> {}", state.epochs, config.train.epochs));
   std::vector<std::string> parts;
   int64_t& micro = c.config.train.micro_batch;
-  if (micro == 0) micro = c.before.train.micro_batch == 0 ? state.micro_batch : default_micro_batch(config, ranks);
+  if (micro == 0) micro = c.before.train.micro_batch == 0 ? state.micro_batch : forward_samples(config, config.train.batch, ranks);
   if (micro != state.micro_batch) parts.push_back(fmt::format("train.micro_batch: {} -> {}", state.micro_batch, micro));
 
   std::vector<std::string> extensions = c.length;

@@ -35,9 +35,6 @@ struct Continued {
 /// 0 it is that of `ranks`.
 Continued go_on(const std::filesystem::path& out, const Checkpoint& checkpoint, const RunConfig& config, bool extend, int ranks);
 
-/// The samples of a forward where train.micro_batch is 0: a batch's part on each of some ranks.
-int64_t default_micro_batch(const RunConfig& config, int ranks);
-
 /// Error(code data) naming a file or folder of the configuration that a run cannot go on without and that is not there.
 void require_contents_there(const RunConfig& config);
 

@@ -68,6 +68,16 @@ RunData read_data(const TextModel& text, const RunConfig& config, bool tell) {
   return data;
 }
 
+// A rank that never has a forward would only wait.
+void require_work_for_all(const RunConfig& config, int64_t samples, int ranks) {
+  const int64_t batch = std::min(config.train.batch, samples), micro = forward_samples(config, samples, ranks);
+  const int64_t forwards = (batch + micro - 1) / micro;
+  if (ranks > forwards)
+    throw Error(Exit::usage, "ranks",
+                fmt::format("{} ranks are more than the {} forwards of a step: {} samples, {} a forward", ranks, forwards, batch, micro),
+                batch < ranks ? "start fewer" : "start fewer, or lower train.micro_batch");
+}
+
 // Bytes that one of the ranks on this machine may take of its backend's memory.
 int64_t memory_for_a_rank(const Ops& ops, int ranks_here) { return free_memory(ops) / (ops.name() == "cpu" ? ranks_here : 1); }
 
@@ -118,8 +128,6 @@ class Run {
         if (!from) from = open_checkpoint(place);
         before = go_on(out_, *from, config_, command_.extend, comm_.size());
         config_ = before->config;
-      } else if (config_.train.micro_batch == 0 && !comm_.alone()) {
-        config_.train.micro_batch = default_micro_batch(config_, comm_.size());
       }
     });
     if (!from) return before;
@@ -138,7 +146,9 @@ class Run {
     text_.shape.require_for_training(config_.model.dropout);
     if (!text_.note.empty() && comm_.leads()) print_note(text_.note);
     data_ = read_data(text_, config_, comm_.leads());
-    require_work_for_all();
+    if (config_.train.micro_batch == 0 && !comm_.alone())
+      config_.train.micro_batch = forward_samples(config_, std::ssize(data_.samples), comm_.size());
+    require_work_for_all(config_, std::ssize(data_.samples), comm_.size());
     if (before) tell_resumption(*before);
     say(parameter_table(config_, text_) + run_summary(config_, text_.shape, data_.samples, data_.left_out));
     if (!comm_.alone()) say(fmt::format("ranks       {}", comm_.size()));
@@ -146,18 +156,6 @@ class Run {
     const MemoryPlanner planner(*ops_, config_, text_.shape, data_.samples, data_.valid ? &*data_.valid : nullptr, comm_.size());
     require_memory(planner, config_, text_.shape, memory_for_a_rank(*ops_, ranks_here_));
     take_contents(state, before.has_value());
-  }
-
-  // A rank that never has a forward would only wait.
-  void require_work_for_all() const {
-    const int64_t batch = std::min(config_.train.batch, static_cast<int64_t>(data_.samples.size()));
-    const int64_t micro = config_.train.micro_batch > 0 ? config_.train.micro_batch : batch;
-    const int64_t forwards = (batch + micro - 1) / micro;
-    if (comm_.size() > forwards)
-      throw Error(
-          Exit::usage, "ranks",
-          fmt::format("{} ranks are more than the {} forwards of a step: {} samples, {} a forward", comm_.size(), forwards, batch, micro),
-          "start fewer, or lower train.micro_batch");
   }
 
   void load(std::optional<Model>& model, std::optional<Checkpoint>& from, TrainingState& state) {
@@ -246,7 +244,10 @@ class Run {
   int train(RunFolder* folder, Model& model, TrainingState state) {
     if (folder) folder->open(told_, state);
     const int64_t first = state.step;
+    const std::optional<Best> best = state.best;
     Trainer trainer(model, data_.samples, std::move(state), &comm_);
+    if (best && !trainer.state().best)
+      say(fmt::format("best        step {} no longer: it is of a stage that is not the last of the longer run", best->step));
     const auto batch = std::span(data_.samples).first(std::min(data_.samples.size(), static_cast<std::size_t>(config_.train.batch)));
     const double work =
         minimum_flops(config_, recipe_of(config_), text_.shape, batch) * static_cast<double>(trainer.state().total_steps - first);
@@ -387,6 +388,7 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
     else check_peft_config(config, text.shape, (fs::path(adapter) / "adapter_config.json").string());
   }
   const RunData data = read_data(text, config, true);
+  require_work_for_all(config, std::ssize(data.samples), ranks);
   require_token_init(config);
   say(parameter_table(config, text) + run_summary(config, text.shape, data.samples, data.left_out));
   const MemoryPlanner planner(ops, config, text.shape, data.samples, data.valid ? &*data.valid : nullptr, ranks);

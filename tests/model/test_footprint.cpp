@@ -98,6 +98,18 @@ TEST_CASE("memory is planned from the run's own steps, and the remedy names what
   CHECK(refusal(1000).find("the model and its optimiser") != std::string::npos);
 }
 
+TEST_CASE("the samples of a forward are a batch's part on each rank where train.micro_batch is 0") {
+  RunConfig config;
+  config.train.batch = 16;
+  CHECK(forward_samples(config, 100, 1) == 16);
+  CHECK(forward_samples(config, 100, 3) == 6);
+  CHECK(forward_samples(config, 5, 2) == 3);  // of the rows, where they are fewer than a batch
+  CHECK(forward_samples(config, 5, 8) == 1);
+  config.train.micro_batch = 8;
+  CHECK(forward_samples(config, 100, 3) == 8);
+  CHECK(forward_samples(config, 5, 2) == 5);
+}
+
 TEST_CASE("a forward that is far too large is refused without laying it out") {
   // Its key lists alone would take some 3 GB.
   TinyRun run({"train.batch=4", "data.max_tokens=10000", "latent.count=4096", "latent.iterations=4096", "step.prune_latents=false"});

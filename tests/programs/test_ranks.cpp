@@ -123,6 +123,7 @@ TEST_CASE("ranks that are refused end together, with one line") {
   };
   check(on_ranks(5, p.arguments("many")), 2, "5 ranks are more than the 4 forwards of a step");
   CHECK(!fs::exists(p.folder.path() / "many"));
+  check(on_ranks(5, p.arguments("many") + " --plan"), 2, "5 ranks are more than the 4 forwards of a step");
   check(on_ranks(2, p.arguments("rate") + " --set train.lrr=1"), 2, "train.lr");
   check(on_ranks(2, p.arguments("model") + " --set model.path=/nowhere"), 4, "/nowhere");
   const Ended full = on_ranks(2, p.arguments("full"), "KAVA_FAIL=write:9:enospc");
