@@ -64,6 +64,12 @@ void add_folder(Needs& needs, const std::string& folder, const std::vector<std::
     for (const std::string& file : weight_paths(normal.string())) needs.files.insert(file);
 }
 
+// Of the two files that an adapter may lie in, the one that is there.
+std::string adapter_file(const fs::path& folder) {
+  const bool pickled = !is_there(folder / "adapter_model.safetensors") && is_there(folder / "adapter_model.bin");
+  return pickled ? "adapter_model.bin" : "adapter_model.safetensors";
+}
+
 void add_training(Needs& needs, const RunConfig& config, const fs::path& out) {
   if (!lies_in(config.model.path, out)) {
     add_folder(needs, config.model.path, {"config.json"}, config.model.init == Init::pretrained);
@@ -74,7 +80,7 @@ void add_training(Needs& needs, const RunConfig& config, const fs::path& out) {
   if (const std::string& adapter = config.model.adapter; !adapter.empty() && !lies_in(adapter, out)) {
     const bool whole = config.train.trainable == Trainable::all;
     if (whole) add_folder(needs, adapter, {"config.json"}, true);
-    else add_folder(needs, adapter, {"adapter_config.json", "adapter_model.safetensors"}, false);
+    else add_folder(needs, adapter, {"adapter_config.json", adapter_file(adapter)}, false);
   }
   for (const DataFile& file : config.data.train) needs.files.insert(fs::path(file.path).lexically_normal().string());
   if (!config.data.valid.empty()) needs.files.insert(fs::path(config.data.valid).lexically_normal().string());
@@ -183,7 +189,8 @@ RunPlan plan_of(const ReplicaTable& table, const Work& work, const fs::path& out
   std::vector<std::string> command = {"kava_train", work.arguments[1], "--plan", "--json", file, "--device", options.device};
   if (rate) command.insert(command.end(), {"--rate", fmt::format("{}", *rate)});
   for (const std::string& set : settings_of(table, row, out, work.seed))
-    if (row.start.empty() || !set.starts_with("model.")) command.insert(command.end(), {"--set", set});
+    if (row.start.empty() || !(set.starts_with("model.path=") || set.starts_with("model.adapter=")))
+      command.insert(command.end(), {"--set", set});
   // A start that is not trained yet has the shape of what it starts from itself.
   if (const TableRow* start = table.find(row.start)) {
     const TableRow* first = start;

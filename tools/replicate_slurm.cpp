@@ -86,7 +86,7 @@ int submit_to_slurm(const ReplicaTable& table, const std::vector<Work>& works, c
       "child=$!\ntrap 'kill -TERM $child' TERM INT USR1\n"
       "while :; do wait $child; code=$?; kill -0 $child 2>/dev/null || break; done\n"
       "[ $code -ne 75 ] || scontrol requeue \"$SLURM_ARRAY_JOB_ID\"_\"$SLURM_ARRAY_TASK_ID\"\nexit $code\n",
-      table.name, last, log_pattern(out), quoted((program_folder() / "replicate").string()), quoted(table.file.string()),
+      quoted(table.name), last, log_pattern(out), quoted((program_folder() / "replicate").string()), quoted(table.file.string()),
       quoted(out.string()), arguments);
   const std::string file = (out / "replicate.sbatch").string();
   write_file(file, script);

@@ -170,7 +170,7 @@ void read_synth(const Section& root, ReplicaTable& table) {
   SynthOptions options;
   options.rows = s.whole("rows", options.rows, 1, 10'000'000);
   options.steps = static_cast<int>(s.whole("steps", options.steps, 1, kRingNames - 1));
-  options.seed = s.whole("seed", options.seed, 0, INT32_MAX);
+  options.seed = s.whole("seed", options.seed, 0, INT64_MAX - 1);
   table.synth = options;
 }
 

@@ -243,7 +243,10 @@ TEST_CASE("replicate names missing weights, tokenizers and adapters at once") {
   rig.model.write("whole.toml",
                   "method = \"no_cot\"\n[model]\npath = \"base\"\ninit = \"random\"\nadapter = \"whole\"\n[data]\n"
                   "train = [\"train.txt\"]\n[train]\nmax_steps = 2\ntrainable = \"all\"\n");
-  rig.save(row("single", "set = ['model.init=pretrained']\n") + row("shards", "set = ['model.init=pretrained', 'model.path=sharded']\n") +
+  fs::create_directories(folder / "pickled");
+  for (const char* name : {"adapter_config.json", "adapter_model.bin"}) overwrite(folder / "pickled" / name, "");
+  rig.save(row("single", "set = ['model.init=pretrained']\n") + row("pickled", "set = ['model.adapter=pickled']\n") +
+           row("shards", "set = ['model.init=pretrained', 'model.path=sharded']\n") +
            row("ids", "set = ['model.path=bare', 'data.train=[\"ids.jsonl\"]']\n") + row("tuned", "set = ['model.adapter=tuned']\n") +
            "[[row]]\nname = \"whole\"\nconfig = \"whole.toml\"\n");
   const Ended missing = rig.run("--plan --rate 1");
@@ -253,8 +256,22 @@ TEST_CASE("replicate names missing weights, tokenizers and adapters at once") {
   for (const char* name : {"base/model.safetensors", "sharded/two.safetensors", "sharded/tokenizer.json", "tuned/adapter_config.json",
                            "tuned/adapter_model.safetensors", "whole/config.json", "whole/model.safetensors"})
     CHECK_THAT(missing.err, ContainsSubstring(std::string("/") + name));
-  for (const char* name : {"one.safetensors", "sharded/model.safetensors", "bare/", "base/tokenizer.json"})
+  for (const char* name : {"one.safetensors", "sharded/model.safetensors", "bare/", "base/tokenizer.json", "pickled/"})
     CHECK_THAT(missing.err, !ContainsSubstring(name));
+}
+
+TEST_CASE("replicate --plan of a row with a start takes all of the row's settings but what it starts from") {
+  const TableRig rig;
+  Json config = read_json(rig.model.folder.path() / "base/config.json");
+  config["attention_dropout"] = 0.1;
+  overwrite(rig.model.folder.path() / "base/config.json", config.dump());
+  rig.save(row("first", "set = ['model.dropout=off']\n") + row("second", "start = \"first\"\nset = ['model.dropout=off']\n"),
+           "seeds = [1]\n");
+  const Ended plan = rig.run("--plan --rate 1");
+  INFO(plan.out << plan.err);
+  CHECK(plan.code == 0);
+  rig.save(row("first", "set = ['model.dropout=off']\n") + row("second", "start = \"first\"\n"), "seeds = [1]\n");
+  check_refused(rig.run("--plan --rate 1"), 2, "attention_dropout");
 }
 
 TEST_CASE("replicate checks every SHA-256 but those that only other rows need") {
