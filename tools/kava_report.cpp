@@ -81,6 +81,8 @@ std::string drawn(const std::string& html) {
 int make_report(const ReportCommand& command) {
   if (command.figure.has_value() != command.png.has_value())
     throw Error(Exit::usage, command.figure ? "--figure" : "--png", "needs the other of --figure and --png", "give both");
+  if (command.out && command.png)
+    throw Error(Exit::usage, "--out", "is of the page, and --png asks for one figure of it alone", "leave one of them out");
   const bool several = command.things.size() > 1;
   std::string body;
   for (std::size_t i = 0; i < command.things.size(); ++i) body += section_of(command.things[i], several ? fmt::format("{}_", i + 1) : "");

@@ -122,7 +122,7 @@ std::string questions_of(const Json& records) {
     std::size_t shown = 0;
     for (const Json& r : records) {
       if (!r.is_object() || !r.contains("correct") || !r["correct"].is_object()) continue;
-      const bool right = r["correct"].value("strict", false);
+      const bool right = r["correct"].value("strict", Json()) == true;
       if (right != wanted || ++shown > kMostShown / 2) continue;
       rows.push_back({right ? "right" : "wrong", text_at(r, "question"), text_at(r, "gold"), text_at(r, "output"),
                       r.contains("passes") ? r["passes"].dump() : ""});

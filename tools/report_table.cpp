@@ -133,16 +133,24 @@ std::string table_section(const std::string& folder, const std::string& prefix) 
   for (std::size_t c = 0; c < columns.array().size(); ++c)
     out += questions(table, folder, columns.at(c), prefix + "questions" + (c == 0 ? "" : "_" + columns.at(c).at("name").string()));
   std::vector<std::vector<std::string>> rows = {{"row", "column", "measure", "measured", "published"}};
-  for (const Json& row : json["rows"])
-    for (const Json& cell : row["cells"]) {
+  const JsonAt all = table.at("rows");
+  for (std::size_t r = 0; r < all.array().size(); ++r) {
+    const JsonAt row = all.at(r), cells = row.at("cells");
+    for (std::size_t c = 0; c < cells.array().size(); ++c) {
+      const JsonAt cell = cells.at(c), values = cell.at("published");
+      for (const char* key : {"mean", "sd"})
+        if (!cell.at(key).is_null()) (void)real(cell.at(key));
       std::string published;
-      for (const Json& p : cell["published"])
-        published += fmt::format("{}{} ({}){}", published.empty() ? "" : "\n", p["value"].dump(), p["source"].get<std::string>(),
-                                 p["flags"].empty() ? "" : " !");
-      if (cell["n"] != 0 || !published.empty())
-        rows.push_back({row["name"].get<std::string>(), cell["column"].get<std::string>(), cell["measure"].get<std::string>(),
-                        measured_text(cell), published});
+      for (std::size_t p = 0; p < values.array().size(); ++p) {
+        const JsonAt value = values.at(p);
+        published += fmt::format("{}{} ({}){}", published.empty() ? "" : "\n", value.at("value").value().dump(),
+                                 value.at("source").string(), value.at("flags").array().empty() ? "" : " !");
+      }
+      if (cell.at("n").whole(1 << 20) != 0 || !published.empty())
+        rows.push_back(
+            {row.at("name").string(), cell.at("column").string(), cell.at("measure").string(), measured_text(cell.value()), published});
     }
+  }
   out += figure(prefix + "numbers", "Numbers", text_table(rows),
                 "Measured: mean ± sample standard deviation (seeds). !: more than 3 points or 2 standard deviations apart.");
   const JsonAt notes = table.at("notes");

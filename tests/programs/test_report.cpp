@@ -159,7 +159,26 @@ TEST_CASE("kava_report refuses what it cannot show in one line") {
     CHECK(f.output.starts_with("error: "));
     CHECK(std::ranges::count(f.output, '\n') == 1);
   }
+  const std::string table = tiny.folder / "table.json";
+  for (const char* rows : {"", R"(, "rows": 3)",
+                           R"(, "rows": [{"name": "r", "block": "", "title": "t", "cells": [{"column": "c",)"
+                           R"( "measure": "accuracy", "n": 0, "mean": null, "sd": null, "published": [{"value": 1}]}]}])"}) {
+    overwrite(table,
+              R"({"title": "t", "columns": [{"name": "c", "title": "c", "data": "d", "scorer": "strict"}], "measures": ["accuracy"],)"
+              R"( "seeds": [1], "comparisons": [], "notes": [])" +
+                  std::string(rows) + "}");
+    const Finished f = run("kava_report " + table);
+    CAPTURE(f.output);
+    CHECK(f.code == 4);
+    CHECK(f.output.starts_with("error: " + table));
+  }
   write_metrics(tiny.dir, 3);
+  fs::create_directories(tiny.dir / "eval");
+  overwrite(tiny.dir / "eval/rows.json",
+            R"({"results": [{"accuracy": {}, "passes": 1, "records": [{"question": "q", "correct": {"strict": "yes"}}]}]})");
+  CHECK(run("kava_report " + dir + " --out " + out).code == 0);
+  fs::remove(out);
+  CHECK(run("kava_report " + dir + " --figure loss --png " + (tiny.folder / "x.png") + " --out " + out).code == 2);
   const Finished unknown = run("kava_report " + dir + " --figure none --png " + (tiny.folder / "x.png"));
   CHECK(unknown.code == 2);
   CHECK_THAT(unknown.output, ContainsSubstring("give one of loss, validation"));
