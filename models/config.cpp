@@ -251,16 +251,15 @@ void check_size(const JsonKeys& keys, const ModelConfig& c) {
 }
 
 void read_special_ids(const JsonKeys& keys, ModelConfig& c) {
-  if (keys.has("bos_token_id")) c.bos_id = keys.integer("bos_token_id", 0, c.vocab - 1);
   const Json* eos = keys.find("eos_token_id");
   if (!eos) return;
   c.eos_is_list = eos->is_array();
   if (!c.eos_is_list) {
-    c.eos_ids.push_back(keys.checked_integer("eos_token_id", *eos, 0, c.vocab - 1));
+    c.eos_ids.push_back(keys.checked_integer("eos_token_id", *eos, 0, INT32_MAX));
     return;
   }
   if (eos->empty()) keys.fail("eos_token_id", "is an empty list");
-  for (const Json& id : *eos) c.eos_ids.push_back(keys.checked_integer("eos_token_id", id, 0, c.vocab - 1));
+  for (const Json& id : *eos) c.eos_ids.push_back(keys.checked_integer("eos_token_id", id, 0, INT32_MAX));
 }
 
 }  // namespace

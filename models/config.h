@@ -27,9 +27,8 @@ struct ModelConfig {
   double initializer_range = 0;
   std::vector<std::pair<std::string, double>> dropouts;  // the base's own, by their keys, where they are not 0
   std::int64_t max_positions = 0;
-  std::vector<std::int64_t> eos_ids;  // empty where config.json names none
+  std::vector<std::int64_t> eos_ids;  // empty where config.json names none; any numbers, since a tokenizer names it first
   bool eos_is_list = false;
-  std::optional<std::int64_t> bos_id;
   std::string source;  // path of the file, for messages
 
   /// Reads folder/config.json in the older and the newer spelling of its keys. What is missing gets transformers' default, but sizes must

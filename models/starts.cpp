@@ -78,7 +78,7 @@ int64_t start_token(const RunConfig& config) {
   };
   if (!is_there(std::filesystem::path(config.model.path) / "tokenizer.json"))
     refuse("needs a tokenizer, and the model's folder has none", "set it to \"\" for the mean of all rows, or add tokenizer.json");
-  const std::vector<int32_t> ids = Tokenizer::load(config.model.path).encode(config.latent.token_init);
+  const std::vector<int32_t> ids = Tokenizer::load(config.model.path).encode_with_special(config.latent.token_init);
   if (ids.size() != 1) refuse(fmt::format("is {} tokens", ids.size()), "give a text that is one token, or \"\" for the mean of all rows");
   return ids[0];
 }

@@ -25,7 +25,12 @@ TextModel open_text_model(const std::string& folder) {
   if (!t.eos && t.shape.eos_is_list)
     throw Error(Exit::data, t.shape.source, "eos_token_id is a list and no tokenizer file names the eos_token",
                 "name it in tokenizer_config.json");
-  if (!t.eos && !t.shape.eos_ids.empty()) t.eos = static_cast<int32_t>(t.shape.eos_ids[0]);
+  if (!t.eos && !t.shape.eos_ids.empty()) {
+    if (t.shape.eos_ids[0] >= t.shape.vocab)
+      throw Error(Exit::data, t.shape.source, fmt::format("eos_token_id = {} is no token of {}", t.shape.eos_ids[0], t.shape.vocab),
+                  "correct it, or name the eos_token in tokenizer_config.json");
+    t.eos = static_cast<int32_t>(t.shape.eos_ids[0]);
+  }
   if (t.tokenizer && !t.eos)
     throw Error(Exit::data, folder, "names no end of sequence", "give eos_token in tokenizer_config.json or eos_token_id in config.json");
   return t;

@@ -1,5 +1,6 @@
 #include <catch2/catch_test_macros.hpp>
 
+#include "models/text.h"
 #include "models/weights.h"
 #include "tests/model/model_config_rig.h"
 
@@ -29,7 +30,7 @@ TEST_CASE("the configurations of real models are read as transformers reads them
          c.initializer_range == 0.02));
   CHECK((c.rope.llama3 && c.rope.factor == 32 && c.rope.low_freq_factor == 1 && c.rope.high_freq_factor == 4));
   CHECK(c.rope.original_max_position == 8192);
-  CHECK((c.eos_is_list && c.eos_ids == std::vector<std::int64_t>{128001, 128008, 128009} && c.bos_id == 128000));
+  CHECK((c.eos_is_list && c.eos_ids == std::vector<std::int64_t>{128001, 128008, 128009}));
 
   c = ModelConfig::load(qwen);
   CHECK(c.family == "qwen2");
@@ -54,7 +55,7 @@ TEST_CASE("missing keys get the defaults of transformers") {
                      {"num_hidden_layers", 1}, {"vocab_size", 10}, {"num_attention_heads", 4}};
   ModelConfig c = load(folder, bare);
   CHECK((c.kv_heads == 4 && c.head_dim == 2 && !c.tied && c.norm_eps == 1e-6 && c.rope_theta == 10000 && c.initializer_range == 0.02));
-  CHECK((c.max_positions == 2048 && c.eos_ids.empty() && !c.bos_id));
+  CHECK((c.max_positions == 2048 && c.eos_ids.empty()));
   Json qwen = bare;
   qwen.update({{"model_type", "qwen2"}, {"num_attention_heads", 64}, {"hidden_size", 128}});
   c = load(folder, qwen);
@@ -208,9 +209,14 @@ TEST_CASE("sizes and numbers that make no sense are refused by name") {
   check_refused(folder, llama(), {{"tie_word_embeddings", 1}}, "tie_word_embeddings");
   check_refused(folder, llama(), {{"tie_word_embeddings", "true"}}, "tie_word_embeddings");
   for (const Json& value :
-       {Json(10), Json(-1), Json("2"), Json(2.0), Json::array(), Json::array({1, 10}), Json::array({"a"}), Json::object()})
+       {Json(int64_t{1} << 31), Json(-1), Json("2"), Json(2.0), Json::array(), Json::array({1, -1}), Json::array({"a"}), Json::object()})
     check_refused(folder, llama(), {{"eos_token_id", value}}, "eos_token_id");
-  check_refused(folder, llama(), {{"bos_token_id", 10}}, "bos_token_id");
+  // Ids without a row are refused where one is taken: the end of sequence, where no tokenizer names it.
+  Json beyond = llama();
+  beyond.update({{"eos_token_id", 50256}, {"bos_token_id", 50256}});
+  (void)load(folder, beyond);
+  CHECK(refusal([&] { (void)open_text_model(folder.path()); }).find("config.json: eos_token_id = 50256 is no token of 10") !=
+        std::string::npos);
   const Json rope = {{"rope_type", "llama3"},
                      {"factor", 32.0},
                      {"low_freq_factor", 1.0},
