@@ -84,7 +84,8 @@ SafetensorsFile list_safetensors(const fs::path& path) {
 
 struct AdapterConfig {
   std::int64_t rank = 0;
-  std::set<std::string> targets;
+  std::set<std::string> targets;  // none: they are a pattern, which the names are not held against
+  std::string shown;
 };
 
 AdapterConfig read_adapter_config(const fs::path& path) {
@@ -94,8 +95,9 @@ AdapterConfig read_adapter_config(const fs::path& path) {
   const Json rank = json.value("r", Json()), targets = json.value("target_modules", Json());
   if (!rank.is_number_unsigned() || rank.get<std::uint64_t>() < 1 || rank.get<std::uint64_t>() > (1u << 20)) fail(path, "r is no rank");
   if (!json.value("lora_alpha", Json()).is_number()) fail(path, "lora_alpha is no number");
-  if (!targets.is_array() || targets.empty()) fail(path, "target_modules is no list of names");
-  AdapterConfig config{rank.get<std::int64_t>(), {}};
+  AdapterConfig config{rank.get<std::int64_t>(), {}, escaped(targets.dump(-1, ' ', false, Json::error_handler_t::replace), 400)};
+  if (targets.is_string() && targets != "") return config;
+  if (!targets.is_array() || targets.empty()) fail(path, "target_modules is no list of names and no pattern");
   for (const Json& target : targets) {
     if (!target.is_string()) fail(path, "target_modules is no list of names");
     config.targets.insert(target.get<std::string>());
@@ -116,7 +118,7 @@ void check_lora(const SafetensorsFile& file, const AdapterConfig& config) {
       fail(file.path(), fmt::format("{} has shape {}, but r is {}", shown, shape_text(t.shape), config.rank));
     const std::string module = t.name.substr(0, t.name.size() - a.size());
     if (!file.find(module + (is_a ? b : a))) fail(file.path(), shown + " has no partner " + (is_a ? b : a).substr(1));
-    bool listed = false;
+    bool listed = config.targets.empty();
     for (const std::string& target : config.targets)
       if (names_map(target, module)) listed = true, targets_seen.insert(target);
     if (!listed) fail(file.path(), shown + " is for a module that target_modules does not list");
@@ -156,8 +158,7 @@ void list_adapter(const fs::path& folder) {
   const SafetensorsFile file = open_adapter_file(folder.string());
   list_tensors(file);
   check_lora(file, config);
-  fmt::print("{}: LoRA adapter of rank {} on {}\n", shown_path(folder), config.rank,
-             escaped(fmt::format("{}", Json(config.targets).dump()), 400));
+  fmt::print("{}: LoRA adapter of rank {} on {}\n", shown_path(folder), config.rank, config.shown);
 }
 
 void list_model(const fs::path& folder) {

@@ -91,7 +91,7 @@ void write_dump(const std::string& path, const Dump& dump, bool f64) {
 int inspect_step(const StepCommand& command) {
   RunConfig config = load_config(command.config, command.sets);
   require_for_training(config, command.config);
-  if (!command.adapter.empty()) config.model.adapter = command.adapter;
+  if (!command.adapter.empty()) config.model.adapter = model_folder(command.adapter);
   const std::unique_ptr<Ops> ops = make_ops(command.device);
   std::vector<std::string> inputs = config_files(command.config);
   inputs.insert(inputs.end(), {config.model.path, config.model.adapter, config.data.valid});

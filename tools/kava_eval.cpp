@@ -364,7 +364,7 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
     for (std::size_t i = 0; i < p.files.size(); ++i) {
       auto [result, document] = evaluate_file(command, p, arena, i, comm, partials);
       documents.push_back(std::move(document));
-      results.emplace_back(escaped(fs::path(p.files[i].path).filename().string(), 60), std::move(result));
+      results.emplace_back(escaped(fs::path(p.files[i].path).filename().string(), 300), std::move(result));
     }
     together(comm, "writing the results", [&] {
       if (!comm.leads()) return;

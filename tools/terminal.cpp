@@ -100,11 +100,12 @@ WorkLine::WorkLine(std::FILE* to, std::string name, std::string what, bool may_m
     : to_(to), name_(std::move(name)), what_(std::move(what)), lines_(to, may_move) {}
 
 void WorkLine::at(std::int64_t done, std::int64_t total, const Fields& more) {
+  if (!first_) first_ = done, start_ = Clock::now();
   if (!lines_.moves() && (seconds_since(printed_) < 10 || done == total)) return;
-  const double each = seconds_since(start_) / static_cast<double>(std::max<std::int64_t>(done, 1));
+  const double each = seconds_since(start_) / static_cast<double>(std::max<std::int64_t>(done - *first_, 1));
   Fields fields = {fmt::format("{} {} of {} {}", name_, thousands(done), thousands(total), what_)};
   fields.insert(fields.end(), more.begin(), more.end());
-  if (done > 0) {
+  if (done > *first_) {
     fields.push_back("ETA " + duration_text(each * static_cast<double>(total - done)));
     fields.push_back(rate_text(1 / std::max(each, 1e-9)) + " " + what_ + "/s");
   }

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -56,7 +57,7 @@ class WorkLine {
   /// "NAME 120 of 1,319 questions"
   WorkLine(std::FILE* to, std::string name, std::string what, bool may_move = true);
 
-  /// `more` follows the count; the rate and the time left end the line.
+  /// `more` follows the count; the rate since the first call and the time left end the line.
   void at(std::int64_t done, std::int64_t total, const Fields& more);
   /// Nothing of it stays on a terminal.
   void end() { lines_.clear(); }
@@ -65,6 +66,7 @@ class WorkLine {
   std::FILE* to_;
   std::string name_, what_;
   MovingLines lines_;
+  std::optional<std::int64_t> first_;  // what was done before, as the first call says
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now(), printed_ = start_;
 };
 

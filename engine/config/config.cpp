@@ -345,7 +345,7 @@ void check_together(const RunConfig& config, const Origins& given, const std::st
            fmt::format("train.micro_batch = {} is larger than train.batch = {}", config.train.micro_batch, config.train.batch),
            "make it smaller, or 0");
   if (config.train.trainable == Trainable::lora && config.lora.targets.empty())
-    refuse(where("lora.targets"), "lora.targets is empty and train.trainable is \"lora\": nothing would be trained",
+    refuse(where("lora.targets"), "lora.targets is empty and train.trainable is \"lora\": no LoRA would be trained",
            fmt::format("name some of {}", fmt::join(lora_linears(), ", ")));
 }
 

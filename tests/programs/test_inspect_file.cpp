@@ -4,6 +4,7 @@
 
 #include "engine/files/checkpoint.h"
 #include "engine/files/safetensors.h"
+#include "models/starts.h"
 #include "tests/programs/text_run.h"
 
 using namespace kava;
@@ -54,6 +55,10 @@ TEST_CASE("kava_inspect file verifies adapters and checkpoints") {
   CHECK(inspect("file '" + folder / "rank" + "'").code == 4);
   make_adapter(folder / "targets", 2, "[\"q_proj\",\"v_proj\"]");
   CHECK(inspect("file '" + folder / "targets" + "'").code == 4);
+  make_adapter(folder / "pattern", 2, R"(".*\\.q_proj")");
+  CHECK(inspect("file '" + folder / "pattern" + "'").out.find("LoRA adapter of rank 2 on \".*") != std::string::npos);
+  make_adapter(folder / "nothing", 2, "\"\"");
+  CHECK(inspect("file '" + folder / "nothing" + "'").code == 4);
   make_adapter(folder / "rows");
   const std::vector<float> zeros(64);
   write_safetensors(folder / "rows/kava.safetensors", {{"new_tokens.weight", "F32", {4, 8}, zeros.data()}});
@@ -125,6 +130,31 @@ TEST_CASE("a name of the hub that its cache does not hold is told with how to ge
       "kava_train '" + source_dir() + "/tests/golden/cases/full_cot.toml' --set model.adapter=org/tiny --out run", folder.path());
   CHECK(adapter.code == 4);
   CHECK(adapter.err.find("fetch.sh") == std::string::npos);
+}
+
+TEST_CASE("kava_inspect step takes an adapter by its name in the hub's cache") {
+  const TextRun tiny;
+  tiny.write("train.txt", kQuestions);
+  const WithVariable cache("HF_HUB_CACHE", tiny.folder / "hub");
+  const fs::path snapshot = tiny.folder.path() / "hub/models--org--tiny/snapshots/1";
+  fs::create_directories(snapshot.parent_path().parent_path() / "refs");
+  fs::create_directories(snapshot);
+  fs::copy(tiny.dir / "adapter", snapshot);
+  overwrite(snapshot.parent_path().parent_path() / "refs/main", "1");
+  const Ended step = inspect("step '" + tiny.dir.string() + "/config.toml' --set data.drop_last_step=false --adapter org/tiny --out '" +
+                             tiny.folder / "step.safetensors" + "'");
+  INFO(step.err);
+  CHECK(step.code == 0);
+}
+
+TEST_CASE("the latents' token may start as a special token") {
+  TextRun tiny;
+  for (const char* token : {"<end>", "a"}) {
+    tiny.config.latent.token_init = token;
+    CHECK_NOTHROW(require_token_init(tiny.config));
+  }
+  tiny.config.latent.token_init = "ab";
+  CHECK_THROWS(require_token_init(tiny.config));
 }
 
 TEST_CASE("what kava_inspect cannot do is one error line with its exit code") {
