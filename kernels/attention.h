@@ -132,8 +132,7 @@ struct QueryBlock {
 /// Whether every row of x can be read in chunks of 16 bytes.
 template <class T>
 bool chunks_aligned(Rows<T> x, int head_dim) {
-  constexpr int kChunk = 16 / static_cast<int>(sizeof(T));
-  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride % kChunk == 0 && head_dim % kChunk == 0;
+  return rows_at_16(x) && head_dim * static_cast<int>(sizeof(T)) % 16 == 0;
 }
 
 /// Whether there is work; throws where a kernel does not take the dimensions.

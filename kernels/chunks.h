@@ -65,8 +65,7 @@ __device__ __forceinline__ void store_columns(T* row, int first, int cols, const
 /// Whether rows of `cols` columns can be read in whole chunks.
 template <class T>
 bool chunked(Rows<T> x, int64_t cols) {
-  return !x.data ||
-         (reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride * static_cast<int64_t>(sizeof(T)) % 16 == 0 && cols % kChunk == 0);
+  return !x.data || (rows_at_16(x) && cols % kChunk == 0);
 }
 
 /// Calls f.template operator()<kAligned>().

@@ -305,15 +305,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (works) sum.store(g);
 }
 
-bool aligned(Rows<const bf16> x, int chunked) {
-  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride % 8 == 0 && chunked % 8 == 0;
-}
-
 template <GemmForm form>
 bool all_aligned(const Gemm<bf16>& g) {
   for (int i = 0; i < g.count; ++i) {
     const Product<bf16>& p = g.products[i];
-    if (!aligned(p.a, a_by_k(form) ? g.m : p.k) || !aligned(p.b, b_by_k(form) ? g.n : p.k)) return false;
+    if (!rows_at_16(p.a) || (a_by_k(form) ? g.m : p.k) % 8 != 0 || !rows_at_16(p.b) || (b_by_k(form) ? g.n : p.k) % 8 != 0) return false;
   }
   return true;
 }

@@ -29,6 +29,12 @@ struct Rows {
   constexpr operator Rows<U>() const { return {data, stride}; }
 };
 
+/// Whether every row begins at a multiple of 16 bytes.
+template <class T>
+bool rows_at_16(Rows<T> x) {
+  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
+}
+
 // ---- rows: matrices of rows x cols, and lists of rows
 
 template <class Y>
@@ -257,7 +263,7 @@ struct DropoutMask {
   float inverse_keep = 1;  // 1 / (1 - p)
 };
 
-/// dbias[c] += sum_n dy[n, c], rows in order.
+/// dbias[c] += sum_n dy[n, c], in eight interleaved sequences of rows, then added in order.
 template <class T>
 void bias_bwd(Stream stream, float* dbias, Rows<const T> dy, int rows, int cols);
 

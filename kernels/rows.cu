@@ -93,7 +93,9 @@ struct Embed {
 
 constexpr int kEmbedThreads = 128;
 
-/// A block owns (row n, tile of kEmbedThreads columns).
+constexpr int kEmbedAhead = 16;  // rows whose ids are compared, and which are read where these are equal, before the first is added
+
+/// A block owns (row n, tile of kEmbedThreads columns). A token may have thousands of rows, which are added in order.
 __global__ void __launch_bounds__(kEmbedThreads)
     embed_bwd_kernel(Rows<float> dtable, Rows<float> dextra, Rows<const float> dx, const int32_t* ids, int rows, int cols) {
   const int n = static_cast<int>(blockIdx.x), tid = static_cast<int>(threadIdx.x);
@@ -107,8 +109,13 @@ __global__ void __launch_bounds__(kEmbedThreads)
   if (col >= cols) return;
   float* out = to[id < 0 ? -1 - id : id] + col;
   float sum = *out;
-  for (int j = n; j < rows; ++j)
-    if (ids[j] == id) sum += dx[j][col];
+  for (int j = n; j < rows; j += kEmbedAhead) {
+    float x[kEmbedAhead];
+#pragma unroll
+    for (int i = 0; i < kEmbedAhead; ++i) x[i] = j + i < rows && ids[j + i] == id ? dx[j + i][col] : 0.f;
+#pragma unroll
+    for (int i = 0; i < kEmbedAhead; ++i) sum += x[i];
+  }
   *out = sum;
 }
 

@@ -18,11 +18,6 @@ namespace fs = std::filesystem;
 namespace {
 constexpr const char* kForms[] = {"nt", "nn", "tn"};
 constexpr double kSmallest = 1 << 24;  // multiply-adds of a product that is worth a call
-
-template <class T>
-bool aligned(const Rows<T>& rows) {
-  return reinterpret_cast<std::uintptr_t>(rows.data) % 16 == 0 && rows.stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
-}
 }  // namespace
 
 LtKey rounded_key(LtKey key) {
@@ -44,7 +39,7 @@ bool lt_takes(GemmForm form, const Gemm<bf16>& g, bool any_size, LtKey& key, boo
   if (!any_size && static_cast<double>(chosen_for.m) * chosen_for.n * chosen_for.k < kSmallest) return false;
   // The algorithm is chosen with a bias at such an address.
   if (reinterpret_cast<std::uintptr_t>(g.bias) % 16 != 0) return false;
-  return aligned(p.a) && aligned(p.b) && (adds ? aligned(g.add) : sums ? aligned(g.set_sum) : aligned(g.set));
+  return rows_at_16(p.a) && rows_at_16(p.b) && (adds ? rows_at_16(g.add) : sums ? rows_at_16(g.set_sum) : rows_at_16(g.set));
 }
 
 std::string LtPlans::file_for(const std::string& device, int64_t version) {

@@ -11,7 +11,7 @@ DropoutMask mask_of(const Dropout& d) {
   return {data_of<const int32_t>(d.row_keys), d.seed, d.step, d.site, dropout_threshold(d.p), static_cast<float>(1 / (1 - d.p))};
 }
 template <class T>
-void set_output(Gemm<T>& g, const Tensor& c) {
+void set_size(Gemm<T>& g, const Tensor& c) {
   g.m = static_cast<int>(c.rows), g.n = static_cast<int>(c.cols);
 }
 int to_int(int64_t n) { return static_cast<int>(n); }
@@ -64,7 +64,7 @@ void CudaOps::do_lora_fwd(Arena& arena, const Tensor& xx, const LinearGroup& g, 
     gemm_.mask = mask_of(dropout);
     const Tensor xa = xx.col_range(g.in, xx.cols);
     gemm_.set = rows_of<T>(xa);
-    set_output(gemm_, xa);
+    set_size(gemm_, xa);
     gemm_.then(rows_of<const T>(xx), rows_of<const T>(g.a), to_int(g.in));
     gemm_.scaled = 1, gemm_.factor = gemm_.mask.inverse_keep, gemm_.masked = dropout.p > 0;
     sum_in_parts(gemm_, parts_of_xa(to_int(g.in), to_int(xa.cols), reads), arena);
@@ -77,7 +77,7 @@ void CudaOps::do_linear_group_fwd(Arena&, const Tensor& y, const Tensor& xx, con
   on_storage(y.dtype, [&]<class T>() {
     Gemm<T> gemm_;
     gemm_.set = rows_of<T>(y);
-    set_output(gemm_, y);
+    set_size(gemm_, y);
     gemm_.bias = data_of<const T>(g.bias);
     // Without a rank among the parts nobody has written xa.
     const int ranks = to_int(g.used_ranks().end);
@@ -100,7 +100,7 @@ void CudaOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& 
     on_storage(dxa.dtype, [&]<class T>() {
       Gemm<T> gemm_;
       gemm_.set = rows_of<T>(dxa);
-      set_output(gemm_, dxa);
+      set_size(gemm_, dxa);
       gemm_.then(rows_of<const T>(dy), rows_of<const T>(g.joined.col_range(g.in, g.joined.cols)), to_int(dy.cols));
       name_bands(gemm_, g, true);
       multiply<GemmForm::nn>(gemm_);
@@ -109,7 +109,7 @@ void CudaOps::do_linear_group_bwd_input(Arena&, const Tensor& dx, const Tensor& 
   on_storage(dx.dtype, [&]<class T>() {
     Gemm<T> base;
     base.set = rows_of<T>(dx);
-    set_output(base, dx);
+    set_size(base, dx);
     Gemm<T> low = base;
     base.then(rows_of<const T>(dy), rows_of<const T>(g.joined), to_int(g.outs()));
     if (ranks.count() == 0) return multiply<GemmForm::nn>(base);
@@ -131,7 +131,7 @@ void CudaOps::do_linear_group_bwd_params(Arena& arena, const LinearGroupGrad& gr
       Gemm<T> gemm_;
       gemm_.mask = mask_of(dropout);
       gemm_.add = rows_of<float>(c);
-      set_output(gemm_, c);
+      set_size(gemm_, c);
       gemm_.then(rows_of<const T>(a), rows_of<const T>(b), to_int(a.rows));
       gemm_.scaled = 1, gemm_.factor = static_cast<float>(factor), gemm_.masked = masked;
       sum_in_parts(gemm_, row_parts(c.rows, c.cols, a.rows), arena);

@@ -12,13 +12,16 @@ void on_two(const Tensor& y, const Tensor& x, F&& f) {
 }
 /// f(begin, end) for pieces of a tensor's columns that the kernels take: buffers of a whole model are one long row.
 template <class F>
-void in_pieces(const Tensor& y, F&& f) {
-  for (int64_t begin = 0; begin < y.cols; begin += kLongestRow) f(begin, std::min(y.cols, begin + kLongestRow));
+void in_pieces(const Tensor& y, F&& f, int64_t longest = kLongestRow) {
+  for (int64_t begin = 0; begin < y.cols; begin += longest) f(begin, std::min(y.cols, begin + longest));
 }
+/// In pieces that are filled 16 bytes at a time (kernels/rows.cu), whatever their type.
 template <class T>
 void fill_pieces(Stream stream, const Tensor& y, T value) {
-  in_pieces(y,
-            [&](int64_t begin, int64_t end) { kava::fill_rows(stream, rows_of<T>(y.col_range(begin, end)), value, y.rows, end - begin); });
+  constexpr int64_t kLongest = kLongestRow * int64_t{sizeof(bf16)} / int64_t{sizeof(T)};
+  in_pieces(
+      y, [&](int64_t begin, int64_t end) { kava::fill_rows(stream, rows_of<T>(y.col_range(begin, end)), value, y.rows, end - begin); },
+      kLongest);
 }
 /// Rows of i32 move as those of f32: no bit is looked at.
 Tensor moved(Tensor t) {
