@@ -98,9 +98,7 @@ GpuInfo gpu_info(int device) {
           .address = std::to_string(device),
           .memory_bytes = given_memory() > 0 ? given_memory() : machine_memory(),
           .compute_capability = 90,
-          .multiprocessors = 1,
-          .driver = kCuda,
-          .runtime = kCuda};
+          .driver = kCuda};
 }
 
 struct GpuRuntime::State {

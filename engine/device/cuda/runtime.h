@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/device/arena.h"
+#include "kernels/gpu_error.h"
 
 struct CUstream_st;
 struct CUgraph_st;
@@ -19,8 +20,7 @@ struct GpuInfo {
   std::string address;         // on its machine
   int64_t memory_bytes = 0;    // of the device
   int compute_capability = 0;  // 90 for 9.0
-  int multiprocessors = 0;
-  int driver = 0, runtime = 0;  // versions, 13000 for 13.0
+  int driver = 0;              // the CUDA version that it serves, 13000 for 13.0
 };
 
 /// "cuda", or "cuda (emulated)".
@@ -83,7 +83,7 @@ class GpuRuntime {
 
   /// The host's bytes are taken before it returns.
   void write(void* device, const void* host, int64_t bytes);
-  /// Waits for all that is queued: it and finish() alone do.
+  /// Waits for all that is queued, as finish() does, and where memory is given back.
   void read(void* host, const void* device, int64_t bytes);
   /// The same in two halves, one at a time. The second waits for what was queued before the first alone.
   void begin_read(const void* device, int64_t bytes);
@@ -121,6 +121,11 @@ class GpuRuntime {
   void set_watch(std::function<void()> watch) { watch_ = std::move(watch); }
 
  private:
+  /// CUDA would record copies of the host's memory and waits for events without a word.
+  void require_not_capturing(const char* call) const {
+    if (capturing_) throw GpuError(call, 900, "operation not permitted when stream is capturing");
+  }
+
   GpuInfo info_;
   GpuCounts counts_;
   CUstream_st* stream_ = nullptr;

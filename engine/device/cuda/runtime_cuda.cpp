@@ -78,12 +78,11 @@ GpuInfo gpu_info(int device) {
   cudaDeviceProp p{};
   KAVA_CUDA(cudaGetDeviceProperties(&p, device));
   GpuInfo info;
-  info.name = p.name, info.memory_bytes = static_cast<int64_t>(p.totalGlobalMem), info.compute_capability = 10 * p.major + p.minor,
-  info.multiprocessors = p.multiProcessorCount;
+  info.name = p.name, info.memory_bytes = static_cast<int64_t>(p.totalGlobalMem), info.compute_capability = 10 * p.major + p.minor;
   char address[32] = {};
   KAVA_CUDA(cudaDeviceGetPCIBusId(address, sizeof address, device));
   info.address = address;
-  cudaDriverGetVersion(&info.driver), cudaRuntimeGetVersion(&info.runtime);
+  cudaDriverGetVersion(&info.driver);
   return info;
 }
 
@@ -152,6 +151,7 @@ void GpuRuntime::unreserve(const AddressRange& range, int64_t committed) {
 void GpuRuntime::discard(void*, int64_t) {}
 
 void GpuRuntime::write(void* device, const void* host, int64_t bytes) {
+  require_not_capturing("cudaMemcpyAsync");
   ++counts_.uploads;
   constexpr int64_t kHalf = kStagingBytes / 2;
   for (int64_t done = 0; done < bytes;) {
@@ -175,6 +175,7 @@ void GpuRuntime::read(void* host, const void* device, int64_t bytes) {
   KAVA_CUDA(cudaStreamSynchronize(stream_));
 }
 void GpuRuntime::begin_read(const void* device, int64_t bytes) {
+  require_not_capturing("cudaMemcpyAsync");
   ++counts_.reads;
   State& s = *state_;
   if (bytes > s.begun_room) {
@@ -241,10 +242,12 @@ void GpuRuntime::drop(CUgraphExec_st* executable) noexcept { cudaGraphExecDestro
 
 CUstream_st* GpuRuntime::side() { return state_->side; }
 void GpuRuntime::fork() {
+  require_not_capturing("cudaEventRecord");
   KAVA_CUDA(cudaEventRecord(state_->forked, stream_));
   KAVA_CUDA(cudaStreamWaitEvent(state_->side, state_->forked, 0));
 }
 void GpuRuntime::join() {
+  require_not_capturing("cudaStreamWaitEvent");
   KAVA_CUDA(cudaEventRecord(state_->joined, state_->side));
   KAVA_CUDA(cudaStreamWaitEvent(stream_, state_->joined, 0));
 }
