@@ -167,8 +167,8 @@ class Ops {
   void linear_group_bwd_input(Arena& arena, const Tensor& dx, const Tensor& dxa, const Tensor& dy, const LinearGroup& group,
                               const Dropout& dropout);
   /// dA += dxa^T drop(x) in the rows of the group's parts, db += scale * dy^T xa, dW += dy^T x, dbias += column sums of dy, for the
-  /// gradients that are there. The rows are summed in pieces of fixed length from the first row on, so a sum over several passes is the
-  /// sum over each of them, added in the order of the calls.
+  /// gradients that are there. A sum over several passes is the sum over each of them, added in the order of the calls; the parts of a
+  /// pass are its backend's (docs/design.md section 2.6).
   void linear_group_bwd_params(Arena& arena, const LinearGroupGrad& grad, const Tensor& dy, const Tensor& dxa, const Tensor& xx,
                                const LinearGroup& group, const Dropout& dropout);
 
