@@ -44,21 +44,24 @@ bool holds(Scorer scorer, std::string_view text, const std::optional<std::string
   return false;
 }
 
-// What a row of ids should have given, without EOS, and what of the output stands for it: a written chain's part after its last prompt; the
-// whole chain where the row has no prompt that would mark the answer's start.
+// What a row of ids should have given, without EOS, and what of the output stands for it: the part after its last prompt; where the row has
+// no prompt that would mark the answer's start, all of it, with what the model writes before: a chain, or what a stage has left of one.
 struct IdsAnswer {
   std::vector<int32_t> gold;
   std::optional<std::vector<int32_t>> found;
 };
 
-IdsAnswer ids_answer(const Sample& s, const std::vector<int32_t>& output, const Recipe& recipe, std::optional<int32_t> eos) {
+IdsAnswer ids_answer(const Sample& s, const std::vector<int32_t>& output, Method method, const Recipe& recipe, std::optional<int32_t> eos) {
   IdsAnswer a;
   a.gold.assign(s.answer.begin() + s.prompt, s.answer.end());
   if (eos && !a.gold.empty() && a.gold.back() == *eos) a.gold.pop_back();
   if (recipe.forced) {
     a.found = output;
   } else if (s.prompt == 0) {
-    a.gold.insert(a.gold.begin(), s.trace.begin(), s.trace.end());
+    const Cut cut = cut_of(recipe, s, 0);
+    const auto begin = s.trace.begin();
+    if (method == Method::full_cot) a.gold.insert(a.gold.begin(), begin, s.trace.end());
+    else a.gold.insert(a.gold.begin(), begin + cut.begin, begin + cut.end);
     a.found = output;
   } else {
     const auto prompt_end = s.answer.begin() + s.prompt;
@@ -83,7 +86,10 @@ class Evaluation {
     result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(config_, recipe_, longest_gold());
     if (options.limit > 0 && options.limit < static_cast<int64_t>(file_.rows.size()))
       file_.rows.resize(static_cast<std::size_t>(options.limit));
+    if (text_.tokenizer && !recipe_.forced)
+      prompt_tokens_ = std::ssize(prompt_ids(*text_.tokenizer, sample_options(config_, text_.eos.value_or(-1), text_.shape.vocab)));
     result_.method = config_.method;
+    result_.longest_prompt = longest_prompt(text_.shape);
     result_.prompt = recipe_.forced ? DecodePrompt::forced : DecodePrompt::free;
     result_.format = file.format;
     result_.samples = options.sampling.samples, result_.temperature = options.sampling.temperature;
@@ -95,7 +101,7 @@ class Evaluation {
     result_.records.resize(samples.size());
     std::vector<std::size_t> runnable;
     for (std::size_t i = 0; i < samples.size(); ++i) {
-      if (prompt_length(recipe_, samples[i]) <= longest_prompt(text_.shape)) runnable.push_back(i);
+      if (prompt_length(recipe_, samples[i]) <= result_.longest_prompt) runnable.push_back(i);
       else result_.records[i].too_long = true, judge(i, samples[i], {});
     }
     const auto start = std::chrono::steady_clock::now();
@@ -107,15 +113,22 @@ class Evaluation {
   }
 
  private:
-  // Tokens of a gold answer and EOS.
+  // Tokens of a gold answer and EOS, as a sample has them.
   int64_t gold_tokens(const Row& row) const {
-    if (!row.is_ids)
-      return text_.tokenizer ? static_cast<int64_t>(
-                                   text_.tokenizer->encode(config_.data.answer_prefix + row.answer + config_.data.answer_suffix).size()) +
-                                   1
-                             : 0;
+    if (!row.is_ids) {
+      if (!text_.tokenizer) return 0;
+      std::string answer = row.answer;
+      if (config_.data.answer_commas == Commas::remove) std::erase(answer, ',');
+      return std::ssize(text_.tokenizer->encode(config_.data.answer_prefix + answer + config_.data.answer_suffix)) + 1;
+    }
     const auto answer = static_cast<int64_t>(row.answer_ids.size()) - row.prompt.value_or(0);
     return answer + (text_.eos && row.answer_ids.back() == *text_.eos ? 0 : 1);
+  }
+
+  // Of a prompt that the model writes itself.
+  int64_t free_prompt_tokens(const Row& row) const {
+    if (recipe_.forced) return 0;
+    return row.is_ids ? row.prompt.value_or(0) : prompt_tokens_;
   }
 
   int64_t longest_gold() const {
@@ -246,9 +259,9 @@ class Evaluation {
   void judge(std::size_t i, const Sample& sample, std::span<const DecodeResult> decoded) {
     EvalRecord& r = result_.records[i];
     const Row& row = file_.rows[i];
-    r.gold_over = gold_tokens(row) > result_.max_new_tokens;
+    r.gold_over = free_prompt_tokens(row) + gold_tokens(row) > result_.max_new_tokens;
     r.question = row.is_ids ? joined(sample.question) : row.question;
-    r.gold = row.is_ids ? joined(ids_answer(sample, {}, recipe_, text_.eos).gold) : row.answer;
+    r.gold = row.is_ids ? joined(ids_answer(sample, {}, config_.method, recipe_, text_.eos).gold) : row.answer;
     r.correct.assign(result_.scorers.size(), false);
     std::vector<EvalAnswer> answers;
     for (const DecodeResult& d : decoded) answers.push_back(judge_answer(row, sample, d));
@@ -291,13 +304,13 @@ class Evaluation {
 
   EvalAnswer judge_ids(const Sample& sample, const DecodeResult& decoded) const {
     EvalAnswer a = counted(decoded);
-    const IdsAnswer ids = ids_answer(sample, decoded.ids, recipe_, text_.eos);
+    const IdsAnswer ids = ids_answer(sample, decoded.ids, config_.method, recipe_, text_.eos);
     a.output = joined(decoded.ids);
     if (a.hit_limit) return a;
+    if (text_.tokenizer) a.text = text_.tokenizer->decode(decoded.ids, true);
     if (ids.found) a.vote = joined(*ids.found);
     for (std::size_t s = 0; s < result_.scorers.size(); ++s) {
-      if (result_.scorers[s] == Scorer::codi)
-        a.correct[s] = codi_match(text_.tokenizer->decode(decoded.ids, true), text_.tokenizer->decode(ids.gold, true));
+      if (result_.scorers[s] == Scorer::codi) a.correct[s] = codi_match(a.text, text_.tokenizer->decode(ids.gold, true));
       else a.correct[s] = ids.found == ids.gold;
     }
     return a;
@@ -311,6 +324,7 @@ class Evaluation {
   const Decoding decoding_;
   const RunConfig& config_;
   const Recipe& recipe_;
+  int64_t prompt_tokens_ = 0;
   EvalResult result_;
 };
 

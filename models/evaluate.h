@@ -41,7 +41,8 @@ struct EvalOptions : DecodeChoice {
 };
 
 struct EvalAnswer {
-  std::string output;         // of ids rows the ids, separated by spaces
+  std::string output;  // of ids rows the ids, separated by spaces; and the text of these, where a tokenizer can tell it
+  std::string text;
   std::vector<bool> correct;  // by EvalResult::scorers
   int64_t passes = 0, passes_merged = 0, tokens = 0;
   bool hit_limit = false;           // this makes it wrong
@@ -53,7 +54,7 @@ struct EvalRecord : EvalAnswer {
   std::string question, gold;       // ids rows: the ids, separated by spaces
   std::vector<EvalAnswer> samples;  // where there are several: all of them
   bool too_long = false;            // over longest_prompt: not run, wrong
-  bool gold_over = false;           // the gold answer and EOS need more than max_new_tokens
+  bool gold_over = false;           // the gold answer and EOS, and a prompt that is not given, need more than max_new_tokens
 };
 
 /// All questions once more under a control of the latents.
@@ -67,7 +68,7 @@ struct EvalResult {
   Method method = Method::kava;
   DecodePrompt prompt = DecodePrompt::forced;
   DataFormat format = DataFormat::icot_text;
-  int64_t max_new_tokens = 0;
+  int64_t max_new_tokens = 0, longest_prompt = 0;
   std::vector<Scorer> scorers;
   std::vector<EvalRecord> records;
   int64_t samples = 1;

@@ -283,6 +283,7 @@ class Builder {
 }  // namespace
 
 int32_t iterations_run(const RunConfig& config, const Cut& cut) {
+  if (cut.latents == 0) return 0;
   return config.step.prune_latents ? std::min(cut.iterations, cut.latents) : cut.iterations;
 }
 

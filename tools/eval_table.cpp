@@ -67,8 +67,8 @@ void print_sweeps(const std::string& name, const Json& json) {
                    fmt::format("{:>9.2f}{:>10}{:>11}", j["passes"].get<double>(), ms_text(j["ms_batch_1"]), ms_text(j["ms_per_question"])));
 }
 
-void tell_too_long(const std::string& name, int64_t count) {
-  if (count > 0) fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, count, kLongestPrompt);
+void tell_too_long(const std::string& name, int64_t count, int64_t most) {
+  if (count > 0) fmt::print("{}: {} questions are over {} tokens; they were not run and count as wrong\n", name, count, most);
 }
 
 }  // namespace
@@ -101,10 +101,11 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
                "(no_cot: 1 in all), and one for each token after it",
       "pass T and the one behind it as one");
   for (std::size_t i = 0; i < results.size(); ++i) {
-    tell_too_long(results[i].first, results[i].second.too_long());
+    tell_too_long(results[i].first, results[i].second.too_long(), results[i].second.longest_prompt);
     if (!documents[i].contains("sweep")) continue;
     for (const auto& [kind, points] : documents[i]["sweep"].items())
-      for (const Json& j : points) tell_too_long(results[i].first + ", " + point_name(j), j["too_long"].get<int64_t>());
+      for (const Json& j : points)
+        tell_too_long(results[i].first + ", " + point_name(j), j["too_long"].get<int64_t>(), results[i].second.longest_prompt);
   }
   for (const auto& [name, r] : results)
     if (r.golds_beyond > 0)

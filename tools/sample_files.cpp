@@ -32,11 +32,12 @@ std::string filter_of(Scorer scorer) {
 }
 
 // What the scorer compares, as text; the harness's word where there is nothing.
-std::string filtered(Scorer scorer, const EvalAnswer& a) {
+std::string filtered(Scorer scorer, const EvalAnswer& a, bool is_ids) {
   constexpr const char* kNothing = "[invalid]";
+  if (a.hit_limit) return kNothing;
   if (scorer == Scorer::strict) return a.vote.value_or(kNothing);
   if (scorer != Scorer::codi) return a.output;
-  const std::optional<double> number = last_number(a.output);
+  const std::optional<double> number = last_number(is_ids ? a.text : a.output);
   return number ? answer_text(*number) : kNothing;
 }
 
@@ -122,7 +123,7 @@ class Task {
                           {"target", record.gold},
                           {"arguments", {{"gen_args_0", {{"arg_0", prompt}, {"arg_1", asked_}}}}},
                           {"resps", Ordered::array({texts})},
-                          {"filtered_resps", Ordered::array({filtered(r_.scorers[scorer], record)})},
+                          {"filtered_resps", Ordered::array({filtered(r_.scorers[scorer], record, r_.format == DataFormat::ids)})},
                           {"filter", filter_of(r_.scorers[scorer])},
                           {"metrics", Ordered::array({kMetric})},
                           {"doc_hash", doc_hash},

@@ -36,6 +36,17 @@ TEST_CASE("the limit of new tokens follows the longest gold answer of the whole 
   coconut.decode.max_new_tokens = 64;
   CHECK(limit(coconut, 9) == 64);
 
+  TextRun writes;  // its prompt itself: 14 tokens
+  writes.config.decode.prompt = DecodePrompt::free, writes.config.data.answer_commas = Commas::remove;
+  overwrite(writes.dir / "config.toml", to_toml(writes.config));
+  Ready free(writes.dir);
+  const RowFile one = read_rows(writes.write("rows.txt", "A||#### 1,234\n"));
+  EvalOptions most;
+  most.max_new_tokens = 19;  // and 1234 with EOS
+  CHECK(free.evaluate(one, most).golds_over() == 0);
+  most.max_new_tokens = 18;
+  CHECK(free.evaluate(one, most).golds_over() == 1);
+
   RowFile ids = read_rows(
       tiny.write("ids.jsonl", R"({"question": [1], "trace": [], "answer": [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 95], "prompt": 1})"));
   CHECK(ready.evaluate(ids).max_new_tokens == 12);

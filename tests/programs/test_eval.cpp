@@ -61,6 +61,37 @@ TEST_CASE("rows of ids are judged by equal ids, the end of sequence left out") {
   CHECK(evaluate(model, arena, text, file, options).count() == 2);
 }
 
+TEST_CASE("the gold of ids without a prompt is the answer behind what the method writes of the trace") {
+  TextRun tiny;
+  tiny.config.decode.prompt = DecodePrompt::free;
+  overwrite(tiny.dir / "config.toml", to_toml(tiny.config));
+  Ready ready(tiny.dir);
+  const RowFile file = read_rows(tiny.write("ids.jsonl", R"({"question": [1], "trace": [[3, 4], [5]], "answer": [6, 95], "prompt": 0})"));
+  const auto gold = [&](std::optional<Method> method, std::optional<int64_t> stage = std::nullopt) {
+    EvalOptions options;
+    options.method = method, options.stage = stage;
+    return ready.evaluate(file, options).records[0].gold;
+  };
+  CHECK(gold(std::nullopt) == "6");
+  CHECK(gold(Method::full_cot) == "3 4 5 6");
+  CHECK(gold(Method::icot) == "6");
+  CHECK(gold(Method::icot, 2) == "5 6");
+}
+
+TEST_CASE("no latents take no passes, whether they would be pruned or not") {
+  std::vector<double> passes;
+  for (bool prune : {true, false}) {
+    TextRun tiny;
+    tiny.config.step.prune_latents = prune;
+    overwrite(tiny.dir / "config.toml", to_toml(tiny.config));
+    Ready ready(tiny.dir);
+    EvalOptions options;
+    options.latents = 0, options.iterations = 2;
+    passes.push_back(ready.evaluate(read_rows(tiny.write("rows.txt", kQuestions)), options).passes());
+  }
+  CHECK(passes[0] == passes[1]);
+}
+
 TEST_CASE("rows of text are judged by every scorer, and an answer without a number is wrong") {
   TextRun tiny;
   Ready ready(tiny.dir);
@@ -215,6 +246,7 @@ TEST_CASE("a question that is too long is not run and counts as wrong") {
   Ready ready(tiny.dir);
   const EvalResult r = ready.evaluate(read_rows(tiny.write("long.txt", std::string(5000, 'a') + "||#### 1\nshort||#### 1\n")));
   CHECK(r.too_long() == 1);
+  CHECK(r.longest_prompt == 4096);
   CHECK(r.count() == 2);
   CHECK(r.records[0].output.empty());
   CHECK_FALSE(r.records[0].correct[0]);
@@ -490,6 +522,13 @@ TEST_CASE("kava_eval logs its answers in the layout of lm-evaluation-harness") {
   }
   CHECK(n == 2 * 3);  // a line for each question and scorer
   CHECK(summary.at("task_hashes").at("my_rows") == sha256(hashes));
+  // The number of an answer in ids is that of their text, and none where the limit was reached.
+  const std::string ids = tiny.write("ids.jsonl", R"({"question": [1], "trace": [], "answer": [2, 95], "prompt": 0})");
+  REQUIRE(run("kava_eval " + tiny.dir.string() + " --data " + ids + " --threads 1 --max-new-tokens 1 --log-samples " + out + "_ids").code ==
+          0);
+  for (const auto& e : fs::recursive_directory_iterator(out + "_ids"))
+    if (e.path().filename().string().starts_with("samples_"))
+      CHECK_THAT(read_file(e.path().string(), 1 << 20), ContainsSubstring(R"("filtered_resps":["[invalid]"],"filter":"flexible-extract")"));
   const Finished refused = run(command.substr(0, command.rfind(' ')) + " '" + data + "'");
   CHECK(refused.code == 2);
   CHECK_THAT(refused.output, ContainsSubstring("--log-samples"));
