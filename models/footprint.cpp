@@ -127,8 +127,18 @@ std::vector<MemoryPlanner::Candidate> MemoryPlanner::candidates(int64_t micro) c
                      [](const Candidate& a, const Candidate& b) { return a.longest > b.longest; });
     all.resize(by_rows + by_length);
   };
-  for (int64_t step = 0, scanned = 0; step < steps_ && scanned < kMostScanned; ++step) {
-    if (step % steps_per_epoch_ == 0) order = epoch_order(n, config_.seed, step / steps_per_epoch_);
+  // Stages of steps grow, so that each is looked at; those of tokens shrink.
+  const bool each_stage = recipe_of(config_).rest == Recipe::Rest::steps;
+  int64_t stages = 1;
+  for (int64_t step = 1; each_stage && step < steps_; ++step) stages += curriculum.stage(step) != curriculum.stage(step - 1);
+  int64_t stage = curriculum.stage(0), epoch = -1, scanned = 0;
+  for (int64_t step = 0; step < steps_; ++step) {
+    if (each_stage && curriculum.stage(step) != stage) stage = curriculum.stage(step), scanned = 0;
+    if (scanned >= kMostScanned / stages) {
+      if (!each_stage) break;
+      continue;
+    }
+    if (step / steps_per_epoch_ != epoch) epoch = step / steps_per_epoch_, order = epoch_order(n, config_.seed, epoch);
     const Recipe recipe = curriculum.recipe(step);
     const int64_t begin = step % steps_per_epoch_ * batch, end = std::min(n, begin + batch);
     scanned += end - begin;

@@ -98,6 +98,13 @@ TEST_CASE("memory is planned from the run's own steps, and the remedy names what
   CHECK(refusal(1000).find("the model and its optimiser") != std::string::npos);
 }
 
+TEST_CASE("memory is planned from every stage of steps, however late it begins") {
+  TinyRun run({"method=coconut", "latent.token_init=\"\"", "coconut.thoughts=8", "coconut.max_stage=3", "stages.epochs=300000",
+               "train.epochs=1000000", "train.batch=6"});
+  const MemoryPlanner planner(*run.ops, run.config, run.text.shape, run.samples, nullptr, 1);
+  CHECK(planner.plan(6, int64_t{1} << 40).stage == 3);
+}
+
 TEST_CASE("the samples of a forward are a batch's part on each rank where train.micro_batch is 0") {
   RunConfig config;
   config.train.batch = 16;
