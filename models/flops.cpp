@@ -89,10 +89,11 @@ double pass_flops(const RunConfig& config, const ModelConfig& m, const Pass& p) 
 
 bool has_fewest_rows(const RunConfig& config) { return config.step.prefix_sharing && config.step.prune_latents; }
 
-double minimum_flops(const RunConfig& config, const Recipe& recipe, const ModelConfig& m, std::span<const Sample> samples) {
+double minimum_flops(const RunConfig& config, const Recipe& recipe, const ModelConfig& m, std::span<const Sample> samples,
+                     int64_t first_index) {
   RunConfig least = config;
   least.step.prefix_sharing = least.step.prune_latents = true;
-  return minimum_flops(config, m, make_layout(least, recipe, samples, 0));
+  return minimum_flops(config, m, make_layout(least, recipe, samples, first_index));
 }
 
 double minimum_flops(const RunConfig& config, const ModelConfig& m, const Layout& layout) {
@@ -103,7 +104,8 @@ double minimum_flops(const RunConfig& config, const ModelConfig& m, const Layout
     for (const Feed& f : p.feeds) projected += f.hidden_row >= 0;
   }
   if (config.latent.projection) sum += projected * 2 * 3 * 2 * C * C;
-  if (config.kv.projection) sum += static_cast<double>(layout.samples * layout.latents * m.layers * m.kv_heads) * 2 * 3 * 2 * D * D;
+  if (config.kv.projection && config.kv.weight > 0)
+    sum += static_cast<double>(layout.samples * layout.latents * m.layers * m.kv_heads) * 2 * 3 * 2 * D * D;
   const double supervised = static_cast<double>(layout.student.targets.size() + layout.teacher.targets.size());
   return sum + supervised * static_cast<double>(m.vocab) * C * (config.train.trainable == Trainable::all ? 6 : 4);
 }

@@ -15,7 +15,8 @@ namespace kava {
 
 /// Forward and backward over the samples with shared questions and pruned latents. Rows whose last-layer state nobody reads need only K and
 /// V there, and frozen embeddings need no gradient below the first layer.
-double minimum_flops(const RunConfig& config, const Recipe& recipe, const ModelConfig& shape, std::span<const Sample> samples);
+double minimum_flops(const RunConfig& config, const Recipe& recipe, const ModelConfig& shape, std::span<const Sample> samples,
+                     int64_t first_index = 0);
 /// The same from the layout of such a step.
 double minimum_flops(const RunConfig& config, const ModelConfig& shape, const Layout& layout);
 /// Whether the steps of a configuration have such a layout.

@@ -64,8 +64,8 @@ void Step::run(const Tensor& sums) {
   if (options_.backward) measure_latents(sums);
   if (options_.dump && totals_.latents > 0) dump_latents();
   if (options_.flops)
-    *options_.flops +=
-        has_fewest_rows(config_) ? minimum_flops(config_, model_.shape, layout_) : minimum_flops(config_, recipe_, model_.shape, samples_);
+    *options_.flops += has_fewest_rows(config_) ? minimum_flops(config_, model_.shape, layout_)
+                                                : minimum_flops(config_, recipe_, model_.shape, samples_, options_.first_index);
   if (options_.backward) backward();
 }
 

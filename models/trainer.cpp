@@ -352,7 +352,8 @@ void Trainer::log(RunFolder* folder, const TrainingHooks& hooks, const StepRepor
   const Speed speed{static_cast<double>(logged_samples_) * each, static_cast<double>(logged_tokens_) * each, logged_flops_ * each};
   if (is_logged(report.step)) {
     const int64_t memory = model_.ops.name() == "cpu" ? peak_resident_memory() : model_.ops.held_bytes();
-    const double rate = hooks.matrix_rate ? hooks.matrix_rate(speed.flops_per_s) : 0;
+    // The rate is a process's, the work that of all ranks.
+    const double ranks = comm_.size(), rate = hooks.matrix_rate ? ranks * hooks.matrix_rate(speed.flops_per_s / ranks) : 0;
     if (folder) folder->append(metrics_line(report, speed, rate, state_.seconds, memory, taken_memory(model_.ops)).dump());
     logged_seconds_ = logged_flops_ = 0, logged_samples_ = logged_tokens_ = 0;
   }

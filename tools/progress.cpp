@@ -97,9 +97,8 @@ double MatrixRate::after(double reached) {
   return rate_;
 }
 
-Progress::Progress(int64_t first_step, int64_t total_steps, const RunConfig& config, bool alone)
-    : first_step_(first_step),
-      total_steps_(total_steps),
+Progress::Progress(int64_t total_steps, const RunConfig& config, bool alone)
+    : total_steps_(total_steps),
       log_every_(config.train.log_every),
       weights_(config.loss),
       kv_weight_(config.kv.weight),

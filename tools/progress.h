@@ -35,9 +35,9 @@ class MatrixRate {
 
 class Progress {
  public:
-  /// From `first_step` on, of total_steps; every log_every'th step gets a line. Terms of the loss whose weight is 0 are not told of. alone:
+  /// Of total_steps; every log_every'th step gets a line. Terms of the loss whose weight is 0 are not told of. alone:
   /// what looks like a terminal is one; a launcher may put a pseudo-terminal between a rank and its own output.
-  Progress(int64_t first_step, int64_t total_steps, const RunConfig& config, bool alone = true);
+  Progress(int64_t total_steps, const RunConfig& config, bool alone = true);
 
   /// `share`: of the machine's matrix rate; 0: not known.
   void step(const StepReport& report, const Speed& speed, double share);
@@ -55,7 +55,7 @@ class Progress {
   double seconds_left(int64_t step) const;
   void print(const std::string& text);
 
-  int64_t first_step_, total_steps_, log_every_;
+  int64_t total_steps_, log_every_;
   RunConfig::Loss weights_;
   double kv_weight_, codi_weight_;
   MovingLines lines_;

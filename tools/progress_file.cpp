@@ -18,15 +18,17 @@ ProgressFile::ProgressFile(const std::filesystem::path& run, int64_t first_step,
       start_(std::chrono::steady_clock::now()),
       written_(start_ - kPause) {}
 
-void ProgressFile::validation(int64_t step, const Validation& validation) {
+void ProgressFile::validation(int64_t step, const Validation& validation, bool writes) {
   validation_ = validation.values;
   validation_["step"] = static_cast<double>(step);
+  if (writes && last_) write(last_->first, last_->second);
 }
 
 void ProgressFile::step(const StepReport& report, const Speed& speed) {
   const auto now = std::chrono::steady_clock::now();
   if (now - written_ < kPause && report.step < total_steps_) return;
   written_ = now;
+  if (report.step == total_steps_) last_.emplace(report, speed);
   write(report, speed);
 }
 

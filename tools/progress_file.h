@@ -2,6 +2,8 @@
 #pragma once
 #include <chrono>
 #include <filesystem>
+#include <optional>
+#include <utility>
 
 #include "models/trainer.h"
 
@@ -13,7 +15,8 @@ class ProgressFile {
 
   /// Rewrites the file where the last time is 5 seconds ago, and at the last step.
   void step(const StepReport& report, const Speed& speed);
-  void validation(int64_t step, const Validation& validation);
+  /// writes: one after the last step rewrites the file.
+  void validation(int64_t step, const Validation& validation, bool writes);
 
  private:
   void write(const StepReport& report, const Speed& speed);
@@ -22,6 +25,7 @@ class ProgressFile {
   const int64_t first_step_, total_steps_;
   std::chrono::steady_clock::time_point start_, written_;
   std::map<std::string, double> validation_;
+  std::optional<std::pair<StepReport, Speed>> last_;  // of the last step
 };
 
 }  // namespace kava

@@ -258,7 +258,7 @@ class Run {
                       name_of(config_.model.dtype)));
     }
     if (command_.check_ops) check_ = std::make_unique<OpCheck>(*ops_);
-    Progress progress(first, trainer.state().total_steps, config_, comm_.alone());
+    Progress progress(trainer.state().total_steps, config_, comm_.alone());
     ProgressFile outside(out_, first, trainer.state().total_steps);
     Alarms alarms(config_, trainer.state().total_steps);
     const auto warn = [&](const std::vector<std::string>& lines) {
@@ -269,14 +269,15 @@ class Run {
     hooks.on_step = [&](const StepReport& r, const Speed& s) {
       stepped_ = true;
       tell_not_finite(progress, r);
-      progress.step(r, s, rate ? s.flops_per_s / rate->after(s.flops_per_s) : 0);
+      const double own = s.flops_per_s / comm_.size();
+      progress.step(r, s, rate ? own / rate->after(own) : 0);
       if (folder) outside.step(r, s);
       warn(alarms.step(r));
       if (!r.updated) progress.note(not_finite_text(r));
     };
     hooks.on_validation = [&](int64_t step, const Validation& v) {
       progress.validation(step, v, trainer.state().best);
-      outside.validation(step, v);
+      outside.validation(step, v, folder != nullptr);
       warn(alarms.validation(step, v));
     };
     hooks.note = [&](const std::string& text) { progress.note(text); };

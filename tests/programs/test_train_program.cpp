@@ -38,6 +38,10 @@ TEST_CASE("a run tells in progress.json how far it is") {
   CHECK(progress["percent"] == 100.0);
   CHECK(progress["eta_s"] == 0.0);
   CHECK(progress["metrics"]["loss"] == timeless(out).back()["loss"]);
+  CHECK_FALSE(progress["metrics"].contains("valid"));
+  const std::string valid = folder / "valid";
+  REQUIRE(train({config, "--set", "train.max_steps=3", "--set", "data.valid=" + kGolden + "data/rows.jsonl", "--out", valid}).code == 0);
+  CHECK(read_json(valid + "/progress.json")["metrics"]["valid"]["step"] == 3.0);
   for (const auto& entry : fs::directory_iterator(out)) CHECK(entry.path().extension() != ".part");
 }
 
