@@ -29,9 +29,10 @@ Json json_of(const BenchResults::WholeStep& step) {
 
 Json json_of(const BenchResults& found, const std::string& device, const std::string& shape) {
   Json out = Json::array();
-  for (const BenchResults::Row& r : found.rows)
-    out.push_back(
-        {{"name", r.name}, {"seconds", r.seconds}, {"rate", r.amount / r.seconds / 1e9}, {"unit", r.unit}, {"ceiling", r.ceiling}});
+  for (const BenchResults::Row& r : found.rows) {
+    out.push_back({{"name", r.name}, {"seconds", r.seconds}, {"rate", r.amount / r.seconds / 1e9}, {"unit", r.unit}});
+    if (r.ceiling > 0) out.back()["ceiling"] = r.ceiling;
+  }
   out.push_back({{"name", "matrix rate"}, {"rate", found.matrix_rate}, {"unit", "GFLOP/s"}, {"by", found.multiplier}});
   out.push_back({{"name", "copy rate"}, {"rate", found.copy_rate}, {"unit", "GB/s"}});
   if (found.step) out.push_back(json_of(*found.step));

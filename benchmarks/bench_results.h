@@ -15,7 +15,7 @@ struct BenchResults {
     std::string name;
     double seconds, amount;  // of work: floating-point operations or bytes
     std::string unit;        // GFLOP/s or GB/s
-    double ceiling;          // in that unit
+    double ceiling;          // in that unit; 0: none is known
   };
   struct Compared {
     std::string name, shape;

@@ -221,12 +221,12 @@ class Bench {
     ArenaScope scope(arena_);
     const DType t = DType::bf16;
     const int64_t R = shapes_.rank;
-    const int64_t outs = C + 2 * K * D, ranks = 3 * R;
+    const int64_t outs = H * D + 2 * K * D, ranks = 3 * R;
     const Tensor xx = tensor(t, kRows, C + ranks), qkv = arena_.alloc(t, kRows, outs), dxa = arena_.alloc(t, kRows, ranks),
                  dx = arena_.alloc(t, kRows, C);
     LinearGroup group{tensor(t, outs, C + ranks, 0.04), {}, tensor(t, ranks, C, 0.04), {}, C};
     LinearGroupGrad grad{.da = tensor(DType::f32, ranks, C)};
-    for (int64_t out : {C, K * D, K * D}) {
+    for (int64_t out : {H * D, K * D, K * D}) {
       const int64_t begin = group.parts.empty() ? 0 : group.parts.back().out_begin + group.parts.back().outs;
       group.parts.push_back({begin, out, R * static_cast<int64_t>(group.parts.size()), R, 0.25, tensor(t, out, R, 0.04)});
       grad.db.push_back(tensor(DType::f32, out, R));
@@ -470,7 +470,7 @@ class Bench {
   void comm() {
     std::string why;
     for (const CommRate& r : bench_comm_here(ops_.name() != "cpu", why)) {
-      found_.rows.push_back({r.name, r.seconds, r.rate * r.seconds * 1e9, "GB/s", found_.copy_rate});
+      found_.rows.push_back({r.name, r.seconds, r.rate * r.seconds * 1e9, "GB/s", 0});
       fmt::print("{}\n", text_of(r));
     }
     if (!why.empty()) fmt::print("comm: {}\n", why);

@@ -28,7 +28,7 @@ double time_of(Ops& ops, F&& run) {
   return rounds[2];
 }
 
-/// Normal numbers times scale, the same in every run.
+/// Normal numbers times scale, the same in every run; beyond 2^20 of them the same ones again.
 Tensor random_tensor(Ops& ops, Arena& arena, DType type, int64_t rows, int64_t cols, double scale = 1);
 
 }  // namespace kava

