@@ -9,9 +9,10 @@
 #      compute-sanitizer racecheck
 # Writes DIR/gpu_check.json, anew after each part and with the parts of earlier calls by the same build, a log of every check, and
 # DIR/clocks.csv, a line a second. Ends with 0 where all is right, 1 where a check failed, 2 for wrong options, 3 without a device. What the
-# machine lacks (PyTorch, compute-sanitizer, cuDNN) is skipped and said.
+# machine lacks (PyTorch, compute-sanitizer, cuDNN, memory for a whole batch) is skipped and said.
 # Usage: tools/gpu_check.sh [--part 1|2|3|all] --out DIR [--bin DIR]
 set -uo pipefail
+export LC_ALL=C
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 part=all out='' bin=''
@@ -33,7 +34,7 @@ fi
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 
 case_file=$root/tests/golden/cases/kava_defaults.toml
-version=$("$bin/kava_train" --version) || exit 1
+version=$(timeout -k 10 60 "$bin/kava_train" --version) || exit 1
 device=$(printf '%s\n' "$version" | sed -n 's/^  cuda\( (emulated)\)\?: //p' | head -n 1)
 emulated=false
 printf '%s\n' "$version" | grep -q '^  cuda (emulated): ' && emulated=true
@@ -55,6 +56,7 @@ record() { # NAME ok|failed|skipped SECONDS DETAIL
 }
 last_line() { grep . "$1" 2>/dev/null | tail -n 1; }
 no_rival() { last_line "$1" | grep -q '^error: rivals: '; }
+no_room() { last_line "$1" | grep -Eq '^error: (device )?memory: '; }
 # The first fault that a log tells of: a failed test, but for the one that the end of the time stopped, or what compute-sanitizer found.
 first_fault() {
   awk '/^=========.*(Invalid |Uninitialized |Race reported|Barrier error|SUMMARY: [1-9])/ { print; exit }
@@ -64,11 +66,14 @@ first_fault() {
        failed != "" && (/^-----/ || /^=====/) { print failed; failed = ""; exit }
        END { if (failed != "") print failed }' "$1"
 }
-# A check: NAME "CODES THAT ARE RIGHT" COMMAND...; its log is DIR/NAME.log, its detail the log's last line that is not empty. With 124 among
-# the codes what the time cuts short counts as skipped, unless its log tells of a fault.
+# A check: NAME "CODES THAT ARE RIGHT" COMMAND...; its log is DIR/NAME.log, its detail the log's last line that is not empty. What the time
+# cuts short counts as skipped, unless its log tells of a fault: with 124 among the codes always, else where less than two minutes were
+# left. With `memory` among them 3 for want of memory is skipped too. most: seconds that it may take, where that is less than is left.
 check() {
   local name=$1 right=$2 begin=$SECONDS left=$((deadline - SECONDS)) code fault=''
   shift 2
+  [ "${most:-$left}" -ge "$left" ] || left=$most
+  [ "$left" -ge 120 ] || right+=' 124'
   if [ "$left" -le 0 ]; then record "$name" skipped 0 'the 8 minutes of this part are over'; return; fi
   timeout -k 15 "$left" "$@" >"$out/$name.log" 2>&1 &
   running=$!
@@ -79,7 +84,14 @@ check() {
   [ "$code" != 124 ] || fault=$(first_fault "$out/$name.log")
   if [ -n "$fault" ]; then record "$name" failed $((SECONDS - begin)) "cut short: $fault"; return; fi
   case " $right " in
-    *" 124 "*) [ "$code" != 124 ] || { record "$name" skipped $((SECONDS - begin)) 'cut short: the 8 minutes of this part are over'; return; } ;;
+    *" 124 "*) [ "$code" != 124 ] || { record "$name" skipped $((SECONDS - begin)) "cut short after $left s"; return; } ;;
+  esac
+  case " $right " in
+    *" memory "*)
+      if [ "$code" = 3 ] && no_room "$out/$name.log"; then
+        record "$name" skipped $((SECONDS - begin)) "$(last_line "$out/$name.log")"
+        return
+      fi ;;
   esac
   if [ "$code" = 3 ] && no_rival "$out/$name.log"; then code=rivals; fi
   case " $right " in
@@ -99,7 +111,7 @@ sanitizer() { # NAME TOOL steps|ops
   case $3 in
     steps)
       for dtype in f32 bf16; do
-        check "$1_$dtype" 0 "${command[@]}" "$bin/kava_inspect" step "$case_file" --set "model.dtype=$dtype" --device cuda \
+        check "$1_$dtype" '0 124' "${command[@]}" "$bin/kava_inspect" step "$case_file" --set "model.dtype=$dtype" --device cuda \
           --out "$out/step.safetensors"
       done ;;
     ops) [ ! -x "$bin/kava_tests" ] || check "$1_ops" '0 124' "${command[@]}" "$bin/kava_tests" '[ops]' ;;
@@ -152,8 +164,7 @@ results=''
 result() { results+="${results:+, }\"$1\": ${2:-null}"; }
 
 part_1() {
-  if "$bin/kava_inspect" doctor --help >/dev/null 2>&1; then check doctor 0 "$bin/kava_inspect" doctor --device cuda --folder "$out"
-  else record doctor skipped 0 'this build has no doctor'; fi
+  check doctor 0 "$bin/kava_inspect" doctor --device cuda --folder "$out"
   sanitizer memcheck memcheck steps
   if [ -x "$bin/kava_tests" ]; then check ops '0 124' "$bin/kava_tests" '[device][ops]'
   else record ops skipped 0 'this build has no tests'; fi
@@ -171,7 +182,7 @@ ratio() { [ -z "$1" ] || [ -z "$2" ] || awk -v a="$1" -v b="$2" 'BEGIN { if (b >
 bench() {
   local name=$1 right=$2
   shift 2
-  check "$name" "$right rivals" "$bin/kava_bench" --device cuda --json "$out/$name.json" "$@"
+  check "$name" "$right rivals memory" "$bin/kava_bench" --device cuda --json "$out/$name.json" "$@"
   result_file "$name" "$out/$name.json"
   ! no_rival "$out/$name.log" || record "${name}_rivals" skipped 0 "$(last_line "$out/$name.log")"
 }
@@ -181,9 +192,9 @@ part_2() {
   local key shape peak planned fitting all=() some=(--filter '^(step|attention|linear_group|head)')
   $emulated && all=(--filter rope) some=(--filter '^step')
   rm -rf "$out"/bench*.json "$out"/bench*.log "$out/plan.json" "$out/run"
-  bench bench 0 "${all[@]}"
+  most=300 bench bench '0 124' "${all[@]}"
   # Where the whole batch does not fit, as many samples a forward as do.
-  "$bin/kava_train" "$out/train.toml" --plan --device cuda --json "$out/plan.json" >"$out/fitting.log" 2>&1
+  timeout -k 10 60 "$bin/kava_train" "$out/train.toml" --plan --device cuda --json "$out/plan.json" >"$out/fitting.log" 2>&1
   fitting=$(last_of "$out/plan.json" largest_micro_batch)
   if [ "${fitting:-0}" -gt 0 ] && [ "$fitting" -lt "$batch" ]; then sed -i "s/^batch = .*/&\nmicro_batch = $fitting/" "$out/train.toml"; fi
   check plan 0 "$bin/kava_train" "$out/train.toml" --plan --device cuda --json "$out/plan.json"
@@ -219,6 +230,10 @@ rank 0
 code=\$?
 wait \$! && exit \$code
 EOF
+  if [ "$(nvidia-smi --query-gpu=compute_mode --format=csv,noheader 2>/dev/null)" = Exclusive_Process ]; then
+    record ranks skipped 0 'the one device lets one process in (compute mode Exclusive_Process)'
+    return
+  fi
   check ranks 0 bash "$out/ranks.sh"
   why=$(sed -n 's/^gradients *summed through the host: //p' "$out/ranks.log" | head -n 1)
   [ -z "$why" ] || record nccl skipped 0 "$why"
@@ -228,12 +243,12 @@ part_3() {
   local python=${KAVA_PYTHON:-python3} form rate bytes reserved options=(--device cuda --shape llama1b --batch 128 --steps 5)
   [ ! -s "$out/lengths.json" ] || options+=(--lengths "$out/lengths.json")
   if $emulated; then record pytorch skipped 0 'the device is emulated'
-  elif ! "$python" -c 'import torch, transformers.masking_utils, peft; torch.zeros(1, device="cuda")' >"$out/python.log" 2>&1; then
+  elif ! timeout -k 10 120 "$python" -c 'import torch, transformers.masking_utils, peft; torch.zeros(1, device="cuda")' >"$out/python.log" 2>&1; then
     record pytorch skipped 0 "$python has no torch for CUDA, transformers or peft: $(last_line "$out/python.log")"
   else
     for form in padded packed; do
       [ $form = padded ] || options+=(--packed)
-      check "pytorch_$form" 0 "$python" "$root/benchmarks/torch_reference.py" "${options[@]}"
+      check "pytorch_$form" '0 124' "$python" "$root/benchmarks/torch_reference.py" "${options[@]}"
       rate=$(grep -o '[0-9.]* samples/s' "$out/pytorch_$form.log" 2>/dev/null | tail -n 1 | sed 's/ .*//')
       bytes=$(grep -o '[0-9]* bytes at most' "$out/pytorch_$form.log" 2>/dev/null | tail -n 1 | sed 's/ .*//')
       result "pytorch_${form}_samples_per_s" "$rate"
@@ -279,10 +294,12 @@ EOF
 
 clocks='' watcher=''
 if command -v nvidia-smi >/dev/null; then
-  clocks=$(nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu --format=csv,noheader \
+  # Of the device that is used, where it is named.
+  device_of=(${CUDA_VISIBLE_DEVICES:+-i "${CUDA_VISIBLE_DEVICES%%,*}"})
+  clocks=$(nvidia-smi "${device_of[@]}" --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu --format=csv,noheader \
     2>/dev/null | head -n 1)
   # Which also keeps the driver's state between the programs, where no daemon does.
-  nvidia-smi --query-gpu=timestamp,index,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active --format=csv -l 1 >"$out/clocks.csv" 2>&1 &
+  nvidia-smi "${device_of[@]}" --query-gpu=timestamp,index,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active --format=csv -l 1 >"$out/clocks.csv" 2>&1 &
   watcher=$!
 fi
 trap '[ -z "$watcher" ] || kill "$watcher" 2>/dev/null' EXIT

@@ -400,10 +400,14 @@ TEST_CASE("gpu_check takes a rival that is not there for no fault of the bench, 
   CHECK(no_rival.out.find("skipped  bench_rivals: error: rivals: no libcudnn") != std::string::npos);
   program("kava_bench", "echo 'error: values: attention_bwd: dq is 0.9 away from cuDNN; run the tests' >&2; exit 5");
   CHECK(check().code == 1);
-  program("kava_bench", "echo 'error: device memory: out of memory' >&2; exit 3");
+  program("kava_bench", "echo 'error: memory: a step takes 9 MiB, the device has 8' >&2; exit 3");
+  const Ended small = check();
+  CHECK(small.code == 0);
+  CHECK(small.out.find("skipped  bench: error: memory: a step takes 9 MiB") != std::string::npos);
+  program("kava_bench", "echo 'error: device: the driver is too old' >&2; exit 3");
   const Ended failed = check();
   CHECK(failed.code == 1);
-  CHECK(failed.out.find("failed   bench: exit 3: error: device memory") != std::string::npos);
+  CHECK(failed.out.find("failed   bench: exit 3: error: device: ") != std::string::npos);
   CHECK(read_json(folder / "out/gpu_check.json")["checks"][0]["result"] == "failed");
 }
 
