@@ -8,6 +8,7 @@
 #   --only    one of the three comparisons; quickstart alone needs no model and no data
 # The run that is evaluated is trained for two steps by the old tree. Ends with 1 where f32 answers differ.
 set -euo pipefail
+export LC_ALL=C
 cd "$(dirname "$0")/.."
 usage() { printf 'against: %s\n' "$1" >&2; sed -n '4,5p' "$0" | sed 's/^# //' >&2; exit 2; }
 

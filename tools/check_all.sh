@@ -45,11 +45,12 @@ tests() {  # PRESET [SPEC...]
   shift
   # ThreadSanitizer of Clang 16 knows fewer address layouts than newer kernels draw from.
   if [ "$preset" = tsan ] && setarch "$(uname -m)" -R true 2>/dev/null; then run=(setarch "$(uname -m)" -R); fi
+  # A shard without a test, or whose tests were all skipped, is no failure.
   for ((i = 0; i < jobs; ++i)); do
-    "${run[@]}" "build/$preset/bin/kava_tests" --filenames-as-tags --shard-count "$jobs" --shard-index "$i" "$@" &
+    "${run[@]}" "build/$preset/bin/kava_tests" --filenames-as-tags --allow-running-no-tests --shard-count "$jobs" --shard-index "$i" "$@" &
     pids+=($!)
   done
-  for i in "${pids[@]}"; do wait "$i" || failed=1; done
+  for i in "${pids[@]}"; do wait "$i" || [ $? = 4 ] || failed=1; done
   return "$failed"
 }
 

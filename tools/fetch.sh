@@ -32,11 +32,17 @@ kind=${words[0]:-} name=${words[1]:-}
 [ -n "$from" ] || fail 2 "--from: no server given; name one, or set HF_ENDPOINT"
 from=${from%/} wanted=("${words[@]:2}")
 
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+[ -z "${HF_TOKEN:-}" ] || printf 'Authorization: Bearer %s\n' "$HF_TOKEN" >"$scratch/token"  # no argument, which others of the machine see
+
 get() {  # URL FILE
   if command -v curl >/dev/null; then
-    curl -fsSL --retry 3 --retry-delay 2 ${HF_TOKEN:+-H "Authorization: Bearer $HF_TOKEN"} -o "$2" -- "$1"
+    curl -fsSL --retry 3 --retry-delay 2 ${HF_TOKEN:+-H "@$scratch/token"} -o "$2" -- "$1"
+  elif [ -n "${HF_TOKEN:-}" ]; then
+    fail 6 "HF_TOKEN is set, and there is no curl: wget would send it to every server that the first one names; apt-get install curl"
   elif command -v wget >/dev/null; then
-    wget -q --tries=4 ${HF_TOKEN:+--header="Authorization: Bearer $HF_TOKEN"} -O "$2" -- "$1"
+    wget -q --tries=4 -O "$2" -- "$1"
   else
     fail 6 "neither curl nor wget is there; apt-get install curl"
   fi
@@ -46,8 +52,6 @@ case $kind in
   model) place=models path=$name out=${out:-weights/${name##*/}} take='^[^/]+\.json$|^(vocab|merges)\.txt$|^model[^/]*\.safetensors$' ;;
   data) place=datasets path=datasets/$name out=${out:-data/${name##*/}} take='\.(jsonl?|txt|parquet)$' ;;
 esac
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
 list="$from/api/$place/$name/tree/$revision?recursive=true"
 get "$list" "$scratch/tree" || fail 6 "$list: no answer; check the server, the name and HF_TOKEN"
 

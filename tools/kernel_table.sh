@@ -14,7 +14,7 @@ nvcc=$(command -v nvcc || echo "${CUDA_PATH:-/usr/local/cuda}/bin/nvcc")
 [ -x "$nvcc" ] || { echo "kernel_table: nvcc 13 was not found" >&2; exit 3; }
 PATH=${KAVA_CUDA_TOOLS:+$KAVA_CUDA_TOOLS:}$PATH
 if ! command -v nvdisasm >/dev/null || ! cuobjdump --version 2>/dev/null | grep -q 'V13\.2\.86'; then
-  if [ ! -d build/cuda_tools ]; then
+  if [ -z "$(find build/cuda_tools -name nvdisasm -type f 2>/dev/null)" ]; then
     python3 -m venv build/cuda_tools
     build/cuda_tools/bin/pip install --quiet nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
   fi

@@ -35,6 +35,7 @@ import subprocess
 import sys
 import threading
 import time
+from shlex import quote
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORKERS = 2
@@ -338,8 +339,8 @@ def build(places, folder, into):
 
     def compile_source(source, kernel, flags):
         command = command_of(f"tests/simt/CMakeFiles/kava_simt.dir/__/__/kernels/{os.path.basename(kernel)}.o").split(" -MD ")[0]
-        command = command.replace(" -I", f" -I{into} -I", 1)
-        run(f"{command} {flags} -w -o {source}.o -c {source}")
+        command = command.replace(" -I", f" -I{quote(into)} -I", 1)
+        run(f"{command} {flags} -w -o {quote(source)}.o -c {quote(source)}")
         return f"{source}.o"
 
     shutil.rmtree(into, ignore_errors=True)
@@ -349,14 +350,14 @@ def build(places, folder, into):
         with open(f"{into}/{file}", "w") as out:
             out.write(text)
     sources = sorted({s for p in places for s in sources_with(p.file)}, key=os.path.getsize, reverse=True)
-    header = f"-include {ROOT}/tests/simt/mutant.h"
+    header = f"-include {quote(ROOT)}/tests/simt/mutant.h"
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         objects = list(pool.map(lambda s: compile_source(f"{into}/{s}", s, header), sources))
     shutil.copy("tests/simt/mutant.cpp", into)
-    objects.append(compile_source(f"{into}/mutant.cpp", sources[0], f"-I{ROOT}/tests/simt -fno-sanitize=thread -x c++"))
+    objects.append(compile_source(f"{into}/mutant.cpp", sources[0], f"-I{quote(ROOT)}/tests/simt -fno-sanitize=thread -x c++"))
     command = command_of("bin/kava_tests").split(" && cd ")[0]
-    command = command.replace(" -o bin/kava_tests", f" -o {into}/tests")
-    command = command.replace(" tests/simt/libkava_simt.a", f" {' '.join(objects)} tests/simt/libkava_simt.a", 1)
+    command = command.replace(" -o bin/kava_tests", f" -o {quote(into)}/tests")
+    command = command.replace(" tests/simt/libkava_simt.a", f" {' '.join(map(quote, objects))} tests/simt/libkava_simt.a", 1)
     run(command[:-len(" && :")] if command.endswith(" && :") else command)
     return f"{into}/tests"
 

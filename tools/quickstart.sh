@@ -5,13 +5,14 @@
 # Usage: tools/quickstart.sh [--seed N] [--equal-compute] [--out DIR]
 #   --equal-compute   also train the answer-at-once model for as much compute as the KaVa student got (some three minutes more)
 set -euo pipefail
+here=$PWD
 cd "$(dirname "$0")/.."
 
 seed=42 equal=no out=runs/quickstart
 while [ $# -gt 0 ]; do
   case $1 in
     --seed) [ $# -ge 2 ] || { echo "error: --seed: no value; give a whole number" >&2; exit 2; }; seed=$2; shift 2 ;;
-    --out) [ $# -ge 2 ] || { echo "error: --out: no value; give a folder" >&2; exit 2; }; out=$2; shift 2 ;;
+    --out) [ $# -ge 2 ] || { echo "error: --out: no value; give a folder" >&2; exit 2; }; out=$2; case $out in /*) ;; *) out=$here/$out ;; esac; shift 2 ;;
     --equal-compute) equal=yes; shift ;;
     -h | --help) sed -n '2,6p' "$0" | sed 's/^# //'; exit 0 ;;
     *) echo "error: $1: unknown option; see tools/quickstart.sh --help" >&2; exit 2 ;;

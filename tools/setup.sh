@@ -59,7 +59,7 @@ add_backports() {
   fi
 }
 # To be read to their ends: apt-cache fails where a reader leaves early.
-candidate() { apt-cache policy "$1" | awk '$1 == "Candidate:" { print $2 }'; }
+candidate() { LC_ALL=C apt-cache policy "$1" | awk '$1 == "Candidate:" { print $2 }'; }
 of_backports() { apt-cache madison libcatch2-dev | awk '/bookworm-backports/'; }
 
 say "updating the package lists"

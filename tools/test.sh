@@ -13,7 +13,7 @@ ctest --preset cpu -j "$jobs" || code=$?
 # Why tests were skipped, which ctest does not say: Catch2's reasons, and the programs' lines.
 awk '/^SKIPPED:$|: SKIPPED:$/ { on = 1; next }
      on && /^  / { sub("^ +", ""); ++count[$0]; on = 0 }
-     /^[a-z_ ]*skipped: / { ++count[$0] }
+     /^([a-z_]+: )?skipped: / { ++count[$0] }
      END { for (reason in count) printf "test: %d skipped: %s\n", count[reason], reason }' build/cpu/Testing/Temporary/LastTest.log | sort
 [ "$code" = 0 ] || exit "$code"
 
