@@ -1,5 +1,6 @@
 #include "models/run_folder.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <thread>
 #include <utility>
 
+#include "engine/cli.h"
 #include "engine/error.h"
 #include "engine/files/files.h"
 #include "engine/files/json.h"
@@ -131,14 +133,24 @@ RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {
   for (const char* name : {"adapter", "best", "last", "config.toml", "metrics.jsonl", "progress.json"}) remove_stale_parts(path_ / name);
 }
 
-// Some file systems have no symbolic links, which would come out at the first checkpoint only.
+// Some file systems have no symbolic links, and a folder in it may be closed, which would come out at the first checkpoint only.
 void RunFolder::require_links() const {
-  const fs::path probe = part_beside(path_ / "last");
-  std::error_code failed, ignored;
-  fs::create_symlink("checkpoints", probe, failed);
-  fs::remove(probe, ignored);
-  require_disk(path_.string(), failed.value());
-  if (failed) unusable(path_, "could not make a symbolic link in it: " + failed.message());
+  for (const fs::path& folder : {path_, path_ / "checkpoints"}) {
+    if (!is_there(folder)) continue;
+    const fs::path probe = part_beside(folder / "last");
+    std::error_code failed, ignored;
+    fs::create_symlink("checkpoints", probe, failed);
+    fs::remove(probe, ignored);
+    require_disk(folder.string(), failed.value());
+    if (failed) unusable(folder, "could not make a symbolic link in it: " + failed.message());
+  }
+}
+
+// A folder that was moved is not to be written to, nor what took its place.
+void RunFolder::require_in_place() const {
+  struct stat now = {};
+  if (::stat(path_.c_str(), &now) == 0 && identity_ == std::pair<uint64_t, uint64_t>(now.st_dev, now.st_ino)) return;
+  throw Error(Exit::write, shown_path(path_), "was moved or replaced while the run goes on", "put it back, and go on with --resume");
 }
 
 void RunFolder::lock() {
@@ -154,7 +166,12 @@ void RunFolder::lock() {
     std::error_code ignored;
     const fs::path real = fs::canonical(path_, ignored);
     lock_ = std::make_unique<PathLock>(real, PathLock::Kind::exclusive, false);
-    if (lock_->error() == 0) return;
+    if (lock_->error() == 0) {
+      struct stat locked = {};
+      if (::stat(real.c_str(), &locked) != 0) unusable(path_, fmt::format("could not look at the folder: {}", std::strerror(errno)));
+      identity_ = {locked.st_dev, locked.st_ino};
+      return;
+    }
     // The ranks of a run whose launcher was killed are given the time to end.
     if (lock_->error() == EWOULDBLOCK && Clock::now() < patient) {
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -170,7 +187,9 @@ void RunFolder::lock() {
 }
 
 void RunFolder::open(const RunConfig& config, const TrainingState& state) {
+  require_in_place();
   config_ = config;
+  passed_ = later_checkpoints(path_, state.step);
   const fs::path metrics = path_ / "metrics.jsonl", told = path_ / "config.toml";
   const bool had_metrics = is_there(metrics), had_config = is_there(told);
   try {
@@ -191,12 +210,14 @@ void RunFolder::open(const RunConfig& config, const TrainingState& state) {
 void RunFolder::append(const std::string& line) { metrics_->append(line); }
 
 void RunFolder::save(const Model& model, const TrainingState& state) {
+  require_in_place();
   // A checkpoint must not tell of a step whose line could be lost.
   metrics_->sync();
   write_checkpoint(path_, state.step, config_hash(config_), [&](FolderWriter& folder) {
     save_adapter(model, folder, "adapter/", state.last_stage);
     save_training_state(folder, model, state);
   });
+  passed_.erase(state.step);
   set_links(state);
   prune(state);
 }
@@ -205,7 +226,8 @@ void RunFolder::prune(const TrainingState& state) {
   if (state.skipped_in_row > 0) return;  // what came before the steps that fail may be all that is sound
   std::vector<int64_t> protect;
   if (state.best) protect.push_back(state.best->step);
-  prune_checkpoints(path_, state.step, static_cast<int>(config_.train.keep_checkpoints), protect);
+  for (const std::string& line : prune_checkpoints(path_, state.step, static_cast<int>(config_.train.keep_checkpoints), protect, passed_))
+    print_note(line);
 }
 
 void RunFolder::set_links(const TrainingState& state) {
@@ -219,6 +241,7 @@ void RunFolder::set_links(const TrainingState& state) {
 }
 
 void RunFolder::publish_adapter(int64_t step) {
+  require_in_place();
   const fs::path checkpoint = path_ / "checkpoints" / fmt::format("step_{}", step);
   std::vector<ManifestFile> files;
   bool same = true;

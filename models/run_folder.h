@@ -3,7 +3,9 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "engine/config/config.h"
 #include "engine/files/checkpoint.h"
@@ -48,13 +50,16 @@ class RunFolder {
 
  private:
   void lock();
+  void require_in_place() const;
   void require_links() const;
   void set_links(const TrainingState& state);
   void prune(const TrainingState& state);
 
   std::filesystem::path path_;
   std::unique_ptr<PathLock> lock_;
-  std::unique_ptr<MadeFolder> made_;  // goes first: an empty folder is removed while it is locked
+  std::pair<uint64_t, uint64_t> identity_;  // device and inode of the folder that is locked
+  std::set<int64_t> passed_;                // steps of checkpoints that did not verify when the run went on
+  std::unique_ptr<MadeFolder> made_;        // goes first: an empty folder is removed while it is locked
   RunConfig config_;
   std::optional<LineWriter> metrics_;
 };

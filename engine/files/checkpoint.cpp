@@ -262,15 +262,32 @@ std::optional<std::int64_t> linked_step(const fs::path& run_dir, const std::stri
   return parse_step(target.filename().string());
 }
 
-void prune_checkpoints(const fs::path& run_dir, std::int64_t last, int keep, const std::vector<std::int64_t>& protect) {
+std::vector<std::string> prune_checkpoints(const fs::path& run_dir, std::int64_t last, int keep, const std::vector<std::int64_t>& protect,
+                                           const std::set<std::int64_t>& passed) {
   KAVA_CHECK(keep >= 1, "{} checkpoints to keep", keep);
+  std::vector<std::string> stay;
   std::vector<Found> all = list_checkpoints(run_dir);
   std::erase_if(all, [&](const Found& found) { return found.part || found.step > last; });
-  for (std::size_t i = static_cast<std::size_t>(keep); i < all.size(); ++i) {
-    if (std::find(protect.begin(), protect.end(), all[i].step) != protect.end()) continue;
-    const PathLock lock(all[i].path, PathLock::Kind::exclusive, false);
-    if (lock.error() != EWOULDBLOCK) remove_checkpoint(all[i].path);
+  int kept = 0;
+  for (const Found& found : all) {
+    if (!passed.contains(found.step) && ++kept <= keep) continue;
+    if (std::find(protect.begin(), protect.end(), found.step) != protect.end()) continue;
+    const PathLock lock(found.path, PathLock::Kind::exclusive, false);
+    if (lock.error() == EWOULDBLOCK) continue;
+    try {
+      remove_checkpoint(found.path);
+    } catch (const Error& e) {
+      stay.push_back(fmt::format("an old checkpoint stays: {}", e.what()));
+    }
   }
+  return stay;
+}
+
+std::set<std::int64_t> later_checkpoints(const fs::path& run_dir, std::int64_t step) {
+  std::set<std::int64_t> steps;
+  for (const Found& found : list_checkpoints(run_dir))
+    if (!found.part && found.step > step) steps.insert(found.step);
+  return steps;
 }
 
 }  // namespace kava

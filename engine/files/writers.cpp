@@ -56,8 +56,11 @@ FileWriter::FileWriter(const std::string& path) : target_(path), final_(path) {
     descriptor_ = disk::open(temporary_, O_WRONLY | O_CREAT | O_EXCL);
     if (descriptor_ < 0) fail_write(path, errno);
     tell_unfinished(temporary_);
-    if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0 && ::fstat(descriptor_, &status) == 0 && status.st_nlink > 0) return;
-    if (errno != EWOULDBLOCK && status.st_nlink > 0) return;  // a file system without locks, where nothing cleans up either
+    if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) {
+      if (::fstat(descriptor_, &status) == 0 && status.st_nlink > 0) return;
+    } else if (errno != EWOULDBLOCK) {
+      return;  // a file system without locks, where nothing cleans up either
+    }
   }
 }
 

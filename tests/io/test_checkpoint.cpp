@@ -352,6 +352,11 @@ TEST_CASE("pruning keeps the newest and the protected") {
   for (int step : {1, 2, 3, 10, 11, 30}) left.push_back(fs::exists(run.path() / fmt::format("checkpoints/step_{}", step)));
   CHECK(left == std::vector<bool>{false, true, false, true, true, true});
   CHECK_THROWS_AS(prune_checkpoints(run.path(), 11, 0, {}), Error);
+  // What did not verify counts in no whole one's place, and goes once the run is past it.
+  CHECK(later_checkpoints(run.path(), 10) == std::set<std::int64_t>{11, 30});
+  make_checkpoint(run.path(), 12);
+  CHECK(prune_checkpoints(run.path(), 12, 2, {}, {11, 30}).empty());
+  CHECK(names_in(run.path() / "checkpoints") == std::set<std::string>{"step_10", "step_12", "step_30"});
 }
 
 TEST_CASE("a link in the place of a checkpoint is replaced or pruned, and what it leads to stays") {
