@@ -106,7 +106,8 @@ std::vector<std::string> copied_files(const fs::path& base) {
   std::error_code failed;
   const std::string templates = "additional_chat_templates";
   for (fs::directory_iterator entry(base / templates, failed), end; !failed && entry != end; entry.increment(failed))
-    if (entry->path().extension() == ".jinja") names.push_back(templates + "/" + entry->path().filename().string());
+    if (entry->path().extension() == ".jinja" && is_utf8(entry->path().filename().string()))
+      names.push_back(templates + "/" + entry->path().filename().string());
   return names;
 }
 

@@ -4,6 +4,7 @@
 
 #include "engine/error.h"
 #include "engine/files/files.h"
+#include "engine/text/unicode.h"
 #include "models/weights.h"
 
 namespace kava {
@@ -39,11 +40,17 @@ FileDigests model_digests(const std::string& base, const ModelConfig& shape, Ini
   return digests;
 }
 
+bool may_be_read(const fs::path& file) {
+  const std::string ending = file.extension().string();
+  return is_utf8(file.filename().string()) && (ending == ".json" || ending == ".safetensors" || ending == ".bin");
+}
+
 FileDigests folder_digests(const std::string& folder) {
   FileDigests digests;
   std::error_code failed;
   for (fs::directory_iterator entry(folder, failed); !failed && entry != fs::directory_iterator(); entry.increment(failed))
-    if (fs::is_regular_file(entry->path())) digests[entry->path().filename().string()] = sha256_file(entry->path().string());
+    if (may_be_read(entry->path()) && fs::is_regular_file(entry->path()))
+      digests[entry->path().filename().string()] = sha256_file(entry->path().string());
   return digests;
 }
 
@@ -69,6 +76,7 @@ void require_same_files(const std::string& key, const std::string& folder, const
     throw Error(Exit::data, shown_path(fs::path(folder) / name), what, "restore " + key + "'s folder, or " + remedy);
   };
   for (const auto& [name, sha256] : before) {
+    if (key == "model.adapter" && !may_be_read(name)) continue;  // older runs recorded every file
     const auto found = now.find(name);
     if (found == now.end()) refuse(name, "is not there, and was when the run began");
     if (found->second != sha256) refuse(name, kChanged);

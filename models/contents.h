@@ -1,5 +1,6 @@
 // What a run reads, by content: a run goes on wherever its data and its base lie, as long as they hold what they held at its start.
 #pragma once
+#include <filesystem>
 #include <map>
 #include <string>
 #include <vector>
@@ -21,7 +22,10 @@ using FileDigests = std::map<std::string, std::string>;  // file of a folder -> 
 /// Of config.json, the tokenizer's files and, unless the weights are random, the weight files of a model folder.
 FileDigests model_digests(const std::string& base, const ModelConfig& shape, Init init);
 
-/// Of all files of an adapter folder.
+/// Whether a file of a model's or adapter's folder may hold what is read of it, by its name: its configuration, tokenizer or weights.
+bool may_be_read(const std::filesystem::path& file);
+
+/// Of the files of an adapter folder that may be read.
 FileDigests folder_digests(const std::string& folder);
 
 /// Error(code data) naming the file of data.train or data.valid whose content or form is not that of `before`.

@@ -13,6 +13,7 @@
 #include "engine/cli.h"
 #include "engine/files/files.h"
 #include "engine/files/paths.h"
+#include "models/contents.h"
 #include "models/evaluate.h"
 #include "tools/choice_option.h"
 #include "tools/command.h"
@@ -248,12 +249,12 @@ struct Prepared {
   std::vector<fs::path> paths;
 };
 
-// Names, sizes and times of a folder's files: weights that are written anew give other answers.
+// Names, sizes and times of a folder's files that may be read: weights that are written anew give other answers.
 Json state_of(const fs::path& folder) {
   std::map<std::string, std::string> files;
   std::error_code failed;
   for (const fs::directory_entry& e : fs::directory_iterator(folder, failed))
-    if (e.is_regular_file(failed))
+    if (may_be_read(e.path()) && e.is_regular_file(failed))
       files[json_text(e.path().filename().string())] =
           fmt::format("{} {}", e.file_size(failed), e.last_write_time(failed).time_since_epoch().count());
   return files;

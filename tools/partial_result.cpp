@@ -11,7 +11,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::size_t kLargest = std::size_t{1} << 30;
+constexpr std::size_t kLargest = std::size_t{1} << 34;
 
 Json json_of(const DecodeResult& r) {
   Json json = {{"ids", r.ids}, {"tokens", r.tokens}, {"passes", r.passes}, {"passes_merged", r.passes_merged}, {"hit_limit", r.hit_limit}};

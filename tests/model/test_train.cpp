@@ -1,6 +1,7 @@
 #include <catch2/catch_approx.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 #include <cmath>
 #include <numbers>
 
@@ -275,6 +276,35 @@ TEST_CASE("state and optimiser of a checkpoint read back to the same bytes") {
     TinyRun wider({dtype, "lora.rank=3"});
     CHECK_THROWS_AS(load_optimizer(*wider.model, folder.path() / "state"), Error);
   }
+}
+
+TEST_CASE("a run writes nothing more where its folder was moved, nor into what took its place") {
+  TempFolder folder;
+  TinyRun run({"train.max_steps=1"});
+  const fs::path path = folder.path() / "run";
+  RunFolder out(path);
+  out.open(run.config, {});
+  fs::rename(path, folder.path() / "moved");
+  for (bool other : {false, true}) {
+    if (other) fs::create_directory(path);
+    CHECK_THROWS_WITH(out.save(*run.model, {}), Catch::Matchers::ContainsSubstring("run: was moved or replaced"));
+    CHECK_THROWS_WITH(out.publish_adapter(1), Catch::Matchers::ContainsSubstring("run: was moved or replaced"));
+  }
+  CHECK(fs::is_empty(path));
+  CHECK(!fs::exists(folder.path() / "moved/checkpoints"));
+}
+
+TEST_CASE("an adapter's folder is its configuration and weights, whatever lies beside them") {
+  TempFolder folder;
+  for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "README.md", "caf\xe9.json", "log.txt"})
+    overwrite(folder.path() / name, "x");
+  const FileDigests now = folder_digests(folder.path().string());
+  CHECK(now.size() == 2);
+  FileDigests before = now;
+  before["README.md"] = "what an older run recorded";
+  CHECK_NOTHROW(require_same_files("model.adapter", folder.path().string(), before, now, ""));
+  before["adapter_config.json"] = "another";
+  CHECK_THROWS(require_same_files("model.adapter", folder.path().string(), before, now, ""));
 }
 
 TEST_CASE("metrics.jsonl has one object a logged step with exactly its keys, and the batch's losses") {
