@@ -178,12 +178,14 @@ std::map<std::string, double> Trainer::term_gradients(std::span<const Sample> ba
 }
 
 // The samples of a step's batch that by themselves have a loss or gradient that is not finite: each in a step of its own, of which nothing
-// is kept.
+// is kept. Every rank looks at its part of them.
 std::vector<const Sample*> Trainer::not_finite(int64_t step) {
   std::vector<const Sample*> found;
   const std::span<const Sample> batch = batch_of(step);
   const Recipe recipe = curriculum_.recipe(step);
-  for (std::size_t i = 0; i < batch.size(); ++i) {
+  const auto ranks = static_cast<std::size_t>(comm_.size());
+  std::vector<char> mine(batch.size()), all(batch.size() * ranks);
+  for (auto i = static_cast<std::size_t>(comm_.rank()); i < batch.size(); i += ranks) {
     ArenaScope scope(arena_);
     const auto one = batch.subspan(i, 1);
     const BatchTotals totals = batch_totals(model_.config, recipe, one, 1);
@@ -198,8 +200,12 @@ std::vector<const Sample*> Trainer::not_finite(int64_t step) {
     model_.ops.sum_squares(arena_, square, model_.parameters.grad());
     std::vector<double> values = to_host(model_.ops, sums);
     values.push_back(to_host(model_.ops, square)[0]);
-    if (!std::ranges::all_of(values, [](double x) { return std::isfinite(x); })) found.push_back(&batch[i]);
+    mine[i] = !std::ranges::all_of(values, [](double x) { return std::isfinite(x); });
   }
+  if (comm_.alone()) all = mine;
+  else comm_.gather(all.data(), mine.data(), std::ssize(mine), "looking for samples that are not finite");
+  for (std::size_t i = 0; i < batch.size(); ++i)
+    if (all[i % ranks * batch.size() + i]) found.push_back(&batch[i]);
   return found;
 }
 
@@ -273,7 +279,7 @@ StepReport Trainer::end_step() {
   r.updated = std::isfinite(r.grad_norm);
   if (r.updated) ++state_.updates, ++state_.moment_updates;
   state_.skipped_in_row = r.updated ? 0 : state_.skipped_in_row + 1;
-  if (!r.updated && comm_.leads()) r.not_finite = not_finite(r.step - 1);
+  if (!r.updated) r.not_finite = not_finite(r.step - 1);
   return r;
 }
 

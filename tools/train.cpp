@@ -242,7 +242,9 @@ class Run {
   }
 
   int train(RunFolder* folder, Model& model, TrainingState state) {
-    if (folder) folder->open(told_, state);
+    together(comm_, "opening the run's files", [&] {
+      if (folder) folder->open(told_, state);
+    });
     const int64_t first = state.step;
     const std::optional<Best> best = state.best;
     Trainer trainer(model, data_.samples, std::move(state), &comm_);
@@ -296,8 +298,9 @@ class Run {
     if (const std::string text = alarms.summary(); !text.empty()) say("warnings    " + text);
     tell_best(trainer.state());
     if (!finished) {
+      const bool told = comm_.any(stop_requested(), "ending");
       say(fmt::format("stopped at step {} of {}{}; go on with --resume", trainer.state().step, trainer.state().total_steps,
-                      stop_requested() ? "" : " after train.max_hours"));
+                      told ? "" : " after train.max_hours"));
       return static_cast<int>(Exit::stopped);
     }
     if (folder) folder->publish_adapter(trainer.state().step);
