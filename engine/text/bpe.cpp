@@ -19,7 +19,11 @@ std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
   return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
 }
 
-std::size_t hash(std::uint64_t pair) { return static_cast<std::size_t>((pair * 0x9E3779B97F4A7C15u) >> 20); }
+// Both halves of a product: either id moves all bits, also where a file's ids have a pattern.
+std::size_t hash(std::uint64_t pair) {
+  const auto product = static_cast<unsigned __int128>(pair ^ 0xA0761D6478BD642Fu) * 0xE7037ED1A0B428DBu;
+  return static_cast<std::size_t>(static_cast<std::uint64_t>(product >> 64) ^ static_cast<std::uint64_t>(product));
+}
 
 // GPT-2's alphabet: printable bytes of Latin-1 stand for themselves, the others in order for U+0100 and on.
 struct ByteAlphabet {

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <filesystem>
 #include <string_view>
+#include <unordered_set>
 
 #include "engine/files/files.h"
 #include "engine/text/bpe.h"
@@ -47,10 +48,6 @@ NamedToken special_token(const JsonAt& value, const std::string& place) {
 std::optional<std::string> named(const JsonAt& root, const char* key) {
   if (!root.has(key)) return std::nullopt;
   return special_token(root.at(key), key).content;
-}
-
-bool holds(const std::vector<NamedToken>& tokens, const std::string& content) {
-  return std::any_of(tokens.begin(), tokens.end(), [&](const NamedToken& t) { return t.content == content; });
 }
 
 // A list, or an object whose values are tokens.
@@ -113,9 +110,11 @@ void TokenFiles::append_decoder(std::vector<NamedToken>& all) const {
 }
 
 void TokenFiles::append_added(std::vector<NamedToken>& all, const std::vector<NamedToken>& special) const {
+  std::unordered_set<std::string_view> specials;
+  for (const NamedToken& token : special) specials.insert(token.content);
   for (const auto& [content, id] : added_.root().object()) {
     NamedToken token{.content = content, .id = JsonAt(id, added_.path, escaped(content)).whole(kMostTokenIds - 1)};
-    token.special = holds(special, content);
+    token.special = specials.contains(content);
     token.normalized = !token.special;
     token.file = added_.path;
     all.push_back(std::move(token));
@@ -138,14 +137,18 @@ std::vector<NamedToken> TokenFiles::special_tokens() const {
     for (const char* key : {kAdditional, kExtra}) {
       if (root == &map && !with_map) continue;
       std::vector<NamedToken> tokens = listed(*root, key);
-      for (NamedToken& token : tokens) token.must_exist = !alone && !holds(all, token.content);
+      std::unordered_set<std::string_view> before;
+      for (const NamedToken& token : all) before.insert(token.content);
+      for (NamedToken& token : tokens) token.must_exist = !alone && !before.contains(token.content);
       alone = alone && tokens.empty();
       all.insert(all.end(), tokens.begin(), tokens.end());
     }
   for (const JsonAt* root : {&config, &map}) {
     if (root == &map && !with_map) continue;
     std::vector<NamedToken> tokens = model_specific(*root);
-    for (NamedToken& token : tokens) token.must_exist = !holds(all, token.content);
+    std::unordered_set<std::string_view> before;
+    for (const NamedToken& token : all) before.insert(token.content);
+    for (NamedToken& token : tokens) token.must_exist = !before.contains(token.content);
     all.insert(all.end(), tokens.begin(), tokens.end());
   }
   return all;

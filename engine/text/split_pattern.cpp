@@ -82,6 +82,8 @@ SplitPattern SplitPattern::literal(std::string_view text) {
 }
 
 SplitPattern SplitPattern::regex(std::string_view pattern) {
+  constexpr std::size_t kLongestPattern = std::size_t{64} << 10;  // some thousand times what tokenizers have
+  if (pattern.size() > kLongestPattern) throw std::invalid_argument(fmt::format("it is longer than {} bytes", kLongestPattern));
   const std::string translated = pcre_pattern(pattern);
   SplitPattern p;
   p.text_ = pattern;
