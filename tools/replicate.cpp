@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <sstream>
 #include <thread>
 
@@ -112,6 +113,7 @@ std::vector<std::string> task_options(const ReplicateCommand& command) {
 }
 
 int replicate(ReplicateCommand& command) {
+  std::signal(SIGCHLD, SIG_DFL);  // ignored, as a caller may leave it, no child's end would be told
   const ReplicaTable table = read_table(command.table);
   const fs::path out = fs::absolute(command.out.empty() ? fs::path("runs") / table.name : fs::path(command.out)).lexically_normal();
   if (::chdir(table.folder.c_str()) != 0) throw Error(Exit::usage, shown_path(table.folder), "is no folder to work in");

@@ -83,9 +83,9 @@ int submit_to_slurm(const ReplicaTable& table, const std::vector<Work>& works, c
       "#SBATCH --output={}\n"
       "# A signal of the job is passed on, so that each run writes a checkpoint. 75: stopped, to be gone on with.\n"
       "{} {} --out {} --task \"$SLURM_ARRAY_TASK_ID\"{} &\n"
-      "child=$!\ntrap 'kill -TERM $child' TERM INT USR1\n"
+      "child=$! told=\ntrap 'told=yes; kill -TERM $child' TERM INT USR1\n"
       "while :; do wait $child; code=$?; kill -0 $child 2>/dev/null || break; done\n"
-      "[ $code -ne 75 ] || scontrol requeue \"$SLURM_ARRAY_JOB_ID\"_\"$SLURM_ARRAY_TASK_ID\"\nexit $code\n",
+      "[ $code -ne 75 ] || [ -z \"$told\" ] || scontrol requeue \"$SLURM_ARRAY_JOB_ID\"_\"$SLURM_ARRAY_TASK_ID\"\nexit $code\n",
       quoted(table.name), last, log_pattern(out), quoted((program_folder() / "replicate").string()), quoted(table.file.string()),
       quoted(out.string()), arguments);
   const std::string file = (out / "replicate.sbatch").string();

@@ -49,6 +49,13 @@ TEST_CASE("no result in a run is replaced unseen") {
   const Finished other = run("kava_eval " + dir + " --data " + data);
   CHECK(other.code == 2);
   CHECK_THAT(other.output, ContainsSubstring("holds another result; add --force"));
+  for (const char* damaged : {"garbage", "", "[]", "5"}) {
+    const std::string there = tiny.write("damaged.json", damaged);
+    const Finished over = run("kava_eval " + tiny.dir.string() + " --data " + data + " --out " + there);
+    CAPTURE(damaged, over.output);
+    CHECK(over.code == 2);
+    CHECK_THAT(over.output, ContainsSubstring("add --force"));
+  }
   CHECK(read_file(first.string(), 1 << 24) == changed.dump());
   CHECK(run("kava_eval " + dir + " --data " + data + " --out " + first.string()).code == 2);
   CHECK(run("kava_eval " + dir + " --force --data " + data).code == 0);
