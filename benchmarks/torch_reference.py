@@ -151,7 +151,8 @@ class Padded:
 
     def cross_entropy(self, done, rows, labels):
         """Logits at every position, the mean over those that have a label."""
-        wanted = once(lambda: torch.full((done.padded.shape[0] * done.padded.shape[1],), -100).index_copy(0, done.index[rows], labels))
+        count = done.padded.shape[0] * done.padded.shape[1]
+        wanted = once(lambda: torch.full((count,), -100).index_copy(0, done.index[rows], labels))
         return F.cross_entropy(self.network.causal.lm_head(done.padded).flatten(0, 1).float(), wanted)
 
 

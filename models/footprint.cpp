@@ -129,13 +129,12 @@ std::vector<MemoryPlanner::Candidate> MemoryPlanner::candidates(int64_t micro) c
   };
   // Stages of steps grow, so that each is looked at; those of tokens shrink.
   const bool each_stage = recipe_of(config_).rest == Recipe::Rest::steps;
-  int64_t stages = 1;
-  for (int64_t step = 1; each_stage && step < steps_; ++step) stages += curriculum.stage(step) != curriculum.stage(step - 1);
   int64_t stage = curriculum.stage(0), epoch = -1, scanned = 0;
+  const int64_t last = curriculum.stage(steps_ - 1), stages = each_stage ? last - stage + 1 : 1;
   for (int64_t step = 0; step < steps_; ++step) {
     if (each_stage && curriculum.stage(step) != stage) stage = curriculum.stage(step), scanned = 0;
     if (scanned >= kMostScanned / stages) {
-      if (!each_stage) break;
+      if (!each_stage || stage == last) break;
       continue;
     }
     if (step / steps_per_epoch_ != epoch) epoch = step / steps_per_epoch_, order = epoch_order(n, config_.seed, epoch);

@@ -135,21 +135,25 @@ RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {
 
 // Some file systems have no symbolic links, and a folder in it may be closed, which would come out at the first checkpoint only.
 void RunFolder::require_links() const {
-  for (const fs::path& folder : {path_, path_ / "checkpoints"}) {
-    if (!is_there(folder)) continue;
-    const fs::path probe = part_beside(folder / "last");
-    std::error_code failed, ignored;
-    fs::create_symlink("checkpoints", probe, failed);
-    fs::remove(probe, ignored);
-    require_disk(folder.string(), failed.value());
-    if (failed) unusable(folder, "could not make a symbolic link in it: " + failed.message());
-  }
+  const fs::path probe = part_beside(path_ / "last"), checkpoints = path_ / "checkpoints";
+  std::error_code failed, ignored;
+  fs::create_symlink("checkpoints", probe, failed);
+  fs::remove(probe, ignored);
+  require_disk(path_.string(), failed.value());
+  if (failed) unusable(path_, "could not make a symbolic link in it: " + failed.message());
+  if (!is_there(checkpoints) || ::access(checkpoints.c_str(), W_OK | X_OK) == 0) return;
+  require_disk(checkpoints.string(), errno);
+  unusable(path_, fmt::format("{} cannot be written: {}", shown_path(checkpoints), std::strerror(errno)));
 }
 
 // A folder that was moved is not to be written to, nor what took its place.
-void RunFolder::require_in_place() const {
+bool RunFolder::is_in_place() const {
   struct stat now = {};
-  if (::stat(path_.c_str(), &now) == 0 && identity_ == std::pair<uint64_t, uint64_t>(now.st_dev, now.st_ino)) return;
+  return ::stat(path_.c_str(), &now) == 0 && identity_ == std::pair<uint64_t, uint64_t>(now.st_dev, now.st_ino);
+}
+
+void RunFolder::require_in_place() const {
+  if (is_in_place()) return;
   throw Error(Exit::write, shown_path(path_), "was moved or replaced while the run goes on", "put it back, and go on with --resume");
 }
 

@@ -32,6 +32,8 @@ class RunFolder {
   explicit RunFolder(std::filesystem::path path);
 
   const std::filesystem::path& path() const { return path_; }
+  /// Whether the folder lies where it did: what follows but append() ends the run by Error(code write) where it does not.
+  bool is_in_place() const;
 
   /// Writes config.toml and opens metrics.jsonl, cut behind the lines that `state` knows of; makes up for links and pruning that a kill
   /// prevented. Error(code write); code data for a broken line among them.

@@ -103,8 +103,10 @@ Trainer::Trainer(Model& model, std::span<const Sample> samples, TrainingState st
   if (recipe_of(model.config).has_stages()) state_.last_stage = curriculum_.stage(state_.total_steps - 1);
   saved_ = begun && length() == before, extended_ = begun && !saved_;
   // What was the best of a shorter run may be of a stage that is no longer the last.
-  if (begun && state_.total_steps != std::get<0>(before) && state_.best && !counts(state_.best->step - 1, state_.best->step))
-    state_.best.reset();
+  if (begun && state_.total_steps != std::get<0>(before) && state_.best) {
+    const int64_t step = state_.best->step, every = options_.valid_every > 0 ? options_.valid_every : steps_per_epoch_;
+    if (!counts((step - 1) / every * every, step)) state_.best.reset();
+  }
   model_.parameters.set_updates(state_.moment_updates);
   // Once for all samples, so that no later step makes longer tables.
   int64_t positions = 0;
@@ -398,9 +400,9 @@ Trainer::Begun Trainer::begin_next(RunFolder* folder, const TrainingHooks& hooks
     const std::exception_ptr failure = std::current_exception();
     try {
       settle(folder, hooks);
-    } catch (const Error&) {
-      throw;
-    } catch (...) {  // the device failed, which is what is told
+    } catch (const Error& e) {
+      if (e.code() != Exit::comm) throw;  // the others are elsewhere, since this rank failed
+    } catch (...) {                       // the device failed, which is what is told
     }
     std::rethrow_exception(failure);
   }

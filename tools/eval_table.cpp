@@ -112,8 +112,8 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
       fmt::print("{}: {} gold answers end behind the model's last position; they are not in the answer CE\n", name, r.golds_beyond);
   for (const auto& [name, r] : results)
     if (r.golds_over() > 0)
-      fmt::print("{}: {} gold answers with EOS do not fit into {} new tokens and cannot be reached; raise --max-new-tokens\n", name,
-                 r.golds_over(), r.max_new_tokens);
+      fmt::print("{}: {} gold answers with EOS{} do not fit into {} new tokens and cannot be reached; raise --max-new-tokens\n", name,
+                 r.golds_over(), r.prompt == DecodePrompt::free ? " and the prompt" : "", r.max_new_tokens);
 }
 
 }  // namespace kava

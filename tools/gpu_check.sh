@@ -230,7 +230,8 @@ rank 0
 code=\$?
 wait \$! && exit \$code
 EOF
-  if [ "$(nvidia-smi --query-gpu=compute_mode --format=csv,noheader 2>/dev/null)" = Exclusive_Process ]; then
+  if [[ ${CUDA_VISIBLE_DEVICES:-} != *,* ]] &&
+    [ "$(nvidia-smi "${device_of[@]}" --query-gpu=compute_mode --format=csv,noheader 2>/dev/null)" = Exclusive_Process ]; then
     record ranks skipped 0 'the one device lets one process in (compute mode Exclusive_Process)'
     return
   fi
@@ -292,14 +293,16 @@ write_json() {
 EOF
 }
 
-clocks='' watcher=''
+clocks='' watcher='' device_of=()
 if command -v nvidia-smi >/dev/null; then
-  # Of the device that is used, where it is named.
+  # Of the device that is used, where it is named as nvidia-smi knows it.
   device_of=(${CUDA_VISIBLE_DEVICES:+-i "${CUDA_VISIBLE_DEVICES%%,*}"})
-  clocks=$(nvidia-smi "${device_of[@]}" --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu --format=csv,noheader \
-    2>/dev/null | head -n 1)
+  nvidia-smi "${device_of[@]}" -L >/dev/null 2>&1 || device_of=()
+  clocks=$(nvidia-smi "${device_of[@]}" --format=csv,noheader \
+    --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu 2>/dev/null | head -n 1)
   # Which also keeps the driver's state between the programs, where no daemon does.
-  nvidia-smi "${device_of[@]}" --query-gpu=timestamp,index,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active --format=csv -l 1 >"$out/clocks.csv" 2>&1 &
+  nvidia-smi "${device_of[@]}" --format=csv -l 1 >"$out/clocks.csv" 2>&1 \
+    --query-gpu=timestamp,index,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active &
   watcher=$!
 fi
 trap '[ -z "$watcher" ] || kill "$watcher" 2>/dev/null' EXIT

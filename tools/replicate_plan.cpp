@@ -182,6 +182,12 @@ fs::path planned_out(const std::vector<Work>& works, const fs::path& out, const 
   return out;
 }
 
+// Whether a setting, KEY=VALUE, is of the model that a row begins from.
+bool names_base(const std::string& set) {
+  const std::string_view key = stripped(std::string_view(set).substr(0, set.find('=')));
+  return key == "model.path" || key == "model.adapter";
+}
+
 RunPlan plan_of(const ReplicaTable& table, const Work& work, const fs::path& out, const fs::path& temp, const RunOptions& options,
                 std::optional<double> rate) {
   const std::string file = (temp / (work.id + ".json")).string();
@@ -189,8 +195,7 @@ RunPlan plan_of(const ReplicaTable& table, const Work& work, const fs::path& out
   std::vector<std::string> command = {"kava_train", work.arguments[1], "--plan", "--json", file, "--device", options.device};
   if (rate) command.insert(command.end(), {"--rate", fmt::format("{}", *rate)});
   for (const std::string& set : settings_of(table, row, out, work.seed))
-    if (row.start.empty() || !(set.starts_with("model.path=") || set.starts_with("model.adapter=")))
-      command.insert(command.end(), {"--set", set});
+    if (row.start.empty() || !names_base(set)) command.insert(command.end(), {"--set", set});
   // A start that is not trained yet has the shape of what it starts from itself.
   if (const TableRow* start = table.find(row.start)) {
     const TableRow* first = start;

@@ -81,11 +81,13 @@ int submit_to_slurm(const ReplicaTable& table, const std::vector<Work>& works, c
   const std::string script = fmt::format(
       "#!/bin/sh\n#SBATCH --job-name={}\n#SBATCH --array=0-{}\n#SBATCH --requeue\n#SBATCH --open-mode=append\n#SBATCH --signal=B:TERM@120\n"
       "#SBATCH --output={}\n"
-      "# A signal of the job is passed on, so that each run writes a checkpoint. 75: stopped, to be gone on with.\n"
+      "# A signal of the job is passed on, so that each run writes a checkpoint. 75: stopped, to be gone on with; without a signal the\n"
+      "# budget is over, and a job that ends with 75 may be queued again by Slurm itself.\n"
       "{} {} --out {} --task \"$SLURM_ARRAY_TASK_ID\"{} &\n"
       "child=$! told=\ntrap 'told=yes; kill -TERM $child' TERM INT USR1\n"
       "while :; do wait $child; code=$?; kill -0 $child 2>/dev/null || break; done\n"
-      "[ $code -ne 75 ] || [ -z \"$told\" ] || scontrol requeue \"$SLURM_ARRAY_JOB_ID\"_\"$SLURM_ARRAY_TASK_ID\"\nexit $code\n",
+      "[ $code -ne 75 ] || [ -n \"$told\" ] || code=1\n"
+      "[ $code -ne 75 ] || scontrol requeue \"$SLURM_ARRAY_JOB_ID\"_\"$SLURM_ARRAY_TASK_ID\"\nexit $code\n",
       quoted(table.name), last, log_pattern(out), quoted((program_folder() / "replicate").string()), quoted(table.file.string()),
       quoted(out.string()), arguments);
   const std::string file = (out / "replicate.sbatch").string();

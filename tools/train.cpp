@@ -273,13 +273,13 @@ class Run {
       tell_not_finite(progress, r);
       const double own = s.flops_per_s / comm_.size();
       progress.step(r, s, rate ? own / rate->after(own) : 0);
-      if (folder) outside.step(r, s);
+      if (folder && folder->is_in_place()) outside.step(r, s);
       warn(alarms.step(r));
       if (!r.updated) progress.note(not_finite_text(r));
     };
     hooks.on_validation = [&](int64_t step, const Validation& v) {
       progress.validation(step, v, trainer.state().best);
-      outside.validation(step, v, folder != nullptr);
+      outside.validation(step, v, folder && folder->is_in_place());
       warn(alarms.validation(step, v));
     };
     hooks.note = [&](const std::string& text) { progress.note(text); };

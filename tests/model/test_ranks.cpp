@@ -1,5 +1,6 @@
 // Training on several ranks, as threads: any number of them gives the bytes of one.
 #include <algorithm>
+#include <cmath>
 
 #include "tests/model/train_rig.h"
 #include "tests/rank_threads.h"
@@ -69,6 +70,30 @@ TEST_CASE("what one rank is asked, all do: they stop after the same step, with o
   CHECK(steps == std::vector<int64_t>{5, 5, 5});
   CHECK(verify_checkpoint(folder.path() / "run/checkpoints/step_2").step == 2);
   CHECK(verify_checkpoint(folder.path() / "run/checkpoints/step_5").step == 5);
+}
+
+TEST_CASE("every rank of a step that is not finite names the same samples, each having looked at its part") {
+  // A head of its own: the embedding's row is read where its token is fed alone.
+  const std::vector<std::string> sets{"train.batch=5", "train.micro_batch=1", "train.max_steps=2",
+                                      "model.path=" + kGolden + "models/llama_scaled"};
+  const auto named = [&](Comm& comm) {
+    TinyRun run(sets);
+    for (const std::size_t guilty : {1, 3, 4}) {
+      const int32_t token = run.samples[guilty].question.back();
+      run.ops->fill(run.model->embedding.row_range(token, token + 1), std::nan(""));
+    }
+    Trainer trainer(*run.model, run.samples, {}, &comm);
+    std::vector<int64_t> rows;
+    for (const Sample* s : trainer.step().not_finite) rows.push_back(s->row);
+    return rows;
+  };
+  Comm alone;
+  const std::vector<int64_t> one = named(alone);
+  CHECK(one.size() >= 3);
+  std::vector<std::vector<int64_t>> all(2);
+  for (const std::string& f : on_rank_threads(2, 60, [&](Comm& comm) { all[static_cast<std::size_t>(comm.rank())] = named(comm); }))
+    CHECK(f == "");
+  CHECK((all[0] == one && all[1] == one));
 }
 
 TEST_CASE("ranks that hold different weights write no checkpoint") {

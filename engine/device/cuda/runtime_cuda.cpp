@@ -252,6 +252,7 @@ void GpuRuntime::join() {
   KAVA_CUDA(cudaStreamWaitEvent(stream_, state_->joined, 0));
 }
 void GpuRuntime::mark(CUstream_st* stream) {
+  require_not_capturing("cudaEventRecord");
   KAVA_CUDA(cudaEventCreate(&state_->marks.emplace_back()));
   KAVA_CUDA(cudaEventRecord(state_->marks.back(), stream));
 }
