@@ -82,12 +82,12 @@ class Evaluation {
         options_(options),
         decoding_(decoding_of(model.config, options)),
         config_(decoding_.config),
-        recipe_(decoding_.recipe) {
+        recipe_(decoding_.recipe),
+        parts_(sample_options(config_, text.eos.value_or(-1), text.shape.vocab)) {
     result_.max_new_tokens = options.max_new_tokens > 0 ? options.max_new_tokens : default_new_tokens(config_, recipe_, longest_gold());
     if (options.limit > 0 && options.limit < static_cast<int64_t>(file_.rows.size()))
       file_.rows.resize(static_cast<std::size_t>(options.limit));
-    if (text_.tokenizer && !recipe_.forced)
-      prompt_tokens_ = std::ssize(prompt_ids(*text_.tokenizer, sample_options(config_, text_.eos.value_or(-1), text_.shape.vocab)));
+    if (text_.tokenizer && !recipe_.forced) prompt_tokens_ = std::ssize(prompt_ids(*text_.tokenizer, parts_));
     result_.method = config_.method;
     result_.longest_prompt = longest_prompt(text_.shape);
     result_.prompt = recipe_.forced ? DecodePrompt::forced : DecodePrompt::free;
@@ -117,9 +117,7 @@ class Evaluation {
   int64_t gold_tokens(const Row& row) const {
     if (!row.is_ids) {
       if (!text_.tokenizer) return 0;
-      std::string answer = row.answer;
-      if (config_.data.answer_commas == Commas::remove) std::erase(answer, ',');
-      return std::ssize(text_.tokenizer->encode(config_.data.answer_prefix + answer + config_.data.answer_suffix)) + 1;
+      return std::ssize(answer_ids(*text_.tokenizer, parts_, row.answer)) + 1;
     }
     const auto answer = static_cast<int64_t>(row.answer_ids.size()) - row.prompt.value_or(0);
     return answer + (text_.eos && row.answer_ids.back() == *text_.eos ? 0 : 1);
@@ -140,7 +138,7 @@ class Evaluation {
   // Of every row: none is dropped here.
   std::vector<Sample> all_samples() const {
     require_tokenizer(text_, {file_});
-    SampleOptions o = sample_options(config_, text_.eos.value_or(-1), text_.shape.vocab);
+    SampleOptions o = parts_;
     o.chat_before = text_.chat.before, o.chat_after = text_.chat.after;
     o.length = nullptr, o.answers = Answers::all;
     o.fraction = 1;
@@ -324,6 +322,7 @@ class Evaluation {
   const Decoding decoding_;
   const RunConfig& config_;
   const Recipe& recipe_;
+  const SampleOptions parts_;  // by which a row's parts become ids
   int64_t prompt_tokens_ = 0;
   EvalResult result_;
 };

@@ -86,6 +86,8 @@ struct SampleOptions : RunConfig::Data {
 std::vector<int32_t> question_ids(const Tokenizer& tokenizer, const SampleOptions& options, std::string_view question);
 /// Ids of the prompt, the separator before it.
 std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const SampleOptions& options);
+/// Ids of an answer between its affixes, without commas where the options say so; no EOS.
+std::vector<int32_t> answer_ids(const Tokenizer& tokenizer, const SampleOptions& options, std::string answer);
 
 /// Rows that no sample is made of.
 struct LeftOut {

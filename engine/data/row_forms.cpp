@@ -178,11 +178,6 @@ bool is_grouped(std::string_view digits) {
   }
 }
 
-std::string without_commas(std::string text) {
-  std::erase(text, ',');
-  return text;
-}
-
 // Digits of a number written as text: without sign +, currency, commas, needless zeros and exponent; nothing where it is no number.
 std::optional<std::string> plain_number(std::string_view text) {
   std::string s(stripped(text));
@@ -192,9 +187,9 @@ std::optional<std::string> plain_number(std::string_view text) {
   for (const std::string_view currency : {"$", "\xE2\x82\xAC", "\xC2\xA3"})
     if (s.starts_with(currency)) s.erase(0, currency.size());
   if (s.size() > 400) return std::nullopt;
-  const std::string whole_part = s.substr(0, s.find_first_of(".eE"));
-  if (!is_grouped(whole_part)) return std::nullopt;
-  s.erase(0, whole_part.size()), s.insert(0, without_commas(whole_part));
+  const auto behind_whole = s.begin() + static_cast<std::ptrdiff_t>(std::min(s.find_first_of(".eE"), s.size()));
+  if (!is_grouped({s.begin(), behind_whole})) return std::nullopt;
+  s.erase(std::remove(s.begin(), behind_whole, ','), behind_whole);
   std::size_t i = 0;
   auto digits = [&] {
     const std::size_t start = i;

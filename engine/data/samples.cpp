@@ -50,9 +50,7 @@ Sample text_sample(const RowFile& file, const Row& row, const Tokenizer& tokeniz
   add_steps(sample, row, tokenizer, options);
   sample.answer = prompt;
   sample.prompt = static_cast<int32_t>(prompt.size());
-  std::string answer = row.answer;
-  if (options.answer_commas == Commas::remove) std::erase(answer, ',');
-  const std::vector<int32_t> ids = tokenizer.encode(options.answer_prefix + answer + options.answer_suffix);
+  const std::vector<int32_t> ids = answer_ids(tokenizer, options, row.answer);
   sample.blank = options.before_answer && !ids.empty() && stripped(tokenizer.decode({&ids[0], 1})).empty();
   append(sample.answer, ids);
   sample.answer.push_back(options.eos);
@@ -86,6 +84,11 @@ std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const SampleOptions&
   if (options.separator == Separator::eos) ids.push_back(options.eos);
   append(ids, tokenizer.encode(options.answer_prompt));
   return ids;
+}
+
+std::vector<int32_t> answer_ids(const Tokenizer& tokenizer, const SampleOptions& options, std::string answer) {
+  if (options.answer_commas == Commas::remove) std::erase(answer, ',');
+  return tokenizer.encode(options.answer_prefix + answer + options.answer_suffix);
 }
 
 std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokenizer* tokenizer, const SampleOptions& options,

@@ -50,6 +50,12 @@ std::optional<std::string> named(const JsonAt& root, const char* key) {
   return special_token(root.at(key), key).content;
 }
 
+std::unordered_set<std::string_view> contents_of(const std::vector<NamedToken>& tokens) {
+  std::unordered_set<std::string_view> contents;
+  for (const NamedToken& token : tokens) contents.insert(token.content);
+  return contents;
+}
+
 // A list, or an object whose values are tokens.
 std::vector<NamedToken> listed(const JsonAt& root, const char* key) {
   std::vector<NamedToken> tokens;
@@ -110,8 +116,7 @@ void TokenFiles::append_decoder(std::vector<NamedToken>& all) const {
 }
 
 void TokenFiles::append_added(std::vector<NamedToken>& all, const std::vector<NamedToken>& special) const {
-  std::unordered_set<std::string_view> specials;
-  for (const NamedToken& token : special) specials.insert(token.content);
+  const auto specials = contents_of(special);
   for (const auto& [content, id] : added_.root().object()) {
     NamedToken token{.content = content, .id = JsonAt(id, added_.path, escaped(content)).whole(kMostTokenIds - 1)};
     token.special = specials.contains(content);
@@ -137,8 +142,7 @@ std::vector<NamedToken> TokenFiles::special_tokens() const {
     for (const char* key : {kAdditional, kExtra}) {
       if (root == &map && !with_map) continue;
       std::vector<NamedToken> tokens = listed(*root, key);
-      std::unordered_set<std::string_view> before;
-      for (const NamedToken& token : all) before.insert(token.content);
+      const auto before = contents_of(all);
       for (NamedToken& token : tokens) token.must_exist = !alone && !before.contains(token.content);
       alone = alone && tokens.empty();
       all.insert(all.end(), tokens.begin(), tokens.end());
@@ -146,8 +150,7 @@ std::vector<NamedToken> TokenFiles::special_tokens() const {
   for (const JsonAt* root : {&config, &map}) {
     if (root == &map && !with_map) continue;
     std::vector<NamedToken> tokens = model_specific(*root);
-    std::unordered_set<std::string_view> before;
-    for (const NamedToken& token : all) before.insert(token.content);
+    const auto before = contents_of(all);
     for (NamedToken& token : tokens) token.must_exist = !before.contains(token.content);
     all.insert(all.end(), tokens.begin(), tokens.end());
   }
