@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -10,6 +11,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "context.h"
@@ -47,8 +49,6 @@ class StackPool {
   std::vector<Stack> free_;
 } g_stacks;
 
-enum class State : unsigned char { unstarted, ready, at_barrier, at_warp, done };
-
 struct Copy {
   std::uint32_t dst;
   const void* src;
@@ -57,17 +57,17 @@ struct Copy {
 };
 
 struct Thread {
-  State state = State::unstarted;
   Dim3 index;
   Stack stack;
   Context context;
-  Where where;                      // of the wait
+  bool started = false;
   std::vector<Copy> copies;         // not done yet
   std::vector<std::size_t> groups;  // ends of the committed groups in copies
 };
 
+// Of its lanes, a bit each: that did not return, that may run on, that wait for the others at a warp operation and at a barrier.
 struct Warp {
-  std::uint32_t arrived = 0, live = 0;
+  std::uint32_t live = 0, ready = 0, arrived = 0, at_barrier = 0;
   void* slots[32] = {};
   WarpOp op = nullptr;
   const void* code = nullptr;
@@ -121,23 +121,22 @@ void set_current(Block& b, int t) {
   if (b.watcher) b.watcher->thread(t, thread.stack->data());
 }
 
-int next_runnable(const Block& b) {
-  auto runnable = [&](int t) { return b.threads[static_cast<std::size_t>(t)].state <= State::ready; };
-  if (g_schedule.greedy_warps) {
-    const int first = b.current / 32 * 32;
-    for (int t = first; t < std::min(first + 32, b.size); ++t)
-      if (runnable(t)) return t;
-  }
+Warp& warp_of(Block& b, int t) { return b.warps[static_cast<std::size_t>(t / 32)]; }
+std::uint32_t bit_of(int t) { return std::uint32_t{1} << t % 32; }
+
+int next_runnable(Block& b) {
+  if (g_schedule.greedy_warps)
+    if (const std::uint32_t ready = warp_of(b, b.current).ready) return b.current / 32 * 32 + std::countr_zero(ready);
+  const int turn = b.turn[static_cast<std::size_t>(b.current)];
   for (int k = 1; k <= b.size; ++k) {
-    const int t = b.order[static_cast<std::size_t>((b.turn[static_cast<std::size_t>(b.current)] + k) % b.size)];
-    if (runnable(t)) return t;
+    const int next = turn + k, t = b.order[static_cast<std::size_t>(next < b.size ? next : next - b.size)];
+    if (warp_of(b, t).ready & bit_of(t)) return t;
   }
   return -1;
 }
 
 void release_barrier(Block& b) {
-  for (Thread& t : b.threads)
-    if (t.state == State::at_barrier) t.state = State::ready;
+  for (Warp& w : b.warps) w.ready |= std::exchange(w.at_barrier, 0);
   b.waiting = 0;
   b.any_before = b.any, b.any = false;
   if (!b.watcher) return;
@@ -150,8 +149,7 @@ void fiber_main();
 // Leaves `from` and runs thread t.
 void run_thread(Block& b, Context& from, int t, bool leave_for_good = false) {
   Thread& to = b.threads[static_cast<std::size_t>(t)];
-  if (to.state == State::unstarted) {
-    to.state = State::ready;
+  if (!std::exchange(to.started, true)) {
     to.stack = g_stacks.take();
     to.context.prepare(to.stack->data(), kStackBytes, fiber_main);
   }
@@ -160,29 +158,27 @@ void run_thread(Block& b, Context& from, int t, bool leave_for_good = false) {
 }
 
 [[noreturn]] void fail_deadlock(const Block& b) {
-  for (const Thread& t : b.threads)
-    if (t.state == State::at_warp) fail("deadlock: a lane waits for its warp at " + text(t.where) + " and the others cannot come");
+  for (const Warp& w : b.warps)
+    if (w.arrived) fail("deadlock: a lane waits for its warp at " + text(w.where) + " and the others cannot come");
   fail("deadlock: threads wait at a barrier that not all reach, " + text(b.barrier));
 }
 
-void suspend(State state, const Where& where) {
-  Block& b = *t_block;
+// The running thread may not run on; others may.
+void suspend(Block& b) {
   Thread& me = b.threads[static_cast<std::size_t>(b.current)];
-  me.state = state;
-  me.where = where;
-  const int self = b.current, t = next_runnable(b);
+  const int t = next_runnable(b);
   if (t < 0) fail_deadlock(b);
-  if (t != self) run_thread(b, me.context, t);
+  run_thread(b, me.context, t);
 }
 
 void thread_ends(Block& b) {
   Thread& me = b.threads[static_cast<std::size_t>(b.current)];
-  me.state = State::done;
   me.copies.clear();
   me.groups.clear();
   --b.live;
-  Warp& w = b.warps[static_cast<std::size_t>(b.current / 32)];
-  w.live &= ~(1u << b.current % 32);
+  Warp& w = warp_of(b, b.current);
+  w.live &= ~bit_of(b.current);
+  w.ready &= ~bit_of(b.current);
   if (w.arrived) fail("a thread returned while lanes of its warp wait for it at " + text(w.where));
   if (b.watcher && !w.live) b.watcher->together(b.current / 32);
   if (b.waiting && b.waiting == b.live) release_barrier(b);
@@ -207,8 +203,7 @@ void fiber_main() {
     const int t = b.launch.failed ? -1 : next_runnable(b);
     if (t < 0) Context::jump(me.context, b.main, true);
     Thread& next = b.threads[static_cast<std::size_t>(t)];
-    if (next.state == State::unstarted) {
-      next.state = State::ready;
+    if (!std::exchange(next.started, true)) {
       next.stack = std::move(me.stack);
       set_current(b, t);
     } else {
@@ -237,14 +232,14 @@ void start_block(Block& b, std::size_t id) {
     const int lanes = b.size - 32 * w;
     Warp& warp = b.warps[static_cast<std::size_t>(w)];
     warp = Warp();
-    warp.live = lanes >= 32 ? ~0u : (1u << lanes) - 1;
+    warp.live = warp.ready = lanes >= 32 ? ~0u : (1u << lanes) - 1;
   }
 }
 
 void end_block(Block& b) {
   for (Thread& t : b.threads) {
     if (t.stack) g_stacks.give(std::move(t.stack));
-    t.state = State::unstarted;
+    t.started = false;
   }
 }
 
@@ -320,8 +315,14 @@ void block_barrier(const Where& where) {
   Block& b = *t_block;
   if (b.waiting && !same(where, b.barrier)) fail("divergent __syncthreads: " + text(b.barrier) + " and " + text(where));
   b.barrier = where;
-  if (++b.waiting == b.live) release_barrier(b);
-  else suspend(State::at_barrier, where);
+  if (++b.waiting == b.live) {
+    release_barrier(b);
+    return;
+  }
+  Warp& w = warp_of(b, b.current);
+  w.ready &= ~bit_of(b.current);
+  w.at_barrier |= bit_of(b.current);
+  suspend(b);
 }
 
 bool block_any(bool value, const Where& where) {
@@ -332,9 +333,8 @@ bool block_any(bool value, const Where& where) {
 
 void warp_meet(std::uint32_t mask, void* slot, WarpOp op, const Where& where) {
   Block& b = *t_block;
-  const int first = b.current / 32 * 32;
   const unsigned me = lane();
-  Warp& w = b.warps[static_cast<std::size_t>(b.current / 32)];
+  Warp& w = warp_of(b, b.current);
   if (!(mask >> me & 1)) fail("a lane is not in its own mask at " + text(where));
   if (mask & ~w.live) fail("the mask at " + text(where) + " names lanes that returned or do not exist");
   if (w.arrived && (w.op != op || !same(where, w.where))) fail("divergent warp operations: " + text(w.where) + " and " + text(where));
@@ -344,7 +344,8 @@ void warp_meet(std::uint32_t mask, void* slot, WarpOp op, const Where& where) {
   w.slots[me] = slot;
   w.arrived |= 1u << me;
   if ((w.arrived & mask) != mask) {
-    suspend(State::at_warp, where);
+    w.ready &= ~(1u << me);
+    suspend(b);
     return;
   }
   if (w.arrived != mask) fail("lanes with different masks at " + text(where));
@@ -354,17 +355,14 @@ void warp_meet(std::uint32_t mask, void* slot, WarpOp op, const Where& where) {
     b.watcher->quiet = false;
     if (mask == w.live) b.watcher->together(b.current / 32);
   }
-  for (unsigned l = 0; l < 32; ++l) {
-    if (l != me && (mask >> l & 1)) b.threads[static_cast<std::size_t>(first) + l].state = State::ready;
-    w.slots[l] = nullptr;
-  }
-  w.arrived = 0;
+  std::ranges::fill(w.slots, nullptr);
+  w.ready |= std::exchange(w.arrived, 0);
 }
 
 void misaligned(const Where& where) { fail("a misaligned address at " + text(where)); }
 void bad_shuffle(unsigned source) {
   fail("a shuffle reads lane " + std::to_string(source) + ", which its mask does not name, at " +
-       text(t_block->warps[static_cast<std::size_t>(t_block->current / 32)].where));
+       text(warp_of(*t_block, t_block->current).where));
 }
 unsigned lane() { return static_cast<unsigned>(t_block->current) % 32; }
 unsigned char* smem_base() { return t_block->smem->data(); }
@@ -410,7 +408,7 @@ void wait_copies(int pending) {
 }
 
 void saw_ldmatrix(const std::uint32_t (&rows)[32]) {
-  if (t_watcher) t_watcher->ldmatrix(t_block->warps[static_cast<std::size_t>(t_block->current / 32)].code, rows);
+  if (t_watcher) t_watcher->ldmatrix(warp_of(*t_block, t_block->current).code, rows);
 }
 void saw_mma() {
   if (t_watcher) t_watcher->mma();

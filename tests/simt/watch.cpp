@@ -89,12 +89,6 @@ void Watcher::barrier() {
   ++epoch_, ++counts_.barriers;
 }
 
-void Watcher::thread(int number, const unsigned char* stack) {
-  settle();
-  thread_ = number;
-  stack_ = reinterpret_cast<std::uintptr_t>(stack);
-}
-
 // Program and libraries as they lie in memory: what a kernel reads there is constant.
 const std::vector<Watcher::Range>& Watcher::loaded_images() {
   static const std::vector<Range> images = [] {
@@ -130,7 +124,12 @@ void Watcher::access(const void* code, std::uintptr_t address, unsigned bytes, b
   if (quiet || address - stack_ < launch_.stack_bytes) return;
   const bool shared = in_range(address, launch_.smem, launch_.smem_bytes);
   if (!shared && elsewhere(address)) return;
-  if (watched_.races) settle(), check(code, address, bytes, write, shared, thread_);
+  if (watched_.races) {
+    settle();
+    // A call each: a flag that waits in memory for the call costs as much as the check.
+    if (shared) check(code, address, bytes, write, true, thread_);
+    else check(code, address, bytes, write, false, thread_);
+  }
   if (!watched_.counts) return;
   log(code, address, bytes, shared);
   if (!shared) touch(address, bytes, write);

@@ -28,7 +28,11 @@ class Watcher {
   // ---- from the emulator
   void begin_block();
   void barrier();
-  void thread(int number, const unsigned char* stack);
+  void thread(int number, const unsigned char* stack) {
+    settle();
+    thread_ = number;
+    stack_ = reinterpret_cast<std::uintptr_t>(stack);
+  }
   /// All live lanes of a warp have come as far as this: their requests are complete.
   void together(int warp);
   void ldmatrix(const void* code, const std::uint32_t (&rows)[32]);
