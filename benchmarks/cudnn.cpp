@@ -215,7 +215,7 @@ int64_t CudnnGraph::make_plans() {
   return std::ssize(plans_);
 }
 
-void CudnnGraph::run(int64_t plan, std::span<const std::pair<int64_t, void*>> tensors, void* workspace) {
+void* CudnnGraph::pack(std::span<const std::pair<int64_t, void*>> tensors, void* workspace) {
   constexpr int kNumbers = 1000, kPointers = 1001, kWorkspace = 1003;
   std::vector<int64_t> numbers;
   std::vector<void*> addresses;
@@ -224,8 +224,11 @@ void CudnnGraph::run(int64_t plan, std::span<const std::pair<int64_t, void*>> te
   set_ints(pack, kNumbers, numbers);
   set(pack, kPointers, kPointer, std::ssize(addresses), addresses.data()), set(pack, kWorkspace, kPointer, 1, &workspace);
   finalize(pack, "the tensors of a run");
+  return pack;
+}
+
+void CudnnGraph::run(int64_t plan, void* pack) {
   cudnn_.check(cudnn_.api_.BackendExecute(cudnn_.handle_, plans_[static_cast<std::size_t>(plan)].descriptor, pack), "a run");
-  cudnn_.api_.BackendDestroyDescriptor(pack), made_.pop_back();
 }
 
 }  // namespace kava

@@ -95,8 +95,10 @@ class CudnnGraph {
   /// The plans of the configurations that can run on the device in use; none is a CudnnError.
   int64_t make_plans();
   int64_t workspace_bytes(int64_t plan) const { return plans_[static_cast<std::size_t>(plan)].workspace; }
-  /// Queues it on the stream. tensors: numbers and addresses.
-  void run(int64_t plan, std::span<const std::pair<int64_t, void*>> tensors, void* workspace);
+  /// What run() takes, for as long as the graph lives. tensors: numbers and addresses.
+  void* pack(std::span<const std::pair<int64_t, void*>> tensors, void* workspace);
+  /// Queues it on the stream.
+  void run(int64_t plan, void* pack);
 
  private:
   struct Plan {

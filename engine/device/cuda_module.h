@@ -29,12 +29,13 @@ std::unique_ptr<Ops> make_cuda_ops(int number = 0);
 /// A dry backend, which needs neither device nor driver; null where this build has none.
 std::unique_ptr<Ops> make_dry_cuda_ops();
 
-/// What benchmarks ask of a cuda backend: the stream that its ops lie on, whether cuBLASLt makes its large products, and of its passes
-/// (Ops::pass) so far how many were launched as a recording, how many of these by an update of an earlier one's graph, and how many were
-/// not, but for the first of each. Of another backend null, false and 0.
+/// What benchmarks ask of a cuda backend: the stream that its ops lie on, whether cuBLASLt makes its large products, and if it is there and
+/// does not, why; and of its passes (Ops::pass) so far how many were launched as a recording, how many of these by an update of an earlier
+/// one's graph, and how many were not, but for the first of each. Of another backend null, false, empty and 0.
 struct CudaInside {
   CUstream_st* stream = nullptr;
   bool cublaslt = false;
+  std::string cublaslt_fault;
   int64_t recorded = 0, updated = 0, fallbacks = 0;
 };
 CudaInside cuda_inside(Ops& ops);

@@ -411,6 +411,21 @@ TEST_CASE("gpu_check takes a rival that is not there for no fault of the bench, 
   CHECK(read_json(folder / "out/gpu_check.json")["checks"][0]["result"] == "failed");
 }
 
+TEST_CASE("kava_bench takes a cuBLASLt that is there and makes other products for a fault, and none for no rival") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const std::string bench = "kava_bench --device cuda --shape tiny --filter '^product qkv'";
+  const WithVariable second("KAVA_EMULATED_LT", "wrong:2");
+  const Ended wrong = run_command(bench);
+  check_refusal(wrong, 5, "values");
+  CHECK(wrong.err.find("cuBLASLt's product nn to bf16 is not the own kernel's") != std::string::npos);
+  const WithVariable none("KAVA_EMULATED_LT", "none");
+  const Ended unmade = run_command(bench);
+  check_refusal(unmade, 5, "values");
+  CHECK(unmade.err.find("cuBLASLt makes none of the products") != std::string::npos);
+  const WithVariable all("KAVA_EMULATED_LT", "all");
+  CHECK(run_command(bench).code == 0);
+}
+
 TEST_CASE("kava_bench writes what it measured before the memory of a device ran out") {
   if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
   const TempFolder folder;

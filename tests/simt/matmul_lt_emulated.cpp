@@ -2,7 +2,7 @@
 // the own kernels too, is there where a variable asks for it:
 //
 // KAVA_EMULATED_LT=all       it makes all of them
-//                  none:K    it has no way to make the K-th
+//                  none      it has no way to make any; none:K: the K-th
 //                  wrong:K   the first element of the K-th is not what it should be
 //                  fails:K   the K-th ends in a failure
 #include <algorithm>
@@ -55,8 +55,9 @@ bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size, bool onto)
   State& s = *state_;
   LtKey key;
   if (!lt_takes(form, g, any_size, key, onto)) return false;
+  KAVA_CHECK(form != GemmForm::tn || any_size || key.k % LtKey::kDepthStep == 0, "cuBLASLt is asked to sum over {} rows", key.k);
   const bool meant = ++s.products == s.number;
-  if (meant && s.kind == "none") return false;
+  if (s.kind == "none" && (meant || s.number == 0)) return false;
   if (meant && s.kind == "fails") throw GpuError("cublasLtMatmul", 719, "cuBLASLt status 13");
   if (s.runtime.capturing() && !s.planned.contains(rounded_key(key))) throw NotRecordable();
   s.planned.insert(rounded_key(key));

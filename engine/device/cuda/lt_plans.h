@@ -14,8 +14,12 @@ namespace kava {
 
 /// What an algorithm is chosen for. The rows of an activation differ in every step. Backward (nn, tn) m, or k in form tn, counts in steps
 /// of kRowStep. Forward (nt) it is always kForwardRows: a row's bytes must not depend on how many rows stand beside it (Reads in ops.h).
+///
+/// Where cuBLASLt sums k in parts, it may leave out what is beyond the last whole step of its tiles (seen of 12.8.5, 13.1.1 and 13.2.2 on
+/// H100, GB200 and GB300: facebookexperimental/triton, pull request 2767). It gets whole steps of kDepthStep, which those of its tiles
+/// divide.
 struct LtKey {
-  static constexpr int kRowStep = 256, kForwardRows = 4096;
+  static constexpr int kRowStep = 256, kForwardRows = 4096, kDepthStep = 128;
   GemmForm form = GemmForm::nt;
   int m = 0, n = 0, k = 0;
   bool sums = false, adds = false, bias = false;  // f32 outputs; onto what is there, in the outputs' type; a bias

@@ -111,8 +111,8 @@ struct MatmulLt::State {
     cublasLtMatmulPreference_t preference = nullptr;
     KAVA_LT(preference_create(&preference));
     // Parts of a sum are added in a fixed order, not as they come; forward a sum has no parts, whose number could go by the rows.
-    const uint32_t reductions =
-        key.form == GemmForm::nt ? CUBLASLT_REDUCTION_SCHEME_NONE : CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    const bool whole = key.form == GemmForm::nt || key.k % LtKey::kDepthStep != 0;
+    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE | (whole ? 0 : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
     preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace, sizeof kWorkspace);
     preference_set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
     const uint32_t alignment = 16;

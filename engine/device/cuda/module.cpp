@@ -27,7 +27,7 @@ DeviceLink* make_link(Comm& comm, Ops& ops, std::string& why) { return make_devi
 CudaInside inside(Ops& ops) {
   auto& cuda = static_cast<CudaOps&>(ops);
   const PassGraphs::Counts& graphs = cuda.graphs().counts();
-  return {cuda.runtime().stream(), cuda.has_lt(), graphs.launched, graphs.updated, graphs.fallbacks};
+  return {cuda.runtime().stream(), cuda.has_lt(), cuda.lt_fault(), graphs.launched, graphs.updated, graphs.fallbacks};
 }
 
 int64_t taken_bytes(Ops& ops) { return static_cast<CudaOps&>(ops).taken_bytes(); }

@@ -27,6 +27,8 @@ class CudaOps final : public Ops {
   const GpuRuntime& runtime() const { return *runtime_; }
   GpuRuntime& runtime() { return *runtime_; }
   bool has_lt() const { return lt_ != nullptr; }
+  /// Why cuBLASLt, which is there, is not used; empty: it is, or it is not there.
+  const std::string& lt_fault() const { return lt_fault_; }
   const PassGraphs& graphs() const { return *graphs_; }
   /// As taken_memory() of cuda_module.h.
   int64_t taken_bytes();
@@ -115,8 +117,25 @@ class CudaOps final : public Ops {
   }
   template <GemmForm form, class T>
   bool multiplied_by_lt(const Gemm<T>& g, Reads reads) {
-    if constexpr (std::is_same_v<T, bf16>) return lt_ && reads == Reads::tiled && lt_->run(form, g);
-    else return false;
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (!lt_ || reads != Reads::tiled) return false;
+      if constexpr (form != GemmForm::tn) return lt_->run(form, g);
+      else return summed_by_lt(g);
+    } else {
+      return false;
+    }
+  }
+  /// The product over rows, by cuBLASLt for all but the last of them where those are no whole step (LtKey::kDepthStep).
+  bool summed_by_lt(const Gemm<bf16>& g) {
+    const Product<bf16>& p = g.products[0];
+    const int last = p.k % LtKey::kDepthStep, before = p.k - last;
+    Gemm<bf16> most = g, rest = g;
+    most.products[0].k = before;
+    if ((last > 0 && !g.add.data) || !lt_->run(GemmForm::tn, most)) return false;
+    rest.products[0] = {{&p.a[before][0], p.a.stride}, {&p.b[before][0], p.b.stride}, last};
+    rest.partial = {}, rest.parts = 1;
+    if (last > 0) gemm<GemmForm::tn>(stream(), rest);
+    return true;
   }
   /// g onto first, which has the same output: by cuBLASLt where that takes g, after the own kernel made first; else by it as one sum.
   template <GemmForm form, class T>
@@ -131,14 +150,16 @@ class CudaOps final : public Ops {
     first.then(g.products[0].a, g.products[0].b, g.products[0].k);
     gemm<form>(stream(), first);
   }
-  /// Whether cuBLASLt's products are the own kernel's, on numbers whose sums are exact in any order.
-  bool products_agree();
+  /// Compares products of cuBLASLt with the own kernel's, on numbers whose sums are exact in any order: why it is not to be used, which is
+  /// also where it makes none of them. Empty: it may be.
+  std::string fault_of_lt();
   /// c (set, or added to in f32) = op(a) op(b), op transposing.
   void product(const Tensor& c, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, bool add = false);
 
   int device_;
-  std::unique_ptr<GpuRuntime> runtime_;      // null in a dry backend
-  std::unique_ptr<MatmulLt> lt_;             // null where there is no cuBLASLt
+  std::unique_ptr<GpuRuntime> runtime_;  // null in a dry backend
+  std::unique_ptr<MatmulLt> lt_;         // null where there is no cuBLASLt
+  std::string lt_fault_;
   std::unique_ptr<PassGraphs> graphs_;       // null in a dry backend
   void* factors_ = nullptr;                  // an AdamwFactors
   int64_t first_free_ = 0, least_free_ = 0;  // bytes, by the device's count
