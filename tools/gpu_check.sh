@@ -34,7 +34,19 @@ fi
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 
 case_file=$root/tests/golden/cases/kava_defaults.toml
-version=$(timeout -k 10 60 "$bin/kava_train" --version) || exit 1
+device_of=() watcher=''
+if command -v nvidia-smi >/dev/null; then
+  # Of the device that is used, where it is named as nvidia-smi knows it.
+  device_of=(${CUDA_VISIBLE_DEVICES:+-i "${CUDA_VISIBLE_DEVICES%%,*}"})
+  nvidia-smi "${device_of[@]}" -L >/dev/null 2>&1 || device_of=()
+  # Which also keeps the driver's state between the programs, where no daemon does: without one, it may start for a minute.
+  nvidia-smi "${device_of[@]}" --format=csv -l 1 >"$out/clocks.csv" 2>&1 \
+    --query-gpu=timestamp,index,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active &
+  watcher=$!
+fi
+trap '[ -z "$watcher" ] || kill "$watcher" 2>/dev/null' EXIT
+version=$(timeout -k 10 120 "$bin/kava_train" --version) ||
+  { echo "gpu_check: $bin/kava_train --version ended with $? (124: not within two minutes)" >&2; exit 1; }
 device=$(printf '%s\n' "$version" | sed -n 's/^  cuda\( (emulated)\)\?: //p' | head -n 1)
 emulated=false
 printf '%s\n' "$version" | grep -q '^  cuda (emulated): ' && emulated=true
@@ -293,19 +305,11 @@ write_json() {
 EOF
 }
 
-clocks='' watcher='' device_of=()
-if command -v nvidia-smi >/dev/null; then
-  # Of the device that is used, where it is named as nvidia-smi knows it.
-  device_of=(${CUDA_VISIBLE_DEVICES:+-i "${CUDA_VISIBLE_DEVICES%%,*}"})
-  nvidia-smi "${device_of[@]}" -L >/dev/null 2>&1 || device_of=()
+clocks=''
+if [ -n "$watcher" ]; then
   clocks=$(nvidia-smi "${device_of[@]}" --format=csv,noheader \
     --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu 2>/dev/null | head -n 1)
-  # Which also keeps the driver's state between the programs, where no daemon does.
-  nvidia-smi "${device_of[@]}" --format=csv -l 1 >"$out/clocks.csv" 2>&1 \
-    --query-gpu=timestamp,index,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active &
-  watcher=$!
 fi
-trap '[ -z "$watcher" ] || kill "$watcher" 2>/dev/null' EXIT
 trap '[ -z "$running" ] || kill "$running" 2>/dev/null; record interrupted failed 0 "by a signal"; write_json; exit 130' INT TERM
 for now in $parts; do
   deadline=$((SECONDS + 480)) results='' checks=''
