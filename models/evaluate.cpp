@@ -140,7 +140,7 @@ class Evaluation {
     require_tokenizer(text_, {file_});
     SampleOptions o = parts_;
     o.chat_before = text_.chat.before, o.chat_after = text_.chat.after;
-    o.length = nullptr, o.answers = Answers::all;
+    o.answers = Answers::all;
     o.fraction = 1;
     const Recipe trained = recipe_of(config_);
     o.needs_prompt = o.needs_prompt && trained.teacher && trained.student;

@@ -176,7 +176,7 @@ int64_t needed_positions(const RunConfig& config, const Sample& sample) {
   if (config.method == Method::icot && config.icot.keep_positions)
     most = std::max(most, count(sample.question) + count(sample.trace) + count(sample.answer));
   if (config.method == Method::coconut && config.stages.mix > 0)
-    for (int64_t stage = 0; stage <= config.coconut.max_stage + 1; ++stage)
+    for (int64_t stage = 0; stage <= std::min<int64_t>(std::ssize(sample.steps), config.coconut.max_stage + 1); ++stage)
       most = std::max(most, lengths_of(recipe_of(config, stage), sample, 0).longest());
   return most;
 }

@@ -39,7 +39,6 @@ TextModel open_text_model(const std::string& folder) {
 SampleOptions sample_options(const RunConfig& config, int32_t eos, int64_t vocab_size) {
   SampleOptions options;
   static_cast<RunConfig::Data&>(options) = config.data;
-  options.length = [config](const Sample& sample) { return longest_sequence(config, sample); };
   options.needs_prompt = config.codi.weight > 0 || (config.kv.weight > 0 && config.rkv.queries == Queries::answer);
   options.before_answer = config.codi.token == CodiToken::before_answer;
   options.seed = config.seed;
@@ -57,47 +56,45 @@ void require_tokenizer(const TextModel& text, const std::vector<RowFile>& files)
 
 std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, LeftOut* left_out) {
   require_tokenizer(text, files);
-  SampleOptions options = sample_options(config, text.eos.value_or(-1), text.shape.vocab);
-  if (const int64_t positions = text.shape.position_limit())
-    options.length = [config, positions](const Sample& sample) {
-      // What passes the last position counts as over-long.
-      const int64_t tokens = longest_sequence(config, sample);
-      return needed_positions(config, sample) > positions ? std::max(tokens, config.data.max_tokens + 1) : tokens;
-    };
-  return make_samples(files, text.tokenizer ? &*text.tokenizer : nullptr, options, left_out);
+  const SampleOptions options = sample_options(config, text.eos.value_or(-1), text.shape.vocab);
+  std::vector<Sample> samples = make_samples(files, text.tokenizer ? &*text.tokenizer : nullptr, options, left_out);
+  leave_out_long(samples, config, text.shape, *left_out);
+  return samples;
 }
 
-std::string length_limit(const RunConfig& config, const ModelConfig& shape) {
+void leave_out_long(std::vector<Sample>& samples, const RunConfig& config, const ModelConfig& shape, LeftOut& left_out) {
   const int64_t positions = shape.position_limit();
-  const std::string tokens = fmt::format("data.max_tokens = {}", config.data.max_tokens);
-  return positions > 0 && positions < config.data.max_tokens ? fmt::format("{} or n_positions = {}", tokens, positions) : tokens;
+  std::erase_if(samples, [&](const Sample& s) {
+    const bool beyond = positions > 0 && needed_positions(config, s) > positions,
+               too_long = !beyond && longest_sequence(config, s) > config.data.max_tokens;
+    left_out.by_positions += beyond, left_out.too_long += too_long;
+    return beyond || too_long;
+  });
 }
 
 void require_samples(const RunConfig& config, const ModelConfig& shape, const std::string& path, std::span<const Sample> samples,
                      const LeftOut& left_out) {
   if (!samples.empty()) return;
-  const auto [too_long, by_answer] = left_out;
-  const int64_t positions = shape.position_limit();
-  // What is longer than data.max_tokens is then longer than the positions too.
-  const bool by_positions = positions > 0 && positions < config.data.max_tokens;
-  const std::string both = too_long > 0 && by_answer > 0 ? ", " : "", all = both.empty() ? "all " : "";
-  throw Error(
-      Exit::data, shown_path(path),
-      "no row is left: " + (too_long > 0 ? fmt::format("{}{} are longer than {}", all, too_long, length_limit(config, shape)) : "") + both +
-          (by_answer > 0 ? fmt::format("the answers of {}{} do not begin with a digit", all, by_answer) : ""),
-      std::string(too_long == 0  ? ""
-                  : by_positions ? "give shorter rows or fewer latents"
-                                 : "raise data.max_tokens") +
-          both + (by_answer > 0 ? "set data.answers = \"all\"" : ""));
+  std::vector<std::string> why, remedies;
+  const auto add = [&](int64_t count, std::string_view before, const std::string& after, const char* remedy) {
+    if (count == 0) return;
+    why.push_back(fmt::format("{}{}{} {}", before, count == left_out.all() ? "all " : "", count, after)), remedies.emplace_back(remedy);
+  };
+  add(left_out.too_long, "", fmt::format("are longer than data.max_tokens = {}", config.data.max_tokens), "raise data.max_tokens");
+  add(left_out.by_positions, "", fmt::format("need more than n_positions = {}", shape.position_limit()),
+      "give shorter rows or fewer latents");
+  add(left_out.by_answer, "the answers of ", "do not begin with a digit", "set data.answers = \"all\"");
+  throw Error(Exit::data, shown_path(path), fmt::format("no row is left: {}", fmt::join(why, ", ")),
+              fmt::format("{}", fmt::join(remedies, ", ")));
 }
 
-std::string text_of(const LeftOut& left_out, const std::string& limit) {
+std::string text_of(const LeftOut& left_out, const RunConfig& config, const ModelConfig& shape) {
   if (left_out.all() == 0) return "none left out";
-  std::string text = "left out: ";
-  if (left_out.too_long > 0) text += fmt::format("{} over {}", left_out.too_long, limit);
-  if (left_out.by_answer > 0)
-    text += fmt::format("{}{} by data.answers = \"digit\"", left_out.too_long > 0 ? ", " : "", left_out.by_answer);
-  return text;
+  std::vector<std::string> parts;
+  if (left_out.too_long > 0) parts.push_back(fmt::format("{} over data.max_tokens = {}", left_out.too_long, config.data.max_tokens));
+  if (left_out.by_positions > 0) parts.push_back(fmt::format("{} over n_positions = {}", left_out.by_positions, shape.position_limit()));
+  if (left_out.by_answer > 0) parts.push_back(fmt::format("{} by data.answers = \"digit\"", left_out.by_answer));
+  return fmt::format("left out: {}", fmt::join(parts, ", "));
 }
 
 std::vector<RowFile> read_train_files(const RunConfig& config) {

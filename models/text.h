@@ -33,14 +33,15 @@ void require_tokenizer(const TextModel& text, const std::vector<RowFile>& files)
 /// The samples of data files, in file order; those that are left out are counted.
 std::vector<Sample> read_samples(const TextModel& text, const RunConfig& config, const std::vector<RowFile>& files, LeftOut* left_out);
 
-/// What the lengths of samples are held against, in words: data.max_tokens, and the model's positions where these are fewer.
-std::string length_limit(const RunConfig& config, const ModelConfig& shape);
+/// Leaves out, and counts, the samples that need more positions than the model has, and those whose longest sequence is over
+/// data.max_tokens.
+void leave_out_long(std::vector<Sample>& samples, const RunConfig& config, const ModelConfig& shape, LeftOut& left_out);
 
 /// Error(code data) naming the file and what left its rows out, where none is left.
 void require_samples(const RunConfig& config, const ModelConfig& shape, const std::string& path, std::span<const Sample> samples,
                      const LeftOut& left_out);
-/// What was left out and why, in words. limit: what was too long is over that.
-std::string text_of(const LeftOut& left_out, const std::string& limit);
+/// What was left out and why, in words.
+std::string text_of(const LeftOut& left_out, const RunConfig& config, const ModelConfig& shape);
 
 /// The row files of data.train.
 std::vector<RowFile> read_train_files(const RunConfig& config);

@@ -22,7 +22,6 @@ constexpr std::uintmax_t kWorthKeeping = std::uintmax_t{4} << 20;  // bytes of d
 
 SampleOptions options_of(const TextModel& text, const RunConfig& config) {
   SampleOptions o = sample_options(config, text.eos.value_or(-1), text.shape.vocab);
-  o.length = nullptr;
   o.fraction = 1;
   return o;
 }
@@ -82,17 +81,10 @@ TrainSamples tokenised(const TextModel& text, const RunConfig& config, const Sam
           for (std::vector<int32_t>* ids : {&sample.question, &sample.trace, &sample.answer, &sample.steps}) ids->shrink_to_fit();
           all.samples.push_back(std::move(sample));
         }
-      all.left_out += left_out;
+      all.left_out.by_answer += left_out.by_answer;
       first = end;
     }));
   return all;
-}
-
-void leave_out_long(TrainSamples& all, const TextModel& text, const RunConfig& config) {
-  const int64_t positions = text.shape.position_limit();
-  all.left_out.too_long += static_cast<int64_t>(std::erase_if(all.samples, [&](const Sample& s) {
-    return longest_sequence(config, s) > config.data.max_tokens || (positions > 0 && needed_positions(config, s) > positions);
-  }));
 }
 
 }  // namespace
@@ -118,7 +110,7 @@ TrainSamples read_train_samples(const TextModel& text, const RunConfig& config) 
       cache.write(all);
     }
   }
-  leave_out_long(all, text, config);
+  leave_out_long(all.samples, config, text.shape, all.left_out);
   return all;
 }
 

@@ -197,17 +197,17 @@ std::string run_summary(const RunConfig& config, const ModelConfig& shape, std::
   const int64_t per_epoch = (n + config.train.batch - 1) / config.train.batch;
   const int64_t micro = config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch;
   return fmt::format(
-      "samples     {} ({})\n"
+      "samples     {} ({}{})\n"
       "tokens      question {:.1f}, trace {:.1f}, answer {:.1f} on average; longest sequence {}\n"
       "steps       {} of {} samples, {} a forward; {:.2f} epochs{}",
-      n, text_of(left_out, length_limit(config, shape)), question * each, trace * each, answer * each, longest, steps,
-      std::min(config.train.batch, n), std::min(micro, n), static_cast<double>(steps) / static_cast<double>(per_epoch),
-      stage_line(config, steps, per_epoch));
+      n, text_of(left_out, config, shape), config.data.fraction < 1 ? fmt::format("; data.fraction = {}", config.data.fraction) : "",
+      question * each, trace * each, answer * each, longest, steps, std::min(config.train.batch, n), std::min(micro, n),
+      static_cast<double>(steps) / static_cast<double>(per_epoch), stage_line(config, steps, per_epoch));
 }
 
 std::string validation_summary(const RunConfig& config, const ModelConfig& shape, const Validator& valid) {
   return fmt::format("validation  {} rows{} {}", valid.rows(), valid.left_out().all() > 0 ? "; for the losses" : ",",
-                     text_of(valid.left_out(), length_limit(config, shape)));
+                     text_of(valid.left_out(), config, shape));
 }
 
 }  // namespace kava

@@ -72,9 +72,8 @@ struct Sample {
 
 /// The keys of [data], and what else of a run decides how rows become samples.
 struct SampleOptions : RunConfig::Data {
-  std::function<int64_t(const Sample&)> length;  // tokens of the longest sequence that is made of it; absent: none is too long
-  bool needs_prompt = false;                     // an ids row must say how long its prompt is
-  bool before_answer = false;                    // Sample::blank is wanted
+  bool needs_prompt = false;   // an ids row must say how long its prompt is
+  bool before_answer = false;  // Sample::blank is wanted
   int64_t seed = 0;
   int32_t eos = 0;
   int64_t vocab_size = 0;                        // ids rows must lie below it
@@ -91,19 +90,15 @@ std::vector<int32_t> answer_ids(const Tokenizer& tokenizer, const SampleOptions&
 
 /// Rows that no sample is made of.
 struct LeftOut {
-  int64_t too_long = 0;   // their longest sequence is over data.max_tokens, or the model's positions
-  int64_t by_answer = 0;  // data.answers does not take them
-  int64_t all() const { return too_long + by_answer; }
-  LeftOut& operator+=(const LeftOut& other) {
-    too_long += other.too_long, by_answer += other.by_answer;
-    return *this;
-  }
+  int64_t too_long = 0;      // their longest sequence is over data.max_tokens
+  int64_t by_positions = 0;  // they need more positions than the model has
+  int64_t by_answer = 0;     // data.answers does not take them
+  int64_t all() const { return too_long + by_positions + by_answer; }
 };
 
-/// Tokenises the parts, each with its affixes, alone and concatenates them. Samples whose longest sequence is over max_tokens, and rows
-/// that data.answers does not take, are left out and counted in *left_out; data.fraction applies before. Order is that of the files.
-/// Error(code data, FILE:LINE) on an id outside the vocabulary, a question without a token or a missing prompt; Error(code data, FILE) on
-/// text rows without a tokenizer.
+/// Tokenises the parts, each with its affixes, alone and concatenates them. Rows that data.answers does not take are left out and counted
+/// in *left_out; data.fraction applies before. Order is that of the files. Error(code data, FILE:LINE) on an id outside the vocabulary, a
+/// question without a token or a missing prompt; Error(code data, FILE) on text rows without a tokenizer.
 std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokenizer* tokenizer, const SampleOptions& options,
                                  LeftOut* left_out);
 

@@ -402,7 +402,7 @@ std::string whole_question(const Json& row, const RowPlace& place) {
   if (stripped(asked).empty()) place.refuse(question.name() + " is empty");
   const std::string_view before = stripped(string_of(body, place));
   const bool whole = stripped(asked).starts_with(before);
-  return filled_in(whole ? asked : string_of(body, place) + " " + asked, row, place);
+  return filled_in(whole ? asked : fmt::format("{} {}", before, stripped(asked)), row, place);
 }
 
 Row parse_jsonl(const Json& object, const RowPlace& place) {

@@ -116,8 +116,7 @@ std::vector<Sample> make_samples(const std::vector<RowFile>& files, const Tokeni
       }
       Sample sample = row.is_ids ? ids_sample(file, row, options) : text_sample(file, row, *tokenizer, prompt, options);
       sample.row = *next, sample.line = row.line;
-      if (options.length && options.length(sample) > options.max_tokens) ++left_out->too_long;
-      else samples.push_back(std::move(sample));
+      samples.push_back(std::move(sample));
     }
     first = end;
   }

@@ -7,6 +7,7 @@
 
 #include "models/curriculum.h"
 #include "models/layout.h"
+#include "models/text.h"
 
 using namespace kava;
 
@@ -255,4 +256,28 @@ TEST_CASE("the longest sequence is that of the stages a run goes through") {
   RunConfig removing = icot();
   removing.stages.first = 3;
   CHECK(longest_sequence(removing, s) == 4 + 7 + 4);
+}
+
+TEST_CASE("positions are needed for the stages that a sample can be drawn for, and a sample is counted by what it passes") {
+  RunConfig config = coconut();
+  config.stages.fixed = 0, config.stages.mix = 0.5;
+  const Sample one = of_steps({1});
+  // Of one step: stages 0 and 1.
+  CHECK(needed_positions(config, one) ==
+        std::max(lengths_of(recipe_of(config, 0), one, 0).longest(), lengths_of(recipe_of(config, 1), one, 0).longest()));
+  CHECK(lengths_of(recipe_of(config, 3), one, 0).longest() > needed_positions(config, one));
+  ModelConfig gpt2;
+  gpt2.family = "gpt2", gpt2.max_positions = needed_positions(config, one);
+  const auto counted = [&] {
+    LeftOut left_out;
+    std::vector<Sample> samples = {one};
+    leave_out_long(samples, config, gpt2, left_out);
+    CHECK(static_cast<int64_t>(samples.size()) == 1 - left_out.all());
+    return std::pair(left_out.too_long, left_out.by_positions);
+  };
+  CHECK(counted() == std::pair<int64_t, int64_t>(0, 0));
+  --gpt2.max_positions;
+  CHECK(counted() == std::pair<int64_t, int64_t>(0, 1));
+  ++gpt2.max_positions, config.data.max_tokens = longest_sequence(config, one) - 1;
+  CHECK(counted() == std::pair<int64_t, int64_t>(1, 0));
 }
