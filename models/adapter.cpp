@@ -49,7 +49,7 @@ Json adapter_config(const Model& model) {
   const RunConfig& c = model.config;
   return {{"peft_type", "LORA"},
           {"task_type", "CAUSAL_LM"},
-          {"base_model_name_or_path", c.model.init == Init::random ? Json() : Json(c.model.path)},  // a drawn base lies in no folder
+          {"base_model_name_or_path", c.model.init == Init::random ? Json() : Json(plain_path(c.model.path))},  // a drawn base lies nowhere
           {"r", c.lora.rank},
           {"lora_alpha", c.lora.alpha == static_cast<double>(static_cast<int64_t>(c.lora.alpha)) ? Json(static_cast<int64_t>(c.lora.alpha))
                                                                                                  : Json(c.lora.alpha)},
@@ -69,30 +69,14 @@ Json adapter_config(const Model& model) {
           {"revision", nullptr}};
 }
 
-// The values in f32, rounded once, at most a part of them in another type at a time; of a transposed parameter all at once.
-void download_as_f32(const Model& model, const Parameter& p, float* out) {
-  const Tensor& value = p.value;
-  if (p.transposed) {
-    const std::vector<double> all = model.parameters.get_as_stored(p, value);
-    std::copy(all.begin(), all.end(), out);
-    return;
-  }
-  if (value.dtype == DType::f32) return model.ops.download(out, value);
-  const int64_t at_once = std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(value.cols, 1));
-  for (int64_t first = 0; first < value.rows; first += at_once) {
-    const std::vector<double> some = model.parameters.get(value.row_range(first, std::min(value.rows, first + at_once)));
-    out = std::copy(some.begin(), some.end(), out);
-  }
-}
-
 template <class Belongs>
 void save_file(const Model& model, FolderWriter& folder, const std::string& name, Belongs belongs,
                const std::map<std::string, std::string>& metadata = {}) {
   std::vector<TensorOut> tensors;
   for (const Parameter& p : model.parameters.all())
     if (belongs(p.name))
-      tensors.push_back(
-          {p.name, "F32", p.file_shape(), nullptr, [&model, &p](void* out) { download_as_f32(model, p, static_cast<float*>(out)); }});
+      tensors.push_back({p.name, "F32", p.file_shape(), nullptr,
+                         [&model, &p](void* out) { model.parameters.download_as_stored(p, p.value, static_cast<float*>(out)); }});
   FileWriter file = folder.file(name);
   write_safetensors(file, std::move(tensors), metadata);
 }

@@ -180,7 +180,10 @@ std::unique_ptr<Model> load_model(Ops& ops, const OpenedModel& opened) {
   try {
     require_room_for_weights(opened.config, opened.text.shape);
     const Values values = opened.adapter.empty() ? Values::start : Values::loaded;
+    const int64_t before = ops.held_bytes();
     auto model = std::make_unique<Model>(ops, opened.config, opened.text.shape, values, ModelUse::inference);
+    KAVA_CHECK(ops.held_bytes() - before <= inference_bytes(opened.config, opened.text.shape), "a model takes {} bytes for inference",
+               ops.held_bytes() - before);
     if (!opened.adapter.empty()) load_adapter(*model, opened.adapter.string());
     require_same_base(opened);
     return model;

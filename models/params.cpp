@@ -90,14 +90,25 @@ void ParameterStore::set(const std::string& name, const std::vector<double>& hos
 std::vector<double> ParameterStore::get(const Tensor& x) const { return to_host(ops_, x); }
 
 std::vector<double> ParameterStore::get_as_stored(const Parameter& p, const Tensor& x) const {
-  std::vector<double> values = get(x);
-  if (!p.transposed) return values;
-  std::vector<double> turned(values.size());
-  const auto rows = static_cast<std::size_t>(p.rows), cols = static_cast<std::size_t>(p.cols);
-  for (std::size_t r = 0; r < rows; ++r)
-    for (std::size_t c = 0; c < cols; ++c) turned[c * rows + r] = values[r * cols + c];
-  return turned;
+  std::vector<double> values(static_cast<std::size_t>(p.rows * p.cols));
+  download_as_stored(p, x, values.data());
+  return values;
 }
+
+template <class T>
+void ParameterStore::download_as_stored(const Parameter& p, const Tensor& x, T* out) const {
+  if (!p.transposed && x.dtype == DTypeOf<T>::value) return ops_.download(out, x);
+  const int64_t at_once = std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(x.cols, 1));
+  for (int64_t first = 0; first < x.rows; first += at_once) {
+    const int64_t last = std::min(x.rows, first + at_once);
+    const std::vector<double> some = get(x.row_range(first, last));
+    for (int64_t r = first; r < last; ++r)
+      for (int64_t c = 0; c < x.cols; ++c)
+        out[p.transposed ? c * x.rows + r : r * x.cols + c] = static_cast<T>(some[static_cast<std::size_t>((r - first) * x.cols + c)]);
+  }
+}
+template void ParameterStore::download_as_stored(const Parameter& p, const Tensor& x, float* out) const;
+template void ParameterStore::download_as_stored(const Parameter& p, const Tensor& x, double* out) const;
 
 void ParameterStore::refresh() {
   if (half_.tensor() && size_ > 0) ops_.copy(half_.tensor(), value());

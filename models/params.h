@@ -48,7 +48,10 @@ class ParameterStore {
   /// Host values of `value`, rounded to it; refreshes nothing: call refresh() after the last.
   void set(const std::string& name, const std::vector<double>& host);
   std::vector<double> get(const Tensor& x) const;
-  /// The elements of a parameter's value, gradient or moment in the order of files.
+  /// The elements of a parameter's value, gradient or moment in the order of files, each rounded once to T (float or double). What lies in
+  /// another order or type is turned a part at a time.
+  template <class T>
+  void download_as_stored(const Parameter& p, const Tensor& x, T* out) const;
   std::vector<double> get_as_stored(const Parameter& p, const Tensor& x) const;
   /// compute = value rounded to the storage type, and what the groups hold of it is written anew.
   void refresh();

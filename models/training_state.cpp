@@ -52,14 +52,6 @@ double real(const JsonAt& at) {
   return at.value().get<double>();
 }
 
-// A parameter's value or moment as it lies in files, in its own type.
-void download_as_stored(const ParameterStore& parameters, Ops& ops, const Parameter& p, const Tensor& t, void* out) {
-  if (!p.transposed) return ops.download(out, t);
-  const std::vector<double> values = parameters.get_as_stored(p, t);
-  if (t.dtype == DType::f64) std::copy(values.begin(), values.end(), static_cast<double*>(out));
-  else std::copy(values.begin(), values.end(), static_cast<float*>(out));
-}
-
 }  // namespace
 
 void save_training_state(FolderWriter& folder, const Model& model, const TrainingState& state) {
@@ -68,8 +60,10 @@ void save_training_state(FolderWriter& folder, const Model& model, const Trainin
   for (const Part& part : kParts)
     for (const Parameter& p : parameters.all()) {
       const Tensor t = parameters.part((parameters.*part.flat)(), p);
-      tensors.push_back({part.prefix + p.name, file_type(t.dtype), p.file_shape(), nullptr,
-                         [&model, &p, t](void* out) { download_as_stored(model.parameters, model.ops, p, t, out); }});
+      tensors.push_back({part.prefix + p.name, file_type(t.dtype), p.file_shape(), nullptr, [&parameters, &p, t](void* out) {
+                           if (t.dtype == DType::f64) parameters.download_as_stored(p, t, static_cast<double*>(out));
+                           else parameters.download_as_stored(p, t, static_cast<float*>(out));
+                         }});
     }
   FileWriter file = folder.file(kOptimizer);
   write_safetensors(file, std::move(tensors));

@@ -77,7 +77,7 @@ class Probe {
     const Recipe recipe = recipe_of(config, last_stage(config));
     if (!recipe.teacher || recipe.latents == 0) return {};
     config.kv.weight = std::max(config.kv.weight, 1.0);  // methods without L_KV are looked at in the same way
-    Model model(ops_, config, opened_.text.shape, opened_.adapter.empty() ? Values::start : Values::loaded);
+    Model model(ops_, config, opened_.text.shape, opened_.adapter.empty() ? Values::start : Values::loaded, ModelUse::inference);
     if (!opened_.adapter.empty()) load_adapter(model, opened_.adapter.string());
     Arena arena(ops_);
     Dump dump;
@@ -176,9 +176,9 @@ int probe(const ProbeCommand& command) {
   std::vector<Sample> samples = read_samples(opened.text, config, {file}, &left_out);
   const Recipe recipe = decoding_recipe(config);
   const int64_t longest = longest_prompt(opened.text.shape);
-  left_out.too_long += static_cast<int64_t>(std::erase_if(samples, [&](const Sample& s) { return prompt_length(recipe, s) > longest; }));
-  if (left_out.all() > 0)
-    print_note("rows " + text_of(left_out, fmt::format("{} or {} tokens of a question", length_limit(config, opened.text.shape), longest)));
+  const auto long_questions = std::erase_if(samples, [&](const Sample& s) { return prompt_length(recipe, s) > longest; });
+  if (left_out.all() > 0) print_note("rows " + text_of(left_out, config, opened.text.shape));
+  if (long_questions > 0) print_note(fmt::format("rows left out: {} over {} tokens of a question", long_questions, longest));
   if (samples.empty()) throw Error(Exit::data, shown_path(command.data), "no row is left", "raise --limit");
 
   Json questions = Json::array();

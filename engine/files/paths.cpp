@@ -79,6 +79,12 @@ std::string relative_path(const fs::path& folder, const std::string& path) {
   return best.string().starts_with("~") ? "./" + best.string() : best.string();
 }
 
+std::string plain_path(const std::string& path) {
+  if (path.empty()) return "";
+  const fs::path named = fs::absolute(without_trailing_slash(path)).lexically_normal(), real = resolved(path);
+  return (resolved(named) == real || real.empty() ? named : real).string();
+}
+
 std::string path_from(const fs::path& folder, const std::string& path) {
   if (path.empty() || fs::path(path).is_absolute()) return path;
   fs::path at = folder;

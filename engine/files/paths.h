@@ -15,6 +15,9 @@ std::string expand_home(const std::string& path);
 /// together can be moved together. Absolute where no relative path leads there.
 std::string relative_path(const std::filesystem::path& folder, const std::string& path);
 
+/// The absolute path without steps upwards, through links as they are named where that leads to the same place.
+std::string plain_path(const std::string& path);
+
 /// A path read from a file of `folder` (absolute, without symbolic links), with its leading steps upwards taken.
 std::string path_from(const std::filesystem::path& folder, const std::string& path);
 

@@ -2,34 +2,16 @@
 #include <malloc.h>
 
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <sstream>
 
 #include "engine/files/json.h"
 #include "models/run_folder.h"
+#include "tests/model/resident.h"
 #include "tests/model/train_rig.h"
 
 using namespace kava;
 namespace fs = std::filesystem;
-
-namespace {
-
-// A line of /proc/self/status in bytes.
-std::int64_t status_bytes(const std::string& key) {
-  std::ifstream file("/proc/self/status");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with(key + ":")) return std::stoll(line.substr(key.size() + 1)) * 1024;
-  return 0;
-}
-
-// Makes the highest resident size that of now.
-bool forget_highest() {
-  std::ofstream file("/proc/self/clear_refs");
-  file << "5";
-  file.flush();
-  return file.good();
-}
-
-}  // namespace
 
 TEST_CASE("saving a checkpoint takes no more memory than its largest tensor") {
 #if defined(KAVA_ASAN) || defined(KAVA_TSAN)
@@ -37,9 +19,14 @@ TEST_CASE("saving a checkpoint takes no more memory than its largest tensor") {
 #endif
   TempFolder folder;
   // Ten tensors of 8 MiB and more, of each of which a checkpoint holds four copies.
-  Json shape = read_json(kGolden + "models/llama/config.json");
-  shape["hidden_size"] = 256, shape["intermediate_size"] = 8192, shape["vocab_size"] = 8192, shape["num_hidden_layers"] = 3;
-  shape["num_attention_heads"] = 4, shape["num_key_value_heads"] = 2, shape["head_dim"] = 64;
+  const bool gpt2 = GENERATE(false, true);  // whose matrices lie in files by columns
+  Json shape = read_json(kGolden + (gpt2 ? "models/gpt2/config.json" : "models/llama/config.json"));
+  if (gpt2) {
+    shape["n_embd"] = 256, shape["n_inner"] = 8192, shape["vocab_size"] = 8192, shape["n_layer"] = 5, shape["n_head"] = 4;
+  } else {
+    shape["hidden_size"] = 256, shape["intermediate_size"] = 8192, shape["vocab_size"] = 8192, shape["num_hidden_layers"] = 3;
+    shape["num_attention_heads"] = 4, shape["num_key_value_heads"] = 2, shape["head_dim"] = 64;
+  }
   const std::int64_t largest = std::int64_t{8192} * 256 * 4;
   overwrite(folder / "config.json", shape.dump());
   overwrite(folder / "c.toml", tiny_toml());
@@ -59,7 +46,7 @@ TEST_CASE("saving a checkpoint takes no more memory than its largest tensor") {
   out.save(model, state);
   const std::int64_t grown = status_bytes("VmHWM") - before;
   INFO(grown << " bytes; the largest tensor has " << largest);
-  // The buffer of a file, and what the heap keeps of small things.
-  CHECK(grown < largest + (std::int64_t{3} << 20));
+  // The buffer of a file, parts of a tensor on their way, and what the heap keeps of small things.
+  CHECK(grown < largest + (std::int64_t{4} << 20));
   CHECK(fs::file_size(folder.path() / "run/last/optimizer.safetensors") > 10 * 3 * static_cast<std::uintmax_t>(largest));
 }
