@@ -522,7 +522,10 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
   const Shapes shapes = shapes_of(emulated ? "tiny" : command.shape.value_or(by_default), by_default);
   Shapes model_shapes = command.shape || emulated ? shapes : shapes_of("qwen3_06b", by_default);
   if (ops->name() == "cpu") model_shapes.batch = std::min<int64_t>(model_shapes.batch, 8);
-  if (command.json) require_writable("--json", *command.json);
+  if (command.json) {
+    require_no_input("--json", *command.json, {command.shape.value_or("")});
+    require_writable("--json", *command.json);
+  }
   if (emulated) fmt::print("emulated: this shows that everything runs; times and rates say nothing of a GPU\n");
   fmt::print("{}, {} threads\n{:<40} {:>13} {:>17} {:>8}\n", ops->name(), thread_count(command.device), "", "time", "rate", "of ceiling");
   std::optional<KernelCounts> counts;

@@ -21,6 +21,7 @@
 #include "models/train_samples.h"
 #include "tools/command.h"
 #include "tools/device.h"
+#include "tools/resume.h"
 
 namespace kava {
 
@@ -93,17 +94,14 @@ int inspect_step(const StepCommand& command) {
   require_for_training(config, command.config);
   if (!command.adapter.empty()) config.model.adapter = model_folder(command.adapter);
   const std::unique_ptr<Ops> ops = make_ops(command.device);
-  std::vector<std::string> inputs = config_files(command.config);
-  inputs.insert(inputs.end(), {config.model.path, config.model.adapter, config.data.valid});
-  for (const DataFile& file : config.data.train) inputs.push_back(file.path);
-  require_no_input("--out", command.out, inputs);
+  require_no_input("--out", command.out, inputs_of(command.config, config));
   require_writable("--out", command.out);
   const TextModel text = open_text_model(config.model.path);
   text.shape.require_for_training(config.model.dropout);
   if (!text.note.empty()) print_note(text.note);
   auto [samples, files, left_out] = read_train_samples(text, config);
   require_samples(config, text.shape, config.data.train[0].path, samples, left_out);
-  const std::string fewer = text_of(left_out, length_limit(config, text.shape));
+  const std::string fewer = text_of(left_out, config, text.shape);
   if (left_out.all() > 0) print_note("rows " + fewer);
   if (const std::string note = require_traces(config, files, samples); !note.empty()) print_note(note);
   if (static_cast<int64_t>(samples.size()) > config.train.batch) samples.resize(static_cast<std::size_t>(config.train.batch));

@@ -78,18 +78,30 @@ std::string drawn(const std::string& html) {
   return read_file(picture, std::size_t{64} << 20);
 }
 
+// A file in a reported folder is what it is read from, but for pages and pictures, which this program has left there.
+void require_no_part(const std::string& option, const std::string& out, const char* own, const std::vector<std::string>& inputs) {
+  if (fs::path(out).extension() == own) return;
+  std::vector<std::string> all = inputs;
+  for (const std::string& input : inputs) all.push_back(path_in(input, "eval"));
+  require_no_input(option, out, all);
+}
+
 int make_report(const ReportCommand& command) {
   if (command.figure.has_value() != command.png.has_value())
     throw Error(Exit::usage, command.figure ? "--figure" : "--png", "needs the other of --figure and --png", "give both");
   if (command.out && command.png)
     throw Error(Exit::usage, "--out", "is of the page, and --png asks for one figure of it alone", "leave one of them out");
+  std::vector<std::string> inputs = command.things;
+  if (command.probe) inputs.push_back(*command.probe);
+  const fs::path first = command.things[0];
+  const std::string out = command.out.value_or(((first.filename() == "table.json" ? first.parent_path() : first) / "report.html").string());
+  if (command.png) require_no_part("--png", *command.png, ".png", inputs);
+  else require_no_part("--out", out, ".html", inputs);
   const bool several = command.things.size() > 1;
   std::string body;
   for (std::size_t i = 0; i < command.things.size(); ++i) body += section_of(command.things[i], several ? fmt::format("{}_", i + 1) : "");
   if (command.probe) body += report::probe_section(*command.probe, "");
   const std::string title = several ? "kava: runs and tables" : "kava: " + report::run_name(command.things[0]);
-  std::vector<std::string> inputs = command.things;
-  if (command.probe) inputs.push_back(*command.probe);
   if (command.figure) {
     require_writable("--png", *command.png);
     const std::string picture = drawn(report::page(title, only_figure(body, *command.figure)));
@@ -98,11 +110,7 @@ int make_report(const ReportCommand& command) {
     write_file(*command.png, picture);
     return 0;
   }
-  const fs::path first = command.things[0];
-  const std::string out = command.out.value_or(((first.filename() == "table.json" ? first.parent_path() : first) / "report.html").string());
   require_writable("--out", out);
-  if (std::error_code failed; command.probe && fs::equivalent(out, *command.probe, failed))
-    throw Error(Exit::usage, "--out", "is the probe", "name another file");
   fmt::print("written {}\n", shown_path(out));
   require_printed();
   write_file(out, report::page(title, body));

@@ -2,7 +2,6 @@
 
 #include <fstream>
 
-#include "engine/files/json.h"
 #include "engine/files/parts.h"
 
 namespace kava {
@@ -20,20 +19,23 @@ ProgressFile::ProgressFile(const std::filesystem::path& run, int64_t first_step,
 
 void ProgressFile::validation(int64_t step, const Validation& validation, bool writes) {
   validation_ = validation.values;
-  validation_["step"] = static_cast<double>(step);
-  if (writes && last_) write(last_->first, last_->second);
+  validation_["step"] = step;
+  if (writes && last_) write();
+}
+
+void ProgressFile::end() {
+  if (last_ && last_->first.step != written_step_) write();
 }
 
 void ProgressFile::step(const StepReport& report, const Speed& speed) {
-  const auto now = std::chrono::steady_clock::now();
-  if (now - written_ < kPause && report.step < total_steps_) return;
-  written_ = now;
-  if (report.step == total_steps_) last_.emplace(report, speed);
-  write(report, speed);
+  last_.emplace(report, speed);
+  if (std::chrono::steady_clock::now() - written_ >= kPause || report.step == total_steps_) write();
 }
 
 // Neither flushed nor through the calls that a run's safety rests on: a progress that is lost costs nothing, and none may stop a run.
-void ProgressFile::write(const StepReport& r, const Speed& speed) {
+void ProgressFile::write() {
+  const auto& [r, speed] = *last_;
+  written_ = std::chrono::steady_clock::now(), written_step_ = r.step;
   const double seconds = std::chrono::duration<double>(written_ - start_).count();
   const auto done = static_cast<double>(r.step - first_step_);
   Json json = {{"step", r.step},
@@ -41,7 +43,7 @@ void ProgressFile::write(const StepReport& r, const Speed& speed) {
                {"percent", 100.0 * static_cast<double>(r.step) / static_cast<double>(std::max<int64_t>(1, total_steps_))},
                {"eta_s", done > 0 ? Json(seconds / done * static_cast<double>(total_steps_ - r.step)) : Json()},
                {"metrics", Json(step_metrics(r, speed))}};
-  for (const auto& [name, value] : validation_) json["metrics"]["valid"][name] = value;
+  if (!validation_.is_null()) json["metrics"]["valid"] = validation_;
   std::error_code ignored;
   const std::filesystem::path part = part_beside(path_);
   {

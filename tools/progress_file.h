@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "engine/files/json.h"
 #include "models/trainer.h"
 
 namespace kava {
@@ -15,17 +16,20 @@ class ProgressFile {
 
   /// Rewrites the file where the last time is 5 seconds ago, and at the last step.
   void step(const StepReport& report, const Speed& speed);
-  /// writes: one after the last step rewrites the file.
+  /// Rewrites it after a step, where `writes`.
   void validation(int64_t step, const Validation& validation, bool writes);
+  /// The run ends here: the file is of its last step.
+  void end();
 
  private:
-  void write(const StepReport& report, const Speed& speed);
+  void write();
 
   const std::filesystem::path path_;
   const int64_t first_step_, total_steps_;
   std::chrono::steady_clock::time_point start_, written_;
-  std::map<std::string, double> validation_;
-  std::optional<std::pair<StepReport, Speed>> last_;  // of the last step
+  Json validation_;
+  std::optional<std::pair<StepReport, Speed>> last_;  // of the newest step
+  int64_t written_step_ = -1;
 };
 
 }  // namespace kava

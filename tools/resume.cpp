@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "engine/config/config_files.h"
 #include "engine/error.h"
@@ -42,7 +43,34 @@ bool becomes_longer(const TrainingState& state, const RunConfig::Train& train) {
   return state.max_steps == 0 && train.epochs > state.epochs;
 }
 
+// Steps of the warm-up of the longer run, in which a rate that is constant later is not.
+int64_t warmup_of(const TrainingState& state, const RunConfig::Train& train) {
+  const double steps = train.max_steps > 0
+                           ? static_cast<double>(train.max_steps)
+                           : static_cast<double>(state.total_steps) / static_cast<double>(state.epochs) * static_cast<double>(train.epochs);
+  return static_cast<int64_t>(std::ceil(train.warmup * steps));
+}
+
 }  // namespace
+
+bool same_path(const std::string& a, const std::string& b) {
+  std::error_code failed;
+  return a == b || (!a.empty() && !b.empty() && fs::weakly_canonical(a, failed) == fs::weakly_canonical(b, failed));
+}
+
+bool same_inputs(const RunConfig& a, const RunConfig& b) {
+  const auto same_file = [](const DataFile& x, const DataFile& y) { return same_path(x.path, y.path); };
+  return same_path(a.model.path, b.model.path) && same_path(a.model.adapter, b.model.adapter) && same_path(a.data.valid, b.data.valid) &&
+         std::ranges::equal(a.data.train, b.data.train, same_file);
+}
+
+std::vector<std::string> inputs_of(const std::string& file, const RunConfig& config) {
+  std::error_code ignored;
+  std::vector<std::string> inputs = fs::is_directory(file, ignored) ? std::vector{file} : config_files(file);
+  inputs.insert(inputs.end(), {config.model.path, config.model.adapter, config.data.valid});
+  for (const DataFile& data : config.data.train) inputs.push_back(data.path);
+  return inputs;
+}
 
 void require_place(const fs::path& out, bool resume) {
   std::error_code ignored;
@@ -71,11 +99,14 @@ std::optional<Checkpoint> checkpoint_to_begin_from(const fs::path& out, bool res
   return std::nullopt;
 }
 
-Continued go_on(const fs::path& out, const Checkpoint& checkpoint, const RunConfig& config, bool extend, int ranks) {
-  Continued c{load_training_state(checkpoint.path), config, config, {}, {}};
+Continued go_on(const fs::path& out, const Checkpoint& checkpoint, const RunConfig& given, bool extend, int ranks) {
+  Continued c{load_training_state(checkpoint.path), given, given, {}, {}};
   const fs::path told = out / "config.toml";
   const bool is_told = is_there(told);
   if (is_told) c.before = load_run_config(out.string());
+  // The default of lora.targets goes by the model, which need not be there any more.
+  if (!is_there(given.model.path) && given.lora.targets == RunConfig().lora.targets) c.config.lora.targets = c.before.lora.targets;
+  const RunConfig config = c.config;
   if (c.state.older) {
     if (!is_told)
       throw Error(Exit::data, shown_path(out), "was trained by an older version, and its config.toml is not there",
@@ -105,7 +136,8 @@ Continued go_on(const fs::path& out, const Checkpoint& checkpoint, const RunConf
   if (!state.older && checkpoint.manifest.config_hash != config_hash(config))
     throw Error(Exit::usage, shown_path(checkpoint.path), "was written with another configuration",
                 "restore it, or train into another --out");
-  const bool only_longer = parts.empty() && config.train.schedule == Schedule::constant && becomes_longer(state, config.train);
+  const bool only_longer = parts.empty() && config.train.schedule == Schedule::constant && becomes_longer(state, config.train) &&
+                           state.step >= warmup_of(state, config.train);
   if (!extensions.empty() && !extend && !only_longer)
     refuse_changes(where, extensions, "add --extend to go on with it, restore it, or train into another --out");
   if (!parts.empty())
@@ -136,11 +168,9 @@ void require_out_is_no_input(const fs::path& out, const std::string& file, const
   // The run's own file may be given as its configuration.
   if (fs::equivalent(file, told, failed) && !resume && read_file(told, std::size_t{1} << 20) != to_toml(load_run_config(out.string()), out))
     refuse(file);
-  std::vector<std::string> inputs = {config.data.valid, config.model.path, config.model.adapter};
-  if (!fs::is_directory(file, failed))
-    for (const std::string& read : config_files(file))
-      if (read != file) inputs.push_back(read);
-  for (const DataFile& data : config.data.train) inputs.push_back(data.path);
+  if (fs::is_regular_file(out, failed) && fs::equivalent(file, out, failed)) refuse(file);
+  std::vector<std::string> inputs = inputs_of(file, config);
+  std::erase(inputs, file);
   const fs::path folder = fs::weakly_canonical(out, failed);
   for (const std::string& input : inputs) {
     if (input.empty()) continue;

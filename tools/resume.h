@@ -30,13 +30,20 @@ struct Continued {
   bool same_length() const { return length.empty() && notes.empty(); }
 };
 
-/// The checkpoint's state under `config`. Error(code usage) naming what has changed: a fixed key, or without `extend` one that only it may
-/// change. A run with a constant learning rate may become longer without it. Any number of ranks may go on; where train.micro_batch becomes
-/// 0 it is that of `ranks`.
-Continued go_on(const std::filesystem::path& out, const Checkpoint& checkpoint, const RunConfig& config, bool extend, int ranks);
+/// The checkpoint's state under the configuration `given`. Error(code usage) naming what has changed: a fixed key, or without `extend` one
+/// that only it may change. A run with a constant learning rate, whose warm-up stays over, may become longer without it. Any number of
+/// ranks may go on; where train.micro_batch becomes 0 it is that of `ranks`.
+Continued go_on(const std::filesystem::path& out, const Checkpoint& checkpoint, const RunConfig& given, bool extend, int ranks);
 
 /// Error(code data) naming a file or folder of the configuration that a run cannot go on without and that is not there.
 void require_contents_there(const RunConfig& config);
+
+/// Whether two paths lead to the same place, which need not be there; and whether two configurations name the same model and data.
+bool same_path(const std::string& a, const std::string& b);
+bool same_inputs(const RunConfig& a, const RunConfig& b);
+
+/// What a run reads: the configuration's file with what it includes, or a run's folder; its model, adapter and data.
+std::vector<std::string> inputs_of(const std::string& file, const RunConfig& config);
 
 /// Error(code usage) where a run in `out` would write over a file that it reads. `file` is that of the configuration.
 void require_out_is_no_input(const std::filesystem::path& out, const std::string& file, const RunConfig& config, bool resume);

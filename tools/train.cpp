@@ -8,6 +8,8 @@
 #include "engine/cli.h"
 #include "engine/device/cuda_module.h"
 #include "engine/files/files.h"
+#include "engine/files/parts.h"
+#include "engine/files/paths.h"
 #include "engine/memory.h"
 #include "models/adapter.h"
 #include "models/alarms.h"
@@ -75,7 +77,7 @@ void require_work_for_all(const RunConfig& config, int64_t samples, int ranks) {
   if (ranks > forwards)
     throw Error(Exit::usage, "ranks",
                 fmt::format("{} ranks are more than the {} forwards of a step: {} samples, {} a forward", ranks, forwards, batch, micro),
-                batch < ranks ? "start fewer" : "start fewer, or lower train.micro_batch");
+                batch < ranks ? "start fewer" : fmt::format("start fewer, or set train.micro_batch = {}", batch / ranks));
 }
 
 // Bytes that one of the ranks on this machine may take of its backend's memory.
@@ -99,9 +101,11 @@ class Run {
     const std::optional<Continued> before = go_on_together(from);
     const bool finished = before && before->same_length() && before->state.finished() && before->state.updates > 0 &&
                           (config_.data.valid.empty() || before->state.validated_step == before->state.step);
-    if (finished) return folder ? already_finished(*folder, *before) : 0;
     TrainingState state = before ? before->state : TrainingState();
-    together(comm_, "reading model and data", [&] { prepare(before, state); });
+    // Of a finished run nothing is read, but what is named anew.
+    const bool renamed = finished && !same_inputs(before->before, config_);
+    if (!finished || renamed) together(comm_, "reading model and data", [&] { prepare(before, state); });
+    if (finished) return folder ? already_finished(*folder, renamed ? told_ : before->before, state) : 0;
     require_same(comm_, "the data", shown(state.data), Exit::data);
     require_same(comm_, "the base model", shown(state.model), Exit::data);
     require_same(comm_, "model.adapter", shown(state.adapter), Exit::data);
@@ -117,6 +121,7 @@ class Run {
     if (command_.profile && !comm_.alone()) say(Profile::table(comm_));
     return code;
   }
+  bool stepped() const { return stepped_; }
 
  private:
   // Where rank 0 goes on from a checkpoint, all do; each holds it against what is given now.
@@ -155,7 +160,7 @@ class Run {
     if (data_.valid) say(validation_summary(config_, text_.shape, *data_.valid));
     const MemoryPlanner planner(*ops_, config_, text_.shape, data_.samples, data_.valid ? &*data_.valid : nullptr, comm_.size());
     require_memory(planner, config_, text_.shape, memory_for_a_rank(*ops_, ranks_here_));
-    take_contents(state, before.has_value());
+    take_contents(state, before ? &before->before : nullptr);
   }
 
   void load(std::optional<Model>& model, std::optional<Checkpoint>& from, TrainingState& state) {
@@ -210,20 +215,28 @@ class Run {
   }
 
   // What the run reads is, wherever it lies now, what it was at its start.
-  void take_contents(TrainingState& state, bool resumed) {
+  void take_contents(TrainingState& state, const RunConfig* before) {
     const FileDigests model = model_digests(text_.folder, text_.shape, config_.model.init), adapter = folder_digests(config_.model.adapter);
-    if (resumed) {
+    if (before) {
       require_same_data(config_, state.data, data_.digests);
       require_same_counts(state);
       if (!state.older) {
         require_same_files("model.path", config_.model.path, state.model, model, "name it with --set model.path=DIR");
-        // Where the adapter is gone its values are in the checkpoint.
-        if (config_.model.adapter.empty() || !adapter.empty())
-          require_same_files("model.adapter", config_.model.adapter, state.adapter, adapter, "name it with --set model.adapter=DIR");
+        require_same_adapter(state.adapter, adapter, before->model.adapter);
       }
     }
     state.data = data_.digests, state.model = model;
-    if (!resumed) state.adapter = adapter;
+    if (!before) state.adapter = adapter;
+  }
+
+  void require_same_adapter(const FileDigests& before, const FileDigests& now, const std::string& path_before) const {
+    const std::string& path = config_.model.adapter;
+    constexpr const char* kRemedy = "name it with --set model.adapter=DIR";
+    if (now.empty() && same_path(path, path_before)) return;  // its values are in the checkpoint
+    if (path.empty() && !before.empty())
+      throw Error(Exit::data, "model.adapter", "is empty, and was " + shown_path(path_before) + " when the run began", kRemedy);
+    if (!path.empty() && now.empty()) throw Error(Exit::data, shown_path(path), "is not there", kRemedy);
+    require_same_files("model.adapter", path, before, now, kRemedy);
   }
 
   bool out_of_time() const {
@@ -294,6 +307,7 @@ class Run {
             [&](int64_t done, int64_t total, int64_t correct) { progress.validating(done, total, correct); }, &comm_);
       };
     const bool finished = trainer.run(folder, hooks);
+    if (folder && folder->is_in_place()) outside.end();
     progress.finish();
     if (const std::string text = alarms.summary(); !text.empty()) say("warnings    " + text);
     tell_best(trainer.state());
@@ -337,13 +351,15 @@ class Run {
   }
 
   // The end may have been cut short after its checkpoint. What the run read need not be there any more.
-  int already_finished(RunFolder& folder, const Continued& before) {
+  // inputs: names model and data, where they are known to be what they were.
+  int already_finished(RunFolder& folder, const RunConfig& inputs, const TrainingState& state) {
     RunConfig config = told_;
-    config.model.path = before.before.model.path, config.model.adapter = before.before.model.adapter;
-    config.data.train = before.before.data.train, config.data.valid = before.before.data.valid;
-    folder.open(config, before.state);
-    folder.publish_adapter(before.state.step);
-    say(fmt::format("{} is finished: {} steps of {}", shown_path(out_), before.state.step, before.state.total_steps));
+    config.lora.targets = config_.lora.targets;
+    config.model.path = inputs.model.path, config.model.adapter = inputs.model.adapter;
+    config.data.train = inputs.data.train, config.data.valid = inputs.data.valid;
+    folder.open(config, state);
+    folder.publish_adapter(state.step);
+    say(fmt::format("{} is finished: {} steps of {}", shown_path(out_), state.step, state.total_steps));
     return 0;
   }
 
@@ -384,7 +400,10 @@ std::optional<fs::path> run_named(const TrainCommand& command) {
 
 void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& ops, int ranks, int ranks_here) {
   (void)memory_of(command.plan_options), (void)rate_of(command.plan_options);
-  if (command.plan_options.json) require_writable("--json", *command.plan_options.json);
+  if (command.plan_options.json) {
+    require_no_input("--json", *command.plan_options.json, inputs_of(command.config, config));
+    require_writable("--json", *command.plan_options.json);
+  }
   const TextModel text = open_text_model(config.model.path);
   text.shape.require_for_training(config.model.dropout);
   if (const std::string& adapter = config.model.adapter; !adapter.empty()) {
@@ -452,10 +471,11 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
   }
   std::optional<Profile> profile;
   if (command.profile && comm.leads()) profile.emplace(*ops, storage_of(config.model.dtype));
-  const int code = Run(command, comm, out, config, std::move(ops)).run();
-  if (profile) {
+  Run run(command, comm, out, config, std::move(ops));
+  const int code = run.run();
+  if (profile && run.stepped()) {
     say(profile->table());
-    fs::create_directories(out / "log");
+    const MadeFolder log(out / "log");
     profile->write_trace(out / "log" / "profile.trace.json");
     say(fmt::format("written {}", shown_path(out / "log" / "profile.trace.json")));
   }

@@ -87,8 +87,28 @@ TEST_CASE("a probe leaves out questions that are too long to decode, and counts 
   const Ended made = run_command("kava_inspect probe '" + out + "' --data '" + folder / "rows.jsonl" + "' --out '" + probe + "'");
   INFO(made.err);
   CHECK(made.code == 0);
-  CHECK_THAT(made.err, ContainsSubstring("rows left out: 1 over data.max_tokens = "));
+  CHECK_THAT(made.err, ContainsSubstring("rows left out: 1 over 4096 tokens of a question"));
   CHECK_THAT(made.out, ContainsSubstring("1 questions"));
+}
+
+TEST_CASE("a page takes the place of no file that it is made of") {
+  const TextRun tiny;
+  const std::string run = tiny.dir.string();
+  write_metrics(run, 12);
+  fs::create_directories(run + "/eval");
+  overwrite(run + "/eval/x.json", "{}");
+  for (const char* file : {"/config.toml", "/metrics.jsonl", "/eval/x.json"}) {
+    const std::string before = page(run + file);
+    for (const char* how : {" --out '", " --figure loss --png '"}) {
+      const Ended made = run_command("kava_report '" + run + "'" + how + run + file + "'");
+      INFO(made.err);
+      CHECK(made.code == 2);
+      CHECK_THAT(made.err, ContainsSubstring(": is ") && ContainsSubstring(file));
+    }
+    CHECK(page(run + file) == before);
+  }
+  fs::remove(run + "/eval/x.json");
+  for (int time = 0; time < 2; ++time) CHECK(run_command("kava_report '" + run + "'").code == 0);
 }
 
 TEST_CASE("validations without a right answer are a flat line at 0") {

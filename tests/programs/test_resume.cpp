@@ -151,6 +151,11 @@ TEST_CASE("the length of a run and the parts of its batches change only with --e
   REQUIRE(p.train(constant).code == 0);
   check(p.train(constant + "--resume --set train.max_steps=8"), 0, "6 -> 8 steps");
   check(p.train(constant + "--resume"), 2, "train.max_steps: 8 -> 6");
+  // Where the longer run's warm-up is not over, the rate is not that of the shorter one.
+  const std::string warm = "c.toml --out warm --set train.schedule=constant --set train.warmup=0.5 ";
+  REQUIRE(p.train(warm).code == 0);
+  check(p.train(warm + "--resume --set train.max_steps=13"), 2, "train.max_steps: 6 -> 13; add --extend");
+  check(p.train(warm + "--resume --set train.max_steps=12"), 0, "6 -> 12 steps");
 }
 
 TEST_CASE("an extended run says so in its checkpoint before it goes on") {
@@ -258,4 +263,68 @@ TEST_CASE("no run is made over what it reads") {
   check(p.train("c.toml --out x"), 2, "which is read");
   fs::rename(p.root / "model", p.root / "x/adapter");
   check(p.train("c.toml --out x --set model.path=x/adapter"), 2, "which is read");
+}
+
+TEST_CASE("no configuration and no plan takes the place of what it is read with") {
+  Project p;
+  check(p.train("c.toml --out c.toml"), 2, "would write over c.toml, which is read");
+  REQUIRE(p.train("c.toml --out run --set train.max_steps=1").code == 0);
+  fs::copy_file(p.root / "c.toml", p.root / "base.toml");
+  overwrite(p.root / "over.toml", "include = 'base.toml'\n");
+  for (const char* file : {"c.toml", "model/config.json", "model/model.safetensors", "data/train.jsonl", "data/valid.jsonl"}) {
+    const std::string before = p.bytes(file);
+    check(p.train("c.toml --plan --json " + std::string(file)), 2, "--json " + std::string(file) + ": is ");
+    CHECK(p.bytes(file) == before);
+  }
+  check(p.train("over.toml --plan --json base.toml"), 2, "--json base.toml: is ");
+  check(p.train("run --plan --json run/config.toml"), 2, "--json run/config.toml: is ");
+  check(p.train("run --plan --json run/metrics.jsonl"), 2, "--json run/metrics.jsonl: is ");
+  check(p.train("c.toml --plan --json plan.json"), 0, "steps");
+  check(p.train("c.toml --plan --json plan.json"), 0, "steps");
+}
+
+TEST_CASE("a run goes on with nothing that is named anew and is not what it was") {
+  Project p;
+  REQUIRE(p.train("c.toml --out run --profile").code == 0);
+  overwrite(p.root / "data/other.jsonl", p.bytes("data/train.jsonl") + p.bytes("data/train.jsonl"));
+  const std::string trace = p.bytes("run/log/profile.trace.json"), told = p.bytes("run/config.toml");
+  // Finished runs too.
+  check(p.train("run --resume --set 'data.train=[\"data/other.jsonl\"]'"), 4, "data/other.jsonl");
+  check(p.train("run --resume --set 'data.train=[\"absent\"]'"), 4, "absent: is not there");
+  check(p.train("run --resume --set data.valid=data/other.jsonl"), 4, "data.valid");
+  check(p.train("run --resume --set model.adapter=absent"), 4, "absent: is not there");
+  fs::copy_file(p.root / "data/train.jsonl", p.root / "data/same.jsonl");
+  CHECK(p.bytes("run/config.toml") == told);
+  check(p.train("run --resume --set 'data.train=[\"data/same.jsonl\"]'"), 0, "is finished");
+  CHECK(p.bytes("run/config.toml").find("same.jsonl") != std::string::npos);
+  // Nothing was computed, so the profile stays.
+  check(p.train("run --resume --profile"), 0, "is finished");
+  CHECK(p.bytes("run/log/profile.trace.json") == trace);
+
+  REQUIRE(p.train("c.toml --out more --set model.adapter=run/adapter --set train.max_steps=2").code == 0);
+  const std::string longer = "more --extend --set train.max_steps=4 --set model.adapter=";
+  check(p.train(longer + "absent"), 4, "absent: is not there");
+  check(p.train(longer), 4, "model.adapter: is empty, and was ");
+  fs::rename(p.root / "run", p.root / "gone");
+  check(p.train("more --extend --set train.max_steps=4"), 0, "2 -> 4 steps");
+}
+
+TEST_CASE("a run of GPT-2 whose base is gone is finished, whatever names it") {
+  Project p;
+  fs::copy(kGolden + "models/gpt2", p.root / "gpt2");
+  const std::string run = "c.toml --out run --set model.path=gpt2 --set model.dropout=off";
+  REQUIRE(p.train(run + " --set train.max_steps=1").code == 0);
+  const std::string told = p.bytes("run/config.toml");
+  fs::rename(p.root / "gpt2", p.root / "elsewhere");
+  check(p.train(run + " --set train.max_steps=1 --resume"), 0, "is finished");
+  CHECK(p.bytes("run/config.toml") == told);
+  check(p.train(run + " --set train.max_steps=2 --extend"), 4, "gpt2: is not there");
+}
+
+TEST_CASE("progress.json is of the step at which a run stopped") {
+  Project p;
+  check(p.train("c.toml --out run --set train.max_hours=1e-9"), 75, "");
+  check(p.train("run --resume --set train.max_hours=1e-7"), 75, "");
+  const int64_t step = load_training_state(p.root / "run/last").step;
+  CHECK(read_json((p.root / "run/progress.json").string()).at("step") == step);
 }
