@@ -20,12 +20,6 @@ double median(std::vector<double>& values) {
   return *middle;
 }
 
-// What a row without a trace lacks.
-const char* lost_without_trace(TraceUse use) {
-  if (use == TraceUse::target) return "L_KV has no target";
-  return use == TraceUse::learnt ? "there is no chain to learn" : "the teacher sees no chain";
-}
-
 }  // namespace
 
 Alarms::Alarms(const RunConfig& config, int64_t total)
@@ -52,11 +46,15 @@ std::vector<std::string> Alarms::start(std::span<const Sample> train) {
 std::vector<std::string> Alarms::step(const StepReport& r) {
   std::vector<std::string> lines;
   if (!r.updated) ++count_["steps without an update"];  // each is told where it is found
-  if (r.latent_norm_ratio && *r.latent_norm_ratio > kLargestRatio)
+  // Coconut's inputs are the states behind the last norm as they are: their size is the model's.
+  const bool as_they_are = config_.method == Method::coconut && !config_.latent.projection;
+  if (r.latent_norm_ratio && *r.latent_norm_ratio > kLargestRatio && !as_they_are)
     raise("latents' norm",
-          fmt::format("step {}: the latents' inputs are {:.1f} times as large as the embeddings; set latent.projection_init = "
-                      "\"embedding_rms\", or lower train.lr",
-                      r.step, *r.latent_norm_ratio),
+          fmt::format("step {}: the latents' inputs are {:.1f} times as large as the embeddings; {}", r.step, *r.latent_norm_ratio,
+                      !config_.latent.projection ? "set latent.projection = true"
+                      : config_.latent.projection_init != ProjectionInit::embedding_rms
+                          ? "set latent.projection_init = \"embedding_rms\", or lower train.lr"
+                          : "lower train.lr"),
           lines);
   double sum = 0;
   for (const auto& [name, norm] : r.term_grads) sum += norm;

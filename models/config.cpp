@@ -282,7 +282,7 @@ ModelConfig ModelConfig::load(const std::string& folder) {
   else read_llama(keys, c);
   check_size(keys, c);
   read_special_ids(keys, c);
-  c.initializer_range = keys.positive_or("initializer_range", 0.02, 1);
+  c.initializer_range = keys.number_or("initializer_range", 0.02);
   return c;
 }
 

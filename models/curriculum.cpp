@@ -7,7 +7,8 @@ namespace kava {
 
 int64_t Curriculum::stage(int64_t step) const {
   const RunConfig::Stages& s = config_.stages;
-  if (s.fixed >= 0 || !recipe_of(config_).has_stages()) return first_stage(config_);
+  if (!recipe_of(config_).has_stages()) return 0;
+  if (s.fixed >= 0) return s.fixed;
   const int64_t after = std::max<int64_t>(0, step - s.hold * steps_per_epoch_);
   if (config_.method == Method::icot) {
     // Halves round to even.

@@ -218,12 +218,27 @@ int64_t MemoryPlanner::largest_micro_batch(int64_t most, int64_t available) cons
 }
 
 double MemoryPlanner::flops_per_step() const {
-  constexpr int64_t kSteps = 16;
+  constexpr int64_t kSteps = 16;               // that are counted in all, and at least one of each stage
+  constexpr std::size_t kMostStretches = 256;  // icot has a stage for every token: behind them the last one goes on
   const Curriculum curriculum(config_, steps_per_epoch_);
-  const int64_t n = std::min(kSteps, steps_);
+  struct Stretch {
+    int64_t begin, steps;
+  };
+  std::vector<Stretch> stretches;
+  for (int64_t step = 0; step < steps_; ++step) {
+    const bool other = step == 0 || curriculum.stage(step) != curriculum.stage(step - 1);
+    if (other && stretches.size() < kMostStretches) stretches.push_back({step, 0});
+    ++stretches.back().steps;
+  }
   double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += minimum_flops(config_, curriculum.recipe(i * steps_ / n), shape_, batch_of(i * steps_ / n));
-  return sum / static_cast<double>(n);
+  for (const auto [begin, steps] : stretches) {
+    const int64_t n = std::clamp<int64_t>(kSteps * steps / steps_, 1, steps);
+    double of_stretch = 0;
+    for (int64_t i = 0; i < n; ++i)
+      of_stretch += minimum_flops(config_, curriculum.recipe(begin + i * steps / n), shape_, batch_of(begin + i * steps / n));
+    sum += of_stretch * static_cast<double>(steps) / static_cast<double>(n);
+  }
+  return sum / static_cast<double>(steps_);
 }
 
 int64_t MemoryPlanner::disk_bytes() const {
@@ -236,11 +251,17 @@ int64_t MemoryPlanner::disk_bytes() const {
 
 Error memory_refusal(const MemoryPlanner& planner, const MemoryPlan& plan, int64_t asked, int64_t fits, int64_t available) {
   const bool shared = planner.shared();
+  if (const int64_t model = plan.device.weights + plan.device.trainables; model > available)
+    return {Exit::preflight, "memory",
+            fmt::format("the model and its optimiser take {}, {} are available", needed(model), there(available)),
+            "use a smaller model, lora.rank or train.trainable = \"lora\""};
   const std::string takes = plan.at_least ? "more than " + there(available) : needed(plan.total(shared));
   const std::string what = fmt::format("with forwards of {} samples the run takes {}, {} are available", asked, takes, there(available));
   if (fits < 1)
     return {Exit::preflight, "train.micro_batch", what,
-            "not even one sample fits: set train.recompute = \"block\", or use a smaller model"};
+            planner.config().train.recompute == Recompute::block
+                ? "not even one sample fits: use shorter rows or a smaller model"
+                : "not even one sample fits: set train.recompute = \"block\", or use a smaller model"};
   return {Exit::preflight, "train.micro_batch", what,
           fmt::format("set train.micro_batch = {}, the largest that fits, which takes {}", fits,
                       needed(planner.plan(fits, available).total(shared)))};
@@ -252,11 +273,6 @@ void require_memory(const MemoryPlanner& planner, const RunConfig& config, const
   const int64_t asked = planner.asked_micro_batch();
   const MemoryPlan plan = planner.plan(asked, available);
   if (plan.total(planner.shared()) <= available) return;
-  const int64_t model = plan.device.weights + plan.device.trainables;
-  if (model > available)
-    throw Error(Exit::preflight, "memory",
-                fmt::format("the model and its optimiser take {}, {} are available", needed(model), there(available)),
-                "use a smaller model, lora.rank or train.trainable = \"lora\"");
   throw memory_refusal(planner, plan, asked, planner.largest_micro_batch(asked - 1, available), available);
 }
 

@@ -57,6 +57,7 @@ class MemoryPlanner {
   int64_t largest_micro_batch(int64_t most, int64_t available) const;
   /// Fewest operations of a step: the mean over some steps of the run.
   double flops_per_step() const;
+  const RunConfig& config() const { return config_; }
   int64_t steps() const { return steps_; }
   /// Bytes of the checkpoints that are kept, of one that is being written and of the final adapter.
   int64_t disk_bytes() const;

@@ -119,6 +119,9 @@ void set_starts(Model& model, const std::vector<TrainableSpec>& specs) {
         each([&](int64_t i) { return (2 * stream.uniform(i) - 1) * bound; });
         break;
       case Start::normal:
+        if (const double range = model.shape.initializer_range; !(range > 0 && range <= 1))
+          throw Error(Exit::data, model.shape.source, fmt::format("initializer_range = {} must be above 0 and at most 1", range),
+                      "correct it: the latents' projection is drawn by it");
         from_host(ops, to, [&](int64_t begin, std::span<double> out) { stream.normals(begin, out, model.shape.initializer_range); });
         break;
       case Start::one:

@@ -105,15 +105,17 @@ class HelpText final : public CLI::Formatter {
   }
 };
 
-/// The arguments, the last first, with the ~ that a shell leaves in quotes and in --name=~/x.
-std::vector<std::string> arguments_of(int argc, char** argv) {
-  std::vector<std::string> arguments;
-  for (int i = argc - 1; i > 0; --i) {
-    const std::string word = argv[i];
-    const auto value = word.starts_with("--") && word.find('=') != std::string::npos ? word.find('=') + 1 : 0;
-    arguments.push_back(word.substr(0, value) + expand_home(word.substr(value)));
-  }
-  return arguments;
+/// Values of options and arguments with the ~ that a shell leaves in quotes and in --name=~/x; a question is no path.
+void expand_home_in(CLI::App& app) {
+  const CLI::Validator expand(
+      [](std::string& value) {
+        value = expand_home(value);
+        return std::string();
+      },
+      "");
+  for (CLI::Option* option : app.get_options())
+    if (option->get_type_size() != 0 && option->get_name() != "QUESTION") option->transform(expand);
+  for (CLI::App* command : app.get_subcommands({})) expand_home_in(*command);
 }
 
 std::vector<std::string> options_of(const CLI::App& app) {
@@ -186,10 +188,11 @@ int command_main(int argc, char** argv, CLI::App& app, const std::function<int()
     const auto help = std::make_shared<HelpText>();
     app.formatter(help);
     for (CLI::App* command : app.get_subcommands({})) command->formatter(help);
+    expand_home_in(app);
     app.set_version_flag(
         "--version", [&] { return version_text(app.get_name()); }, "Print version, commit, compiler, libraries and devices");
     try {
-      app.parse(arguments_of(argc, argv));
+      app.parse(argc, argv);
     } catch (const CLI::CallForHelp&) {
       std::cout << help_of(app);
       return 0;

@@ -79,7 +79,10 @@ int compare_results(const std::string& path_a, const std::string& path_b) {
   const JsonAt results_a = a.at("results"), results_b = b.at("results");
   if (results_a.array().empty()) results_a.refuse("holds no result");
   if (results_a.array().size() != results_b.array().size())
-    results_b.refuse("is of another number of data files than " + shown_path(path_a));
+    throw Error(
+        Exit::data, shown_path(path_b),
+        fmt::format("holds results of {} data files, {} of {}", results_b.array().size(), shown_path(path_a), results_a.array().size()),
+        "compare results of the same --data");
   fmt::print("A = {} ({})\nB = {} ({})\n", shown_path(path_a), shown_path(a.at("model").string()), shown_path(path_b),
              shown_path(b.at("model").string()));
   for (std::size_t i = 0; i < results_a.array().size(); ++i) compare_data(results_a.at(i), results_b.at(i));

@@ -96,7 +96,8 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
       "gsm_hard compares the last numbers as doubles with relative 1e-6.\n",
       chain  ? "1, and one for each token after the first, EOS included"
       : free ? "pass 0, T as far as they are run, one for eot and the first token\n"
-               "(icot: 1 in all), and one for each token after it, those of the prompt that the model writes itself among them"
+               "(without eot the pass before gives it), and one for each token after it, those of the prompt that the model writes itself\n"
+               "among them"
              : "pass 0, T as far as they are run, one for the prompt and the first token\n"
                "(no_cot: 1 in all), and one for each token after it",
       "pass T and the one behind it as one");

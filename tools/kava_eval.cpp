@@ -180,8 +180,7 @@ void require_latents(const EvalCommand& command, const Decoding& decoding) {
   if (command.controls && sweep) throw Error(Exit::usage, option, "is given beside a sweep", "give them in two calls");
   if (command.sampling.samples > 1 || !command.sampling.greedy())
     throw Error(Exit::usage, option, "compares greedy answers", "leave --samples and --temperature out");
-  if (decoding.recipe.latents == 0)
-    throw Error(Exit::usage, option, "method " + name_of(decoding.config.method) + " has no latents", "give a run trained with latents");
+  if (decoding.recipe.latents == 0) refuse_without_latents(option, decoding.config.method, decoding.recipe);
   if (sweep && decoding.recipe.has_stages())
     throw Error(Exit::usage, option, "method " + name_of(decoding.config.method) + " has its latents by stages", "use --stage K");
 }
@@ -274,6 +273,8 @@ std::string asked_of(const Prepared& p, const RowFile& file) {
 EvalOptions keeping(const EvalCommand& command, const Prepared& p, std::size_t number, EvalOptions options, const std::string& point,
                     Comm& comm, std::deque<PartialResult>& partials) {
   const RowFile& file = p.files[number];
+  // The same contents once more are answered as a file of their own.
+  if (std::ranges::any_of(std::span(p.files).first(number), [&](const RowFile& f) { return f.sha256 == file.sha256; })) return options;
   // A pipe or a device has no place beside it.
   std::error_code failed;
   std::string result;

@@ -94,8 +94,7 @@ class Generator {
   Method method() const { return config_.method; }
 
   void show_latents(const char* asked_by) {
-    if (recipe_.latents == 0)
-      throw Error(Exit::usage, asked_by, "method " + name_of(config_.method) + " has no latents", "give a run trained with latents");
+    if (recipe_.latents == 0) refuse_without_latents(asked_by, config_.method, recipe_);
     options_.keep_latents = true;
   }
   void hide_latents() { options_.keep_latents = false; }

@@ -36,6 +36,12 @@ bool has_chat_template(const std::string& folder) {
 
 }  // namespace
 
+void refuse_without_latents(const char* option, Method method, const Recipe& recipe) {
+  const bool stages = recipe.rest == Recipe::Rest::steps;
+  throw Error(Exit::usage, option, fmt::format("method {} has no latents{}", name_of(method), stages ? " at this stage" : ""),
+              stages ? "give a later one with --stage K" : "give a run trained with latents");
+}
+
 std::string asked_as(const OpenedModel& opened) {
   if (opened.text.chat.family != ChatFamily::none) return "questions as a chat of form " + name_of(opened.text.chat.family);
   // A model that was trained on chats answers a bare question badly, if at all.

@@ -34,6 +34,9 @@ struct ChosenModel {
   DecodeChoice choice;  // method and stage in place of the model's
 };
 
+/// Error(code usage): `option` is of latents, of which `recipe` has none.
+[[noreturn]] void refuse_without_latents(const char* option, Method method, const Recipe& recipe);
+
 /// How questions are asked, for the line that names the model: "questions as they are", or the chat's form.
 std::string asked_as(const OpenedModel& opened);
 

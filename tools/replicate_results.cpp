@@ -55,12 +55,13 @@ std::optional<double> deviation(const std::vector<double>& values, double mean) 
   return std::sqrt(sum / static_cast<double>(values.size() - 1));
 }
 
-Json flags_of(double mean, const std::optional<double>& sd, const PublishedValue& published) {
+// Points are those of a share; passes differ by deviations alone, and times by the machine.
+Json flags_of(Measure measure, double mean, const std::optional<double>& sd, const PublishedValue& published) {
   Json flags = Json::array();
   const double difference = mean - published.value;
-  if (std::abs(difference) > kFlagPoints) flags.push_back("points");
+  if (measure == Measure::accuracy && std::abs(difference) > kFlagPoints) flags.push_back("points");
   const std::optional<double> scale = published.sd ? published.sd : sd;
-  if (scale && *scale > 0 && std::abs(difference) > kFlagDeviations * *scale) flags.push_back("deviations");
+  if (scale && std::abs(difference) > kFlagDeviations * *scale) flags.push_back("deviations");
   return flags;
 }
 
@@ -81,7 +82,7 @@ Json cell_of(States& states, const ReplicaTable& table, const TableRow& row, std
   for (const PublishedValue& p : row.published) {
     if (p.column != c.name || p.measure != measure) continue;
     Json json = {{"value", p.value}, {"sd", p.sd ? Json(*p.sd) : Json()}, {"source", p.source}, {"flags", Json::array()}};
-    if (!numbers.empty() && measure == Measure::accuracy) json["flags"] = flags_of(mean, sd, p);
+    if (!numbers.empty() && measure != Measure::ms) json["flags"] = flags_of(measure, mean, sd, p);
     cell["published"].push_back(std::move(json));
   }
   return cell;
@@ -178,8 +179,9 @@ Json aggregate(States& states, const ReplicaTable& table, bool times) {
   for (std::size_t i = 0; i < table.columns.size(); ++i) {
     const TableColumn& c = table.columns[i];
     // data: the column whose evaluation this one reads
-    columns.push_back(
-        {{"name", c.name}, {"title", c.title}, {"scorer", name_of(c.scorer)}, {"data", table.columns[data_column(table, i)].name}});
+    const TableColumn& of = table.columns[data_column(table, i)];
+    const std::string part = of.limit > 0 ? fmt::format(" (first {})", of.limit) : "";
+    columns.push_back({{"name", c.name}, {"title", c.title + part}, {"scorer", name_of(c.scorer)}, {"limit", of.limit}, {"data", of.name}});
   }
   for (Measure measure : table.measures)
     if (measure != Measure::ms || times) measures.push_back(name_of(measure));

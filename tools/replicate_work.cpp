@@ -250,7 +250,7 @@ std::optional<WorkState> read_state(const fs::path& out, const Work& work) {
   if (state && state->fingerprint != work.fingerprint) {
     if (state->done)
       throw Error(Exit::usage, shown_path(state_path(out, work.id)), "is the result of another configuration than the table's",
-                  "choose another --out, or remove it and the run");
+                  work.kind == WorkKind::train ? "choose another --out, or remove it and the run" : "choose another --out, or remove it");
     return std::nullopt;
   }
   return state;

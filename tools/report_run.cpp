@@ -61,7 +61,7 @@ std::vector<Series> series_of(const std::map<int64_t, Json>& lines, std::initial
 }
 
 std::string metric_figures(const Metrics& m, const std::string& prefix) {
-  std::string out = line_plot(prefix + "loss", "Loss and its terms, unweighted", "loss",
+  std::string out = line_plot(prefix + "loss", "Loss (weighted) and its terms (unweighted)", "loss",
                               series_of(m.steps, {"loss", "student_ce", "teacher_ce", "kv", "codi"}), true);
   out += line_plot(prefix + "validation", "Validation: exact match and upstream's criterion", "%",
                    series_of(m.validations, {"strict", "forced"}, 100, true), false);

@@ -200,8 +200,14 @@ std::vector<std::string> write_sample_files(const std::string& out, const Sample
     written.push_back((folder / name).string());
     write_file(written.back(), text);
   };
-  for (const Task& task : tasks) write(fmt::format("samples_{}_{}.jsonl", task.name(), date), task.lines());
-  write(fmt::format("results_{}.json", date), summary_of(header, tasks, results).dump(2));
+  try {
+    for (const Task& task : tasks) write(fmt::format("samples_{}_{}.jsonl", task.name(), date), task.lines());
+    write(fmt::format("results_{}.json", date), summary_of(header, tasks, results).dump(2));
+  } catch (...) {
+    std::error_code ignored;
+    for (const std::string& path : written) fs::remove(path, ignored);
+    throw;
+  }
   return written;
 }
 

@@ -161,10 +161,9 @@ class Assigner {
   }
 
   template <class Word>
-  static std::size_t index_of(const std::vector<std::string>& words, const Word& word, const std::string& name, const std::string& where,
-                              std::string (*remedy)(const std::string&, const std::vector<std::string>&) = remedy_for_word) {
+  static std::size_t index_of(const std::vector<std::string>& words, const Word& word, const std::string& name, const std::string& where) {
     auto i = std::find(words.begin(), words.end(), word);
-    if (i == words.end()) refuse(where, fmt::format("{} has no value {}", name, toml_string(escaped(word))), remedy(word, words));
+    if (i == words.end()) refuse(where, fmt::format("{} has no value {}", name, toml_string(escaped(word))), remedy_for_word(word, words));
     return static_cast<std::size_t>(i - words.begin());
   }
 
@@ -208,8 +207,7 @@ class Assigner {
     if (!array) wrong_type(key, node, where, "an array, as [\"q_proj\"]");
     field.value->clear();
     for (const toml::node& element : *array) {
-      const std::string& name = text(key, element, where);
-      index_of(lora_linears(), name, key.name, where, remedy_for_target);
+      const std::string& name = text(key, element, where);  // of a linear: apply_architecture looks
       if (std::find(field.value->begin(), field.value->end(), name) != field.value->end())
         refuse(where, fmt::format("{} names {} twice", key.name, name), "name it once");
       field.value->push_back(name);
@@ -246,8 +244,9 @@ std::vector<Setting> settings_of(const toml::table& root, const std::string& pat
       }
     } else {
       if (node.is_table() && !assigner.find(top)) refuse(where, fmt::format("unknown section [{}]", escaped(top)), remedy_for_section(top));
-      // A quoted top-level "train.lr" is not the key train.lr.
-      if (top.find('.') != std::string::npos || !assigner.find(top)) refuse_unknown(top, where);
+      if (top.find('.') != std::string::npos && assigner.find(top))
+        refuse(where, fmt::format("\"{}\" is one name, with a dot in it, and no key", top), "write it without the quotes");
+      if (!assigner.find(top)) refuse_unknown(top, where);
       out.push_back({top, &node, where, &assigner});
     }
   }
@@ -292,8 +291,11 @@ Setting setting_of(const std::string& argument, std::deque<toml::table>& values,
   const std::string key = strip(argument.substr(0, equals)), value = argument.substr(equals + 1);
   if (assigner.is_section(key))
     refuse(where, fmt::format("{} is a section", key), fmt::format("set one of its keys, as {}.KEY=VALUE", key));
-  if (!assigner.find(key)) refuse_unknown(key, where);
-  if (is_beyond_64_bits(value)) refuse(where, key + " has a number that is not representable in 64 bits", "give a smaller one");
+  if (key == "include") refuse(where, "include is of a file alone", "name the file as CONFIG");
+  const Key* known = assigner.find(key);
+  if (!known) refuse_unknown(key, where);
+  if (!std::holds_alternative<Text>(known->field) && is_beyond_64_bits(value))
+    refuse(where, key + " has a number that is not representable in 64 bits", "give a smaller one");
   values.push_back(parse_value(value));
   return {key, values.back().get("x"), where, &assigner};
 }
@@ -363,17 +365,21 @@ const Architecture* architecture_at(const std::string& folder) {
 
 void apply_architecture(RunConfig& config, const Origins& given) {
   const Architecture* a = architecture_at(config.model.path);
-  if (!a) return;
   const auto origin = given.find("lora.targets");
   if (origin == given.end()) {
-    config.lora.targets = a->lora_targets;
+    if (a) config.lora.targets = a->lora_targets;
     return;
   }
-  const std::vector<std::string> names = a->target_names();
-  for (const std::string& target : config.lora.targets)
-    if (std::ranges::find(names, target) == names.end())
-      refuse(origin->second, fmt::format("lora.targets names {}, which is no linear of {}", toml_string(target), a->family),
+  const std::vector<std::string> names = a ? a->target_names() : lora_linears();
+  const auto among = [](const std::vector<std::string>& all, const std::string& name) { return std::ranges::find(all, name) != all.end(); };
+  for (const std::string& target : config.lora.targets) {
+    if (among(names, target)) continue;
+    const std::string name = toml_string(escaped(target));
+    if (a && among(lora_linears(), target))
+      refuse(origin->second, fmt::format("lora.targets names {}, which is no linear of {}", name, a->family),
              fmt::format("name some of {}", fmt::join(names, ", ")));
+    refuse(origin->second, fmt::format("lora.targets has no value {}", name), remedy_for_target(target, names));
+  }
 }
 
 }  // namespace
@@ -398,9 +404,11 @@ std::vector<std::string> config_files(const std::string& path) {
 RunConfig load_config(const std::string& path, const std::vector<std::string>& sets) {
   toml::table root = parse_toml_file(path);
   const std::string include = included_file(root, path);
-  const toml::table below = include.empty() ? toml::table{} : parse_toml_file(include);
-  if (const toml::node* second = below.get("include"))
-    refuse(at(shown_path(include), second->source()), "an included file includes another", "write its keys into this one");
+  toml::table below = include.empty() ? toml::table{} : parse_toml_file(include);
+  if (const toml::node* second = below.get("include")) {
+    const std::string where = at(shown_path(include), second->source());
+    if (!included_file(below, include).empty()) refuse(where, "an included file includes another", "write its keys into this one");
+  }
   RunConfig config;
   const Assigner from_include(config, fs::path(include).parent_path()), from_file(config, fs::absolute(path).parent_path()),
       from_arguments(config, fs::current_path());

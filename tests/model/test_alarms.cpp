@@ -101,7 +101,7 @@ TEST_CASE("alarms are raised with a remedy, said once and counted") {
   report.latent_norm_ratio = 10.1, report.term_grads = {{"grad_kv", 0.96}, {"grad_codi", 0.04}};
   const auto both = alarms.step(report);
   REQUIRE(both.size() == 2);
-  CHECK_THAT(both[0], ContainsSubstring("10.1 times") && ContainsSubstring("latent.projection_init"));
+  CHECK_THAT(both[0], ContainsSubstring("10.1 times as large as the embeddings; lower train.lr"));
   CHECK_THAT(both[1], ContainsSubstring("grad_kv is 96.0 %") && ContainsSubstring("weight"));
   report.updated = false;
   CHECK(alarms.step(report).empty());
@@ -117,6 +117,21 @@ TEST_CASE("alarms are raised with a remedy, said once and counted") {
                                    ContainsSubstring("grad_kv's share 2 times") &&
                                    ContainsSubstring("validation under valid.floor 1 time") &&
                                    ContainsSubstring("rows without a trace 1 time"));
+}
+
+TEST_CASE("an alarm of the latents' size names what would change it, and Coconut's plain states are of the model's") {
+  const auto told = [](const std::function<void(RunConfig&)>& change) {
+    RunConfig config;
+    change(config);
+    StepReport report;
+    report.step = 1, report.latent_norm_ratio = 11;
+    const std::vector<std::string> lines = Alarms(config, 100).step(report);
+    return lines.empty() ? "" : lines[0];
+  };
+  CHECK_THAT(told([](RunConfig& c) { c.latent.projection_init = ProjectionInit::one; }),
+             ContainsSubstring("set latent.projection_init = "));
+  CHECK_THAT(told([](RunConfig& c) { c.latent.projection = false; }), ContainsSubstring("set latent.projection = true"));
+  CHECK(told([](RunConfig& c) { c.method = Method::coconut, c.latent.projection = false; }).empty());
 }
 
 TEST_CASE("rows without a trace are warned of under every method that makes use of one") {
@@ -141,6 +156,11 @@ TEST_CASE("rows without a trace are warned of under every method that makes use 
     CHECK((told[0].find("drop_last_step") != std::string::npos) == dropped);
   }
   CHECK(lines(Method::no_cot).empty());
+  // Stages that leave nothing of a trace.
+  CHECK(lines(Method::coconut, {"coconut.max_stage=3", "stages.fixed=4"}).empty());
+  CHECK(lines(Method::coconut, {"coconut.max_stage=3", "stages.fixed=4", "stages.mix=0.5"}).size() == 1);
+  CHECK(lines(Method::coconut, {"coconut.max_stage=3", "stages.fixed=3"}).size() == 1);
+  CHECK(lines(Method::icot, {"icot.remove_all_from=8", "stages.fixed=8"}).empty());
   CHECK(lines(Method::kava, {"kv.weight=0", "codi.weight=0", "loss.teacher=0"}).empty());
 }
 

@@ -137,6 +137,25 @@ TEST_CASE("attention of many keys, few rows and large heads is as exact on a dev
     }
 }
 
+TEST_CASE("attention adds the gradients of keys and values to sums alone, of the keys' rows") {
+  Rig rig(1, DType::bf16, DType::bf16, 0);
+  const Layout& l = kTree;
+  const Tensor q = rig.in(Matrix(l.query_rows, 4, 1)), kv = rig.in(Matrix(l.step_rows, 4, 1)), o = rig.out(l.query_rows, 4);
+  const Tensor lse = rig.out(l.query_rows, 1, Kind::sum), dq = rig.out(l.query_rows, 4);
+  const Tensor sums = rig.in_out(Matrix(l.step_rows, 4), Kind::sum), narrow = rig.in_out(Matrix(l.step_rows, 4)),
+               few = rig.in_out(Matrix(l.step_rows - 1, 4), Kind::sum);
+  const Segments s = place(rig, l);
+  rig.ops.attention_fwd(rig.arena, o, lse, q, kv, kv, s, 1, 1, 0.5);
+  const auto backward = [&](const Tensor& dk, const Tensor& dv) {
+    rig.ops.attention_bwd(rig.arena, dq, dk, dv, q, o, lse, q, kv, kv, s, 1, 1, 0.5);
+  };
+  backward(sums, sums);
+  for (const Tensor& wrong : {narrow, few}) {
+    REQUIRE_THROWS_AS(backward(wrong, sums), Error);
+    REQUIRE_THROWS_AS(backward(sums, wrong), Error);
+  }
+}
+
 TEST_CASE("attention of a sample has the same bytes whatever samples stand beside it") {
   Random random(25);
   const Heads h{6, 2, 16};

@@ -212,9 +212,11 @@ TEST_CASE("a range of a group's parts gives the bytes of those parts, and of A's
     for (double v : rig.read(part_dxa.col_range(0, 3)).at) REQUIRE(v == 0);
     REQUIRE(rig.read(part_dxa.col_range(3, 10)).at == rig.read(dxa.col_range(3, 10)).at);
     for (double v : rig.read(part.da.row_range(0, 3)).at) REQUIRE(v == 0);
-    REQUIRE(rig.read(part.da.row_range(3, 10)).at == rig.read(grad.da.row_range(3, 10)).at);
+    // oneDNN's products for processors without AVX-512 group the sum over rows by the outputs' size: 300 roundings of 2^-24 at most.
+    const double close = type == DType::f64 ? 0 : 300 * 0x1p-24;
+    REQUIRE(normalised_error(rig.read(part.da.row_range(3, 10)), rig.read(grad.da.row_range(3, 10))) <= close * close);
     for (double v : rig.read(part.db[0]).at) REQUIRE(v == 0);
-    for (std::size_t j : {1u, 2u}) REQUIRE(rig.read(part.db[j]).at == rig.read(grad.db[j]).at);
+    for (std::size_t j : {1u, 2u}) REQUIRE(normalised_error(rig.read(part.db[j]), rig.read(grad.db[j])) <= close * close);
   }
 }
 

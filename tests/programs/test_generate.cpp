@@ -11,6 +11,16 @@ using namespace kava;
 namespace fs = std::filesystem;
 using Catch::Matchers::ContainsSubstring;
 
+TEST_CASE("a question that begins as a home folder does is asked as it is") {
+  TextRun tiny;
+  const std::string dir = tiny.dir.string();
+  tiny.write("line", "~/x\n");
+  const Ended alone = run_command("kava_generate '" + dir + "' '~/x' --max-new-tokens 4 --latents");
+  CHECK(alone.code == 0);
+  CHECK(alone.out == run_command("kava_generate '" + dir + "' --file '" + (tiny.folder / "line") + "' --max-new-tokens 4 --latents").out);
+  CHECK(alone.out != run_command("kava_generate '" + dir + "' \"$HOME/x\" --max-new-tokens 4 --latents").out);
+}
+
 TEST_CASE("a dialogue with kava_generate takes commands, and answers as single questions are answered") {
   TextRun tiny;
   const std::string dir = tiny.dir.string(), question = "What is 2+2?";

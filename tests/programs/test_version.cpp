@@ -39,6 +39,14 @@ TEST_CASE("a build names the commit that it is made from, and an unchanged one c
   CHECK(generate() == "#define KAVA_COMMIT \"unknown\"\n");
 }
 
+TEST_CASE("what names the commit runs in every build, not when it is configured") {
+  const std::string ninja = bin_dir() + "/../build.ninja";
+  if (!std::filesystem::exists(ninja)) SKIP("this build is not made by ninja");
+  const std::string text = read_file(ninja, std::size_t{64} << 20);
+  CHECK_THAT(text, ContainsSubstring("/generated/commit.h -P " + source_dir() + "/cmake/commit.cmake\n"));
+  CHECK_THAT(text, ContainsSubstring("build cmake_object_order_depends_target_kava_engine: phony || kava_commit"));
+}
+
 TEST_CASE("programs take as many threads as they may use cores, bound to them or by a quota of time") {
   const std::size_t allowed = allowed_cores().size();
   CHECK_THAT(run_command("kava_inspect --version").out, ContainsSubstring(fmt::format(", {} threads", usable_cores())));
