@@ -10,6 +10,7 @@
 #include "engine/config/config_files.h"
 #include "engine/device/cuda_module.h"
 #include "engine/files/files.h"
+#include "engine/files/hub.h"
 #include "engine/files/paths.h"
 #include "engine/files/safetensors.h"
 #include "models/adapter.h"

@@ -165,9 +165,11 @@ void require_out_is_no_input(const fs::path& out, const std::string& file, const
     throw Error(Exit::usage, "--out " + shown_path(out), "would write over " + shown_path(path) + ", which is read",
                 "choose another folder");
   };
-  // The run's own file may be given as its configuration.
-  if (fs::equivalent(file, told, failed) && !resume && read_file(told, std::size_t{1} << 20) != to_toml(load_run_config(out.string()), out))
-    refuse(file);
+  // The run's own file may be given as its configuration, and one that a user has written there only where a run goes on.
+  const bool own = fs::equivalent(file, told, failed) || (is_there(told) && fs::equivalent(file, out, failed));
+  if (own && (!resume || state_of(out) == FolderState::never_saved) &&
+      read_file(told, std::size_t{1} << 20) != to_toml(load_run_config(out.string()), out))
+    refuse(told);
   if (fs::is_regular_file(out, failed) && fs::equivalent(file, out, failed)) refuse(file);
   std::vector<std::string> inputs = inputs_of(file, config);
   std::erase(inputs, file);

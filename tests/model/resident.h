@@ -4,7 +4,7 @@
 #include <fstream>
 #include <string>
 
-namespace kava::test {
+namespace kava {
 
 /// A line of /proc/self/status in bytes: VmRSS, VmHWM.
 inline std::int64_t status_bytes(const std::string& key) {
@@ -22,4 +22,4 @@ inline bool forget_highest() {
   return file.good();
 }
 
-}  // namespace kava::test
+}  // namespace kava

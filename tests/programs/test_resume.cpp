@@ -255,7 +255,8 @@ TEST_CASE("no run is made over what it reads") {
   fs::create_directory(p.root / "x");
   fs::copy(p.root / "c.toml", p.root / "x/config.toml");
   const std::string there = " --set model.path=model --set 'data.train=[\"data/train.jsonl\"]' --set data.valid=";
-  check(p.train("x/config.toml --out x" + there), 2, "config.toml, which is read");
+  for (const char* how : {"x/config.toml --out x", "x/config.toml --out x --resume", "x --resume"})
+    check(p.train(how + there), 2, "config.toml, which is read");
   check(p.train("c.toml --out model"), 2, "which is read");
   fs::create_hard_link(p.root / "data/train.jsonl", p.root / "model/metrics.jsonl");
   fs::rename(p.root / "model/metrics.jsonl", p.root / "x/metrics.jsonl");
