@@ -225,10 +225,17 @@ double MemoryPlanner::flops_per_step() const {
     int64_t begin, steps;
   };
   std::vector<Stretch> stretches;
-  for (int64_t step = 0; step < steps_; ++step) {
-    const bool other = step == 0 || curriculum.stage(step) != curriculum.stage(step - 1);
-    if (other && stretches.size() < kMostStretches) stretches.push_back({step, 0});
-    ++stretches.back().steps;
+  for (int64_t begin = 0; begin < steps_; begin += stretches.back().steps) {
+    // Stages only rise: the first step of another one.
+    int64_t end = begin + 1, other = steps_;
+    const int64_t stage = curriculum.stage(begin);
+    if (stretches.size() + 1 == kMostStretches || curriculum.stage(steps_ - 1) == stage) end = steps_;
+    while (end < other) {
+      const int64_t middle = end + (other - end) / 2;
+      if (curriculum.stage(middle) == stage) end = middle + 1;
+      else other = middle;
+    }
+    stretches.push_back({begin, end - begin});
   }
   double sum = 0;
   for (const auto [begin, steps] : stretches) {

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <optional>
 
 #include "engine/cli.h"
@@ -78,9 +79,13 @@ std::string drawn(const std::string& html) {
   return read_file(picture, std::size_t{64} << 20);
 }
 
-// A file in a reported folder is what it is read from, but for pages and pictures, which this program has left there.
-void require_no_part(const std::string& option, const std::string& out, const char* own, const std::vector<std::string>& inputs) {
-  if (fs::path(out).extension() == own) return;
+// A file in a reported folder is what it is read from, but for pages and pictures, by how they begin: this program has left them there.
+void require_no_part(const std::string& option, const std::string& out, std::string_view own, const std::vector<std::string>& inputs) {
+  std::error_code failed;
+  if (!fs::is_regular_file(out, failed)) return;
+  std::string begin(own.size(), '\0');
+  std::ifstream(out, std::ios::binary).read(begin.data(), static_cast<std::streamsize>(begin.size()));
+  if (begin == own) return;
   std::vector<std::string> all = inputs;
   for (const std::string& input : inputs) all.push_back(path_in(input, "eval"));
   require_no_input(option, out, all);
@@ -95,8 +100,8 @@ int make_report(const ReportCommand& command) {
   if (command.probe) inputs.push_back(*command.probe);
   const fs::path first = command.things[0];
   const std::string out = command.out.value_or(((first.filename() == "table.json" ? first.parent_path() : first) / "report.html").string());
-  if (command.png) require_no_part("--png", *command.png, ".png", inputs);
-  else require_no_part("--out", out, ".html", inputs);
+  if (command.png) require_no_part("--png", *command.png, "\x89PNG", inputs);
+  else require_no_part("--out", out, "<!doctype html>", inputs);
   const bool several = command.things.size() > 1;
   std::string body;
   for (std::size_t i = 0; i < command.things.size(); ++i) body += section_of(command.things[i], several ? fmt::format("{}_", i + 1) : "");

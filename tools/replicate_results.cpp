@@ -16,7 +16,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr double kFlagPoints = 3, kFlagDeviations = 2;
+constexpr double kFlagPoints = 3, kFlagDeviations = 2, kRounding = 1e-9;
 
 // The states of a table's works.
 class States {
@@ -61,7 +61,7 @@ Json flags_of(Measure measure, double mean, const std::optional<double>& sd, con
   const double difference = mean - published.value;
   if (measure == Measure::accuracy && std::abs(difference) > kFlagPoints) flags.push_back("points");
   const std::optional<double> scale = published.sd ? published.sd : sd;
-  if (scale && std::abs(difference) > kFlagDeviations * *scale) flags.push_back("deviations");
+  if (scale && std::abs(difference) > kFlagDeviations * *scale + kRounding) flags.push_back("deviations");
   return flags;
 }
 

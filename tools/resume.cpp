@@ -51,11 +51,18 @@ int64_t warmup_of(const TrainingState& state, const RunConfig::Train& train) {
   return static_cast<int64_t>(std::ceil(train.warmup * steps));
 }
 
+std::vector<std::string> contents_of(const RunConfig& config) {
+  std::vector<std::string> paths = {config.model.path, config.model.adapter, config.data.valid};
+  for (const DataFile& data : config.data.train) paths.push_back(data.path);
+  return paths;
+}
+
 }  // namespace
 
 bool same_path(const std::string& a, const std::string& b) {
-  std::error_code failed;
-  return a == b || (!a.empty() && !b.empty() && fs::weakly_canonical(a, failed) == fs::weakly_canonical(b, failed));
+  if (a == b) return true;
+  std::error_code of_a, of_b;
+  return !a.empty() && !b.empty() && fs::weakly_canonical(a, of_a) == fs::weakly_canonical(b, of_b) && !of_a && !of_b;
 }
 
 bool same_inputs(const RunConfig& a, const RunConfig& b) {
@@ -64,11 +71,23 @@ bool same_inputs(const RunConfig& a, const RunConfig& b) {
          std::ranges::equal(a.data.train, b.data.train, same_file);
 }
 
+RunConfig with_inputs_there(RunConfig config, const RunConfig& before) {
+  const auto there = [](const std::string& path) { return path.empty() || is_there(path); };
+  if (!there(config.model.path)) config.model.path = before.model.path;
+  if (!there(config.model.adapter)) config.model.adapter = before.model.adapter;
+  if (!there(config.data.valid)) config.data.valid = before.data.valid;
+  if (!std::ranges::all_of(config.data.train, [&](const DataFile& f) { return there(f.path); })) config.data.train = before.data.train;
+  return config;
+}
+
 std::vector<std::string> inputs_of(const std::string& file, const RunConfig& config) {
   std::error_code ignored;
-  std::vector<std::string> inputs = fs::is_directory(file, ignored) ? std::vector{file} : config_files(file);
-  inputs.insert(inputs.end(), {config.model.path, config.model.adapter, config.data.valid});
-  for (const DataFile& data : config.data.train) inputs.push_back(data.path);
+  std::vector<std::string> inputs = contents_of(config);
+  if (fs::is_directory(file, ignored))
+    for (const char* name : {"config.toml", "metrics.jsonl", "progress.json", "checkpoints", "adapter"})
+      inputs.push_back(path_in(file, name));
+  else
+    for (std::string& read : config_files(file)) inputs.push_back(std::move(read));
   return inputs;
 }
 
@@ -171,8 +190,10 @@ void require_out_is_no_input(const fs::path& out, const std::string& file, const
       read_file(told, std::size_t{1} << 20) != to_toml(load_run_config(out.string()), out))
     refuse(told);
   if (fs::is_regular_file(out, failed) && fs::equivalent(file, out, failed)) refuse(file);
-  std::vector<std::string> inputs = inputs_of(file, config);
-  std::erase(inputs, file);
+  std::vector<std::string> inputs;
+  const bool run = fs::is_directory(file, failed);  // that is gone on with
+  for (const std::string& input : run ? contents_of(config) : inputs_of(file, config))
+    if (!same_path(input, file)) inputs.push_back(input);
   const fs::path folder = fs::weakly_canonical(out, failed);
   for (const std::string& input : inputs) {
     if (input.empty()) continue;

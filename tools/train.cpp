@@ -102,13 +102,19 @@ class Run {
     const bool finished = before && before->same_length() && before->state.finished() && before->state.updates > 0 &&
                           (config_.data.valid.empty() || before->state.validated_step == before->state.step);
     TrainingState state = before ? before->state : TrainingState();
-    // Of a finished run nothing is read, but what is named anew.
-    const bool renamed = finished && !same_inputs(before->before, config_);
-    if (!finished || renamed) together(comm_, "reading model and data", [&] { prepare(before, state); });
-    if (finished) return folder ? already_finished(*folder, renamed ? told_ : before->before, state) : 0;
+    bool renamed = false;
+    if (finished) {
+      config_ = with_inputs_there(config_, before->before);
+      renamed = comm_.any(!same_inputs(before->before, config_), "naming model and data");
+    }
+    together(comm_, "reading model and data", [&] {
+      if (!finished) prepare(before, state);
+      else if (renamed) require_same_inputs(*before, state);
+    });
     require_same(comm_, "the data", shown(state.data), Exit::data);
     require_same(comm_, "the base model", shown(state.model), Exit::data);
     require_same(comm_, "model.adapter", shown(state.adapter), Exit::data);
+    if (finished) return folder ? already_finished(*folder, state) : 0;
     std::string why;
     const std::unique_ptr<DeviceLink> link = link_devices(comm_, *ops_, fs::absolute(out_ / "log").string(), why);
     if (link && command_.profile) link->measure();
@@ -140,6 +146,14 @@ class Run {
     for (const ManifestFile& file : from->manifest.files) files += file.name + " " + file.sha256 + "\n";
     require_same(comm_, "the checkpoint", files, Exit::data);
     return before;
+  }
+
+  // Of a finished run nothing is read, but where model or data are named anew.
+  void require_same_inputs(const Continued& before, TrainingState& state) {
+    require_contents_there(config_);
+    text_ = open_text_model(config_.model.path);
+    data_ = read_data(text_, config_, false);
+    take_contents(state, &before.before);
   }
 
   void prepare(const std::optional<Continued>& before, TrainingState& state) {
@@ -232,7 +246,7 @@ class Run {
   void require_same_adapter(const FileDigests& before, const FileDigests& now, const std::string& path_before) const {
     const std::string& path = config_.model.adapter;
     constexpr const char* kRemedy = "name it with --set model.adapter=DIR";
-    if (now.empty() && same_path(path, path_before)) return;  // its values are in the checkpoint
+    if (now.empty() && (!path.empty() || before.empty()) && same_path(path, path_before)) return;  // its values are in the checkpoint
     if (path.empty() && !before.empty())
       throw Error(Exit::data, "model.adapter", "is empty, and was " + shown_path(path_before) + " when the run began", kRemedy);
     if (!path.empty() && now.empty()) throw Error(Exit::data, shown_path(path), "is not there", kRemedy);
@@ -351,12 +365,11 @@ class Run {
   }
 
   // The end may have been cut short after its checkpoint. What the run read need not be there any more.
-  // inputs: names model and data, where they are known to be what they were.
-  int already_finished(RunFolder& folder, const RunConfig& inputs, const TrainingState& state) {
+  int already_finished(RunFolder& folder, const TrainingState& state) {
     RunConfig config = told_;
     config.lora.targets = config_.lora.targets;
-    config.model.path = inputs.model.path, config.model.adapter = inputs.model.adapter;
-    config.data.train = inputs.data.train, config.data.valid = inputs.data.valid;
+    config.model.path = config_.model.path, config.model.adapter = config_.model.adapter;
+    config.data.train = config_.data.train, config.data.valid = config_.data.valid;
     folder.open(config, state);
     folder.publish_adapter(state.step);
     say(fmt::format("{} is finished: {} steps of {}", shown_path(out_), state.step, state.total_steps));

@@ -6,6 +6,7 @@
 #include "engine/device/comm.h"
 #include "engine/device/module.h"
 #include "engine/error.h"
+#include "engine/files/paths.h"
 #include "engine/memory.h"
 
 namespace kava {
@@ -78,11 +79,13 @@ std::unique_ptr<DeviceLink> link_devices(Comm& comm, Ops& ops, const std::string
       throw Error(Exit::usage, "--device", fmt::format("rank {} computes on {}, rank 0 on {}", r, names[r], names[0]),
                   "give all ranks the same --device");
   if (!cuda || ops.name() != cuda->name) return nullptr;
-  // NCCL would write to standard output what NCCL_DEBUG or a file of settings (NCCL_CONF_FILE, ~/.nccl.conf) asks for; without that it
-  // makes no file.
+  // NCCL would write to standard output what a variable or a file of settings asks it for.
   std::error_code ignored;
-  std::filesystem::create_directories(log_folder, ignored);
-  ::setenv("NCCL_DEBUG_FILE", (log_folder + "/nccl.%h.%p.log").c_str(), 0);
+  if (std::getenv("NCCL_DEBUG") || std::getenv("NCCL_CONF_FILE") || std::filesystem::exists(expand_home("~/.nccl.conf"), ignored) ||
+      std::filesystem::exists("/etc/nccl.conf", ignored)) {
+    std::filesystem::create_directories(log_folder, ignored);
+    ::setenv("NCCL_DEBUG_FILE", (log_folder + "/nccl.%h.%p.log").c_str(), 0);
+  }
   return std::unique_ptr<DeviceLink>(cuda->link(comm, ops, why));
 }
 

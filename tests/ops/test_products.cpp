@@ -14,7 +14,7 @@ namespace {
 
 constexpr const char* kLt = "KAVA_EMULATED_LT";
 constexpr const char* kNoFibers = "ThreadSanitizer does not know the emulator's fibers";
-constexpr int kTried = 18;  // products that a backend compares at its start
+constexpr int kTried = 14;  // products that a backend compares at its start
 
 std::unique_ptr<CudaOps> backend(const std::string& lt) {
   const WithVariable given(kLt, lt);

@@ -280,8 +280,10 @@ TEST_CASE("no configuration and no plan takes the place of what it is read with"
   check(p.train("over.toml --plan --json base.toml"), 2, "--json base.toml: is ");
   check(p.train("run --plan --json run/config.toml"), 2, "--json run/config.toml: is ");
   check(p.train("run --plan --json run/metrics.jsonl"), 2, "--json run/metrics.jsonl: is ");
-  check(p.train("c.toml --plan --json plan.json"), 0, "steps");
-  check(p.train("c.toml --plan --json plan.json"), 0, "steps");
+  for (int time = 0; time < 2; ++time) {
+    check(p.train("c.toml --plan --json plan.json"), 0, "steps");
+    check(p.train("run --plan --json run/plan.json"), 0, "steps");
+  }
 }
 
 TEST_CASE("a run goes on with nothing that is named anew and is not what it was") {
@@ -291,9 +293,10 @@ TEST_CASE("a run goes on with nothing that is named anew and is not what it was"
   const std::string trace = p.bytes("run/log/profile.trace.json"), told = p.bytes("run/config.toml");
   // Finished runs too.
   check(p.train("run --resume --set 'data.train=[\"data/other.jsonl\"]'"), 4, "data/other.jsonl");
-  check(p.train("run --resume --set 'data.train=[\"absent\"]'"), 4, "absent: is not there");
   check(p.train("run --resume --set data.valid=data/other.jsonl"), 4, "data.valid");
-  check(p.train("run --resume --set model.adapter=absent"), 4, "absent: is not there");
+  // What is not there is no other content: a run that was moved is named as before by those who started it.
+  for (const char* absent : {"'data.train=[\"absent\"]'", "model.adapter=absent", "model.path=absent", "data.valid=absent"})
+    check(p.train(std::string("run --resume --set ") + absent), 0, "is finished");
   fs::copy_file(p.root / "data/train.jsonl", p.root / "data/same.jsonl");
   CHECK(p.bytes("run/config.toml") == told);
   check(p.train("run --resume --set 'data.train=[\"data/same.jsonl\"]'"), 0, "is finished");

@@ -55,7 +55,7 @@ bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size, bool onto)
   State& s = *state_;
   LtKey key;
   if (!lt_takes(form, g, any_size, key, onto)) return false;
-  KAVA_CHECK(form != GemmForm::tn || any_size || key.k % LtKey::kDepthStep == 0, "cuBLASLt is asked to sum over {} rows", key.k);
+  KAVA_CHECK(form != GemmForm::tn || key.k % LtKey::kDepthStep == 0, "cuBLASLt is asked to sum over {} rows", key.k);
   const bool meant = ++s.products == s.number;
   if (s.kind == "none" && (meant || s.number == 0)) return false;
   if (meant && s.kind == "fails") throw GpuError("cublasLtMatmul", 719, "cuBLASLt status 13");
