@@ -3,15 +3,13 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
-#include <map>
 #include <numeric>
 #include <optional>
-#include <stdexcept>
 
 #include "benchmarks/bench_comm.h"
+#include "benchmarks/bench_other_ops.h"
 #include "benchmarks/bench_results.h"
 #include "benchmarks/bench_rivals.h"
 #include "benchmarks/bench_shapes.h"
@@ -33,8 +31,6 @@
 namespace kava {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 bool finds(const SplitPattern& filter, const std::string& name) {
   std::vector<Stretch> stretches;
@@ -59,10 +55,10 @@ class Bench {
     rows();
     products();
     attention_ops();
-    if (counts_) decoding(2, 300);
-    else decoding(128, 300), decoding(1, 8192);
+    counts_ ? decoding(2, 300) : (decoding(128, 300), decoding(1, 8192));
     objective_ops();
     if (counts_) return;
+    other_ops();
     // Another library's fault may end a device's use, and a device that has no room for the step has some for the rest.
     std::exception_ptr no_room;
     try {
@@ -85,8 +81,7 @@ class Bench {
 
  private:
   Tensor tensor(DType t, int64_t rows, int64_t cols, double scale = 1) {
-    // Counts do not depend on values.
-    return counts_ ? arena_.alloc(t, rows, cols) : random_tensor(ops_, arena_, t, rows, cols, scale);
+    return counts_ ? arena_.alloc(t, rows, cols) : random_tensor(ops_, arena_, t, rows, cols, scale);  // counts go by no value
   }
 
   // The same numbers once more: random ones take the host long.
@@ -118,13 +113,13 @@ class Bench {
   // backward alone. On a GPU a product of 8192^3, over and over for 5 s before it counts.
   void measure_matrix_rate() {
     ArenaScope scope(arena_);
-    const int64_t n = shapes_.product, m = n == 8192 ? n : 2 * n;
+    const int64_t n = side_, m = n >= 8192 ? n : 2 * n;
     const Tensor x = tensor(DType::bf16, m, n), w = tensor(DType::bf16, n, n), y = arena_.alloc(DType::bf16, m, n);
     const LinearGroup linear = LinearGroup::plain(w);
     const auto forward = [&] { ops_.linear_group_fwd(arena_, y, x, linear); };
     const auto backward = [&] { ops_.linear_group_bwd_input(arena_, y, {}, x, linear, {}); };
     if (ops_.name() == "cuda")
-      for (const auto start = Clock::now(); seconds_since(start) < 5; ops_.finish())
+      for (const auto start = std::chrono::steady_clock::now(); seconds_since(start) < 5; ops_.finish())
         for (int i = 0; i < 20; ++i) forward();
     for (int i = 0; i < 3; ++i)
       for (const double seconds : {time_of(ops_, forward), time_of(ops_, backward)})
@@ -140,9 +135,8 @@ class Bench {
     ops_.fill(a, 1);
     ops_.fill(b, 1);
     found_.copy_rate = 2.0 * static_cast<double>(n) / time_of(ops_, [&] { ops_.copy(b, a); }) / 1e9;
-    const int64_t side = shapes_.product;
     fmt::print("{:<40} {:>10} {:>12.1f} GFLOP/s\n{:<40} {:>10} {:>12.1f} GB/s\n",
-               fmt::format("matrix rate ({}, {}x{}x{})", found_.multiplier, side == 8192 ? side : 2 * side, side, side), "",
+               fmt::format("matrix rate ({}, {}x{}x{})", found_.multiplier, side_ >= 8192 ? side_ : 2 * side_, side_, side_), "",
                found_.matrix_rate, fmt::format("copy rate ({} {}, read and written)", n >> 20 ? n >> 20 : n >> 10, n >> 20 ? "MiB" : "KiB"),
                "", found_.copy_rate);
   }
@@ -389,6 +383,13 @@ class Bench {
     });
   }
 
+  void other_ops() {
+    bench_other_ops(ops_, arena_, shapes_,
+                    {[&](const std::string& name) { return wanted(name); }, [&](double bytes) { return sets_of(bytes); },
+                     [&](const auto& name, double bytes, int64_t sets, const auto& body) { in_turn(name, bytes, sets, body); },
+                     [&](const auto& name, double flops, const auto& body) { record(name, flops, true, body); }});
+  }
+
   void measure_rivals() {
     rivals_ = bench_rivals(ops_, shapes_, [&](const std::string& name) { return wanted(name); });
     for (const Rivals::Row& r : rivals_.rows) report(r.name, r.seconds, r.flops, "GFLOP/s", found_.matrix_rate);
@@ -486,7 +487,7 @@ class Bench {
   KernelCounts* counts_;
   const bool cold_ = !counts_ && ops_.name() != "cpu";
   const int64_t kRows = shapes_.rows, C = shapes_.hidden, F = shapes_.mlp, H = shapes_.heads, K = shapes_.kv_heads, D = shapes_.head_dim,
-                V = shapes_.vocab;
+                V = shapes_.vocab, side_ = ops_.name() == "cuda" ? std::max<int64_t>(shapes_.product, 8192) : shapes_.product;
   BenchResults found_;
   Rivals rivals_;
   mutable bool any_ = false;
