@@ -113,9 +113,19 @@ void write_base_files(const std::string& base, DType type, FolderWriter& folder,
 
 SafetensorsFile open_adapter_file(const std::string& folder) { return open_either_file(folder, "adapter_model", "adapter_model"); }
 
+void require_adapter_kind(const std::string& folder, bool whole) {
+  const bool model = is_there(path_in(folder, "config.json")), lora = is_there(path_in(folder, "adapter_config.json"));
+  if (whole && lora && !model)
+    throw Error(Exit::data, shown_path(folder), "is a LoRA adapter and no whole model", "set train.trainable = \"lora\"");
+  if (!whole && model && !lora)
+    throw Error(Exit::data, shown_path(folder), "is a whole model and no LoRA adapter",
+                "name it in model.path, or set train.trainable = \"all\"");
+}
+
 void load_adapter(Model& model, const std::string& folder) {
   if (UpstreamAdapter::is_at(folder)) return load_upstream_adapter(model, folder);
   const bool all = model.config.train.trainable == Trainable::all;
+  require_adapter_kind(folder, all);
   if (all) {
     const ModelConfig shape = ModelConfig::load(folder);
     const WeightFiles files = WeightFiles::open(folder, model.shape);

@@ -14,6 +14,8 @@ namespace kava {
 /// The file of an adapter's tensors: adapter_model.safetensors, else adapter_model.bin.
 SafetensorsFile open_adapter_file(const std::string& folder);
 
+/// Error(code data) where the folder holds the other kind of trained weights than `whole` says.
+void require_adapter_kind(const std::string& folder, bool whole);
 /// Sets every trainable of the model from the folder. Names, shapes and adapter_config.json must match the run's configuration exactly, all
 /// values must be finite: else Error(code data) naming the tensor or the key.
 void load_adapter(Model& model, const std::string& folder);

@@ -33,6 +33,8 @@ std::vector<std::string> Alarms::start(std::span<const Sample> train) {
   std::vector<std::string> lines;
   if (config_.model.init == Init::random && config_.train.trainable == Trainable::lora)
     raise("a drawn base", "model.init = \"random\" draws the base, of which LoRA trains nothing; set train.trainable = \"all\"", lines);
+  if (config_.train.trainable == Trainable::lora && config_.lora.alpha == 0)
+    raise("LoRA scaled by zero", "lora.alpha = 0 scales LoRA by 0: it changes nothing; set it above 0", lines);
   const int64_t empty = std::ranges::count_if(train, [](const Sample&s) { return s.trace.empty(); }), n = std::ssize(train);
   if (const TraceUse use = trace_use(config_); use != TraceUse::none && 2 * empty > n)
     raise("rows without a trace",

@@ -122,6 +122,9 @@ OpenedModel open_model(const std::string& given, std::optional<StorageType> dtyp
                 "name it adapter/ beside a config.toml, and give the folder of both");
   } else if (is_there(path / "config.json")) {
     m.weights = "the folder's own";
+    if (is_there(path / "kava.safetensors"))
+      m.note =
+          "kava.safetensors in the folder is of a run's latents and not read: the folder alone is a plain model; name the run to have both";
   } else if (is_there(path / "adapter_config.json")) {
     throw Error(Exit::data, shown_path(path), "is an adapter without its base",
                 "give the run that it belongs to, or what kava_merge makes of it");

@@ -97,7 +97,7 @@ void require_same(Comm& comm, const char* what, std::string_view mine, Exit code
           Error(code, what,
                 fmt::format("is not the same on all ranks: rank {} has {}, rank 0 has {}", r, escaped(all[r], 200), escaped(all[0], 200)),
                 "start all ranks with the same"),
-          true};
+          comm.leads()};
 }
 
 void require_same_config(Comm& comm, const RunConfig& config) {
@@ -118,7 +118,7 @@ void require_same_config(Comm& comm, const RunConfig& config) {
               fmt::format("is not the same on all ranks: rank {} has {}, rank 0 has {}", r,
                           b == other.end() ? "other keys" : escaped(*b, 200), a == zero.end() ? "other keys" : escaped(*a, 200)),
               "start all ranks with the same"),
-        true};
+        comm.leads()};
   }
 }
 

@@ -76,7 +76,14 @@ void require_same_options(const fs::path& path, const Json& document) {
   if (there.is_object()) there.erase("results");
   Json asked = document;
   asked.erase("results");
-  if (compared(there) != compared(asked)) refuse(path, "holds a result with other options");
+  const Json before = compared(there), now = compared(asked);
+  if (before == now) return;
+  std::string others;
+  if (before.is_object() && before.contains("options") && before["options"].is_object() && now["options"].is_object())
+    for (const auto& [key, value] : now["options"].items())
+      if (const auto at = before["options"].find(key); at == before["options"].end() || *at != value)
+        others += (others.empty() ? " (" : ", ") + key;
+  refuse(path, "holds a result with other options" + (others.empty() ? "" : others + ")"));
 }
 
 void write_result(const fs::path& path, const Json& document, bool force) {

@@ -168,13 +168,13 @@ class Run {
     if (config_.train.micro_batch == 0 && !comm_.alone())
       config_.train.micro_batch = forward_samples(config_, std::ssize(data_.samples), comm_.size());
     require_work_for_all(config_, std::ssize(data_.samples), comm_.size());
+    take_contents(state, before ? &before->before : nullptr);
     if (before) tell_resumption(*before);
     say(parameter_table(config_, text_) + run_summary(config_, text_.shape, data_.samples, data_.left_out));
     if (!comm_.alone()) say(fmt::format("ranks       {}", comm_.size()));
     if (data_.valid) say(validation_summary(config_, text_.shape, *data_.valid));
     const MemoryPlanner planner(*ops_, config_, text_.shape, data_.samples, data_.valid ? &*data_.valid : nullptr, comm_.size());
     require_memory(planner, config_, text_.shape, memory_for_a_rank(*ops_, ranks_here_));
-    take_contents(state, before ? &before->before : nullptr);
   }
 
   void load(std::optional<Model>& model, std::optional<Checkpoint>& from, TrainingState& state) {
@@ -420,6 +420,7 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
   const TextModel text = open_text_model(config.model.path);
   text.shape.require_for_training(config.model.dropout);
   if (const std::string& adapter = config.model.adapter; !adapter.empty()) {
+    require_adapter_kind(adapter, config.train.trainable == Trainable::all);
     if (config.train.trainable == Trainable::all) (void)ModelConfig::load(adapter);
     else check_peft_config(config, text.shape, (fs::path(adapter) / "adapter_config.json").string());
   }

@@ -261,8 +261,8 @@ TEST_CASE("an adapter of other trainables is refused") {
   const std::string mapped = saved({"kv.projection=true"}, "mapped"), bare = saved({"latent.projection=false"}, "bare");
   CHECK_THAT(load_refusal({"method=full_cot"}, kava), ContainsSubstring("kava.safetensors"));
   CHECK_THAT(load_refusal({}, plain), ContainsSubstring("kava.safetensors"));
-  CHECK_THAT(load_refusal({}, all), ContainsSubstring("adapter_config.json"));
-  CHECK_THAT(load_refusal({"train.trainable=all"}, kava), ContainsSubstring("config.json"));
+  CHECK_THAT(load_refusal({}, all), ContainsSubstring("is a whole model and no LoRA adapter"));
+  CHECK_THAT(load_refusal({"train.trainable=all"}, kava), ContainsSubstring("is a LoRA adapter and no whole model"));
   CHECK_THAT(load_refusal({}, mapped), ContainsSubstring("kv_projection.0.k.weight"));
   CHECK_THAT(load_refusal({"kv.projection=true"}, kava), ContainsSubstring("kv_projection.0.k.weight"));
   CHECK_THAT(load_refusal({}, bare), ContainsSubstring("latent_projection."));

@@ -156,6 +156,9 @@ TEST_CASE("rows without a trace are warned of under every method that makes use 
     CHECK((told[0].find("drop_last_step") != std::string::npos) == dropped);
   }
   CHECK(lines(Method::no_cot).empty());
+  const std::vector<std::string> unscaled = lines(Method::no_cot, {"lora.alpha=0"});
+  REQUIRE(unscaled.size() == 1);
+  CHECK_THAT(unscaled[0], ContainsSubstring("lora.alpha = 0 scales LoRA by 0"));
   // Stages that leave nothing of a trace.
   CHECK(lines(Method::coconut, {"coconut.max_stage=3", "stages.fixed=4"}).empty());
   CHECK(lines(Method::coconut, {"coconut.max_stage=3", "stages.fixed=4", "stages.mix=0.5"}).size() == 1);

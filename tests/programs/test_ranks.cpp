@@ -137,7 +137,7 @@ TEST_CASE("ranks that differ name the one and both values") {
   auto check = [](const Ended& run, int code, const std::string& about) {
     INFO(run.err);
     CHECK(run.code == code);
-    CHECK(errors_in(run.err) == 2);
+    CHECK(errors_in(run.err) == 1);
     CHECK(run.err.find(about) != std::string::npos);
   };
   const std::string plain = p.arguments("x");

@@ -42,7 +42,7 @@ TEST_CASE("no result in a run is replaced unseen") {
   const Finished longer = run("kava_eval " + dir + " --max-new-tokens 3 --data " + data);
   CHECK(longer.code == 2);
   CHECK(longer.output.starts_with("error: "));
-  CHECK_THAT(longer.output, ContainsSubstring("holds a result with other options; add --force"));
+  CHECK_THAT(longer.output, ContainsSubstring("holds a result with other options (max_new_tokens); add --force"));
   Json changed = Json::parse(before);
   changed["results"][0]["records"][0]["output"] = "changed";
   overwrite(first, changed.dump());

@@ -325,6 +325,21 @@ TEST_CASE("a run of GPT-2 whose base is gone is finished, whatever names it") {
   check(p.train(run + " --set train.max_steps=2 --extend"), 4, "gpt2: is not there");
 }
 
+TEST_CASE("an adapter of the other kind is named as that") {
+  Project p;
+  REQUIRE(p.train("c.toml --out lora --set train.max_steps=1").code == 0);
+  REQUIRE(p.train("c.toml --out all --set train.max_steps=1 --set train.trainable=all").code == 0);
+  for (const char* how : {" --plan", " --out next"}) {
+    check(p.train("c.toml --set model.adapter=all/adapter" + std::string(how)), 4, "all/adapter: is a whole model and no LoRA adapter");
+    check(p.train("c.toml --set train.trainable=all --set model.adapter=lora/adapter" + std::string(how)), 4,
+          "lora/adapter: is a LoRA adapter and no whole model");
+  }
+  CHECK(!fs::exists(p.root / "next"));
+  const Ended plain = run_command("kava_eval all/adapter --data data/train.jsonl --max-new-tokens 2", p.root);
+  CHECK(plain.code == 0);
+  CHECK(plain.err.find("kava.safetensors in the folder is of a run's latents and not read") != std::string::npos);
+}
+
 TEST_CASE("progress.json is of the step at which a run stopped") {
   Project p;
   check(p.train("c.toml --out run --set train.max_hours=1e-9"), 75, "");
