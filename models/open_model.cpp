@@ -81,14 +81,15 @@ void take_state(OpenedModel& m) {
   m.base_now = std::async(std::launch::async, model_digests, m.text.folder, m.text.shape, m.config.model.init);
 }
 
-// Linux gives memory that it does not have and ends the program when it is used.
-void require_room_for_weights(const RunConfig& config, const ModelConfig& shape) {
+// Linux gives memory that it does not have and ends the program when it is used. Returns the bytes that the model takes.
+int64_t require_room_for_weights(const RunConfig& config, const ModelConfig& shape) {
   // A config.json that is not that of the weights is told as such, not as a lack of memory.
   if (config.model.init == Init::pretrained) WeightFiles::open(config.model.path, shape);
   const int64_t bytes = inference_bytes(config, shape);
   if (const int64_t available = available_memory(); bytes > available)
     throw Error(Exit::preflight, "memory", fmt::format("the weights take {} MiB, {} are available", bytes >> 20, available >> 20),
                 "use a smaller model or --dtype bf16");
+  return bytes;
 }
 
 }  // namespace
@@ -181,12 +182,10 @@ void require_same_base(const OpenedModel& m) {
 
 std::unique_ptr<Model> load_model(Ops& ops, const OpenedModel& opened) {
   try {
-    require_room_for_weights(opened.config, opened.text.shape);
+    const int64_t bytes = require_room_for_weights(opened.config, opened.text.shape), before = ops.held_bytes();
     const Values values = opened.adapter.empty() ? Values::start : Values::loaded;
-    const int64_t before = ops.held_bytes();
     auto model = std::make_unique<Model>(ops, opened.config, opened.text.shape, values, ModelUse::inference);
-    KAVA_CHECK(ops.held_bytes() - before <= inference_bytes(opened.config, opened.text.shape), "a model takes {} bytes for inference",
-               ops.held_bytes() - before);
+    KAVA_CHECK(ops.held_bytes() - before <= bytes, "a model takes {} bytes for inference, not {}", ops.held_bytes() - before, bytes);
     if (!opened.adapter.empty()) load_adapter(*model, opened.adapter.string());
     require_same_base(opened);
     return model;

@@ -23,6 +23,7 @@
 #include "models/trainer.h"
 #include "models/validation.h"
 #include "tests/folders.h"
+#include "tests/model/resident.h"
 
 namespace kava {
 
@@ -40,13 +41,6 @@ struct Measured {
   int64_t arena = 0, growth = 0;
 };
 
-int64_t highest_resident() {
-  std::ifstream file("/proc/self/status");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("VmHWM:")) return std::stoll(line.substr(6)) * 1024;
-  throw Error(Exit::internal, "/proc/self/status", "names no VmHWM", "");
-}
-
 // As kava_train runs it.
 Measured run(const Case& c, const fs::path& out) {
   const RunConfig config = load_config(c.config, c.sets);
@@ -57,7 +51,7 @@ Measured run(const Case& c, const fs::path& out) {
   if (!config.data.valid.empty()) valid.emplace(text, config);
   const std::unique_ptr<Ops> ops = make_cpu_ops(c.threads);
   RunFolder folder(out);
-  std::ofstream("/proc/self/clear_refs") << "5";
+  forget_highest();
   const int64_t before = resident_memory();
   Model model(*ops, config, text.shape);
   TrainingState state;
@@ -66,7 +60,7 @@ Measured run(const Case& c, const fs::path& out) {
   TrainingHooks hooks;
   if (valid) hooks.validate = [&](Arena& arena, int64_t stage) { return valid->run(model, arena, stage, {}); };
   trainer.run(&folder, hooks);
-  return {trainer.arena().peak_bytes(), highest_resident() - before};
+  return {trainer.arena().peak_bytes(), status_bytes("VmHWM") - before};
 }
 
 Measured run_apart(const Case& c, const fs::path& work) {

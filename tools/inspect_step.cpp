@@ -22,7 +22,6 @@
 #include "models/train_samples.h"
 #include "tools/command.h"
 #include "tools/device.h"
-#include "tools/resume.h"
 
 namespace kava {
 

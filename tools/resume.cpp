@@ -51,19 +51,7 @@ int64_t warmup_of(const TrainingState& state, const RunConfig::Train& train) {
   return static_cast<int64_t>(std::ceil(train.warmup * steps));
 }
 
-std::vector<std::string> contents_of(const RunConfig& config) {
-  std::vector<std::string> paths = {config.model.path, config.model.adapter, config.data.valid};
-  for (const DataFile& data : config.data.train) paths.push_back(data.path);
-  return paths;
-}
-
 }  // namespace
-
-bool same_path(const std::string& a, const std::string& b) {
-  if (a == b) return true;
-  std::error_code of_a, of_b;
-  return !a.empty() && !b.empty() && fs::weakly_canonical(a, of_a) == fs::weakly_canonical(b, of_b) && !of_a && !of_b;
-}
 
 bool same_inputs(const RunConfig& a, const RunConfig& b) {
   const auto same_file = [](const DataFile& x, const DataFile& y) { return same_path(x.path, y.path); };
@@ -78,17 +66,6 @@ RunConfig with_inputs_there(RunConfig config, const RunConfig& before) {
   if (!there(config.data.valid)) config.data.valid = before.data.valid;
   if (!std::ranges::all_of(config.data.train, [&](const DataFile& f) { return there(f.path); })) config.data.train = before.data.train;
   return config;
-}
-
-std::vector<std::string> inputs_of(const std::string& file, const RunConfig& config) {
-  std::error_code ignored;
-  std::vector<std::string> inputs = contents_of(config);
-  if (fs::is_directory(file, ignored))
-    for (const char* name : {"config.toml", "metrics.jsonl", "progress.json", "checkpoints", "adapter"})
-      inputs.push_back(path_in(file, name));
-  else
-    for (std::string& read : config_files(file)) inputs.push_back(std::move(read));
-  return inputs;
 }
 
 void require_place(const fs::path& out, bool resume) {

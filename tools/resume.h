@@ -38,14 +38,10 @@ Continued go_on(const std::filesystem::path& out, const Checkpoint& checkpoint, 
 /// Error(code data) naming a file or folder of the configuration that a run cannot go on without and that is not there.
 void require_contents_there(const RunConfig& config);
 
-/// Whether two paths lead to the same place, which need not be there; and whether two configurations name the same model and data.
-bool same_path(const std::string& a, const std::string& b);
+/// Whether two configurations name the same model and data.
 bool same_inputs(const RunConfig& a, const RunConfig& b);
 /// `config` with model and data as `before` names them where all that it names anew is not there.
 RunConfig with_inputs_there(RunConfig config, const RunConfig& before);
-
-/// What a run reads: the configuration's file with what it includes, or a run's own files; its model, adapter and data.
-std::vector<std::string> inputs_of(const std::string& file, const RunConfig& config);
 
 /// Error(code usage) where a run in `out` would write over a file that it reads. `file` is that of the configuration.
 void require_out_is_no_input(const std::filesystem::path& out, const std::string& file, const RunConfig& config, bool resume);

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "engine/cli.h"
+#include "engine/config/config_files.h"
 #include "engine/device/cuda_module.h"
 #include "engine/files/files.h"
 #include "engine/files/parts.h"

@@ -401,6 +401,23 @@ std::vector<std::string> config_files(const std::string& path) {
   return files;
 }
 
+std::vector<std::string> contents_of(const RunConfig& config) {
+  std::vector<std::string> paths = {config.model.path, config.model.adapter, config.data.valid};
+  for (const DataFile& data : config.data.train) paths.push_back(data.path);
+  return paths;
+}
+
+std::vector<std::string> inputs_of(const std::string& path, const RunConfig& config) {
+  std::error_code ignored;
+  std::vector<std::string> inputs = contents_of(config);
+  if (fs::is_directory(path, ignored))
+    for (const char* name : {"config.toml", "metrics.jsonl", "progress.json", "checkpoints", "adapter"})
+      inputs.push_back(path_in(path, name));
+  else
+    for (std::string& read : config_files(path)) inputs.push_back(std::move(read));
+  return inputs;
+}
+
 RunConfig load_config(const std::string& path, const std::vector<std::string>& sets) {
   toml::table root = parse_toml_file(path);
   const std::string include = included_file(root, path);

@@ -85,6 +85,12 @@ std::string plain_path(const std::string& path) {
   return (resolved(named) == real || real.empty() ? named : real).string();
 }
 
+bool same_path(const std::string& a, const std::string& b) {
+  if (a == b) return true;
+  std::error_code of_a, of_b;
+  return !a.empty() && !b.empty() && fs::weakly_canonical(a, of_a) == fs::weakly_canonical(b, of_b) && !of_a && !of_b;
+}
+
 std::string path_from(const fs::path& folder, const std::string& path) {
   if (path.empty() || fs::path(path).is_absolute()) return path;
   fs::path at = folder;

@@ -18,6 +18,9 @@ std::string relative_path(const std::filesystem::path& folder, const std::string
 /// The absolute path without steps upwards, through links as they are named where that leads to the same place.
 std::string plain_path(const std::string& path);
 
+/// Whether two paths lead to the same place, which need not be there.
+bool same_path(const std::string& a, const std::string& b);
+
 /// A path read from a file of `folder` (absolute, without symbolic links), with its leading steps upwards taken.
 std::string path_from(const std::filesystem::path& folder, const std::string& path);
 
