@@ -350,7 +350,9 @@ def build(places, folder, into):
         with open(f"{into}/{file}", "w") as out:
             out.write(text)
     sources = sorted({s for p in places for s in sources_with(p.file)}, key=os.path.getsize, reverse=True)
-    header = f"-include {quote(ROOT)}/tests/simt/mutant.h"
+    # Products and sums stay apart: which of them GCC fuses depends on the places in the line, so that two instances of a kernel that
+    # must give the same bytes would differ with nothing broken.
+    header = f"-ffp-contract=off -include {quote(ROOT)}/tests/simt/mutant.h"
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         objects = list(pool.map(lambda s: compile_source(f"{into}/{s}", s, header), sources))
     shutil.copy("tests/simt/mutant.cpp", into)
