@@ -59,11 +59,6 @@ inline Layout few_queries(std::initializer_list<std::pair<int, int>> counts, uns
 // Sixteen rows of which the last sees 96 keys, the backward's tile, among others that see more; and 96 keys in all.
 inline Layout tile_of_keys() { return {{{range(0, 120), 0, 104}, {range(120, 216), 104, 40}}, {0, 1, 2}, 217, 145}; }
 
-struct Heads {
-  int heads, kv_heads, dim;
-  double scale() const { return 1 / std::sqrt(static_cast<double>(dim)); }
-};
-
 struct AttentionCase {
   Layout layout;
   Heads heads;
@@ -182,9 +177,9 @@ Matrices attention_kernels(const AttentionCase& c, const Matrices& in, Device& d
           read(dk, step_rows, kv_width), read(dv, step_rows, kv_width)};
 }
 
-/// The share of what is allowed. size: of q, of which the scores have the size.
+/// size: of q, of which the scores have the size.
 template <class T>
-double check_attention_case(const AttentionCase& c, unsigned seed, double size) {
+Matrices attention_inputs(const AttentionCase& c, unsigned seed, double size) {
   Random random(seed);
   const int64_t width = c.heads.heads * c.heads.dim, kv_width = c.heads.kv_heads * c.heads.dim;
   Matrices in = {random.normal(c.layout.query_rows, width, size),  random.normal(c.layout.step_rows, kv_width),
@@ -192,7 +187,13 @@ double check_attention_case(const AttentionCase& c, unsigned seed, double size) 
                  random.normal(c.layout.step_rows, kv_width, 0.1), random.normal(c.layout.step_rows, kv_width, 0.1)};
   for (std::size_t i = 0; i < 4; ++i) in[i] = stored<T>(in[i]);
   for (std::size_t i = 4; i < 6; ++i) in[i] = stored<float>(in[i]);
-  const Matrices exact = attention_cpu(c, in);
+  return in;
+}
+
+/// The share of what is allowed.
+template <class T>
+double check_attention_case(const AttentionCase& c, unsigned seed, double size) {
+  const Matrices in = attention_inputs<T>(c, seed, size), exact = attention_cpu(c, in);
   check_reference(attention_reference<double, double>(c, in), exact);
   return check_kernel(exact, attention_reference<T, float>(c, in), [&](Device& device) { return attention_kernels<T>(c, in, device); });
 }

@@ -133,9 +133,22 @@ inline bool same_bytes(const std::vector<double>& a, const std::vector<double>& 
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0);
 }
 
+/// The error against `exact` is at most twice that of `rounded`, the f64 algorithm with stored tensors rounded, plus a floor of 1e-12
+/// (relative RMS 1e-6: sums in f32). Returns the largest share of what is allowed.
+inline double check_errors(const Matrices& got, const Matrices& exact, const Matrices& rounded) {
+  REQUIRE(got.size() == exact.size());
+  double worst = 0;
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    const double error = normalised_error(got[i], exact[i]), allowed = 2 * normalised_error(rounded[i], exact[i]) + 1e-12;
+    INFO("output " << i << " [" << exact[i].rows << ", " << exact[i].cols << "]: error " << error << ", allowed " << allowed);
+    REQUIRE(error <= allowed);  // also refuses NaN
+    worst = std::max(worst, error / allowed);
+  }
+  return worst;
+}
+
 /// Runs a kernel with aligned and with odd rows, under five schedules, the first one twice: guards hold, all runs give the same bytes, and
-/// the error against `exact` is at most twice that of `rounded`, the f64 algorithm with stored tensors rounded, plus a floor of 1e-12
-/// (relative RMS 1e-6: sums in f32). The first run is searched for races. Returns the largest share of what is allowed.
+/// these pass check_errors, whose share this returns. The first run is searched for races.
 inline double check_kernel(const Matrices& exact, const Matrices& rounded, const std::function<Matrices(Device&)>& kernel) {
   using Order = simt::Schedule::Order;
   const simt::Schedule schedules[] = {{Order::forward, 0, true, false, 0}, {Order::forward, 0, true, false, 0},
@@ -154,15 +167,7 @@ inline double check_kernel(const Matrices& exact, const Matrices& rounded, const
       if (first.empty()) first = got;
       for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(same_bytes(got[i].at, first[i].at));
     }
-  REQUIRE(first.size() == exact.size());
-  double worst = 0;
-  for (std::size_t i = 0; i < exact.size(); ++i) {
-    const double error = normalised_error(first[i], exact[i]), allowed = 2 * normalised_error(rounded[i], exact[i]) + 1e-12;
-    INFO("output " << i << " [" << exact[i].rows << ", " << exact[i].cols << "]: error " << error << ", allowed " << allowed);
-    REQUIRE(error <= allowed);  // also refuses NaN
-    worst = std::max(worst, error / allowed);
-  }
-  return worst;
+  return check_errors(first, exact, rounded);
 }
 
 /// The unrounded f64 algorithm of a test is the cpu backend's.

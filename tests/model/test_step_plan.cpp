@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <functional>
 #include <string>
+#include <string_view>
 
 #include "engine/device/op_observer.h"
 #include "models/curriculum.h"
@@ -26,6 +27,21 @@ std::vector<Backend> backends() {
   if (simt::supported()) all.push_back({"cuda", make_emulated_cuda});
   return all;
 }
+
+// What of a step's work a run has no use for twice, or at all.
+struct WorkWatcher final : OpObserver {
+  const void* gradient;
+  int sums = 0, heads = 0, judged = 0;
+  explicit WorkWatcher(const Model& model) : gradient(model.parameters.grad().data) {}
+  void before(const OpCall& call) override {
+    const std::string_view name = call.name;
+    if (name == "sum_squares") sums += call.inputs[0].data == gradient;
+    if (name == "head_argmax") ++judged;
+    if (name != "head_cross_entropy") return;
+    ++heads;
+    for (const Tensor& t : call.outputs) judged += t && t.dtype == DType::i32;
+  }
+};
 
 // A batch's gradients and its update, and what was asked for in between.
 void check_step(Ops& ops, const RunConfig& config, int64_t step) {
@@ -86,6 +102,24 @@ TEST_CASE("nor does it with dropout, a teacher by itself, later stages or anothe
       form.insert(form.end(), {"model.dtype=bf16", "model.adapter=\"\""});
       const std::unique_ptr<Ops> ops = backend.make();
       check_step(*ops, golden_config("kava_defaults", form), 2);
+    }
+}
+
+TEST_CASE("a run's step sums its gradient's squares once, reads its scalars at once, and judges no prediction") {
+  take_schedule(0);
+  for (const Backend& backend : backends())
+    for (const char* method : {"method=kava", "method=codi", "method=no_cot"}) {
+      INFO(method << " on " << backend.name);
+      TinyRun run({method}, 1, backend.make());
+      Trainer trainer(*run.model, run.samples, {});
+      trainer.step();
+      WorkWatcher work(*run.model);
+      OpCounter counter(*run.ops);
+      const Observed watched(*run.ops, work), counted(*run.ops, counter);
+      trainer.step();
+      CHECK(counter.counts().reads == 1);
+      CHECK(work.sums == 1);
+      CHECK((work.heads > 0 && work.judged == 0));
     }
 }
 

@@ -37,11 +37,6 @@ Segments place(Rig& rig, const Layout& l) {
   return s;
 }
 
-struct Heads {
-  int64_t heads, kv_heads, dim;
-  double scale() const { return 1 / std::sqrt(double(dim)); }
-};
-
 OpRun attention_fwd(const Layout& l, Heads h) {
   return [=](Rig& rig, const Matrices& m) {
     Tensor q = rig.in(m[0]), k = rig.in(m[1]), v = rig.in(m[2]);
