@@ -20,7 +20,7 @@ using simt::Schedule;
 
 namespace {
 
-const Schedule kSchedules[] = {
+const Schedule kAllSchedules[] = {
     {Schedule::Order::forward, 0, true, false, 0}, {Schedule::Order::forward, 0, true, true, 0},
     {Schedule::Order::reverse, 0, true, true, 0},  {Schedule::Order::reverse, 0, false, false, 1},
     {Schedule::Order::random, 7, false, true, 0},  {Schedule::Order::random, 8, true, false, 3},
@@ -167,7 +167,7 @@ TEST_CASE("the emulator gives the same sums under every schedule") {
   SKIP_IF_UNSUPPORTED();
   std::vector<float> x(256 * 9), first;
   for (std::size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i));
-  for (const Schedule& s : kSchedules) {
+  for (const Schedule& s : kAllSchedules) {
     simt::set_schedule(s);
     std::vector<float> y(9, NAN);
     launch(nullptr, block_sum_kernel, 9, 256, 256 * sizeof(float), y.data(), x.data());
@@ -185,7 +185,7 @@ TEST_CASE("the emulator's schedules tell a missing barrier") {
   SKIP_IF_UNSUPPORTED();
   for (bool with_barrier : {true, false}) {
     bool right = true;
-    for (const Schedule& s : kSchedules) {
+    for (const Schedule& s : kAllSchedules) {
       simt::set_schedule(s);
       std::vector<int> y(96);
       launch(nullptr, neighbour_kernel, 1, 96, 96 * sizeof(int), y.data(), with_barrier);
@@ -197,7 +197,7 @@ TEST_CASE("the emulator's schedules tell a missing barrier") {
 
 TEST_CASE("the emulator reports barriers and warp operations that are not reached together") {
   SKIP_IF_UNSUPPORTED();
-  for (const Schedule& s : kSchedules) {
+  for (const Schedule& s : kAllSchedules) {
     simt::set_schedule(s);
     std::vector<float> y(64);
     const std::string barriers = report(two_barriers_kernel, 64, 0);

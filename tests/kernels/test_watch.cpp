@@ -46,7 +46,7 @@ std::string race_in(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_
   return "";
 }
 
-std::string line(unsigned l) { return "test_watch.cpp:" + std::to_string(l); }
+std::string at_line(unsigned l) { return "test_watch.cpp:" + std::to_string(l); }
 
 // ---- known counts
 
@@ -280,31 +280,31 @@ TEST_CASE("the emulator finds every planted race and none where a barrier stands
   CHECK(race_in(read_after_write_kernel, 1, 64, 256, y.data(), true).empty());
   CHECK_THAT(race_in(read_after_write_kernel, 1, 64, 256, y.data(), false),
              ContainsSubstring("race in read_after_write_kernel") && ContainsSubstring("reads what was written") &&
-                 ContainsSubstring(line(kReadAfterWrite)) && ContainsSubstring(line(kReadAfterWrite - 2)));
+                 ContainsSubstring(at_line(kReadAfterWrite)) && ContainsSubstring(at_line(kReadAfterWrite - 2)));
   CHECK(race_in(write_after_read_kernel, 1, 64, 256, y.data(), true).empty());
   CHECK(race_in(write_after_read_kernel, 2, 64, 256, y.data(), true).empty());  // each block has shared memory of its own
   CHECK_THAT(race_in(write_after_read_kernel, 1, 64, 256, y.data(), false),
-             ContainsSubstring("writes what was read") && ContainsSubstring(line(kWriteAfterRead)));
+             ContainsSubstring("writes what was read") && ContainsSubstring(at_line(kWriteAfterRead)));
   CHECK(race_in(write_write_kernel, 1, 64, 256, 0).empty());  // all write the same
   CHECK_THAT(race_in(write_write_kernel, 1, 64, 256, 1),
-             ContainsSubstring("writes what was written") && ContainsSubstring(line(kWriteWrite)));
+             ContainsSubstring("writes what was written") && ContainsSubstring(at_line(kWriteWrite)));
   CHECK(race_in(unwritten_kernel, 1, 64, 256, y.data(), true).empty());
   CHECK_THAT(race_in(unwritten_kernel, 1, 64, 256, y.data(), false),
-             ContainsSubstring("thread 7") && ContainsSubstring("reads what was not written") && ContainsSubstring(line(kUnwritten)));
+             ContainsSubstring("thread 7") && ContainsSubstring("reads what was not written") && ContainsSubstring(at_line(kUnwritten)));
   CHECK(race_in(copied_kernel, 1, 32, 512, to.data(), x, 0u, true, false).empty());
   CHECK(race_in(copied_kernel, 1, 32, 512, to.data(), x, 1u, true, true).empty());
   for (unsigned distance : {0u, 1u})
     CHECK_THAT(race_in(copied_kernel, 1, 32, 512, to.data(), x, distance, false, true),
-               ContainsSubstring("a copy is under way") && ContainsSubstring(line(kCopied)));
+               ContainsSubstring("a copy is under way") && ContainsSubstring(at_line(kCopied)));
   CHECK_THAT(race_in(copied_kernel, 1, 32, 512, to.data(), x, 1u, true, false), ContainsSubstring("simt: race"));
   CHECK(race_in(overwritten_kernel, 1, 32, 512, to.data(), x, true).empty());
   CHECK_THAT(race_in(overwritten_kernel, 1, 32, 512, to.data(), x, false),
-             ContainsSubstring("simt: race") && ContainsSubstring(line(kOverwritten)));
+             ContainsSubstring("simt: race") && ContainsSubstring(at_line(kOverwritten)));
   CHECK(race_in(ldmatrix_race_kernel, 1, 32, 512, true).empty());
   CHECK_THAT(race_in(ldmatrix_race_kernel, 1, 32, 512, false), ContainsSubstring("by thread"));
   CHECK_THAT(race_in(shuffle_is_no_fence_kernel, 1, 32, 128, to.data()), ContainsSubstring("simt: race"));
   CHECK(race_in(blocks_kernel, 4, 1, 0, to.data(), 1u).empty());
-  CHECK_THAT(race_in(blocks_kernel, 4, 1, 0, to.data(), 0u), ContainsSubstring("global memory") && ContainsSubstring(line(kBlocks)));
+  CHECK_THAT(race_in(blocks_kernel, 4, 1, 0, to.data(), 0u), ContainsSubstring("global memory") && ContainsSubstring(at_line(kBlocks)));
   CHECK_THAT(race_in(block_reads_kernel, 2, 1, 0, to.data()), ContainsSubstring("global memory"));
   CHECK(race_in(global_barrier_kernel, 1, 32, 0, to.data(), true).empty());
   CHECK_THAT(race_in(global_barrier_kernel, 1, 32, 0, to.data(), false), ContainsSubstring("global memory"));

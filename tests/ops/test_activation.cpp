@@ -4,13 +4,13 @@ using namespace kava;
 using namespace kava::test;
 
 namespace {
-std::vector<Tensor> swiglu_fwd(Rig& rig, const Matrices& in) {
+std::vector<Tensor> swiglu(Rig& rig, const Matrices& in) {
   Tensor g = rig.in(in[0]), u = rig.in(in[1]), y = rig.out(in[0].rows, in[0].cols);
   rig.ops.swiglu_fwd(y, g, u);
   return {y};
 }
 
-std::vector<Tensor> swiglu_bwd(Rig& rig, const Matrices& in) {
+std::vector<Tensor> swiglu_gradient(Rig& rig, const Matrices& in) {
   Tensor g = rig.in(in[0]), u = rig.in(in[1]), dy = rig.in(in[2]);
   Tensor dg = rig.out(in[0].rows, in[0].cols), du = rig.out(in[0].rows, in[0].cols);
   rig.ops.swiglu_bwd(dg, du, dy, g, u);
@@ -38,15 +38,15 @@ TEST_CASE("swiglu and gelu have the values of their formulas and the gradients o
   Random random(4);
   for (auto [n, c] : kSizes) {
     const Matrices in = {random.normal(n, c, 2), random.normal(n, c), random.normal(n, c)};
-    check_op("swiglu_fwd", in, swiglu_fwd);
-    check_op("swiglu_bwd", in, swiglu_bwd);
+    check_op("swiglu_fwd", in, swiglu);
+    check_op("swiglu_bwd", in, swiglu_gradient);
     Matrix silu = in[0], by_erf = in[0], by_tanh = in[0];
     for (std::size_t i = 0; i < silu.at.size(); ++i) silu.at[i] = in[0].at[i] / (1 + std::exp(-in[0].at[i])) * in[1].at[i];
     for (double& v : by_erf.at) v = v * 0.5 * std::erfc(-v / std::sqrt(2.0));
     for (double& v : by_tanh.at) v = v / 2 * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v)));
-    require_close(run_f64(swiglu_fwd, in)[0], silu);
+    require_close(run_f64(swiglu, in)[0], silu);
     check_gradient(
-        "swiglu", in, [&](const Matrices& m) { return weighted(run_f64(swiglu_fwd, m), {in[2]}); }, {0, 1}, run_f64(swiglu_bwd, in));
+        "swiglu", in, [&](const Matrices& m) { return weighted(run_f64(swiglu, m), {in[2]}); }, {0, 1}, run_f64(swiglu_gradient, in));
     for (Gelu form : {Gelu::erf, Gelu::tanh}) {
       check_op("gelu_fwd", in, gelu_fwd(form));
       check_op("gelu_bwd", {in[0], in[2]}, gelu_bwd(form));
