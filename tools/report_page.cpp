@@ -19,7 +19,8 @@ th,td{text-align:left;padding:3px 10px 3px 0;border-bottom:1px solid var(--rule)
 .line{fill:none;stroke-width:1.5}.whisker{stroke:var(--fg);stroke-width:1.5;fill:none}.mark{stroke:var(--c1);stroke-width:3;fill:none}
 .c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}
 .line{stroke:var(--c)}.dot,.bar{fill:var(--c)}.bar{fill-opacity:.75}.legend span{margin-right:16px;font-size:13px}
-.legend i{display:inline-block;width:14px;height:3px;background:var(--c);margin-right:5px;vertical-align:middle}
+.legend i{display:inline-block;width:18px;height:0;border-top:3px solid var(--c);margin-right:5px;vertical-align:middle}
+.line.d1{stroke-dasharray:7 3}.line.d2{stroke-dasharray:2 3}.legend .d1 i{border-top-style:dashed}.legend .d2 i{border-top-style:dotted}
 .maps{display:flex;flex-wrap:wrap;gap:10px}.maps div{max-width:100%}.map{border:1px solid var(--rule)}
 .hot,.cold{fill:none;shape-rendering:crispEdges}.hot{stroke:var(--c0)}.cold{stroke:var(--c1)}.right{color:var(--c2)}.wrong{color:var(--c1)}
 )";

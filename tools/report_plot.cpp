@@ -13,7 +13,7 @@ namespace {
 constexpr double kWidth = 720, kHeight = 260, kLeft = 64, kRight = 12, kTop = 12, kBottom = 34;
 constexpr std::size_t kMostPoints = 600;  // of a line
 constexpr int kLevels = 10;               // of a heat map, each side of 0
-constexpr int kColours = 6;
+constexpr std::size_t kColours = 6, kDashes = 3;
 
 // Each part's least and greatest, in their order.
 std::vector<std::pair<double, double>> thinned(const std::vector<std::pair<double, double>>& points) {
@@ -84,10 +84,13 @@ std::string axes(const Axis& x, const Axis& y, const std::string& y_name) {
                    (kLeft + kWidth - kRight) / 2, kHeight - 4, (kTop + kHeight - kBottom) / 2, html(y_name));
 }
 
+// The classes of the i-th line: colours, then the same ones dashed.
+std::string look_of(std::size_t i) { return fmt::format("c{} d{}", i % kColours, i / kColours % kDashes); }
+
 std::string legend(const std::vector<Series>& series) {
   std::string out = "<p class=\"legend\">";
   for (std::size_t i = 0; i < series.size(); ++i)
-    out += fmt::format("<span class=\"c{}\"><i></i>{}</span>", i % kColours, html(series[i].name));
+    out += fmt::format("<span class=\"{}\"><i></i>{}</span>", look_of(i), html(series[i].name));
   return out + "</p>";
 }
 
@@ -150,9 +153,9 @@ std::string line_plot(const std::string& id, const std::string& title, const std
     std::string d;
     const auto points = thinned(series[i].points);
     for (const auto& [px, py] : points) d += fmt::format("{}{:.1f} {:.1f}", d.empty() ? "M" : "L", x.at(px), y.at(py));
-    svg += fmt::format("<path class=\"line c{}\" d=\"{}\"/>", i % kColours, d);
+    svg += fmt::format("<path class=\"line {}\" d=\"{}\"/>", look_of(i), d);
     if (points.size() == 1)
-      svg += fmt::format("<circle class=\"dot c{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\"/>", i % kColours, x.at(points[0].first),
+      svg += fmt::format("<circle class=\"dot {}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\"/>", look_of(i), x.at(points[0].first),
                          y.at(points[0].second));
   }
   return figure(id, title, svg + "</svg>" + legend(series));

@@ -182,6 +182,30 @@ std::string run_section(const std::string& folder, const std::string& prefix) {
   return out + metric_figures(metrics, prefix) + evaluations(folder, prefix);
 }
 
+std::string runs_section(const std::vector<std::string>& folders) {
+  std::vector<std::vector<std::string>> rows = {{"run", "differs from the first in"}};
+  std::vector<Series> loss, answers, validation, validation_loss;
+  const RunConfig first = load_run_config(folders[0]);
+  for (const std::string& folder : folders) {
+    const Metrics metrics = read_metrics(fs::path(folder) / "metrics.jsonl");
+    const std::string name = run_name(folder);
+    auto add = [&](std::vector<Series>& to, const std::map<int64_t, Json>& lines, const char* key, double scale) {
+      for (Series& s : series_of(lines, {key}, scale, true)) to.push_back({name, std::move(s.points)});
+    };
+    add(loss, metrics.steps, "loss", 1), add(answers, metrics.steps, "student_ce", 1);
+    add(validation, metrics.validations, "strict", 100), add(validation_loss, metrics.validations, "loss", 1);
+    const RunConfig config = load_run_config(folder);
+    std::string differences;
+    for (OnResume kind : {OnResume::fixed, OnResume::content, OnResume::extend})
+      for (const std::string& line : config_differences(first, config, kind)) differences += (differences.empty() ? "" : "\n") + line;
+    rows.push_back({name, differences});
+  }
+  return "<h2>Runs side by side</h2>\n" + text_table(rows) + line_plot("loss", "Loss (weighted)", "loss", std::move(loss), true) +
+         line_plot("student_ce", "Cross-entropy of the student's answers", "loss", std::move(answers), true) +
+         line_plot("validation", "Validation: exact match", "%", std::move(validation), false) +
+         line_plot("validation_loss", "Validation loss", "loss", std::move(validation_loss), true);
+}
+
 namespace {
 
 // A probe's file, with its tensors read.

@@ -153,6 +153,38 @@ TEST_CASE("a page of a run has its figures, needs nothing from elsewhere, and st
   CHECK(html.size() <= 3'000'000);
 }
 
+TEST_CASE("several runs are drawn in one figure each, with what each of them changes") {
+  const TextRun tiny;
+  write_metrics(tiny.dir, 20);
+  const std::string other = tiny.folder / "other", out = tiny.folder / "page.html";
+  fs::create_directory(other);
+  RunConfig config = load_run_config(tiny.dir.string());
+  config.train.lr = 0.25;
+  overwrite(other + "/config.toml", to_toml(config));
+  write_metrics(other, 30);
+  const std::string runs = "kava_report " + tiny.dir.string() + " " + other + " ";
+  REQUIRE(run(runs + tiny.dir.string() + " --out " + out).code == 0);
+  const std::string html = page(out);
+  const auto figure = [&](const std::string& name) {
+    const auto begin = html.find("<figure id=\"" + name + "\"");
+    return begin == html.npos ? std::string() : html.substr(begin, html.find("</figure>", begin) - begin);
+  };
+  const auto lines = [](const std::string& text) {
+    int n = 0;
+    for (auto at = text.find("<path class=\"line"); at != text.npos; at = text.find("<path class=\"line", at + 1)) ++n;
+    return n;
+  };
+  for (const char* name : {"loss", "student_ce", "validation", "validation_loss"}) CHECK(lines(figure(name)) >= 2);
+  CHECK(lines(figure("loss")) == 3);
+  CHECK_THAT(figure("loss"), ContainsSubstring("c0 d0") && ContainsSubstring("c2 d0") && ContainsSubstring("/other<"));
+  CHECK(!figure("1_loss").empty());
+  CHECK(!figure("3_loss").empty());
+  CHECK_THAT(html, ContainsSubstring("train.lr: ") && ContainsSubstring(" -&gt; 0.25"));
+  // One run has no other beside it.
+  REQUIRE(run("kava_report " + other + " --out " + out).code == 0);
+  CHECK_THAT(page(out), !ContainsSubstring("side by side"));
+}
+
 TEST_CASE("a page escapes what files say") {
   const TextRun tiny;
   const std::string data = tiny.write("rows.txt", "<script>alert(1)</script> & \"x\"||#### 4\n"), out = tiny.folder / "page.html";
