@@ -233,6 +233,7 @@ if ! declare -F "lane_$lane" >/dev/null; then
 fi
 
 begin=$SECONDS
+commit=$([ "$short" = yes ] || git describe --always --dirty)  # that is checked: by the end it may be another
 code=0
 log=build/checks/$lane.log
 mkdir -p build/checks
@@ -245,7 +246,6 @@ result=$([ "$code" = 0 ] && echo passed || echo "FAILED with $code")
 summary="check $lane$([ "$short" = no ] || echo ' (short)'): $result in $((SECONDS - begin)) s"
 if [ "$short" = no ]; then
   mkdir -p docs/results/checks
-  commit=$(git describe --always --dirty)  # before the file that is written changes it
   {
     echo "$summary"
     echo "commit $commit, $(date -u +%Y-%m-%dT%H:%MZ), $jobs cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
