@@ -63,7 +63,7 @@ shorter+='~"a forward that does not fit*"~"attention kernels*"~"product kernels*
 shorter+='~"every line of the real data*"~"a stop signal writes*"~"two hundred KaVa steps*"~"every tensor of the step equals*"'
 shorter+='~"attention over key lists*"~"a forward with its backward sends*"~"what a step keeps or computes again*"'
 shorter+='~"what is kept and what is computed again*"~"the quickstart goes to any*"~"two hundred finished runs*"~"no program loses or half*"'
-shorter+='~"ten skipped steps in a row*"~"a run on cuda takes a step'"'"'s scalars*"~"a training step on cuda is read once*"'
+shorter+='~"kava_bench*"~"ten skipped steps in a row*"~"a run on cuda takes a step'"'"'s scalars*"~"a training step on cuda is read once*"'
 # What asks the programs for --device cuda; the kernels and the backend below them are tested in every build.
 emulated='[#test_cuda_programs],[#test_cuda_ranks],"every tensor of the step on cuda*","bf16 gradients on cuda*"'
 # What starts more than one thread: of the backend, of ranks, and around the tokenizer and checkpoints that data and files are read by.
