@@ -139,7 +139,7 @@ int main(int argc, char** argv) {
   app.add_option("RUN_OR_TABLE", command.things, "Folders of kava_train or replicate")->required();
   app.add_option("--probe", command.probe, "A file of kava_inspect probe");
   app.add_option("--out", command.out, "The page (default: report.html in the first folder)");
-  app.add_option("--figure", command.figure, "Draw this figure alone, with --png: the heading of a plot, as loss");
+  app.add_option("--figure", command.figure, "Draw this figure alone, with --png, by its name, as validation_loss");
   app.add_option("--png", command.png, "The picture to write; needs chromium");
   return command_main(argc, argv, app, [&] { return make_report(command); });
 }

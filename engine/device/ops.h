@@ -1,6 +1,6 @@
 // The waist of the engine: everything a model may ask of a device. An op is called through a front that is written once (ops.cpp): it
-// checks shapes, types and strides, tells the observers (op_observer.h), and hands over to do_OP of a backend. Op X stands in
-// cpu/ops_X.cpp, the readable specification and the oracle of the tests.
+// checks shapes, types and strides, tells the observers (op_observer.h), and hands over to do_OP of a backend. An op of the
+// family F stands in cpu/ops_F.cpp, the readable specification and the oracle of the tests.
 //
 // Conventions. Outputs come first, then inputs, then scalars. "storage" is the model's type (bf16, f32, f64); "sum" is f32, or f64 for f64.
 // An empty tensor stands for "not wanted" or "not there". Rows may lie apart (stride) but where an op says contiguous. Index tensors are
