@@ -175,6 +175,12 @@ int run_program(const std::function<int()>& body) {
   }
 }
 
+void end_here(const Error& error) {
+  report(error.code(), error.what());
+  remove_unfinished();
+  ::_exit(static_cast<int>(error.code()));
+}
+
 void require_printed() {
   std::cout.flush();
   if (std::fflush(stdout) != 0 || std::ferror(stdout) || !std::cout) throw stdout_failed();

@@ -4,12 +4,17 @@
 #include <functional>
 #include <string>
 
+#include "engine/error.h"
+
 namespace kava {
 
 /// Runs `body` and returns the exit code: its result, or that of the exception it throws, which is printed on stderr as one line
 /// `error: WHERE: what; remedy` (docs/design.md, errors). Output that could not be written to stdout is exit 7. SIGPIPE and SIGXFSZ are
 /// ignored. SIGTERM, SIGINT and SIGHUP end the process without leaving what is not finished (engine/files/parts.h).
 int run_program(const std::function<int()>& body);
+
+/// Prints an error as run_program does and ends the process at once with its code: where a destructor would wait without end.
+[[noreturn]] void end_here(const Error& error);
 
 /// Error(code write) where something printed so far could not be written to stdout. To be asked before a result is kept in a file (a failed
 /// command leaves none), and in a loop that prints for as long as there is input.

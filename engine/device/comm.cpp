@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "engine/cli.h"
 #include "engine/clock.h"
 #include "engine/error.h"
 
@@ -43,10 +44,11 @@ void Comm::require_launcher() const {
 }
 
 void Comm::fail(const std::string& why) const {
-  if (link_) link_->abort();
   const std::string where = place_.empty() ? what_ : what_ + ", " + place_;
-  throw Error(Exit::comm, name(), where + ": " + why,
-              place_.empty() ? "start all ranks again" : "the last checkpoint is whole: go on with --resume");
+  const Error error(Exit::comm, name(), where + ": " + why,
+                    place_.empty() ? "start all ranks again" : "the last checkpoint is whole: go on with --resume");
+  if (link_ && !link_->abort()) end_here(error);  // the device's memory could not be given back either
+  throw error;
 }
 
 void Comm::fail_late(const std::string& who) const { fail(fmt::format("{} did not come within {:g} s (--comm-timeout)", who, timeout_)); }

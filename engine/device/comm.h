@@ -141,8 +141,8 @@ class DeviceLink {
 
  protected:
   friend class Comm;
-  /// Ends what is going on, on this rank's device too.
-  virtual void abort() noexcept = 0;
+  /// Ends what is going on, on this rank's device too. False where that does not end in some seconds.
+  virtual bool abort() noexcept = 0;
   Comm& comm() const { return comm_; }
   /// To be asked while `what` is waited for, since so many seconds: fails where the ranks cannot come any more.
   void look(const char* what, double waited) const;

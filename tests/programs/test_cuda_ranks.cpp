@@ -86,14 +86,14 @@ TEST_CASE("a call of NCCL that fails or never ends stops every cuda rank with 6,
   REQUIRE((whole.codes[0] == 0 && whole.codes[1] == 0));
   const int calls = calls_of(whole.errs[1]);
   for (const std::string& fail : std::vector<std::string>{"fail:1", "hang:1", "fail:3", "hang:5", fmt::format("fail:{}", calls - 2),
-                                                          fmt::format("hang:{}", calls - 1)}) {
+                                                          fmt::format("hang:{}", calls - 1), fmt::format("stuck:{}", calls - 1)}) {
     INFO(fail);
     const std::string out = "run" + fail;
     const TwoRanks failed = p.run(out, fail);
     INFO(failed.errs[0] << failed.errs[1]);
     CHECK((failed.codes[0] == 6 && failed.codes[1] == 6));
     // Which operation the other rank is in depends on how far it has come.
-    const bool late = std::atoi(fail.c_str() + 5) > 10;
+    const bool late = std::atoi(fail.c_str() + fail.find(':') + 1) > 10;
     CHECK_THAT(failed.errs[1], ContainsSubstring(late ? "adding gradients, step 4: " : " NCCL: "));
     for (const std::string& err : failed.errs) {
       CHECK(std::count(err.begin(), err.end(), '\n') == 1);

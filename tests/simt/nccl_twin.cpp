@@ -8,6 +8,7 @@
 // KAVA_NCCL_FAIL=fail:K   the K-th call of this process fails, of those that NCCL may refuse: CommInitRankConfig, GroupStart, AllReduce,
 //                         Broadcast, GroupEnd
 //                hang:K   it goes on without end
+//                stuck:K  the same, and so does CommAbort
 //                count    prints how many there were, when the communicator ends
 //                wrong    the first element of a sum is not what it should be
 //                old      it is of a version before the oldest that can be used
@@ -70,7 +71,7 @@ Fate fate() {
   const std::size_t colon = text.find(':');
   const int n = ++calls;
   if (colon == text.npos || std::atoi(text.c_str() + colon + 1) != n) return Fate::none;
-  return text.starts_with("hang") ? Fate::hang : Fate::fail;
+  return text.starts_with("fail") ? Fate::fail : Fate::hang;
 }
 
 // A call, as it has to be on every rank.
@@ -414,6 +415,7 @@ int ncclCommGetAsyncError(ncclComm* comm, int* state) { return *state = comm->st
 int ncclCommAbort(ncclComm* comm) {
   const char* given = std::getenv("KAVA_NCCL_FAIL");
   if (given && std::strcmp(given, "count") == 0) fmt::print(stderr, "emulated NCCL: {} calls\n", calls.load());
+  for (; given && std::strncmp(given, "stuck:", 6) == 0;) ::pause();
   comm->abort();
   comm->shared_.reset();
   return kSuccess;

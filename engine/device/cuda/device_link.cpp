@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <future>
+#include <system_error>
 #include <thread>
 
 #include "engine/clock.h"
@@ -19,6 +21,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr std::chrono::seconds kAbortTime{10};
 constexpr int kRanksShareADevice = 23000;  // version from which NCCL can be asked to let them
 
 // Spins while an answer may be near, then leaves the core to others.
@@ -80,7 +83,16 @@ class NcclLink final : public DeviceLink {
   }
 
  private:
-  void abort() noexcept override { nccl_->abort(); }
+  // NCCL may wait there for ranks that have gone (NVIDIA/nccl, issues 863 and 1777): on a thread of its own, which keeps what it needs.
+  bool abort() noexcept override {
+    try {
+      auto over = std::make_shared<std::promise<void>>();
+      std::thread([nccl = nccl_, over] { nccl->abort(), over->set_value(); }).detach();
+      return over->get_future().wait_for(kAbortTime) == std::future_status::ready;
+    } catch (const std::system_error&) {  // no more threads
+      return nccl_->abort(), true;
+    }
+  }
 
   template <class F>
   void guarded(const char* what, F&& call) {
@@ -161,7 +173,7 @@ class NcclLink final : public DeviceLink {
 
   CudaOps& ops_;
   GpuRuntime& runtime_;
-  std::unique_ptr<Nccl> nccl_;
+  std::shared_ptr<Nccl> nccl_;
   const char* what_ = "starting NCCL";
   std::optional<Clock::time_point> began_;
   bool joined_ = true;  // the stream waits for the last exchange
