@@ -45,9 +45,14 @@ void require_capability(const GpuInfo& info);
 /// Thrown by what cannot be asked for while a pass is recorded: the pass is run again without a recording.
 struct NotRecordable {};
 
-/// What tells recordings apart whose executables cannot be updated to each other: the number of nodes, then for each kernel in clusters its
-/// number and their three sizes. An update to clusters of other sizes is told to have been made, and has not (MLX, pull request 2813).
+/// What tells recordings apart whose executables cannot be updated to each other: the number of nodes, then for each kernel in clusters
+/// twice its number, one more for those that it prefers, and their three sizes. An update to clusters of other sizes is told to have been
+/// made, and has not (MLX, pull request 2813).
 using GraphForm = std::vector<int64_t>;
+template <class Sizes>
+void add_clusters(GraphForm& form, std::size_t number, const Sizes& c) {
+  if (c.x * c.y * c.z > 1) form.insert(form.end(), {static_cast<int64_t>(number), c.x, c.y, c.z});
+}
 
 /// What a runtime was asked for, since its start.
 struct GpuCounts {

@@ -213,13 +213,14 @@ CUgraph_st* GpuRuntime::end_capture(GraphForm& form) {
   KAVA_CUDA(cudaGraphGetNodes(graph, nodes.data(), &count));
   form = {static_cast<int64_t>(count)};
   for (std::size_t i = 0; i < count; ++i) {
-    cudaGraphNodeType type{};
+    // What is no kernel has neither, and a driver may not know the second.
     cudaLaunchAttributeValue of{};
-    KAVA_CUDA(cudaGraphNodeGetType(nodes[i], &type));
-    if (type != cudaGraphNodeTypeKernel) continue;
-    KAVA_CUDA(cudaGraphKernelNodeGetAttribute(nodes[i], cudaLaunchAttributeClusterDimension, &of));
-    if (const auto& c = of.clusterDim; c.x * c.y * c.z > 1) form.insert(form.end(), {static_cast<int64_t>(i), c.x, c.y, c.z});
+    if (cudaGraphKernelNodeGetAttribute(nodes[i], cudaLaunchAttributeClusterDimension, &of) == cudaSuccess)
+      add_clusters(form, 2 * i, of.clusterDim);
+    if (cudaGraphKernelNodeGetAttribute(nodes[i], cudaLaunchAttributePreferredClusterDimension, &of) == cudaSuccess)
+      add_clusters(form, 2 * i + 1, of.preferredClusterDim);
   }
+  (void)cudaGetLastError();
   return graph;
 }
 void GpuRuntime::abandon_capture() noexcept {
