@@ -50,24 +50,32 @@ double MatrixRate::measure_queued() const {
   const bool emulated = ops_.name() != "cuda";
   const int products = emulated ? 2 : 20;                                   // between two waits
   const double warm_up = emulated ? 0 : 0.5, counted = emulated ? 0 : 0.5;  // seconds
+  constexpr int64_t kLeast = 1024;
   int64_t n = emulated ? 384 : 8192;
-  while (n > 1024 && 3 * n * n * size_of(storage_) > free_memory(ops_) / 2) n /= 2;
+  while (n > kLeast && 3 * n * n * size_of(storage_) > free_memory(ops_) / 2) n /= 2;
   Arena arena(ops_);
   const Tensor x = random_square(ops_, arena, storage_, n), w = random_square(ops_, arena, storage_, n), y = arena.alloc(storage_, n, n);
-  const LinearGroup map = LinearGroup::plain(w);
-  const auto seconds_of = [&](double at_least) {
+  const auto seconds_of = [&](int64_t side, int at_once, double at_least) {
+    const auto part = [&](const Tensor& t) { return t.row_range(0, side).col_range(0, side); };
+    const LinearGroup map = LinearGroup::plain(part(w));
     int64_t made = 0;
     ops_.finish();
     const Clock::time_point start = Clock::now();
     do {
-      for (int i = 0; i < products; ++i, ++made) ops_.linear_group_fwd(arena, y, x, map);
+      for (int i = 0; i < at_once; ++i, ++made) ops_.linear_group_fwd(arena, part(y), part(x), map);
       ops_.finish();
     } while (seconds_between(start, Clock::now()) < at_least);
     return seconds_between(start, Clock::now()) / static_cast<double>(made);
   };
-  seconds_of(warm_up);
-  const auto side = static_cast<double>(n);
-  return 2 * side * side * side / std::max(seconds_of(counted), 1e-9);
+  const auto cube = [](int64_t side) { return std::pow(static_cast<double>(side), 3); };
+  if (!emulated) {
+    // In f32 a device may take minutes for what it multiplies in a tenth of a second in bf16: sides of which a batch takes a second.
+    seconds_of(kLeast, 1, 0);
+    const double least = seconds_of(kLeast, 1, 0) / cube(kLeast);
+    while (n > kLeast && least * cube(n) * products > 1) n /= 2;
+  }
+  seconds_of(n, products, warm_up);
+  return 2 * cube(n) / std::max(seconds_of(n, products, counted), 1e-9);
 }
 
 double MatrixRate::measure() const {
