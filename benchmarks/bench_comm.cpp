@@ -28,7 +28,9 @@ std::vector<CommRate> on_backend(Comm& comm, bool cuda, std::string& why) {
   const std::unique_ptr<Ops> ops = cuda ? make_cuda_ops(comm.rank()) : make_cpu_ops(1);
   const std::unique_ptr<DeviceLink> link = link_devices(comm, *ops, ".", why);
   if (cuda && !link) return {};
-  return bench_comm(comm, *ops, !cuda ? "threads" : link->text() + (cuda_is_emulated() ? " (emulated)" : ""));
+  std::vector<CommRate> rates = bench_comm(comm, *ops, !cuda ? "threads" : link->text() + (cuda_is_emulated() ? " (emulated)" : ""));
+  comm.barrier("the end of the bench");  // a link that ends takes with it what another rank still waits for
+  return rates;
 }
 
 }  // namespace
