@@ -50,9 +50,9 @@ double MatrixRate::measure_queued() const {
   const bool emulated = ops_.name() != "cuda";
   const int products = emulated ? 2 : 20;                                   // between two waits
   const double warm_up = emulated ? 0 : 0.5, counted = emulated ? 0 : 0.5;  // seconds
-  constexpr int64_t kLeast = 1024;
-  int64_t n = emulated ? 384 : 8192;
-  while (n > kLeast && 3 * n * n * size_of(storage_) > free_memory(ops_) / 2) n /= 2;
+  const int64_t least = emulated ? 96 : 1024;
+  int64_t n = 8 * least;
+  while (n > least && 3 * n * n * size_of(storage_) > free_memory(ops_) / 2) n /= 2;
   Arena arena(ops_);
   const Tensor x = random_square(ops_, arena, storage_, n), w = random_square(ops_, arena, storage_, n), y = arena.alloc(storage_, n, n);
   const auto seconds_of = [&](int64_t side, int at_once, double at_least) {
@@ -68,12 +68,10 @@ double MatrixRate::measure_queued() const {
     return seconds_between(start, Clock::now()) / static_cast<double>(made);
   };
   const auto cube = [](int64_t side) { return std::pow(static_cast<double>(side), 3); };
-  if (!emulated) {
-    // In f32 a device may take minutes for what it multiplies in a tenth of a second in bf16: sides of which a batch takes a second.
-    seconds_of(kLeast, 1, 0);
-    const double least = seconds_of(kLeast, 1, 0) / cube(kLeast);
-    while (n > kLeast && least * cube(n) * products > 1) n /= 2;
-  }
+  // In f32 a device may take minutes for what it multiplies in a tenth of a second in bf16: sides of which a batch takes a second.
+  seconds_of(least, 1, 0);
+  const double each = seconds_of(least, 1, 0) / cube(least);
+  while (n > least && each * cube(n) * products > 1) n /= 2;
   seconds_of(n, products, warm_up);
   return 2 * cube(n) / std::max(seconds_of(n, products, counted), 1e-9);
 }
