@@ -116,11 +116,12 @@ sanitizer() { # NAME TOOL steps|ops
   if $emulated; then record "$1" skipped 0 'the device is emulated'; return; fi
   program=$(PATH=$PATH:${CUDA_PATH:-${CUDA_HOME:-/usr/local/cuda}}/bin command -v compute-sanitizer) ||
     { record "$1" skipped 0 'compute-sanitizer is neither on PATH nor in a toolkit'; return; }
-  # The own kernels alone: those of cuBLASLt synchronise by means of which racecheck knows too little, and memcheck takes bulk copies across
-  # two pieces of mapped memory for faults (PyTorch, issue 196209). The calls of the runtime are checked by the programs: the driver's probes
-  # for functions that it lacks are no faults.
-  local command=("$program" --tool "$2" --error-exitcode 9 --kernel-name kns=kava)
+  # The calls of the runtime are checked by the programs: the driver's probes for functions that it lacks are no faults. Races are searched
+  # for in the own kernels alone: those of cuBLASLt synchronise by means of which racecheck knows too little. So are accesses of steps, whose
+  # arena is pieces of mapped memory: memcheck takes bulk copies across two of them for faults (PyTorch, issue 196209).
+  local command=("$program" --tool "$2" --error-exitcode 9)
   [ "$2" != memcheck ] || command+=(--report-api-errors no)
+  [ "$2 $3" = 'memcheck ops' ] || command+=(--kernel-name kns=kava)
   case $3 in
     steps)
       for dtype in f32 bf16; do

@@ -24,14 +24,15 @@ struct ReportCommand {
   std::optional<std::string> probe, out, figure, png;
 };
 
-// A run or a table, by what lies in its folder; `runs` becomes longer by a run's.
-std::string section_of(const std::string& thing, const std::string& prefix, std::vector<std::string>& runs) {
+// A run or a table, by what lies in its folder. number: its place, where there are several; a run's is added to `runs` with its folder.
+std::string section_of(const std::string& thing, const std::string& number, std::vector<std::pair<std::string, std::string>>& runs) {
+  const std::string prefix = number.empty() ? "" : number + "_";
   std::error_code ignored;
   fs::path folder = thing;
   if (folder.filename() == "table.json") folder = folder.has_parent_path() ? folder.parent_path() : ".";
   if (fs::exists(folder / "table.json", ignored)) return report::table_section(folder.string(), prefix);
   if (fs::exists(folder / "config.toml", ignored)) {
-    runs.push_back(folder.string());
+    runs.emplace_back(number, folder.string());
     return report::run_section(folder.string(), prefix);
   }
   throw Error(Exit::data, shown_path(thing), "is neither a run nor a table: it holds no config.toml and no table.json",
@@ -107,9 +108,8 @@ int make_report(const ReportCommand& command) {
   else require_no_part("--out", out, "<!doctype html>", inputs);
   const bool several = command.things.size() > 1;
   std::string body;
-  std::vector<std::string> runs;
-  for (std::size_t i = 0; i < command.things.size(); ++i)
-    body += section_of(command.things[i], several ? fmt::format("{}_", i + 1) : "", runs);
+  std::vector<std::pair<std::string, std::string>> runs;
+  for (std::size_t i = 0; i < command.things.size(); ++i) body += section_of(command.things[i], several ? std::to_string(i + 1) : "", runs);
   if (runs.size() > 1) body = report::runs_section(runs) + body;
   if (command.probe) body += report::probe_section(*command.probe, "");
   const std::string title = several ? "kava: runs and tables" : "kava: " + report::run_name(command.things[0]);

@@ -1,6 +1,7 @@
 #include "tools/progress.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -51,29 +52,31 @@ double MatrixRate::measure_queued() const {
   const int products = emulated ? 2 : 20;                                   // between two waits
   const double warm_up = emulated ? 0 : 0.5, counted = emulated ? 0 : 0.5;  // seconds
   const int64_t least = emulated ? 96 : 1024;
+  const auto cube = [](int64_t side) { return std::pow(static_cast<double>(side), 3); };
+  // Of one product of these sides, in batches for at least `counted` after others for at least `warm_up`.
+  const auto seconds_of = [&](int64_t n, double warm_up, double counted) {
+    Arena arena(ops_);
+    const Tensor x = random_square(ops_, arena, storage_, n), w = random_square(ops_, arena, storage_, n), y = arena.alloc(storage_, n, n);
+    const LinearGroup map = LinearGroup::plain(w);
+    double seconds = 0;
+    for (double at_least : {warm_up, counted}) {
+      int64_t made = 0;
+      ops_.finish();
+      const Clock::time_point start = Clock::now();
+      do {
+        for (int i = 0; i < products; ++i, ++made) ops_.linear_group_fwd(arena, y, x, map);
+        ops_.finish();
+      } while (seconds_between(start, Clock::now()) < at_least);
+      seconds = seconds_between(start, Clock::now()) / static_cast<double>(made);
+    }
+    return seconds;
+  };
   int64_t n = 8 * least;
   while (n > least && 3 * n * n * size_of(storage_) > free_memory(ops_) / 2) n /= 2;
-  Arena arena(ops_);
-  const Tensor x = random_square(ops_, arena, storage_, n), w = random_square(ops_, arena, storage_, n), y = arena.alloc(storage_, n, n);
-  const auto seconds_of = [&](int64_t side, int at_once, double at_least) {
-    const auto part = [&](const Tensor& t) { return t.row_range(0, side).col_range(0, side); };
-    const LinearGroup map = LinearGroup::plain(part(w));
-    int64_t made = 0;
-    ops_.finish();
-    const Clock::time_point start = Clock::now();
-    do {
-      for (int i = 0; i < at_once; ++i, ++made) ops_.linear_group_fwd(arena, part(y), part(x), map);
-      ops_.finish();
-    } while (seconds_between(start, Clock::now()) < at_least);
-    return seconds_between(start, Clock::now()) / static_cast<double>(made);
-  };
-  const auto cube = [](int64_t side) { return std::pow(static_cast<double>(side), 3); };
   // In f32 a device may take minutes for what it multiplies in a tenth of a second in bf16: sides of which a batch takes a second.
-  seconds_of(least, 1, 0);
-  const double each = seconds_of(least, 1, 0) / cube(least);
+  const double each = seconds_of(least, 0, 0) / cube(least);
   while (n > least && each * cube(n) * products > 1) n /= 2;
-  seconds_of(n, products, warm_up);
-  return 2 * cube(n) / std::max(seconds_of(n, products, counted), 1e-9);
+  return 2 * cube(n) / std::max(seconds_of(n, warm_up, counted), 1e-9);
 }
 
 double MatrixRate::measure() const {

@@ -1,6 +1,7 @@
 // The frame of a report: one HTML page without scripts, fonts or anything else from elsewhere.
 #pragma once
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/files/json.h"
@@ -19,8 +20,9 @@ std::string run_name(const std::string& folder);
 /// The sections of a run folder and of a replicate's folder; ids of figures begin with `prefix`. probe: a file of kava_inspect probe, or
 /// "". Error(code data) for files that are broken.
 std::string run_section(const std::string& folder, const std::string& prefix);
-/// What several runs have alike in one figure each, and in which keys of arithmetic each differs from the first.
-std::string runs_section(const std::vector<std::string>& folders);
+/// Some figures of several runs, each a number and a folder, in one each, and in which keys of the configuration each differs from the
+/// first.
+std::string runs_section(const std::vector<std::pair<std::string, std::string>>& runs);
 std::string probe_section(const std::string& file, const std::string& prefix);
 std::string table_section(const std::string& folder, const std::string& prefix);
 

@@ -90,7 +90,7 @@ std::string look_of(std::size_t i) { return fmt::format("c{} d{}", i % kColours,
 std::string legend(const std::vector<Series>& series) {
   std::string out = "<p class=\"legend\">";
   for (std::size_t i = 0; i < series.size(); ++i)
-    out += fmt::format("<span class=\"{}\"><i></i>{}</span>", look_of(i), html(series[i].name));
+    if (!series[i].points.empty()) out += fmt::format("<span class=\"{}\"><i></i>{}</span>", look_of(i), html(series[i].name));
   return out + "</p>";
 }
 
@@ -139,8 +139,7 @@ std::string line_plot(const std::string& id, const std::string& title, const std
     std::erase_if(s.points, [](const auto& p) { return !std::isfinite(p.first) || !std::isfinite(p.second); });
     for (const auto& [x, y] : s.points) x0 = std::min(x0, x), x1 = std::max(x1, x), y0 = std::min(y0, y), y1 = std::max(y1, y);
   }
-  std::erase_if(series, [](const Series& s) { return s.points.empty(); });
-  if (series.empty()) return "";
+  if (std::ranges::all_of(series, [](const Series& s) { return s.points.empty(); })) return "";
   log = log && y0 > 0;
   widen(x0, x1);
   if (!log && y0 > 0 && y0 < 0.5 * y1) y0 = 0;
@@ -150,6 +149,7 @@ std::string line_plot(const std::string& id, const std::string& title, const std
   std::string svg =
       fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">", kWidth, kHeight, html(title)) + axes(x, y, y_name);
   for (std::size_t i = 0; i < series.size(); ++i) {
+    if (series[i].points.empty()) continue;
     std::string d;
     const auto points = thinned(series[i].points);
     for (const auto& [px, py] : points) d += fmt::format("{}{:.1f} {:.1f}", d.empty() ? "M" : "L", x.at(px), y.at(py));

@@ -15,7 +15,8 @@ struct Series {
 };
 
 /// <figure id=...> with axes, a legend and a line for each series. Long series are drawn by the least and greatest of equal parts. `log`:
-/// the y axis is logarithmic where all values are positive. Empty where no series has a finite point.
+/// the y axis is logarithmic where all values are positive. A series without a finite point is not drawn, and keeps its colour; empty where
+/// none has one.
 std::string line_plot(const std::string& id, const std::string& title, const std::string& y_name, std::vector<Series> series, bool log);
 
 struct Bar {

@@ -182,18 +182,19 @@ std::string run_section(const std::string& folder, const std::string& prefix) {
   return out + metric_figures(metrics, prefix) + evaluations(folder, prefix);
 }
 
-std::string runs_section(const std::vector<std::string>& folders) {
+std::string runs_section(const std::vector<std::pair<std::string, std::string>>& runs) {
   std::vector<std::vector<std::string>> rows = {{"run", "differs from the first in"}};
   std::vector<Series> loss, answers, validation, validation_loss;
-  const RunConfig first = load_run_config(folders[0]);
-  for (const std::string& folder : folders) {
+  const RunConfig first = load_run_config(runs[0].second);
+  for (const auto& [number, folder] : runs) {
     const Metrics metrics = read_metrics(fs::path(folder) / "metrics.jsonl");
-    const std::string name = run_name(folder);
-    auto add = [&](std::vector<Series>& to, const std::map<int64_t, Json>& lines, const char* key, double scale) {
-      for (Series& s : series_of(lines, {key}, scale, true)) to.push_back({name, std::move(s.points)});
+    const std::string name = number + " " + run_name(folder);
+    // Of a run without it too, so that a run has one colour in all figures.
+    auto add = [&](std::vector<Series>& to, std::vector<Series> found) {
+      to.push_back({name, found.empty() ? decltype(Series::points)() : std::move(found[0].points)});
     };
-    add(loss, metrics.steps, "loss", 1), add(answers, metrics.steps, "student_ce", 1);
-    add(validation, metrics.validations, "strict", 100), add(validation_loss, metrics.validations, "loss", 1);
+    add(loss, series_of(metrics.steps, {"loss"})), add(answers, series_of(metrics.steps, {"student_ce"}));
+    add(validation, series_of(metrics.validations, {"strict"}, 100, true)), add(validation_loss, series_of(metrics.validations, {"loss"}));
     const RunConfig config = load_run_config(folder);
     std::string differences;
     for (OnResume kind : {OnResume::fixed, OnResume::content, OnResume::extend})

@@ -162,8 +162,15 @@ TEST_CASE("several runs are drawn in one figure each, with what each of them cha
   config.train.lr = 0.25;
   overwrite(other + "/config.toml", to_toml(config));
   write_metrics(other, 30);
-  const std::string runs = "kava_report " + tiny.dir.string() + " " + other + " ";
-  REQUIRE(run(runs + tiny.dir.string() + " --out " + out).code == 0);
+  // The third has no validation; with the seventh the colours come again.
+  const std::string bare = tiny.folder / "bare";
+  fs::create_directory(bare);
+  overwrite(bare + "/config.toml", to_toml(config));
+  overwrite(bare + "/metrics.jsonl", R"({"step": 1, "loss": 2.0, "student_ce": 0.0})"
+                                     "\n");
+  std::string runs = "kava_report " + tiny.dir.string() + " " + other + " " + bare;
+  for (int i = 0; i < 4; ++i) runs += " " + other;
+  REQUIRE(run(runs + " --out " + out).code == 0);
   const std::string html = page(out);
   const auto figure = [&](const std::string& name) {
     const auto begin = html.find("<figure id=\"" + name + "\"");
@@ -174,11 +181,15 @@ TEST_CASE("several runs are drawn in one figure each, with what each of them cha
     for (auto at = text.find("<path class=\"line"); at != text.npos; at = text.find("<path class=\"line", at + 1)) ++n;
     return n;
   };
-  for (const char* name : {"loss", "student_ce", "validation", "validation_loss"}) CHECK(lines(figure(name)) >= 2);
-  CHECK(lines(figure("loss")) == 3);
-  CHECK_THAT(figure("loss"), ContainsSubstring("c0 d0") && ContainsSubstring("c2 d0") && ContainsSubstring("/other<"));
+  CHECK(lines(figure("loss")) == 7);
+  for (const char* name : {"student_ce", "validation", "validation_loss"}) {
+    CHECK(lines(figure(name)) == 6);
+    CHECK_THAT(figure(name), !ContainsSubstring("line c2 d0") && !ContainsSubstring("/bare<"));
+    CHECK_THAT(figure(name), ContainsSubstring("line c3 d0") && ContainsSubstring("line c0 d1"));
+  }
+  CHECK_THAT(figure("loss"), ContainsSubstring("line c2 d0") && ContainsSubstring("</i>2 ") && ContainsSubstring("/other<"));
   CHECK(!figure("1_loss").empty());
-  CHECK(!figure("3_loss").empty());
+  CHECK(!figure("7_loss").empty());
   CHECK_THAT(html, ContainsSubstring("train.lr: ") && ContainsSubstring(" -&gt; 0.25"));
   // One run has no other beside it.
   REQUIRE(run("kava_report " + other + " --out " + out).code == 0);

@@ -7,13 +7,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <future>
-#include <system_error>
 #include <thread>
 
+#include "engine/cli.h"
 #include "engine/clock.h"
 #include "engine/device/buffer.h"
 #include "engine/device/cuda/comm_nccl.h"
 #include "engine/error.h"
+#include "engine/no_signals.h"
 
 namespace kava {
 
@@ -46,7 +47,7 @@ class NcclLink final : public DeviceLink {
   }
   ~NcclLink() override {
     runtime_.set_watch({});
-    abort();
+    if (!abort()) print_note(fmt::format("{}: NCCL does not end (ncclCommAbort, {} s)", comm().name(), kAbortTime.count()));
   }
 
   std::string text() const override {
@@ -86,10 +87,11 @@ class NcclLink final : public DeviceLink {
   // NCCL may wait there for ranks that have gone (NVIDIA/nccl, issues 863 and 1777): on a thread of its own, which keeps what it needs.
   bool abort() noexcept override {
     try {
+      const NoSignals none;
       auto over = std::make_shared<std::promise<void>>();
       std::thread([nccl = nccl_, over] { nccl->abort(), over->set_value(); }).detach();
       return over->get_future().wait_for(kAbortTime) == std::future_status::ready;
-    } catch (const std::system_error&) {  // no more threads
+    } catch (...) {  // no memory, no more threads
       return nccl_->abort(), true;
     }
   }

@@ -50,7 +50,7 @@ struct NotRecordable {};
 /// made, and has not (MLX, pull request 2813).
 using GraphForm = std::vector<int64_t>;
 template <class Sizes>
-void add_clusters(GraphForm& form, std::size_t number, const Sizes& c) {
+void add_cluster(GraphForm& form, std::size_t number, const Sizes& c) {
   if (c.x * c.y * c.z > 1) form.insert(form.end(), {static_cast<int64_t>(number), c.x, c.y, c.z});
 }
 

@@ -130,16 +130,15 @@ AddressRange GpuRuntime::reserve() {
 }
 void GpuRuntime::commit(void* data, int64_t bytes) {
   ++counts_.commits;
-  CUmemAllocationProp prop{};
-  prop.type = CU_MEM_ALLOCATION_TYPE_PINNED;
-  prop.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device_}};
+  const CUmemAllocationProp p{
+      CU_MEM_ALLOCATION_TYPE_PINNED, CU_MEM_HANDLE_TYPE_NONE, {CU_MEM_LOCATION_TYPE_DEVICE, {device_}}, nullptr, {}};
   CUmemGenericAllocationHandle handle{};
-  check_driver(state_->driver.create(&handle, static_cast<std::size_t>(bytes), &prop, 0), "cuMemCreate");
+  check_driver(state_->driver.create(&handle, static_cast<std::size_t>(bytes), &p, 0), "cuMemCreate");
   const auto at = reinterpret_cast<CUdeviceptr>(data);
   const CUresult mapped = state_->driver.map(at, static_cast<std::size_t>(bytes), 0, handle, 0);
   state_->driver.release(handle);  // the mapping keeps the memory
   check_driver(mapped, "cuMemMap");
-  const CUmemAccessDesc access{prop.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+  const CUmemAccessDesc access{p.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
   check_driver(state_->driver.access(at, static_cast<std::size_t>(bytes), &access, 1), "cuMemSetAccess");
 }
 void GpuRuntime::unreserve(const AddressRange& range, int64_t committed) {
@@ -213,14 +212,15 @@ CUgraph_st* GpuRuntime::end_capture(GraphForm& form) {
   KAVA_CUDA(cudaGraphGetNodes(graph, nodes.data(), &count));
   form = {static_cast<int64_t>(count)};
   for (std::size_t i = 0; i < count; ++i) {
-    // What is no kernel has neither, and a driver may not know the second.
+    cudaGraphNodeType type{};
     cudaLaunchAttributeValue of{};
-    if (cudaGraphKernelNodeGetAttribute(nodes[i], cudaLaunchAttributeClusterDimension, &of) == cudaSuccess)
-      add_clusters(form, 2 * i, of.clusterDim);
+    KAVA_CUDA(cudaGraphNodeGetType(nodes[i], &type));
+    if (type != cudaGraphNodeTypeKernel) continue;
+    KAVA_CUDA(cudaGraphKernelNodeGetAttribute(nodes[i], cudaLaunchAttributeClusterDimension, &of)), add_cluster(form, 2 * i, of.clusterDim);
     if (cudaGraphKernelNodeGetAttribute(nodes[i], cudaLaunchAttributePreferredClusterDimension, &of) == cudaSuccess)
-      add_clusters(form, 2 * i + 1, of.preferredClusterDim);
+      add_cluster(form, 2 * i + 1, of.preferredClusterDim);
+    else (void)cudaGetLastError();  // of a driver that does not know it
   }
-  (void)cudaGetLastError();
   return graph;
 }
 void GpuRuntime::abandon_capture() noexcept {

@@ -5,11 +5,11 @@
 
 #include <chrono>
 #include <condition_variable>
-#include <cstdio>
 #include <deque>
 #include <mutex>
 #include <thread>
 
+#include "engine/cli.h"
 #include "engine/clock.h"
 #include "engine/device/comm_mpi.h"
 #include "engine/error.h"
@@ -49,11 +49,7 @@ class Watch {
       if (seconds_since(start) > seconds_) end(fmt::format("another rank did not come within {:g} s ({})", seconds_, option_));
     }
   }
-  [[noreturn]] void end(const std::string& why) const {
-    const Error error(Exit::comm, where_, what_ + ": " + why, "start all ranks again");
-    std::fputs(fmt::format("error: {}\n", error.what()).c_str(), stderr);
-    ::_exit(static_cast<int>(error.code()));
-  }
+  [[noreturn]] void end(const std::string& why) const { end_here(Error(Exit::comm, where_, what_ + ": " + why, "start all ranks again")); }
 
   const std::string where_, what_;
   const char* const option_;
