@@ -105,4 +105,8 @@ TEST_CASE("a call of NCCL that fails or never ends stops every cuda rank with 6,
     CHECK((on.codes[0] == 0 && on.codes[1] == 0));
     check_same_run(p.folder.path() / "whole", p.folder.path() / out);
   }
+  const TwoRanks good = p.run("good", "stuck:1000000");
+  CHECK((good.codes[0] == 0 && good.codes[1] == 0));
+  CHECK(good.errs[1] == "rank 1 of 2: NCCL does not end (ncclCommAbort, 10 s)\n");
+  check_same_run(p.folder.path() / "whole", p.folder.path() / "good");
 }
