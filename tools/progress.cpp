@@ -49,17 +49,18 @@ MatrixRate::MatrixRate(Ops& ops, DType storage, double run_flops)
 
 double MatrixRate::measure_queued() const {
   const bool emulated = ops_.name() != "cuda";
-  const int products = emulated ? 2 : 20;                                   // between two waits
-  const double warm_up = emulated ? 0 : 0.5, counted = emulated ? 0 : 0.5;  // seconds
+  const int products = emulated ? 2 : 20;         // between two waits
+  const double long_enough = emulated ? 0 : 0.5;  // seconds
   const int64_t least = emulated ? 96 : 1024;
   const auto cube = [](int64_t side) { return std::pow(static_cast<double>(side), 3); };
-  // Of one product of these sides, in batches for at least `counted` after others for at least `warm_up`.
-  const auto seconds_of = [&](int64_t n, double warm_up, double counted) {
+  // Of one product of these sides, in batches for at least so long, after as many that warm up.
+  const auto seconds_of = [&](int64_t side, double at_least) {
     Arena arena(ops_);
-    const Tensor x = random_square(ops_, arena, storage_, n), w = random_square(ops_, arena, storage_, n), y = arena.alloc(storage_, n, n);
+    const Tensor x = random_square(ops_, arena, storage_, side), w = random_square(ops_, arena, storage_, side),
+                 y = arena.alloc(storage_, side, side);
     const LinearGroup map = LinearGroup::plain(w);
     double seconds = 0;
-    for (double at_least : {warm_up, counted}) {
+    for (int round = 0; round < 2; ++round) {
       int64_t made = 0;
       ops_.finish();
       const Clock::time_point start = Clock::now();
@@ -74,9 +75,9 @@ double MatrixRate::measure_queued() const {
   int64_t n = 8 * least;
   while (n > least && 3 * n * n * size_of(storage_) > free_memory(ops_) / 2) n /= 2;
   // In f32 a device may take minutes for what it multiplies in a tenth of a second in bf16: sides of which a batch takes a second.
-  const double each = seconds_of(least, 0, 0) / cube(least);
+  const double each = seconds_of(least, 0) / cube(least);
   while (n > least && each * cube(n) * products > 1) n /= 2;
-  return 2 * cube(n) / std::max(seconds_of(n, warm_up, counted), 1e-9);
+  return 2 * cube(n) / std::max(seconds_of(n, long_enough), 1e-9);
 }
 
 double MatrixRate::measure() const {

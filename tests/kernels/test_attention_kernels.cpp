@@ -60,7 +60,7 @@ TEST_CASE("attention of few rows takes keys in any order, of one part and of man
 TEST_CASE("attention of more rows than a tile has takes eight thousand keys, forward and backward") {
   SKIP_IF_UNSUPPORTED();
   simt::set_schedule({});
-  // 34 queries of two heads: two tiles of 64 rows, 128 of keys; in two, one and no sum of dq that is kept between tiles.
+  // 34 queries of two heads are two of the forward's tiles, 8192 keys many of either's; beside them two of the backward's, and one.
   const AttentionCase c{few_queries({{8192, 34}, {97, 40}, {90, 33}}, 48), {2, 1, 16}};
   const Matrices in = attention_inputs<bf16>(c, 49, 4), exact = attention_cpu(c, in), rounded = attention_reference<bf16, float>(c, in);
   Device device(true);

@@ -130,15 +130,15 @@ AddressRange GpuRuntime::reserve() {
 }
 void GpuRuntime::commit(void* data, int64_t bytes) {
   ++counts_.commits;
-  const CUmemAllocationProp p{
+  const CUmemAllocationProp prop{
       CU_MEM_ALLOCATION_TYPE_PINNED, CU_MEM_HANDLE_TYPE_NONE, {CU_MEM_LOCATION_TYPE_DEVICE, {device_}}, nullptr, {}};
   CUmemGenericAllocationHandle handle{};
-  check_driver(state_->driver.create(&handle, static_cast<std::size_t>(bytes), &p, 0), "cuMemCreate");
+  check_driver(state_->driver.create(&handle, static_cast<std::size_t>(bytes), &prop, 0), "cuMemCreate");
   const auto at = reinterpret_cast<CUdeviceptr>(data);
   const CUresult mapped = state_->driver.map(at, static_cast<std::size_t>(bytes), 0, handle, 0);
   state_->driver.release(handle);  // the mapping keeps the memory
   check_driver(mapped, "cuMemMap");
-  const CUmemAccessDesc access{p.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+  const CUmemAccessDesc access{prop.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
   check_driver(state_->driver.access(at, static_cast<std::size_t>(bytes), &access, 1), "cuMemSetAccess");
 }
 void GpuRuntime::unreserve(const AddressRange& range, int64_t committed) {
