@@ -141,6 +141,7 @@ lane_asan() {
 
 lane_tsan() {
   tools/setup.sh "${clang[@]}"
+  export TSAN_OPTIONS=die_after_fork=0  # processes that tests fork start threads
   if [ "$short" = yes ]; then
     build tsan kava_tests
     tests tsan "$threaded"
