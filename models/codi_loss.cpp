@@ -27,23 +27,19 @@ void Step::plan_codi(IndexBlock& block) {
   alone_.layout = make_layout(config_, recipe, samples_, options_.first_index + kSecondDraw);
   check_pass(model_, alone_.layout.passes[0]);
   add_pass(block, alone_.pass, alone_.layout.passes[0]);
+  check_indices(alone_.layout.codi_teacher_rows, 0, alone_.layout.rows);
   block.add(alone_.rows, alone_.layout.codi_teacher_rows);
   std::vector<int32_t> live;
   for (int32_t row : alone_.layout.codi_teacher_rows) live.push_back(alone_.layout.live_of[static_cast<std::size_t>(row)]);
+  check_indices(live, 0, alone_.layout.rows);  // -1 for a row that is not live
   block.add(alone_.live, live);
 }
 
 void Step::read_states(std::vector<PassReads>& reads) {
   for (std::vector<Tensor>* all : {&student_states_, &teacher_states_})
     for (std::size_t s = 0; s < embedded() + layer_count(); ++s) all->push_back(arena_.alloc(type_, B_, model_.shape.hidden));
-  reads.back().states.push_back({codi_.student_in_pass, after_blocks(student_states_)});
-  if (!separate_target()) reads.front().states.push_back({codi_.teacher, after_blocks(teacher_states_)});
-}
-
-// The states that transformers do not take by themselves: what goes into the first layer, and what comes out of all.
-void Step::gather_ends(std::span<const Tensor> to, const Transformer& from, const Tensor& rows, const Tensor& live) {
-  if (embedded() > 0) ops_.gather_rows(to.front(), from.layers().front().residual.all, rows);
-  ops_.gather_rows(to.back(), from.all_hidden(), live);
+  reads.back().states.push_back({codi_.student_in_pass, after_blocks(student_states_), input_of(student_states_)});
+  if (!separate_target()) reads.front().states.push_back({codi_.teacher, after_blocks(teacher_states_), input_of(teacher_states_)});
 }
 
 // Only dropout tells a second forward of the teacher from the first.
@@ -59,9 +55,9 @@ void Step::run_separate_target() {
   teacher.allocate(alone_.layout.rows, alone_.layout.live_rows, alone_.layout.rows);
   ops_.embed_fwd(teacher.inputs(alone_.pass), model_.embedding, model_.new_tokens, alone_.pass.ids);
   PassReads reads;
-  reads.states.push_back({alone_.rows, after_blocks(teacher_states_)});
+  reads.states.push_back({alone_.rows, after_blocks(teacher_states_), input_of(teacher_states_)});
   teacher.forward(alone_.pass, reads);
-  gather_ends(teacher_states_, teacher, alone_.rows, alone_.live);
+  ops_.gather_rows(teacher_states_.back(), teacher.all_hidden(), alone_.live);
 }
 
 // Of what goes into the first layer: the embedding and, where they are learned, the position.
@@ -75,9 +71,9 @@ void Step::codi_loss(const Tensor& loss) {
   const int64_t C = model_.shape.hidden;
   const Tensor moments = arena_.alloc(sum_, static_cast<int64_t>(S), 3);
   const std::vector<Tensor>&x = student_states_, &target = teacher_states_;
-  gather_ends(x, transformer_, codi_.student, codi_.student_live);
+  ops_.gather_rows(x.back(), transformer_.all_hidden(), codi_.student_live);
   if (separate_target()) run_separate_target();
-  else gather_ends(target, transformer_, codi_.teacher, codi_.teacher_live);
+  else ops_.gather_rows(target.back(), transformer_.all_hidden(), codi_.teacher_live);
   if (config_.codi.std != Std::none) ops_.moments(arena_, moments, target, codi_.valid);
   const int power = config_.codi.loss == Distance::mse ? static_cast<int>(config_.codi.mse_std) : 1;
   const Tensor scale = inverse(config_.codi.std, moments, power);

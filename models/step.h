@@ -82,6 +82,7 @@ class Step {
   // ---- L_CODI (codi_loss.cpp). With codi.states = "all" the first state is what goes into the first layer; the last one is that after the
   // final norm.
   std::size_t embedded() const { return config_.codi.states == CodiStates::all ? 1 : 0; }
+  Tensor input_of(std::span<const Tensor> states) const { return embedded() > 0 ? states.front() : Tensor{}; }
   std::span<const Tensor> after_blocks(std::span<const Tensor> states) const { return states.subspan(embedded(), layer_count() - 1); }
   struct CodiLists {
     Tensor student, student_in_pass, student_live, student_positions;  // in_pass: counted from the last pass's begin
@@ -95,7 +96,6 @@ class Step {
   };
   void plan_codi(IndexBlock& block);
   void read_states(std::vector<PassReads>& reads);
-  void gather_ends(std::span<const Tensor> to, const Transformer& from, const Tensor& rows, const Tensor& live);
   bool separate_target() const;
   void run_separate_target();
   void input_gradient(const Tensor& d);

@@ -320,8 +320,9 @@ void Transformer::activate(const DevicePass& p, std::size_t l) {
 
 // What the objective reads of layer l, before another layer or pass takes its place.
 void Transformer::take(const DevicePass& p, std::size_t l, const PassReads& reads) {
-  if (l > 0)
-    for (const PassReads::States& r : reads.states) ops_.gather_rows(r.to[l - 1], in(kept_[l].residual, p), r.rows);
+  for (const PassReads::States& r : reads.states)
+    if (l > 0) ops_.gather_rows(r.to[l - 1], in(kept_[l].residual, p), r.rows);
+    else if (r.input) ops_.gather_rows(r.input, in(kept_[0].residual, p), r.rows);
   if (!reads.queries) return;
   const Tensor rows = last(l) ? reads.queries_live : reads.queries, q = after(work_[l].q, p, l);
   ops_.gather_rows(kept_[l].queries, q, rows);

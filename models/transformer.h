@@ -75,6 +75,7 @@ struct PassReads {
   struct States {
     Tensor rows;                 // i32 [1, n]: whose residuals after each block but the last
     std::span<const Tensor> to;  // [n, C] each, of L-1 blocks
+    Tensor input;                // and, where it is there, what goes into the first one
   };
   std::vector<States> states;
 };

@@ -125,6 +125,33 @@ TEST_CASE("a run's step sums its gradient's squares once, reads its scalars once
     }
 }
 
+// A validation keeps nothing of a layer behind it, so that what the objective reads is taken on the way.
+TEST_CASE("a step without a backward has the losses of one with it, in every golden configuration") {
+  int cases = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(kGolden + "cases")) {
+    if (entry.path().extension() != ".toml") continue;
+    const std::string name = entry.path().stem().string();
+    INFO(name);
+    const RunConfig config = golden_config(name, {});
+    const TextModel text = open_text_model(config.model.path);
+    LeftOut left_out;
+    const std::vector<Sample> samples = read_samples(text, config, read_train_files(config), &left_out);
+    const std::unique_ptr<Ops> ops = make_cpu_ops(1);
+    Model model(*ops, config, text.shape);
+    Arena arena(*ops);
+    const BatchTotals totals = batch_totals(config, recipe_of(config), samples);
+    const auto losses = [&](bool backward) {
+      StepOptions options;
+      options.dropout = false, options.backward = backward;
+      const StepLosses l = run_step(model, arena, samples, totals, options);
+      return std::vector{l.student_ce, l.teacher_ce, l.kv, l.codi};
+    };
+    CHECK(losses(false) == losses(true));
+    ++cases;
+  }
+  REQUIRE(cases >= 66);
+}
+
 TEST_CASE("a run's tables of rotations reach its longest sample from the start") {
   for (const char* method : {"method=kava", "method=coconut", "method=icot"}) {
     TinyRun run({method, "train.batch=1", "train.epochs=1", "latent.token_init="});
