@@ -114,8 +114,9 @@ int64_t first_stage(const RunConfig& config) { return config.stages.fixed >= 0 ?
 
 int64_t last_stage(const RunConfig& config) {
   if (config.stages.fixed >= 0) return config.stages.fixed;
-  if (config.method == Method::coconut) return config.stages.last >= 0 ? config.stages.last : config.coconut.max_stage + 1;
-  return config.method == Method::icot ? kEverything : 0;
+  if (config.method != Method::coconut && config.method != Method::icot) return 0;
+  if (config.stages.last >= 0) return config.stages.last;
+  return config.method == Method::coconut ? config.coconut.max_stage + 1 : kEverything;
 }
 
 Recipe decoding_recipe(const RunConfig& config, int64_t stage) {

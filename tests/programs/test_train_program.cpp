@@ -380,6 +380,28 @@ TEST_CASE("two hundred KaVa steps run on a real small model and its loss falls")
   CHECK(valid["passes"].get<double>() >= 5);  // 1 + T + 1 and more for what is generated
 }
 
+TEST_CASE("kava_eval asks for the chain that an icot run's last stage has left, as its validation does") {
+  TempFolder folder;
+  std::string rows;
+  for (int i = 0; i < 3; ++i)
+    rows += Json{{"question", {10 + i, 20 + i}}, {"trace", {30 + i, 40 + i, 50 + i}}, {"answer", {15 + i, 2}}}.dump() + "\n";
+  overwrite(folder / "rows.jsonl", rows);
+  overwrite(folder / "c.toml", "method = \"icot\"\n[model]\npath = \"" + kGolden +
+                                   "models/llama\"\ndtype = \"f32\"\n[data]\ntrain = [\"rows.jsonl\"]\nvalid = \"rows.jsonl\"\n"
+                                   "separator = \"none\"\n[train]\ntrainable = \"all\"\nbatch = 3\nmax_steps = 150\nlr = 1e-2\n"
+                                   "schedule = \"constant\"\nwarmup = 0.0\nweight_decay = 0.0\nvalid_every = 150\n"
+                                   "[icot]\nremove_per_epoch = 1e-6\nsmoothing = 0.0\n");
+  const Ended run = train({folder / "c.toml", "--out", folder / "run"});
+  INFO(run.err);
+  REQUIRE(run.code == 0);
+  REQUIRE(timeless(folder / "run").back()["valid"]["strict"] == 1.0);
+  const Ended eval =
+      run_command("kava_eval '" + folder / "run" + "' --data '" + folder / "rows.jsonl" + "' --out '" + folder / "r.json" + "'");
+  INFO(eval.err);
+  REQUIRE(eval.code == 0);
+  for (const Json& record : read_json(folder / "r.json")["results"][0]["records"]) CHECK(record["correct"]["strict"] == true);
+}
+
 TEST_CASE("a run prints an alarm with what to do about it, and counts it at the end") {
   TempFolder folder;
   const std::string config = folder / "c.toml", rows = folder / "rows.jsonl";
