@@ -28,7 +28,10 @@ class Builder : public nlohmann::json_sax<Json> {
   bool boolean(bool value) override { return put(value); }
   bool number_integer(number_integer_t value) override { return put(value); }
   bool number_unsigned(number_unsigned_t value) override { return put(value); }
-  bool number_float(number_float_t value, const string_t&) override { return put(value); }
+  // A whole number beyond 64 bits stays what was written: a double would change its digits.
+  bool number_float(number_float_t value, const string_t& text) override {
+    return text.find_first_not_of("-0123456789") == text.npos ? put(text) : put(value);
+  }
   bool string(string_t& value) override { return put(std::move(value)); }
   bool binary(binary_t& value) override { return put(std::move(value)); }
   bool start_object(std::size_t) override { return open(Json::object()); }

@@ -118,6 +118,8 @@ TEST_CASE("numbers become answers without point or exponent where they are whole
   }
   CHECK(read_text(R"({"input": "q", "target": 18446744073709551615})").rows[0].answer == "18446744073709551615");
   CHECK(read_text(R"({"input": "q", "target": -9007199254740993})").rows[0].answer == "-9007199254740993");
+  CHECK(read_text(R"({"input": "q", "target": 18446744073709551616})").rows[0].answer == "18446744073709551616");
+  CHECK(read_text(R"({"input": "q", "target": -123456789012345678901})").rows[0].answer == "-123456789012345678901");
 }
 
 TEST_CASE("the first malformed row ends with its file and line") {
