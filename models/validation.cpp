@@ -44,7 +44,7 @@ std::optional<Validation> Validator::run(Model& model, Arena& arena, int64_t sta
       if (result.scorers[i] == Scorer::strict) v.score = result.accuracy(i);
     }
     v.values["passes"] = result.passes(), v.values["passes_merged"] = result.passes_merged();
-    v.values["limit_hits"] = static_cast<double>(result.limit_hits());
+    v.values["limit_hits"] = static_cast<double>(result.limit_hits()), v.values["too_long"] = static_cast<double>(result.too_long());
     const std::size_t ranks = comm ? static_cast<std::size_t>(comm->size()) : 1, rank = comm ? static_cast<std::size_t>(comm->rank()) : 0;
     for (std::size_t i = 0; i < forwards.size(); i += ranks) {
       StepLosses mine;

@@ -22,10 +22,10 @@ class Validator {
   std::span<const Sample> samples() const { return samples_; }
 
   /// Its score is strict (by equal ids where there is no tokenizer). Values: every scorer's accuracy, "forced" (share of the samples whose
-  /// whole answer, prompt included, is the argmax under teacher forcing), "passes", "passes_merged", "limit_hits" and the losses. Nothing
-  /// where `stop` asked to stop. What is run is that of the stage, without draws.
-  /// `progress`: as EvalOptions has it; may be empty. Ranks share the questions and the forwards, and all get the result of one; `stop`
-  /// then has to say the same on all.
+  /// whole answer, prompt included, is the argmax under teacher forcing), "passes", "passes_merged", "limit_hits", "too_long" (not run,
+  /// wrong) and the losses. Nothing where `stop` asked to stop. What is run is that of the stage, without draws. `progress`: as EvalOptions
+  /// has it; may be empty. Ranks share the questions and the forwards, and all get the result of one; `stop` then has to say the same on
+  /// all.
   std::optional<Validation> run(Model& model, Arena& arena, int64_t stage, const std::function<bool()>& stop,
                                 const std::function<void(int64_t, int64_t, int64_t)>& progress = {}, Comm* comm = nullptr) const;
 

@@ -186,6 +186,7 @@ void Progress::validation(int64_t step, const Validation& v, const std::optional
   if (best) text += fmt::format(" (best {:.2f} at step {})", 100 * best->score, thousands(best->step));
   text +=
       fmt::format(", {:.1f} passes a question, {:.2f} % forced, loss {:.3f}", v.values.at("passes"), 100 * v.values.at("forced"), v.loss);
+  if (v.values.at("too_long") > 0) text += fmt::format(", {:.0f} too long to be run", v.values.at("too_long"));
   note(text);
 }
 
