@@ -133,7 +133,9 @@ class ControlBatch {
   }
 
   void turn(const Tensor& k, const std::vector<int32_t>& positions, bool back) {
-    if (model_.cosine) ops_.rope_fwd(k, upload_indices(ops_, arena_, positions), model_.cosine, model_.sine, model_.shape.head_dim, back);
+    if (!model_.cosine) return;
+    check_indices(positions, 0, model_.cosine.rows);
+    ops_.rope_fwd(k, upload_indices(ops_, arena_, positions), model_.cosine, model_.sine, model_.shape.head_dim, back);
   }
 
   // Keys before RoPE, and values, in the sum type: [questions * M, K*D].
@@ -141,6 +143,7 @@ class ControlBatch {
     const LayerKept& kept = batch_.transformer().layers()[l];
     const auto& all = batch_.layout().latent_rows;
     const std::span<const int32_t> rows(all.data() + offset * static_cast<std::size_t>(M_), static_cast<std::size_t>(slots()));
+    check_indices(rows, 0, kept.k.rows);
     const DType sum = sum_type(model_.storage);
     const Tensor k = arena_.alloc(sum, slots(), width()), v = arena_.alloc(sum, slots(), width());
     const Tensor at = upload_indices(ops_, arena_, rows);

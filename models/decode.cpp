@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "engine/device/host.h"
+#include "engine/device/indices.h"
 #include "models/decode_batch.h"
 
 namespace kava {
@@ -70,6 +71,7 @@ LatentStates latents_of(Model& model, Arena& arena, DecodeBatch& batch, std::siz
   const std::span<const int32_t> rows(layout.latent_rows.data() + sample * M, M);
   std::vector<int32_t> live, top(M);
   for (int32_t row : rows) live.push_back(layout.live_of[static_cast<std::size_t>(row)]);
+  check_indices(rows, 0, v.rows);
   const Tensor values = arena.alloc(model.storage, layout.latents, v.cols), hidden = batch.gather_live(live);
   const Tensor best = arena.alloc(DType::i32, 1, layout.latents);
   ops.gather_rows(values, v, upload_indices(ops, arena, rows));

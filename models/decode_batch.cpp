@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "engine/device/host.h"
+#include "engine/device/indices.h"
 #include "engine/error.h"
 #include "models/latent.h"
 
@@ -97,6 +98,7 @@ DecodeBatch::Start DecodeBatch::given_start(std::size_t b) const {
 }
 
 Tensor DecodeBatch::gather_live(std::span<const int32_t> live) {
+  check_indices(live, 0, transformer_.all_hidden().rows);
   const Tensor h = arena_.alloc(model_.storage, static_cast<int64_t>(live.size()), model_.shape.hidden);
   ops_.gather_rows(h, transformer_.all_hidden(), upload_indices(ops_, arena_, live));
   return h;
@@ -141,6 +143,7 @@ std::vector<int32_t> DecodeBatch::choose(const Tensor& hidden, const std::vector
     rows.push_back(static_cast<int32_t>(row_of[i]));
     numbers.push_back(static_cast<int32_t>(bits)), numbers.push_back(static_cast<int32_t>(bits >> 32));
   }
+  check_indices(rows, 0, hidden.rows);
   const auto n = static_cast<int64_t>(rows.size());
   const Tensor h = arena_.alloc(model_.storage, n, hidden.cols), drawn = arena_.alloc(DType::i32, 1, n);
   ops_.gather_rows(h, hidden, upload_indices(ops_, arena_, rows));

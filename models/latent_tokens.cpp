@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "engine/device/host.h"
+#include "engine/device/indices.h"
 #include "models/transformer.h"
 
 namespace kava {
@@ -25,6 +26,7 @@ std::vector<float> value_rows(Model& model, Arena& arena, int64_t first, int64_t
   const int64_t C = model.shape.hidden, width = map.outs();
   std::vector<int32_t> ids(static_cast<std::size_t>(count));
   std::iota(ids.begin(), ids.end(), static_cast<int32_t>(first));
+  check_indices(ids, 0, model.embedding.rows);
   const Tensor x = arena.alloc(t, count, C), normed = arena.alloc(t, count, map.joined.cols), rstd = arena.alloc(sum_type(t), count, 1);
   const Tensor v = arena.alloc(t, count, width), y = normed.col_range(0, C);
   ops.embed_fwd(x, model.embedding, {}, upload_indices(ops, arena, ids));
