@@ -130,7 +130,8 @@ RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {
   lock();
   require_links();
   recover_checkpoints(path_);
-  for (const char* name : {"adapter", "best", "last", "config.toml", "metrics.jsonl", "progress.json"}) remove_stale_parts(path_ / name);
+  for (const char* name : {"adapter", "best", "last", "config.toml", "metrics.jsonl", "progress.json", "log/profile.trace.json"})
+    remove_stale_parts(path_ / name);
 }
 
 // Some file systems have no symbolic links, and a folder in it may be closed, which would come out at the first checkpoint only.

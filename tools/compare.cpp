@@ -16,6 +16,31 @@ struct Table {
   int64_t count() const { return both + only_a + only_b + neither; }
 };
 
+constexpr const char* kAgain = "name a result as kava_eval wrote it, or evaluate again";
+
+// JsonAt's own words on a fault are those for the files of a model.
+JsonAt member(const JsonAt& of, const char* key, Json::value_t type, const char* form) {
+  const Json& value = of.value();
+  if (!value.is_object() || !value.contains(key)) of.refuse(fmt::format("{} is missing", escaped(key)), kAgain);
+  if (value[key].type() != type) of.refuse(fmt::format("{} is not {}", escaped(key), form), kAgain);
+  return of.at(key);
+}
+
+// All that is compared is there, in its form.
+void check_result(const JsonAt& result) {
+  if (!result.value().is_object()) result.refuse("is no object", kAgain);
+  if (!result.has("records")) result.refuse("has no records of its questions", "evaluate again: kava_eval writes them into --out");
+  member(result, "data", Json::value_t::string, "text");
+  const JsonAt records = member(result, "records", Json::value_t::array, "a list");
+  if (records.array().empty()) records.refuse("holds no question", "evaluate on a file of questions");
+  const Json& scorers = member(records.at(std::size_t{0}), "correct", Json::value_t::object, "an object").value();
+  for (std::size_t i = 0; i < records.array().size(); ++i) {
+    for (const char* key : {"question", "gold"}) member(records.at(i), key, Json::value_t::string, "text");
+    const JsonAt verdicts = member(records.at(i), "correct", Json::value_t::object, "an object");
+    for (const auto& [scorer, value] : scorers.items()) member(verdicts, scorer.c_str(), Json::value_t::boolean, "true or false");
+  }
+}
+
 bool has_verdict(const JsonAt& record, const std::string& scorer) { return record.at("correct").has(scorer.c_str()); }
 
 Table table_of(const JsonAt& a, const JsonAt& b, std::size_t count, const std::string& scorer) {
@@ -46,22 +71,20 @@ Interval difference(const JsonAt& a, const JsonAt& b, std::size_t count, const s
 void print_row(const std::string& scorer, const Table& t, const Interval& interval) {
   const double n = static_cast<double>(t.count());
   const double a = 100 * static_cast<double>(t.both + t.only_a) / n, b = 100 * static_cast<double>(t.both + t.only_b) / n;
-  fmt::print("{:<10}{:>8.2f}{:>8.2f}{:>+9.2f}{:>18}{:>8}{:>8}{:>8}{:>9}{:>12}\n", scorer, a, b, b - a,
+  fmt::print("{:<10}{:>8.2f}{:>8.2f}{:>+9.2f}{:>20}{:>8}{:>8}{:>8}{:>9}{:>12}\n", scorer, a, b, b - a,
              fmt::format("{:+.2f} to {:+.2f}", interval.low, interval.high), t.both, t.only_a, t.only_b, t.neither,
              p_text(mcnemar_p(t.only_a, t.only_b)));
 }
 
 void compare_data(const JsonAt& a, const JsonAt& b) {
-  for (const JsonAt& result : {a, b})
-    if (!result.has("records")) result.refuse("has no records of its questions", "evaluate again: kava_eval writes them into --out");
+  for (const JsonAt& result : {a, b}) check_result(result);
   const JsonAt records_a = a.at("records"), records_b = b.at("records");
   const std::size_t count = std::min(records_a.array().size(), records_b.array().size());
-  if (count == 0) records_a.refuse("holds no question");
   check_same_questions(records_a, records_b, count);
   const std::size_t rest = std::max(records_a.array().size(), records_b.array().size()) - count;
   fmt::print("{}: {} questions{}\n", shown_path(a.at("data").string()), count,
              rest > 0 ? fmt::format(" ({} more in one of the results are not compared)", rest) : "");
-  fmt::print("{:<10}{:>8}{:>8}{:>9}{:>18}{:>8}{:>8}{:>8}{:>9}{:>12}\n", "scorer", "A %", "B %", "B - A pp", "95 % pp", "both", "only A",
+  fmt::print("{:<10}{:>8}{:>8}{:>9}{:>20}{:>8}{:>8}{:>8}{:>9}{:>12}\n", "scorer", "A %", "B %", "B - A pp", "95 % pp", "both", "only A",
              "only B", "neither", "p");
   for (const auto& [scorer, value] : records_a.at(std::size_t{0}).at("correct").object())
     if (has_verdict(records_b.at(std::size_t{0}), scorer))
@@ -73,11 +96,14 @@ void compare_data(const JsonAt& a, const JsonAt& b) {
 int compare_results(const std::string& path_a, const std::string& path_b) {
   const Json json_a = read_json(path_a), json_b = read_json(path_b);
   const JsonAt a(json_a, path_a), b(json_b, path_b);
-  for (const JsonAt& file : {a, b})
+  for (const JsonAt& file : {a, b}) {
     if (!file.value().is_object() || !file.has("results"))
       file.refuse("is no result of kava_eval", "name a file of its --out, or of a run's eval/");
+    member(file, "model", Json::value_t::string, "text");
+    if (const JsonAt results = member(file, "results", Json::value_t::array, "a list"); results.array().empty())
+      results.refuse("holds no result", kAgain);
+  }
   const JsonAt results_a = a.at("results"), results_b = b.at("results");
-  if (results_a.array().empty()) results_a.refuse("holds no result");
   if (results_a.array().size() != results_b.array().size())
     throw Error(
         Exit::data, shown_path(path_b),

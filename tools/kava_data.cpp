@@ -52,6 +52,7 @@ void make_folder(const fs::path& folder, const std::string& out, Undo& undo) {
 }
 
 int synth(const SynthOptions& options, const std::string& out) {
+  require_outside_checkpoints("--out", out);
   const auto files = synthesize(options);
   const fs::path folder = fs::absolute(out).lexically_normal();
   Undo undo;

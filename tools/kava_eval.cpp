@@ -92,17 +92,20 @@ Json with_results(Json document, Json results) {
 
 void write_results(const EvalCommand& command, const OpenedModel& opened, const Json& head, const std::vector<fs::path>& paths,
                    const Json& documents) {
+  const auto document = [&](std::size_t i) { return with_results(head, Json::array({documents[i]})); };
+  // All are compared before the first is written: what is refused leaves everything as it was.
+  for (std::size_t i = 0; i < paths.size(); ++i) require_same_result(paths[i], document(i), command.force);
   if (command.out) {
     // The run's own results are not replaced unseen by this way either.
     std::error_code failed;
     const bool own = !opened.plain() && fs::weakly_canonical(*command.out, failed).parent_path() == opened.run_dir / "eval";
-    const Json document = with_results(head, documents);
-    if (own) write_result(*command.out, document, command.force);
-    else write_file(*command.out, document.dump(1) + "\n");
+    const Json all = with_results(head, documents);
+    if (own) require_same_result(*command.out, all, command.force);
+    write_file(*command.out, all.dump(1) + "\n");
     fmt::print("written {}\n", shown_path(*command.out));
   }
   for (std::size_t i = 0; i < paths.size(); ++i) {
-    write_result(paths[i], with_results(head, Json::array({documents[i]})), command.force);
+    write_result(paths[i], document(i));
     fmt::print("written {}\n", shown_path(paths[i]));
   }
 }
@@ -123,11 +126,7 @@ void log_samples(const EvalCommand& command, const OpenedModel& opened, const Js
 }
 
 void require_out_usable(const EvalCommand& command, const OpenedModel& opened) {
-  if (const std::optional<std::string>& folder = command.log_samples) {
-    require_outside_checkpoints("--log-samples", *folder);
-    if (std::error_code failed; is_there(*folder) && !fs::is_directory(*folder, failed))
-      throw Error(Exit::usage, "--log-samples", "\"" + shown_path(*folder) + "\" is no folder", "name a folder");
-  }
+  if (command.log_samples) require_sample_folder(*command.log_samples, json_text(command.model.model));
   if (!command.out) return;
   std::vector<std::string> inputs = command.data;
   inputs.insert(inputs.end(), {opened.run_dir.string(), opened.config.model.path, opened.config.model.adapter, opened.config.data.valid});
@@ -230,8 +229,12 @@ struct Prepared {
     head = header(command, opened, *model, decoding.config.method);
     for (const RowFile& file : files)
       if (!opened.plain()) paths.push_back(result_path(opened, file, options, result_kind(command)));
-    if (!command.force)
-      for (const fs::path& path : paths) require_same_options(path, head);
+    for (const fs::path& path : paths) {
+      require_same_options(path, head, command.force);
+      if (command.out && paths.size() > 1 && same_path(*command.out, path.string()))
+        throw Error(Exit::usage, "--out " + shown_path(*command.out), "is where the run keeps the result of one of the data files",
+                    "name another file");
+    }
   }
   std::string digests() const {
     std::string text;
@@ -375,7 +378,8 @@ int evaluate_files(const EvalCommand& command, Comm& comm, const World& world) {
       log_samples(command, opened, p.head, results);
     });
   } catch (const Error& e) {
-    if (e.code() == Exit::write && comm.leads() && is_one_batch(command, p, comm.size()))
+    const bool lost = e.code() == Exit::write && comm.leads() && is_one_batch(command, p, comm.size());
+    if (lost || e.code() == Exit::usage)  // a result that is refused is not asked for again
       for (PartialResult& partial : partials) partial.remove();
     throw;
   }

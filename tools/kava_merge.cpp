@@ -112,6 +112,7 @@ int merge(const MergeCommand& command) {
   if (command.dtype && *command.dtype != "bf16" && *command.dtype != "f32")
     throw Error(Exit::usage, "--dtype", escaped(*command.dtype) + " is none of the types that are written", "give bf16 or f32");
   const DType dtype = command.dtype == "f32" ? DType::f32 : DType::bf16;
+  require_outside_checkpoints("--out", command.out);
   const NewFolder place(command.out);
   const Opened opened = open_input(command);
   require_no_input("--out", command.out, {opened.input.base, opened.adapter.string()});

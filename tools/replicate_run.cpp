@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -14,6 +15,7 @@
 #include "engine/cores.h"
 #include "engine/device/cuda_module.h"
 #include "engine/error.h"
+#include "engine/files/checkpoint.h"
 #include "engine/files/files.h"
 #include "engine/files/parts.h"
 #include "tools/say.h"
@@ -59,15 +61,13 @@ void wait_for_orphans(const fs::path& run) {
     std::this_thread::sleep_for(kBetweenLooks);
 }
 
-// Leaves the best checkpoint of a run that is done, or its last where there is no best.
-void prune_checkpoints(const fs::path& run) {
+// Leaves the best checkpoint of a run that is done, or its last where there is no best, and what somebody reads.
+void prune(const fs::path& run) {
+  std::optional<std::int64_t> kept = linked_step(run, "best");
+  if (!kept) kept = linked_step(run, "last");
+  if (!kept) return;
+  prune_checkpoints(run, std::numeric_limits<std::int64_t>::max(), 0, {*kept});
   std::error_code failed;
-  fs::path kept = fs::read_symlink(run / "best", failed);
-  if (failed) kept = fs::read_symlink(run / "last", failed);
-  if (failed) return;
-  for (const auto& entry : fs::directory_iterator(run / "checkpoints", failed))
-    if (entry.path().filename() != kept.filename() && entry.path().filename().string().starts_with("step_"))
-      fs::remove_all(entry.path(), failed);
   if (!fs::exists(run / "last", failed)) fs::remove(run / "last", failed);
 }
 
@@ -201,7 +201,7 @@ class Runner {
   void tidy(const Work& work) const {
     std::error_code ignored;
     if (work.kind == WorkKind::eval) fs::remove(work.result, ignored);
-    if (!options_.keep_all && work.kind != WorkKind::data && is_run_finished(work)) prune_checkpoints(work.run);
+    if (!options_.keep_all && work.kind != WorkKind::data && is_run_finished(work)) prune(work.run);
   }
 
   bool is_run_finished(const Work& work) const {

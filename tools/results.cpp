@@ -38,20 +38,24 @@ Json compared(Json document) {
   return document;
 }
 
-// What is there in the place of a result; null where nothing is, and text for what is no JSON.
-Json present(const fs::path& path) {
-  if (!is_there(path)) return nullptr;
-  try {
-    return read_json(path.string(), kLargestResult);
-  } catch (const Unreadable&) {
-    throw;
-  } catch (const Error&) {
-    return "no result";
-  }
-}
-
 [[noreturn]] void refuse(const fs::path& path, const std::string& what) {
   throw Error(Exit::usage, shown_path(path), what, "add --force to replace it");
+}
+
+// The result that is there; null where nothing is, or `force` replaces it.
+Json present(const fs::path& path, bool force) {
+  if (std::error_code failed; fs::is_directory(path, failed))
+    throw Error(Exit::usage, shown_path(path), "is a folder in the place of a result", "remove it");
+  if (force || !is_there(path)) return nullptr;
+  Json json;
+  try {
+    json = read_json(path.string(), kLargestResult);
+  } catch (const Unreadable&) {
+    throw;
+  } catch (const Error&) {  // no JSON
+  }
+  if (!json.is_object() || !json.contains("results")) refuse(path, "is no result of kava_eval");
+  return json;
 }
 
 }  // namespace
@@ -70,25 +74,28 @@ fs::path result_path(const OpenedModel& opened, const RowFile& file, const EvalO
   return opened.run_dir / "eval" / (name + ".json");
 }
 
-void require_same_options(const fs::path& path, const Json& document) {
-  Json there = present(path);
+void require_same_options(const fs::path& path, const Json& document, bool force) {
+  Json there = present(path, force);
   if (there.is_null()) return;
-  if (there.is_object()) there.erase("results");
+  there.erase("results");
   Json asked = document;
   asked.erase("results");
   const Json before = compared(there), now = compared(asked);
   if (before == now) return;
   std::string others;
-  if (before.is_object() && before.contains("options") && before["options"].is_object() && now["options"].is_object())
+  if (before.contains("options") && before["options"].is_object() && now["options"].is_object())
     for (const auto& [key, value] : now["options"].items())
       if (const auto at = before["options"].find(key); at == before["options"].end() || *at != value)
         others += (others.empty() ? " (" : ", ") + key;
   refuse(path, "holds a result with other options" + (others.empty() ? "" : others + ")"));
 }
 
-void write_result(const fs::path& path, const Json& document, bool force) {
-  if (const Json there = present(path); !force && !there.is_null() && compared(there) != compared(document))
+void require_same_result(const fs::path& path, const Json& document, bool force) {
+  if (const Json there = present(path, force); !there.is_null() && compared(there) != compared(document))
     refuse(path, "holds another result");
+}
+
+void write_result(const fs::path& path, const Json& document) {
   const MadeFolder folder(path.parent_path());
   write_file(path.string(), document.dump(1) + "\n");
 }

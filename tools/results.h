@@ -13,11 +13,14 @@ namespace kava {
 /// temperature T where answers are drawn, KIND controls or sweep, `.adapter` in place of the step for weights that no checkpoint names.
 std::filesystem::path result_path(const OpenedModel& opened, const RowFile& file, const EvalOptions& options, const std::string& kind);
 
-/// Error(code usage) where there is a result at `path` already that was made with other options than the document (which may lack its
-/// results) says. Times, places of files and the number of questions decoded together make no difference.
-void require_same_options(const std::filesystem::path& path, const Json& document);
+/// Error(code usage) where there is a folder at `path`; without `force` also where there is what is no result, or a result that was made
+/// with other options than the document (which may lack its results) says. Times, places of files and the number of questions decoded
+/// together make no difference.
+void require_same_options(const std::filesystem::path& path, const Json& document, bool force);
+/// The same for another result than the document, by the same measure.
+void require_same_result(const std::filesystem::path& path, const Json& document, bool force);
 
-/// Writes it, its folder too. Without `force`, Error(code usage) where another result is there, by the same measure.
-void write_result(const std::filesystem::path& path, const Json& document, bool force);
+/// Writes it, its folder too, whatever is there. Error(code write).
+void write_result(const std::filesystem::path& path, const Json& document);
 
 }  // namespace kava

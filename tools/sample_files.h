@@ -19,6 +19,9 @@ struct SampleFilesHeader {
   std::chrono::system_clock::time_point date;
 };
 
+/// Error(code usage, preflight) where the files of this model could not be written below OUT. Makes nothing.
+void require_sample_folder(const std::string& out, const std::string& model);
+
 /// Writes OUT/MODEL/results_DATE.json and OUT/MODEL/samples_TASK_DATE.jsonl, one for each result, whole or not at all each; MODEL is the
 /// model's name with runs of the characters "<>:/|\?*[] made "__", TASK the data file's stem with all but letters, digits and _ made _.
 /// Returns the paths. Error(code write).

@@ -146,6 +146,16 @@ void remove_checkpoint(const fs::path& path) {
   require(error, path, "remove");
 }
 
+// Whether it may be removed as a checkpoint: a link, what has a manifest, or what is left of one whose removal a kill ended.
+bool is_removable(const fs::path& path) {
+  std::error_code failed;
+  if (fs::is_symlink(fs::symlink_status(path, failed)) || is_there(path / kManifest)) return true;
+  const auto& held = {"adapter", "optimizer.safetensors", "state.json"};
+  for (fs::directory_iterator entry(path, failed); !failed && entry != fs::directory_iterator(); entry.increment(failed))
+    if (std::find(held.begin(), held.end(), entry->path().filename().string()) == held.end()) return false;
+  return failed != std::errc::not_a_directory;  // of one that cannot be listed the removal tells
+}
+
 // Nothing where it does not verify. Unreadable.
 std::optional<Manifest> verified(const fs::path& path, std::int64_t step) {
   try {
@@ -264,10 +274,10 @@ std::optional<std::int64_t> linked_step(const fs::path& run_dir, const std::stri
 
 std::vector<std::string> prune_checkpoints(const fs::path& run_dir, std::int64_t last, int keep, const std::vector<std::int64_t>& protect,
                                            const std::set<std::int64_t>& passed) {
-  KAVA_CHECK(keep >= 1, "{} checkpoints to keep", keep);
+  KAVA_CHECK(keep >= 0, "{} checkpoints to keep", keep);
   std::vector<std::string> stay;
   std::vector<Found> all = list_checkpoints(run_dir);
-  std::erase_if(all, [&](const Found& found) { return found.part || found.step > last; });
+  std::erase_if(all, [&](const Found& found) { return found.part || found.step > last || !is_removable(found.path); });
   int kept = 0;
   for (const Found& found : all) {
     if (!passed.contains(found.step) && ++kept <= keep) continue;

@@ -60,9 +60,9 @@ void set_link(const std::filesystem::path& run_dir, const std::string& name, std
 /// The step that a link names; nullopt where there is no such link. The checkpoint itself may be gone.
 std::optional<std::int64_t> linked_step(const std::filesystem::path& run_dir, const std::string& name);
 
-/// Deletes the checkpoints up to step `last` but the newest `keep` (at least 1) of them and those of the steps in `protect`. Those in
+/// Deletes the checkpoints up to step `last` but the newest `keep` of them and those of the steps in `protect`. Those in
 /// `passed` did not verify when the run went on: they go, and count in no whole one's place. One that another process reads stays until the
-/// next time, and so does one that cannot be removed, for which a line is returned.
+/// next time, and so does one that cannot be removed, for which a line is returned. What has a checkpoint's name and is none stays.
 std::vector<std::string> prune_checkpoints(const std::filesystem::path& run_dir, std::int64_t last, int keep,
                                            const std::vector<std::int64_t>& protect, const std::set<std::int64_t>& passed = {});
 /// The steps behind `step` of which there are checkpoints.

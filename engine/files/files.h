@@ -21,7 +21,8 @@ bool is_there(const std::filesystem::path& path);
 /// Writes the whole file as FileWriter does.
 void write_file(const std::string& path, std::string_view bytes);
 
-/// Error(code usage) where a path that is to be written lies in a checkpoint: one more file there, and it does not verify any more.
+/// Error(code usage) where a path that is to be written lies in a checkpoint, which would not verify any more, or where a run keeps its
+/// own.
 void require_outside_checkpoints(const std::string& option, const std::string& path);
 
 /// For an option that names a file to write at the end of the work: Error(code usage) where it is empty or lies in a checkpoint,

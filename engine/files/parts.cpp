@@ -197,11 +197,15 @@ fs::path part_beside(const fs::path& target) {
 }
 
 void remove_stale_parts(const fs::path& target) {
+  remove_stale_parts(holder_of(target), [name = known_name(target)](std::string_view of) { return of == name; });
+}
+
+void remove_stale_parts(const fs::path& folder, const std::function<bool(std::string_view)>& stale) {
   std::error_code error;
-  std::vector<fs::path> stale;
-  for (fs::directory_iterator entry(holder_of(target), error); !error && entry != fs::directory_iterator(); entry.increment(error))
-    if (target_of_part(entry->path().filename().string()) == known_name(target)) stale.push_back(entry->path());
-  for (const fs::path& path : stale) {
+  std::vector<fs::path> found;
+  for (fs::directory_iterator entry(folder, error); !error && entry != fs::directory_iterator(); entry.increment(error))
+    if (const std::string of = target_of_part(entry->path().filename().string()); !of.empty() && stale(of)) found.push_back(entry->path());
+  for (const fs::path& path : found) {
     if (!fs::is_symlink(path, error)) {
       const PathLock lock(path, PathLock::Kind::exclusive, false);
       if (lock.error() == 0) remove_tree(path, error);

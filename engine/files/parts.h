@@ -2,7 +2,9 @@
 // by one rename.
 #pragma once
 #include <filesystem>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <vector>
 
@@ -60,8 +62,9 @@ class PathLock {
 
 /// A name beside the target that nothing has, FOLDER/.NAME.XXXXXX.part, once remove_stale_parts is done.
 std::filesystem::path part_beside(const std::filesystem::path& target);
-/// Removes what killed writers of this target left under such names.
+/// Removes what killed writers of this target left under such names; or in a folder, those of targets whose names `stale` takes.
 void remove_stale_parts(const std::filesystem::path& target);
+void remove_stale_parts(const std::filesystem::path& folder, const std::function<bool(std::string_view)>& stale);
 /// NAME of such a name, "" for others.
 std::string target_of_part(const std::string& name);
 /// Whether a process holds this part locked, as one that writes it does.

@@ -205,10 +205,16 @@ void LineWriter::sync() {
 
 void require_outside_checkpoints(const std::string& option, const std::string& path) {
   std::error_code failed;
-  for (fs::path at = fs::weakly_canonical(path, failed).parent_path(); !failed && at.has_relative_path(); at = at.parent_path())
+  const auto refuse = [&](const std::string& what) {
+    throw Error(Exit::usage, option + " " + shown_path(path), what, "name another place");
+  };
+  for (fs::path at = fs::weakly_canonical(fs::absolute(path, failed), failed); !failed && at.has_relative_path(); at = at.parent_path()) {
     if (is_there(at / "manifest.json") && is_there(at / "state.json"))
-      throw Error(Exit::usage, option + " " + shown_path(path),
-                  "lies in the checkpoint " + shown_path(at) + ", which further files make invalid", "name another place");
+      refuse("lies in the checkpoint " + shown_path(at) + ", which further files make invalid");
+    const fs::path folder = at.parent_path(), run = folder.parent_path();
+    if (at.filename().string().starts_with("step_") && folder.filename() == "checkpoints" && is_there(run / "config.toml"))
+      refuse("lies among the checkpoints of the run " + shown_path(run) + ", which replaces and removes them");
+  }
 }
 
 void require_writable(const std::string& option, const std::string& path) {

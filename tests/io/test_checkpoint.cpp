@@ -351,12 +351,28 @@ TEST_CASE("pruning keeps the newest and the protected") {
   std::vector<bool> left;
   for (int step : {1, 2, 3, 10, 11, 30}) left.push_back(fs::exists(run.path() / fmt::format("checkpoints/step_{}", step)));
   CHECK(left == std::vector<bool>{false, true, false, true, true, true});
-  CHECK_THROWS_AS(prune_checkpoints(run.path(), 11, 0, {}), Error);
+  CHECK_THROWS_AS(prune_checkpoints(run.path(), 11, -1, {}), Error);
   // What did not verify counts in no whole one's place, and goes once the run is past it.
   CHECK(later_checkpoints(run.path(), 10) == std::set<std::int64_t>{11, 30});
   make_checkpoint(run.path(), 12);
   CHECK(prune_checkpoints(run.path(), 12, 2, {}, {11, 30}).empty());
   CHECK(names_in(run.path() / "checkpoints") == std::set<std::string>{"step_10", "step_12", "step_30"});
+}
+
+TEST_CASE("pruning leaves what has a checkpoint's name and is none, and takes the rest of one") {
+  TempFolder run;
+  const fs::path all = run.path() / "checkpoints";
+  for (std::int64_t step : {1, 2, 3, 6}) make_checkpoint(run.path(), step);
+  fs::remove(all / "step_1/manifest.json");  // a kill while it was removed
+  fs::remove(all / "step_1/state.json");
+  fs::create_directories(all / "step_4/checkpoints/step_1");  // another run
+  overwrite(all / "step_4/config.toml", "");
+  fs::create_directory(all / "step_5");  // a model
+  overwrite(all / "step_5/config.json", "{}");
+  CHECK(prune_checkpoints(run.path(), 6, 2, {}).empty());
+  CHECK(names_in(all) == std::set<std::string>{"step_3", "step_4", "step_5", "step_6"});  // these two count in no checkpoint's place
+  CHECK(fs::exists(all / "step_4/checkpoints/step_1"));
+  CHECK(fs::exists(all / "step_5/config.json"));
 }
 
 TEST_CASE("a link in the place of a checkpoint is replaced or pruned, and what it leads to stays") {

@@ -8,6 +8,7 @@
 #include <set>
 #include <sstream>
 
+#include "engine/device/op_observer.h"
 #include "engine/files/checkpoint.h"
 #include "models/adapter.h"
 #include "models/evaluate.h"
@@ -265,6 +266,29 @@ TEST_CASE("a run gives its best checkpoint while that verifies, else its adapter
   CHECK_THROWS_AS(open_model((tiny.dir / "checkpoints/step_3").string()), Error);
   fs::remove_all(tiny.dir / "adapter");
   CHECK_THROWS_AS(open_model(tiny.dir.string()), Error);
+}
+
+TEST_CASE("a checkpoint whose model is open is not pruned") {
+  TextRun tiny;
+  const fs::path read = tiny.dir / "checkpoints/step_3";
+  write_checkpoint(tiny.dir, 4, "hash", [](FolderWriter& folder) { folder.write_file("a", "b"); });
+  {
+    const OpenedModel open = open_model(tiny.dir.string());
+    prune_checkpoints(tiny.dir, 4, 1, {});
+    CHECK(fs::exists(read));
+  }
+  prune_checkpoints(tiny.dir, 4, 1, {});
+  CHECK_FALSE(fs::exists(read));
+}
+
+TEST_CASE("a model whose adapter is read starts from no values of its own") {
+  TextRun tiny;
+  const OpenedModel run = open_model(tiny.dir.string());
+  const std::unique_ptr<Ops> ops = make_cpu_ops(1);
+  OpCounter counter(*ops);
+  const Observed counted(*ops, counter);
+  const auto model = load_model(*ops, run);
+  CHECK(counter.counts().reads == 0);  // of the embedding's mean and deviation
 }
 
 TEST_CASE("methods that the weights cannot do are refused by name") {

@@ -49,13 +49,26 @@ TEST_CASE("no result in a run is replaced unseen") {
   const Finished other = run("kava_eval " + dir + " --data " + data);
   CHECK(other.code == 2);
   CHECK_THAT(other.output, ContainsSubstring("holds another result; add --force"));
-  for (const char* damaged : {"garbage", "", "[]", "5"}) {
-    const std::string there = tiny.write("damaged.json", damaged);
-    const Finished over = run("kava_eval " + tiny.dir.string() + " --data " + data + " --out " + there);
+  for (const char* damaged : {"garbage", "", "[]", "5", "{}"}) {
+    overwrite(first, damaged);
+    const Finished over = run("kava_eval " + dir + " --data " + data);
     CAPTURE(damaged, over.output);
     CHECK(over.code == 2);
-    CHECK_THAT(over.output, ContainsSubstring("add --force"));
+    CHECK_THAT(over.output, ContainsSubstring(first.filename().string() + ": is no result of kava_eval; add --force to replace it\n"));
   }
+  CHECK(run("kava_eval " + dir + " --force --data " + data).code == 0);
+  // A folder is in the way of --force too, which is told before the work.
+  fs::remove(first);
+  fs::create_directory(first);
+  for (const char* force : {"", " --force"}) {
+    const Finished over = run("kava_eval " + dir + " --data " + data + force);
+    CAPTURE(force);
+    CHECK(over.code == 2);
+    CHECK(over.output.starts_with("error: "));  // no table before it
+    CHECK_THAT(over.output, ContainsSubstring(first.filename().string() + ": is a folder in the place of a result; remove it\n"));
+  }
+  fs::remove(first);
+  overwrite(first, changed.dump());
   CHECK(read_file(first.string(), 1 << 24) == changed.dump());
   CHECK(run("kava_eval " + dir + " --data " + data + " --out " + first.string()).code == 2);
   CHECK(run("kava_eval " + dir + " --force --data " + data).code == 0);
@@ -107,7 +120,8 @@ TEST_CASE("what is read is not written over") {
   // One more file in a checkpoint, and it is none any more.
   fs::create_directory(tiny.dir / "checkpoints/step_3/adapter/more");
   overwrite(tiny.dir / "checkpoints/step_3/state.json", "{}");
-  for (const char* inside : {"best/new.json", "checkpoints/step_3/adapter/new.json", "checkpoints/../best/./more/new.json"}) {
+  for (const char* inside : {"best", "best/", "checkpoints/step_3", "checkpoints/step_9/new.json", "best/new.json",
+                             "checkpoints/step_3/adapter/new.json", "checkpoints/../best/./more/new.json"}) {
     CAPTURE(inside);
     CHECK_THROWS_AS(require_outside_checkpoints("--out", dir + "/" + inside), Error);
     CHECK_THROWS_AS(require_writable("--out", dir + "/" + inside), Error);
@@ -131,6 +145,139 @@ TEST_CASE("what is read is not written over") {
   fs::create_directory(tiny.folder.path() / "fresh");
   fs::create_hard_link(below, tiny.folder.path() / "fresh/config.toml");
   CHECK(run("kava_train " + over + " --out " + (tiny.folder / "fresh")).code == 2);
+}
+
+TEST_CASE("a result that is refused leaves --out as it was, and no partial answers") {
+  TextRun tiny;
+  const std::string data = tiny.write("rows.txt", kQuestions), other = tiny.write("other.txt", "Another?||#### 4\n");
+  const std::string command = "kava_eval " + tiny.dir.string() + " --data " + other + " " + data, out = tiny.write("out.json", "old");
+  const fs::path eval = tiny.dir / "eval";
+  REQUIRE(run(command).code == 0);
+  const fs::path second = eval / ("rows-" + sha256(kQuestions).substr(0, 8) + ".step_3.json"),
+                 first = eval / ("other-" + sha256("Another?||#### 4\n").substr(0, 8) + ".step_3.json");
+  Json changed = read_json(second.string());
+  changed["results"][0]["records"][0]["output"] = "changed";
+  overwrite(second, changed.dump());
+  fs::remove(first);
+  const Finished refused = run(command + " --out " + out);
+  CHECK(refused.code == 2);
+  CHECK_THAT(refused.output, ContainsSubstring("holds another result; add --force"));
+  CHECK(read_file(out, 100) == "old");
+  CHECK_FALSE(fs::exists(first));
+  CHECK(std::distance(fs::directory_iterator(eval), fs::directory_iterator()) == 1);
+  // One file cannot hold the results of both and that of one.
+  const Finished both = run(command + " --force --out " + second.string());
+  CHECK(both.code == 2);
+  CHECK_THAT(both.output, ContainsSubstring("is where the run keeps the result of one of the data files"));
+  CHECK(read_json(second.string()) == changed);
+  CHECK(run(command + " --force --out " + out).code == 0);
+  CHECK(read_json(out).at("results").size() == 2);
+}
+
+TEST_CASE("no program writes a folder into a checkpoint, or where a run keeps them") {
+  TextRun tiny;
+  const std::string data = tiny.write("rows.txt", kQuestions), dir = tiny.dir.string(), lone = tiny.folder / "lone";
+  fs::copy(tiny.dir / "checkpoints/step_3", lone, fs::copy_options::recursive);
+  overwrite(lone + "/state.json", "{}");
+  const auto all = [&] {
+    std::set<fs::path> paths;
+    for (const auto& entry : fs::recursive_directory_iterator(tiny.folder.path())) paths.insert(entry.path());
+    return paths;
+  };
+  const std::set<fs::path> before = all();
+  const auto refused = [&](const std::string& command, const std::string& why, const fs::path& folder = ".") {
+    const Ended e = run_command(command, folder);
+    CAPTURE(command, e.err);
+    CHECK(e.code == 2);
+    CHECK_THAT(e.err, ContainsSubstring(why));
+    CHECK(std::count(e.err.begin(), e.err.end(), '\n') == 1);
+    CHECK(all() == before);
+  };
+  for (const std::string& out : {lone, lone + "/", lone + "/adapter/new/er"}) {
+    refused("kava_eval " + dir + " --data " + data + " --log-samples " + out, "lies in the checkpoint ");
+    refused("kava_data synth --rows 5 --out " + out, "lies in the checkpoint ");
+    refused("kava_merge " + dir + " --out " + out, "lies in the checkpoint ");
+  }
+  for (const std::string out : {"/best", "/checkpoints/step_3/new", "/checkpoints/step_9"}) {
+    refused("kava_eval " + dir + " --data " + data + " --log-samples " + dir + out, "lies among the checkpoints of the run ");
+    refused("kava_data synth --rows 5 --out " + dir + out, "lies among the checkpoints of the run ");
+    refused("kava_merge " + dir + " --out " + dir + out, "lies among the checkpoints of the run ");
+    refused("kava_train '" + source_dir() + "/tests/golden/cases/kava_defaults.toml' --out " + dir + out,
+            "lies among the checkpoints of the run ");
+  }
+  // By a relative path, and by the folder that the model's name makes.
+  refused("kava_data synth --rows 5 --out new", "lies in the checkpoint ", lone);
+  refused("kava_eval best --data " + data + " --log-samples .", "lies among the checkpoints of the run ", dir);
+}
+
+TEST_CASE("where --log-samples could not write is told before the work") {
+  TextRun tiny;
+  const std::string data = tiny.write("rows.txt", kQuestions);
+  fs::create_directory(tiny.folder.path() / "logs");
+  tiny.write("logs/run", "a file where the model's folder would be");
+  for (const auto& [out, code, why] : {std::tuple("rows.txt/below", 2, "rows.txt is no folder"),
+                                       {"logs", 2, "logs/run is no folder"},
+                                       {"logs/run", 2, "logs/run is no folder"},
+                                       {"/dev/null", 2, "/dev/null is no folder"}}) {
+    const Ended e = run_command("kava_eval run --data " + data + " --log-samples " + out, tiny.folder.path());
+    CAPTURE(out, e.err);
+    CHECK(e.code == code);
+    CHECK(e.out.empty());
+    CHECK_THAT(e.err, ContainsSubstring(why));
+    CHECK(std::count(e.err.begin(), e.err.end(), '\n') == 1);
+    CHECK_FALSE(fs::exists(tiny.dir / "eval"));
+  }
+  const Ended long_name = run_command("kava_eval run --data " + data + " --log-samples " + std::string(300, 'n'), tiny.folder.path());
+  CHECK(long_name.code == 3);
+  CHECK_FALSE(fs::exists(tiny.dir / "eval"));
+  CHECK(run_command("kava_eval run --data " + data + " --log-samples new/logs", tiny.folder.path()).code == 0);
+}
+
+TEST_CASE("kava_eval compare names the result that is at fault, and what to do") {
+  TextRun tiny;
+  const auto result = [&](const std::string& name, bool right) {
+    Json records = Json::array();
+    for (int i = 0; i < 5; ++i)
+      records.push_back({{"question", fmt::format("q{}", i)}, {"gold", "1"}, {"correct", {{"strict", right}, {"raw", right}}}});
+    const Json one = {{"data", "rows.txt"}, {"records", records}};
+    Json json = {{"model", "m"}, {"results", Json::array({one})}};
+    tiny.write(name, json.dump());
+    return json;
+  };
+  const Json sound = result("a.json", false);
+  result("b.json", true);
+  const auto compare = [&](const std::string& a, const std::string& b) {
+    return run_command("kava_eval compare " + a + " " + b, tiny.folder.path());
+  };
+  const Ended whole = compare("a.json", "b.json");
+  INFO(whole.out + whole.err);
+  REQUIRE(whole.code == 0);
+  CHECK_THAT(whole.out, ContainsSubstring("\nstrict        0.00  100.00  +100.00  +100.00 to +100.00       0       0       5        0"));
+  using Pointer = Json::json_pointer;
+  const std::tuple<const char*, Json, const char*> faults[] = {
+      {"/results/0/records", Json::array(), "results[0].records: holds no question; "},
+      {"/results/0/records", 5, "results[0]: records is not a list; "},
+      {"/results", Json::array(), "results: holds no result; "},
+      {"/results/0", 5, "results[0]: is no object; "},
+      {"/results", Json::object(), "results is not a list; "},
+      {"/model", nullptr, "model is not text; "},
+      {"/results/0/data", 1, "results[0]: data is not text; "},
+      {"/results/0/records/3", "x", "results[0].records[3]: question is missing; "},
+      {"/results/0/records/3/gold", 1, "results[0].records[3]: gold is not text; "},
+      {"/results/0/records/3/correct", Json::object(), "results[0].records[3].correct: raw is missing; "},
+      {"/results/0/records/3/correct/strict", 1, "results[0].records[3].correct: strict is not true or false; "}};
+  for (const auto& [place, value, what] : faults) {
+    Json broken = sound;
+    broken[Pointer(place)] = value;
+    tiny.write("e.json", broken.dump());
+    for (const Ended& e : {compare("a.json", "e.json"), compare("e.json", "a.json")}) {
+      CAPTURE(place, e.err);
+      CHECK(e.code == 4);
+      CHECK(e.err.starts_with(std::string("error: e.json: ") + what));
+      CHECK(e.err.find("origin") == std::string::npos);
+      CHECK(std::count(e.err.begin(), e.err.end(), '\n') == 1);
+    }
+  }
 }
 
 TEST_CASE("a run is evaluated wherever it and its base lie, on the base that it was trained on") {
