@@ -232,7 +232,9 @@ int examine(const DoctorCommand& command) {
 void add_doctor_command(CLI::App& app, std::function<int()>& chosen) {
   auto command = std::make_shared<DoctorCommand>();
   CLI::App* doctor = app.add_subcommand("doctor", "Checks what this machine has of what the programs need");
-  doctor->footer("Lines `ok|warn|missing NAME: what; remedy`; exit 3 where something is missing that --device needs.");
+  doctor->footer(
+      "Lines `ok|warn|missing NAME: what; remedy`; exit 3 where something is missing that --device needs.\n"
+      "Example:\n  kava_inspect doctor --device cpu --folder .");
   add_device_options(*doctor, command->device);
   doctor->add_option("--folder", command->folder, "Where runs are to lie")->capture_default_str();
   doctor->callback([command, &chosen] { chosen = [command] { return examine(*command); }; });

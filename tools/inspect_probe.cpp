@@ -214,7 +214,10 @@ int probe(const ProbeCommand& command) {
     tensors.push_back({"similarity.samples", "I32", {L, H, M}, similarity.samples.data()});
     tensors.push_back({"rkv.kept", "I32", kept.shape, kept.indices.data()});
   }
+  // Of config.toml: what was opened may end in an earlier stage. A plain model is no run's.
+  const std::string run = opened.plain() ? "" : config_hash(load_run_config(opened.run_dir.string()));
   const Json about = {{"format", 1},
+                      {"config_hash", run},
                       {"method", name_of(opened.config.method)},
                       {"weights", opened.weights},
                       {"data", sha256_file(command.data)},

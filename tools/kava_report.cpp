@@ -111,7 +111,7 @@ int make_report(const ReportCommand& command) {
   std::vector<std::pair<std::string, std::string>> runs;
   for (std::size_t i = 0; i < command.things.size(); ++i) body += section_of(command.things[i], several ? std::to_string(i + 1) : "", runs);
   if (runs.size() > 1) body = report::runs_section(runs) + body;
-  if (command.probe) body += report::probe_section(*command.probe, "");
+  if (command.probe) body += report::probe_section(*command.probe, "", runs);
   const std::string title = several ? "kava: runs and tables" : "kava: " + report::run_name(command.things[0]);
   if (command.figure) {
     require_writable("--png", *command.png);

@@ -57,7 +57,8 @@ std::unique_ptr<PathLock> lock_folder(const fs::path& out, PathLock::Kind kind, 
     throw Error(Exit::stopped, where, "stopped while another replicate works in this folder", "give the same command again to go on");
   if (lock->error() == EWOULDBLOCK)
     throw Error(Exit::preflight, where, "another replicate works in this folder", "wait for it; --status shows it");
-  if (lock->error() != 0) throw Error(Exit::preflight, where, std::string("could not be locked: ") + std::strerror(lock->error()));
+  if (lock->error() != 0)
+    throw Error(Exit::preflight, where, std::string("could not be locked: ") + std::strerror(lock->error()), "choose another folder");
   return lock;
 }
 
@@ -65,10 +66,13 @@ void make_folders(const fs::path& out) {
   for (const char* name : {"state", "runs"}) {
     std::error_code failed;
     fs::create_directories(out / name, failed);
-    if (failed) throw Error(Exit::preflight, "--out " + shown_path(out), "could not make the folder: " + failed.message());
+    require_disk(out.string(), failed.value());
+    if (failed)
+      throw Error(Exit::preflight, "--out " + shown_path(out), "could not make the folder: " + failed.message(), "choose another folder");
   }
-  if (::access(out.c_str(), W_OK | X_OK) != 0)
-    throw Error(Exit::preflight, "--out " + shown_path(out), "cannot be written", "choose another folder");
+  if (::access(out.c_str(), W_OK | X_OK) == 0) return;
+  require_disk(out.string(), errno);
+  throw Error(Exit::preflight, "--out " + shown_path(out), "cannot be written", "choose another folder");
 }
 
 // What cannot be looked into may hold all that was done.
@@ -118,6 +122,7 @@ int replicate(ReplicateCommand& command) {
   const fs::path out = fs::absolute(command.out.empty() ? fs::path("runs") / table.name : fs::path(command.out)).lexically_normal();
   if (::chdir(table.folder.c_str()) != 0) throw Error(Exit::usage, shown_path(table.folder), "is no folder to work in");
   command.run.keep_all = command.keep == "all";
+  require_outside_checkpoints("--out", out.string());
   require_seen(out);
   const std::vector<Work> works = works_of(table, selection_of(command, table), out);
   if (command.status) return print_status(table, works, out);

@@ -136,6 +136,8 @@ PublishedValue read_published(const Section& s, const std::vector<TableColumn>& 
   p.measure = s.choice<Measure>("measure").value_or(Measure::accuracy);
   p.value = s.number("value");
   if (s.has("sd")) p.sd = s.number("sd");
+  if (p.measure == Measure::accuracy && !(p.value >= 0 && p.value <= 100))
+    s.refuse("value", fmt::format("is {}, which is no accuracy in %", p.value), "give a value from 0 to 100");
   if (p.sd && *p.sd < 0) s.refuse("sd", "is negative");
   if (s.text("source", "").empty()) s.refuse("", "is published without a source", "say where it was published");
   p.source = s.text("source");
@@ -148,6 +150,11 @@ TableRow read_row(const Section& s, const std::vector<TableColumn>& columns) {
   r.name = s.identifier("name"), r.title = s.text("title", r.name), r.block = s.text("block", "");
   r.config = s.text("config"), r.sets = s.texts("set"), r.start = s.text("start", ""), r.start_place = s.place("start");
   r.groups = s.texts("groups"), r.shown = s.flag("shown", true);
+  for (const std::string& set : r.sets) {
+    std::string key = set.substr(0, set.find('='));
+    std::erase(key, ' ');
+    if (key == "seed") s.refuse("set", fmt::format("holds \"{}\", but the seeds are the table's", escaped(set)), "name it in seeds");
+  }
   for (const Section& p : s.sections("published")) r.published.push_back(read_published(p, columns));
   return r;
 }
@@ -161,6 +168,18 @@ void read_seeds(const Section& root, ReplicaTable& table) {
       root.refuse("seeds", fmt::format("names {} twice", seed.get<int64_t>()));
     table.seeds.push_back(seed.get<int64_t>());
   }
+}
+
+void read_measures(const Section& root, ReplicaTable& table) {
+  const std::string some = fmt::format("give some of {}", fmt::join(names_of(Measure{}), ", "));
+  for (const std::string& word : root.has("measures") ? root.texts("measures") : std::vector<std::string>{"accuracy", "passes", "ms"}) {
+    const auto measure = choice_of<Measure>(word);
+    if (!measure) root.refuse("measures", fmt::format("holds \"{}\"", escaped(word)), some);
+    if (std::ranges::find(table.measures, *measure) != table.measures.end())
+      root.refuse("measures", fmt::format("names {} twice", word), "name it once");
+    table.measures.push_back(*measure);
+  }
+  if (table.measures.empty()) root.refuse("measures", "is empty", some);
 }
 
 void read_synth(const Section& root, ReplicaTable& table) {
@@ -189,19 +208,40 @@ void require_unique_and_started(const Section& root, const ReplicaTable& table) 
       root.refuse(fmt::format("column[{}].name", i), fmt::format("is taken by another column, {}", table.columns[i].name));
 }
 
+// A reference that no row is would leave the tables without comparisons.
+void require_reference(const Section& root, const ReplicaTable& table) {
+  std::vector<std::string> rows;
+  for (const TableRow& row : table.rows) {
+    if (!row.shown) continue;
+    if (table.reference.empty() || std::ranges::find(row.groups, table.reference) != row.groups.end()) return;
+    rows.push_back(row.name);
+  }
+  if (table.reference.empty()) return;
+  constexpr std::size_t most = 40;
+  if (rows.size() > most) rows.resize(most), rows.emplace_back("...");
+  root.refuse("reference", fmt::format("is \"{}\", which is a group of no row that is shown", escaped(table.reference)),
+              rows.empty() ? "leave it out" : fmt::format("put it into the groups of one of {}", fmt::join(rows, ", ")));
+}
+
+// Takes the name of the included file out of a table; "" where there is none.
+std::string take_include(TomlFile& file) {
+  const std::string name = Section(file, file.value, "").text("include", "");
+  file.value.erase("include");
+  return name;
+}
+
 // The file with what it includes below it.
 TomlFile read_with_included(const std::string& path) {
   TomlFile file = read_toml(path);
-  if (!file.value.contains("include")) return file;
-  const std::string name = Section(file, file.value, "").text("include");
+  const std::string name = take_include(file);
+  if (name.empty()) return file;
   TomlFile below = read_toml((fs::absolute(path).parent_path() / expand_home(name)).string());
-  if (below.value.contains("include")) throw Error(Exit::usage, below.where("include"), "is a second include", "include the file itself");
+  if (!take_include(below).empty()) throw Error(Exit::usage, below.where("include"), "is a second include", "include the file itself");
   if (fs::absolute(below.path).parent_path().lexically_normal() != fs::absolute(path).parent_path().lexically_normal())
     throw Error(Exit::usage, file.where("include"), "names a table in another folder", "paths of both are from one folder");
   for (const auto& [key, value] : below.value.items())
     if (!file.value.contains(key)) file.value[key] = value;
   file.places.insert(below.places.begin(), below.places.end());
-  file.value.erase("include");
   return file;
 }
 
@@ -222,13 +262,7 @@ ReplicaTable read_table(const std::string& path) {
   table.title = root.text("title", table.name), table.reference = root.text("reference", "");
   table.notes = root.texts("notes");
   read_seeds(root, table);
-  for (const std::string& word : root.has("measures") ? root.texts("measures") : std::vector<std::string>{"accuracy", "passes", "ms"}) {
-    const auto measure = choice_of<Measure>(word);
-    if (!measure)
-      root.refuse("measures", fmt::format("holds \"{}\"", escaped(word)),
-                  fmt::format("give some of {}", fmt::join(names_of(Measure{}), ", ")));
-    table.measures.push_back(*measure);
-  }
+  read_measures(root, table);
   read_synth(root, table);
   if (root.has("sha256")) {
     const Section digests = root.section("sha256");
@@ -239,6 +273,7 @@ ReplicaTable read_table(const std::string& path) {
   if (table.columns.empty()) root.refuse("", "holds no [[column]]");
   if (table.rows.empty() || table.rows.size() > kMostRows) root.refuse("", fmt::format("must hold 1 to {} of [[row]]", kMostRows));
   require_unique_and_started(root, table);
+  require_reference(root, table);
   return table;
 }
 

@@ -62,8 +62,8 @@ struct ReplicaTable {
   const TableRow* find(const std::string& row) const;
 };
 
-/// Error(code usage) at FILE:LINE:COL for what the form does not allow: an unknown key, a row that starts from none, a published value
-/// without a source.
+/// Error(code usage) at FILE:LINE:COL for what the form does not allow: an unknown key, a row that starts from none or has a seed of
+/// its own, a reference that is none, a published value without a source.
 ReplicaTable read_table(const std::string& path);
 
 /// A text of the table with {out} and {seed} put in.

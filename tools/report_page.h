@@ -23,7 +23,8 @@ std::string run_section(const std::string& folder, const std::string& prefix);
 /// Some figures of several runs, each a number and a folder, in one each, and in which keys of the configuration each differs from the
 /// first.
 std::string runs_section(const std::vector<std::pair<std::string, std::string>>& runs);
-std::string probe_section(const std::string& file, const std::string& prefix);
+/// Error(code usage) for a probe of none of the `runs`, where there are any and it says whose it is.
+std::string probe_section(const std::string& file, const std::string& prefix, const std::vector<std::pair<std::string, std::string>>& runs);
 std::string table_section(const std::string& folder, const std::string& prefix);
 
 }  // namespace kava::report

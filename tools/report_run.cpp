@@ -252,6 +252,17 @@ class ProbeFile {
   Json about_;
 };
 
+// Probes of earlier versions do not say whose they are.
+void require_run_of(const ProbeFile& probe, const std::vector<std::pair<std::string, std::string>>& runs) {
+  const auto of = probe.about().find("config_hash");
+  if (of == probe.about().end() || runs.empty()) return;
+  for (const auto& [number, folder] : runs)
+    if (*of == Json(config_hash(load_run_config(folder)))) return;
+  throw Error(Exit::usage, "--probe " + shown_path(probe.path()),
+              runs.size() == 1 ? "is of another run than " + shown_path(runs[0].second) : "is of none of these runs",
+              "name the probe of " + std::string(runs.size() == 1 ? "this run" : "one of them") + ", or make it with kava_inspect probe");
+}
+
 std::string latents_in_words(const ProbeFile& probe, const std::string& prefix) {
   const TensorInfo& t = probe.info("latent.top", 3);
   const auto passes = static_cast<std::size_t>(t.shape[0]), B = static_cast<std::size_t>(t.shape[1]),
@@ -335,8 +346,10 @@ std::string kept_tokens(const ProbeFile& probe, const std::string& prefix) {
 
 }  // namespace
 
-std::string probe_section(const std::string& file, const std::string& prefix) {
+std::string probe_section(const std::string& file, const std::string& prefix,
+                          const std::vector<std::pair<std::string, std::string>>& runs) {
   const ProbeFile probe(file);
+  require_run_of(probe, runs);
   const JsonAt about(probe.about(), probe.path());
   std::string out = "<h2>Probe</h2>\n" +
                     text_table({{"method", "weights", "data"},

@@ -38,6 +38,16 @@ void complete(TrainingState& state, const RunConfig& before) {
   }
 }
 
+void tell_beginning(const fs::path& out) { say(shown_path(out) + " never had a checkpoint: beginning at step 0"); }
+
+// With nothing in it but what killed writers left, which goes away once the folder is locked.
+bool is_bare(const fs::path& out) {
+  std::error_code failed;
+  for (fs::directory_iterator entry(out, failed); !failed && entry != fs::directory_iterator(); entry.increment(failed))
+    if (entry->path().extension() != ".part") return false;
+  return !failed;
+}
+
 bool becomes_longer(const TrainingState& state, const RunConfig::Train& train) {
   if (train.max_steps > 0) return train.max_steps > state.total_steps;
   return state.max_steps == 0 && train.epochs > state.epochs;
@@ -72,10 +82,11 @@ void require_place(const fs::path& out, bool resume) {
   std::error_code ignored;
   if (resume && !fs::is_directory(out, ignored)) nothing_to_resume(out, ": there is no such folder", "start the run without --resume");
   require_usable(out);
+  // The lock makes a folder that is not there: behind it this one looks like a new one, of which nothing is told.
+  if (!resume && is_bare(out)) tell_beginning(out);
 }
 
 std::optional<Checkpoint> checkpoint_to_begin_from(const fs::path& out, bool resume) {
-  std::error_code ignored;
   const FolderState found = state_of(out);
   if (found == FolderState::saved) {
     std::vector<std::string> skipped;
@@ -90,8 +101,7 @@ std::optional<Checkpoint> checkpoint_to_begin_from(const fs::path& out, bool res
     throw Error(Exit::usage, "--out " + shown_path(out), "holds a run without a checkpoint, and files that are not its own",
                 "remove them or the run, or choose another folder");
   if (resume && found != FolderState::never_saved) nothing_to_resume(out, ", and files that are not those of a run");
-  if (found == FolderState::never_saved && (resume || !fs::is_empty(out, ignored)))
-    say(shown_path(out) + " never had a checkpoint: beginning at step 0");
+  if (found == FolderState::never_saved && (resume || !is_bare(out))) tell_beginning(out);
   return std::nullopt;
 }
 

@@ -12,11 +12,12 @@
 namespace kava {
 
 /// Error(code data) where `resume` is asked for and there is no such folder, (code preflight) where none could be made or written.
+/// Without it, tells on stdout of a folder that is there and empty that the run begins in it.
 void require_place(const std::filesystem::path& out, bool resume);
 
 /// The checkpoint that a run in `out` goes on from; nothing where it begins at step 0. For the process that has locked it. Tells on stdout
-/// what it passed over, and that a run which died before its first checkpoint begins again. Error(code usage) where there is a run and
-/// `resume` is not asked for, (code data) where there is nothing to go on from.
+/// what it passed over, and that a run which died before its first checkpoint begins again, but for what require_place has told. Error(code
+/// usage) where there is a run and `resume` is not asked for, (code data) where there is nothing to go on from.
 std::optional<Checkpoint> checkpoint_to_begin_from(const std::filesystem::path& out, bool resume);
 
 /// What a run goes on with.

@@ -196,11 +196,13 @@ namespace {
 void refuse_other_file(const std::string& path, std::string_view first) {
   const auto text = first.substr(std::min(first.find_first_not_of(" \t\r\n"), first.size()));
   const auto refuse = [&](const char* what, const char* remedy) { throw Error(Exit::data, shown_path(path), what, remedy); };
-  if (text.starts_with('{') || text.starts_with('['))
-    refuse("is a JSON file and no safetensors file", "name the safetensors file beside it, or the folder of both");
+  const auto is_text = [](unsigned char c) { return (c >= ' ' && c <= '~') || c == '\t' || c == '\r' || c == '\n'; };
+  if (text.starts_with('{')) refuse("is a JSON file and no safetensors file", "name the safetensors file beside it, or the folder of both");
   if (first == "version ") refuse("is a pointer of git-lfs and not the file itself", "get it by git lfs pull");
   if (text.starts_with("PK\3\4") || text.starts_with("\x80\x02"))
     refuse("is a checkpoint of PyTorch (pickle) and no safetensors file", "save the model as safetensors");
+  if (std::ranges::all_of(first, is_text))
+    refuse("is a text file and no safetensors file", "name a safetensors file, or the folder of one");
 }
 
 }  // namespace

@@ -30,6 +30,17 @@ TEST_CASE("the doctor tells of each thing in one line what it is and what to do"
   CHECK(std::filesystem::is_empty(folder.path()));
 }
 
+TEST_CASE("the doctor's --help has its lines' form and an example that runs") {
+  const Ended help = run_command("kava_inspect doctor --help");
+  CHECK(help.code == 0);
+  CHECK(help.out.find("\nLines `ok|warn|missing NAME: what; remedy`") != std::string::npos);
+  const auto at = help.out.find("\nExample:\n  ");
+  REQUIRE(at != std::string::npos);
+  const std::string example = help.out.substr(at + 12, help.out.find('\n', at + 12) - at - 12);
+  const TempFolder folder;
+  CHECK(run_command("kava_inspect --version >/dev/null; " + example, folder.path()).code == 0);
+}
+
 TEST_CASE("the doctor ends with 3 only where something is missing that the device needs") {
   const TempFolder folder;
   std::string why;

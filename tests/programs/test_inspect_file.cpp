@@ -34,6 +34,20 @@ TEST_CASE("kava_inspect file says whose program wrote an adapter") {
   CHECK(run.out.ends_with("adapters/codi: LoRA and new tokens as the program of CODI writes them\nok\n"));
 }
 
+TEST_CASE("kava_inspect file says JSON only of what begins as an object, and text of other text") {
+  const TempFolder folder;
+  const std::pair<const char*, const char*> kinds[] = {
+      {"[model]\npath = \"x\"\n", "text"}, {"method = \"kava\"\n", "text"}, {"[1, 2, 3]\n", "text"}, {" {\"a\": 1}\n", "JSON"}};
+  for (const auto& [bytes, kind] : kinds) {
+    overwrite(folder / "c.toml", bytes);
+    const Ended run = inspect("file '" + folder / "c.toml" + "'");
+    CAPTURE(bytes, run.err);
+    CHECK(run.code == 4);
+    CHECK(run.err.starts_with("error: " + folder / "c.toml" + ": is a " + kind + " file and no safetensors file; name "));
+    CHECK(std::ranges::count(run.err, '\n') == 1);
+  }
+}
+
 TEST_CASE("kava_inspect file lists tensors and counts what is not finite") {
   TempFolder folder;
   const float values[] = {1, NAN, -INFINITY, INFINITY, 2};

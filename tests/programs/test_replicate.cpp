@@ -1,11 +1,15 @@
 // replicate: its table files, and what it does with runs that fail and folders in use.
+#include <sys/syscall.h>
+
 #include <atomic>
 #include <regex>
 #include <set>
 #include <thread>
 
 #include "engine/cores.h"
+#include "engine/files/checkpoint.h"
 #include "engine/files/parts.h"
+#include "tests/io/denied_calls.h"
 #include "tests/programs/table_rig.h"
 #include "tools/replicate_results.h"
 #include "tools/replicate_run.h"
@@ -51,10 +55,10 @@ TEST_CASE("replicate runs a table once, and again only what is not done") {
   for (const char* set : {"train.lr=1e-5", "train.max_steps=5", "train.epochs=9", "train.micro_batch=1", "train.valid_every=1",
                           "model.path=copy", "data.train=[\\\"test.txt\\\"]", "data.valid=test.txt"}) {
     CAPTURE(set);
-    rig.save(row("first", "set = [\"" + std::string(set) + "\"]\n"));
+    rig.save(row("first", "set = [\"" + std::string(set) + "\"]\n"), "seeds = [1, 2]\n");
     check_refused(rig.run(), 2, "is the result of another configuration");
   }
-  rig.save(row("first", "set = [\"train.log_every=7\"]\n"));
+  rig.save(row("first", "set = [\"train.log_every=7\"]\n"), "seeds = [1, 2]\n");
   CHECK_THAT(rig.run("--status").out, ContainsSubstring("4 of 4 works done"));
   // All of it, elsewhere.
   rig.save(TableRig::kRows);
@@ -96,17 +100,31 @@ TEST_CASE("replicate refuses what is wrong in one line and leaves what is finish
       {row("../first"), "use up to 100 letters"},
       {row("first", "set = [\"method=magic\"]\n"), "method"},
       {row("first", "published = [{ column = \"none\", value = 1.0, source = \"s\" }]\n"), "names no column"},
+      {row("first", "published = [{ value = 100.5, source = \"s\" }]\n"), "value is 100.5, which is no accuracy in %; give a value from 0"},
+      {row("first", "published = [{ value = -1, source = \"s\" }]\n"), "value is -1, which is no accuracy"},
+      {row("first", "set = [\"train.lr=1e-4\", \" seed = 9\"]\n"), "set holds \" seed = 9\", but the seeds are the table's; name it in"},
       {"[[row]]\nname = \"x\"\nconfig = \"none.toml\"\n", "none.toml"},
       {"x = 1979-05-27\n", "is a date"},
       {"[[row]\n", "not valid TOML"}};
   for (const auto& [rows, about] : tables) {
     CAPTURE(rows);
-    rig.save(rows);
+    rig.save(rows, "seeds = [1, 2]\n");
     check_refused(rig.run(), 2, about);
     CHECK(!fs::exists(rig.out()));
   }
-  rig.save(TableRig::kRows, "seeds = [1, 1]\n");
-  check_refused(rig.run(), 2, "names 1 twice");
+  const std::pair<std::string, std::string> heads[] = {
+      {"seeds = [1, 1]\n", "seeds names 1 twice"},
+      {"measures = []\n", "table.toml:2:1: measures is empty; give some of accuracy, passes, ms"},
+      {"measures = [\"passes\", \"ms\", \"passes\"]\n", "measures names passes twice"},
+      {"reference = \"zzz\"\n",
+       "reference is \"zzz\", which is a group of no row that is shown; put it into the groups of one of first, second"}};
+  for (const auto& [head, about] : heads) {
+    CAPTURE(head);
+    rig.save(TableRig::kRows, head.starts_with("seeds") ? head : "seeds = [1, 2]\n" + head);
+    check_refused(rig.run(), 2, about);
+  }
+  rig.save(row("first") + row("second", "shown = false\ngroups = [\"other\"]\n"));  // never evaluated
+  check_refused(rig.run(), 2, "put it into the groups of one of first\n");
   rig.save(TableRig::kRows);
   check_refused(rig.run("--only none"), 2, "is no row and no group");
   check_refused(rig.run("--seeds 7"), 2, "7 is no seed of the table");
@@ -114,7 +132,7 @@ TEST_CASE("replicate refuses what is wrong in one line and leaves what is finish
   check_refused(rig.run(fmt::format("--jobs {}", usable_cores() + 1)), 2, "--jobs: ");
   CHECK(!fs::exists(rig.out()));
   // Everything that is missing is named at once.
-  rig.save(row("first", "set = [\"data.train=[\\\"gone_a.txt\\\"]\", \"model.path=gone_b\"]\n"));
+  rig.save(row("first", "set = [\"data.train=[\\\"gone_a.txt\\\"]\", \"model.path=gone_b\"]\n"), "seeds = [1, 2]\n");
   const Ended missing = rig.run();
   check_refused(missing, 4, "gone_a.txt");
   CHECK_THAT(missing.err, ContainsSubstring("gone_b"));
@@ -157,8 +175,9 @@ TEST_CASE("a row that the adapter of its start does not fit is refused before th
   }
   // What fits: the same tensors, of another method too; and another adapter in its place.
   rig.save(row("base", "set = ['method=pccot', 'lora.targets=[\"q_proj\", \"k_proj\"]']\n") +
-           row("first", "start = \"base\"\nset = ['method=kava', 'lora.targets=[\"k_proj\", \"q_proj\"]']\n") +
-           row("second", "start = \"base\"\nset = ['method=kava', 'model.adapter=run/adapter']\n"));
+               row("first", "start = \"base\"\nset = ['method=kava', 'lora.targets=[\"k_proj\", \"q_proj\"]']\n") +
+               row("second", "start = \"base\"\nset = ['method=kava', 'model.adapter=run/adapter']\n"),
+           "seeds = [1, 2]\n");
   CHECK(rig.run("--dry-run").code == 0);
 }
 
@@ -229,6 +248,35 @@ TEST_CASE("a full disk ends replicate with 7 in one line, and what is finished s
     CHECK(rig.form(name) == read_file(rig.model.folder / "whole" + ("/" + std::string(name)), 1 << 24));
 }
 
+TEST_CASE("replicate on a read-only file system ends with 7 in one line") {
+  const TableRig rig;
+  const std::string err = rig.model.folder / "err", line = fmt::format("cd '{}' && '{}/replicate' table.toml --out out --device cpu 2>'{}'",
+                                                                       rig.model.folder.path().string(), bin_dir(), err);
+  const auto check_read_only = [&](long call) {
+    CHECK(ends_well_without({{call, EROFS}}, [&] {
+      const int status = std::system(line.c_str());
+      if (!WIFEXITED(status) || WEXITSTATUS(status) != 7) std::abort();
+    }));
+    check_refused({7, "", read_file(err, 1 << 20)}, 7, "/out: could not write: Read-only file system; ");
+  };
+  check_read_only(SYS_mkdir);
+  for (const char* name : {"state", "runs"}) fs::create_directories(rig.out() / name);
+  check_read_only(SYS_access);
+}
+
+TEST_CASE("replicate makes nothing in a checkpoint") {
+  const TableRig rig;
+  const fs::path checkpoint = rig.model.dir / "checkpoints/step_3";
+  overwrite(checkpoint / "state.json", "{}");
+  for (const char* below : {"", "/adapter/new"}) {
+    CAPTURE(below);
+    const Ended ended =
+        run_command(fmt::format("replicate table.toml --device cpu --out run/checkpoints/step_3{}", below), rig.model.folder.path());
+    check_refused(ended, 2, "lies in the checkpoint ");
+    for (const char* name : {"state", "runs", "adapter/new"}) CHECK(!fs::exists(checkpoint / name));
+  }
+}
+
 TEST_CASE("replicate names missing weights, tokenizers and adapters at once") {
   const TableRig rig;
   const fs::path folder = rig.model.folder.path();
@@ -246,9 +294,10 @@ TEST_CASE("replicate names missing weights, tokenizers and adapters at once") {
   fs::create_directories(folder / "pickled");
   for (const char* name : {"adapter_config.json", "adapter_model.bin"}) overwrite(folder / "pickled" / name, "");
   rig.save(row("single", "set = ['model.init=pretrained']\n") + row("pickled", "set = ['model.adapter=pickled']\n") +
-           row("shards", "set = ['model.init=pretrained', 'model.path=sharded']\n") +
-           row("ids", "set = ['model.path=bare', 'data.train=[\"ids.jsonl\"]']\n") + row("tuned", "set = ['model.adapter=tuned']\n") +
-           "[[row]]\nname = \"whole\"\nconfig = \"whole.toml\"\n");
+               row("shards", "set = ['model.init=pretrained', 'model.path=sharded']\n") +
+               row("ids", "set = ['model.path=bare', 'data.train=[\"ids.jsonl\"]']\n") + row("tuned", "set = ['model.adapter=tuned']\n") +
+               "[[row]]\nname = \"whole\"\nconfig = \"whole.toml\"\n",
+           "seeds = [1, 2]\n");
   const Ended missing = rig.run("--plan --rate 1");
   INFO(missing.out << missing.err);
   CHECK(missing.code == 4);
@@ -433,7 +482,7 @@ TEST_CASE("what replicate --status shows names an evaluation that runs") {
   CHECK_THAT(rig.run("--status").out, ContainsSubstring("1 of 2 works done, 1 running, 0 failed, 0 open"));
 }
 
-TEST_CASE("checkpoints that a kill left behind go with the next call") {
+TEST_CASE("checkpoints that a kill left behind go with the next call, but one that is read with the one after") {
   const TableRig rig;
   rig.save(row("first", "set = [\"train.max_steps=3\", \"train.checkpoint_every=1\"]\n"), "seeds = [1]\n");
   REQUIRE(rig.run("--keep all").code == 0);
@@ -442,6 +491,12 @@ TEST_CASE("checkpoints that a kill left behind go with the next call") {
     return std::distance(begin(all), end(all));
   };
   REQUIRE(checkpoints() > 1);
+  {
+    const Checkpoint read = open_checkpoint(rig.out() / "runs/first/1/checkpoints/step_2");
+    CHECK(rig.run().code == 0);
+    CHECK(checkpoints() == 2);
+    CHECK(fs::exists(read.path / "manifest.json"));
+  }
   CHECK(rig.run().code == 0);
   CHECK(checkpoints() == 1);
 }

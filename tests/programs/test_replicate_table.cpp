@@ -13,6 +13,18 @@
 using namespace kava;
 using Catch::Matchers::WithinAbs;
 
+TEST_CASE("a table includes one table beside it, and none by an empty name") {
+  const TableRig rig;
+  rig.save(TableRig::kRows, "include = \"\"\nseeds = [1, 2]\n");
+  CHECK(rig.read().rows.size() == 2);
+  rig.model.write("over.toml", "include = \"table.toml\"\nseeds = [3]\n");
+  const ReplicaTable over = read_table(rig.model.folder / "over.toml");
+  CHECK(over.seeds == std::vector<int64_t>{3});
+  CHECK(over.rows.size() == 2);
+  rig.model.write("third.toml", "include = \"over.toml\"\n");
+  CHECK_THROWS_WITH(read_table(rig.model.folder / "third.toml"), ContainsSubstring("over.toml:1:1: is a second include"));
+}
+
 TEST_CASE("means, sample deviations, flags and comparisons of a table") {
   const TableRig rig;
   rig.save(

@@ -153,6 +153,40 @@ TEST_CASE("a page of a run has its figures, needs nothing from elsewhere, and st
   CHECK(html.size() <= 3'000'000);
 }
 
+TEST_CASE("a page takes the probe of its run alone, and one that does not say whose it is") {
+  const TextRun tiny;
+  write_metrics(tiny.dir, 3);
+  const std::string dir = tiny.dir.string(), data = tiny.write("rows.txt", kQuestions), probe = tiny.folder / "p.safetensors",
+                    other = tiny.folder / "other", out = tiny.folder / "page.html";
+  REQUIRE(run("kava_inspect probe " + dir + " --data " + data + " --out " + probe).code == 0);
+  const SafetensorsFile file = SafetensorsFile::open(probe);
+  Json about = Json::parse(file.metadata().at("kava.probe"));
+  CHECK(about["config_hash"] == config_hash(tiny.config));
+  RunConfig config = load_run_config(dir);
+  config.seed = 7;
+  fs::create_directory(other);
+  overwrite(other + "/config.toml", to_toml(config));
+  const Ended refused = run_command("kava_report " + other + " --probe " + probe + " --out " + out);
+  CHECK(refused.code == 2);
+  CHECK(refused.err == "error: --probe " + probe + ": is of another run than " + other +
+                           "; name the probe of this run, or make it with kava_inspect probe\n");
+  CHECK(!fs::exists(out));
+  CHECK(run("kava_report " + other + " " + other + " --probe " + probe + " --out " + out).code == 2);
+  CHECK(run("kava_report " + other + " " + dir + " --probe " + probe + " --out " + out).code == 0);
+  // As an earlier version wrote it.
+  about.erase("config_hash");
+  std::vector<std::vector<char>> bytes;
+  std::vector<TensorOut> tensors;
+  for (const TensorInfo& t : file.tensors()) {
+    bytes.emplace_back(t.end - t.begin);
+    file.read(t, bytes.back().data());
+    tensors.push_back({t.name, t.dtype, t.shape, bytes.back().data()});
+  }
+  const std::string older = tiny.folder / "older.safetensors";
+  write_safetensors(older, tensors, {{"kava.probe", about.dump()}});
+  CHECK(run("kava_report " + other + " --probe " + older + " --out " + out).code == 0);
+}
+
 TEST_CASE("several runs are drawn in one figure each, with what each of them changes") {
   const TextRun tiny;
   write_metrics(tiny.dir, 20);

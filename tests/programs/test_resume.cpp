@@ -49,7 +49,9 @@ void check(const Ended& run, int code, const std::string& about) {
 
 TEST_CASE("a run that died before its first checkpoint begins again, with and without --resume") {
   Project p;
-  REQUIRE(p.train("c.toml --out whole").code == 0);
+  const Ended whole = p.train("c.toml --out whole");
+  REQUIRE(whole.code == 0);
+  CHECK(whole.out.find("never had a checkpoint") == std::string::npos);  // as of a folder that is new
   const fs::path dead = p.root / "dead";
   for (const char* how : {"c.toml --out dead", "c.toml --out dead --resume", "dead --resume"}) {
     CAPTURE(how);
@@ -64,6 +66,15 @@ TEST_CASE("a run that died before its first checkpoint begins again, with and wi
   }
   fs::create_directory(dead);
   check(p.train("c.toml --out dead --resume --set train.max_steps=1"), 0, "never had a checkpoint");
+  for (const bool parts : {false, true}) {
+    fs::remove_all(dead);
+    fs::create_directory(dead);
+    if (parts) overwrite(dead / ".config.toml.abcdef.part", "");
+    const Ended begun = p.train("c.toml --out dead --set train.max_steps=1");
+    const std::string line = "dead never had a checkpoint: beginning at step 0\n";
+    check(begun, 0, line);
+    CHECK(begun.out.find(line) == begun.out.rfind(line));
+  }
   // Other files make the folder someone else's; a trace of a checkpoint makes it a run whose checkpoint is lost.
   fs::remove_all(dead);
   fs::create_directory(dead);
