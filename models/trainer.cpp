@@ -337,7 +337,7 @@ void Trainer::require_same_values() {
   for (std::size_t r = 1; r < all.size(); ++r)
     if (all[r] != all[0])
       throw Error(Exit::comm, fmt::format("step {}", state_.step), fmt::format("rank {} holds other weights than rank 0", r),
-                  "check its machine; the last checkpoint is whole");
+                  "check its machine; checkpoints of steps before are whole");
 }
 
 void Trainer::save(RunFolder* folder, const TrainingHooks& hooks) {
@@ -345,7 +345,7 @@ void Trainer::save(RunFolder* folder, const TrainingHooks& hooks) {
   KAVA_CHECK(!begun_, "a checkpoint in the middle of a step");
   if (const std::string name = model_.parameters.find_not_finite(arena_); !name.empty())
     throw Error(Exit::numeric, fmt::format("step {}", state_.step), fmt::format("{} holds a value that is not finite", name),
-                "lower train.lr; the last checkpoint is whole");
+                "lower train.lr; checkpoints of steps before are whole");
   require_same_values();
   if (folder) folder->save(model_, state_);
   saved_ = true;
@@ -389,7 +389,7 @@ void Trainer::settle(RunFolder* folder, const TrainingHooks& hooks) {
   if (state_.skipped_in_row >= kMostSkipped)
     throw Error(Exit::numeric, fmt::format("step {}", report.step),
                 fmt::format("the loss or the gradient was not finite in {} steps in a row", kMostSkipped),
-                "lower train.lr; the last checkpoint is whole");
+                "lower train.lr; checkpoints of steps before are whole");
 }
 
 // Where the next step fails before it is queued, the one before it is told all the same, and an end that it makes came first.

@@ -435,7 +435,7 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
 }
 
 // The backend asked for; where only its memory is planned, one that takes what it would.
-std::unique_ptr<Ops> make_planned_ops(const TrainCommand& command, int local_rank) {
+std::unique_ptr<Ops> make_planned_ops(const TrainCommand& command, const RunConfig& config, int local_rank) {
   if (!command.plan) return make_ops(command.device, local_rank);
   if (!command.plan_options.memory) {
     std::string why;
@@ -449,6 +449,8 @@ std::unique_ptr<Ops> make_planned_ops(const TrainCommand& command, int local_ran
     return make_ops(command.device, local_rank);
   } catch (const Error& e) {
     if (e.code() != Exit::preflight) throw;
+    if (config.model.dtype == StorageType::f64)
+      throw Error(Exit::usage, "model.dtype", "f64 is not a type of the device cuda", "use bf16 or f32, or --device cpu");
     print_note(std::string(e.what()) + ": planned with the temporaries of the cpu backend");
   }
   DeviceOptions here = command.device;
@@ -473,7 +475,7 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
     require_for_training(config, command.config);
     require_loss(config);
     out = run ? *run : command.out ? fs::path(*command.out) : fs::path("runs") / fs::path(command.config).stem();
-    ops = make_planned_ops(command, world.local_rank);
+    ops = make_planned_ops(command, config, world.local_rank);
     if (!command.plan) require_out_is_no_input(out, command.config, config, command.resume);
   });
   require_same_config(comm, config);

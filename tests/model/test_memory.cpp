@@ -1,5 +1,8 @@
 // Who owns a model's memory, and how much of it there is.
+#include <sys/syscall.h>
+
 #include <catch2/catch_test_macros.hpp>
+#include <cerrno>
 #include <cmath>
 
 #include "engine/device/buffer.h"
@@ -8,6 +11,7 @@
 #include "models/decode.h"
 #include "models/footprint.h"
 #include "tests/golden_config.h"
+#include "tests/io/denied_calls.h"
 #include "tests/model/train_rig.h"
 
 namespace kava {
@@ -139,6 +143,14 @@ TEST_CASE("starts do not depend on the number of threads") {
     CHECK(one.model->parameters.get(one.model->layers[1].down.map.joined) ==
           three.model->parameters.get(three.model->layers[1].down.map.joined));
   }
+}
+
+TEST_CASE("starts on one thread begin no other") {
+#if defined(KAVA_ASAN) || defined(KAVA_TSAN)
+  SKIP("a sanitizer has threads of its own");
+#endif
+  for (const char* init : {"model.init=pretrained", "model.init=random"})
+    CHECK(ends_well_without({{SYS_clone3, EAGAIN}, {SYS_clone, EAGAIN}}, [&] { const TinyRun run({init}, 1); }));
 }
 
 TEST_CASE("longer rotary tables take the place of the shorter ones") {

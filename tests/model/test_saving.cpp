@@ -5,6 +5,7 @@
 #include <catch2/generators/catch_generators.hpp>
 #include <sstream>
 
+#include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "models/run_folder.h"
 #include "tests/model/resident.h"
@@ -13,7 +14,21 @@
 using namespace kava;
 namespace fs = std::filesystem;
 
-TEST_CASE("saving a checkpoint takes no more memory than its largest tensor") {
+namespace {
+
+// By this process, with what the page cache gave.
+std::int64_t bytes_read() {
+  std::istringstream io(read_file("/proc/self/io", 1 << 16));
+  std::int64_t bytes = -1;
+  for (std::string key; io >> key >> bytes;)
+    if (key == "rchar:") return bytes;
+  FAIL("no rchar in /proc/self/io");
+  return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("saving a checkpoint takes no more memory than its largest tensor, and reads nothing back") {
 #if defined(KAVA_ASAN) || defined(KAVA_TSAN)
   SKIP("a sanitizer keeps what is freed");
 #endif
@@ -42,11 +57,12 @@ TEST_CASE("saving a checkpoint takes no more memory than its largest tensor") {
   ++state.step;
   ::malloc_trim(0);
   if (!forget_highest()) SKIP("/proc/self/clear_refs cannot be written");
-  const std::int64_t before = status_bytes("VmRSS");
+  const std::int64_t before = status_bytes("VmRSS"), read_before = bytes_read();
   out.save(model, state);
-  const std::int64_t grown = status_bytes("VmHWM") - before;
+  const std::int64_t grown = status_bytes("VmHWM") - before, read = bytes_read() - read_before;
   INFO(grown << " bytes; the largest tensor has " << largest);
   // The buffer of a file, parts of a tensor on their way, and what the heap keeps of small things.
   CHECK(grown < largest + (std::int64_t{4} << 20));
+  CHECK(read < (std::int64_t{1} << 20));  // what is written is hashed on its way
   CHECK(fs::file_size(folder.path() / "run/last/optimizer.safetensors") > 10 * 3 * static_cast<std::uintmax_t>(largest));
 }

@@ -135,7 +135,7 @@ TEST_CASE("head_draw goes through the tokens of a thread in their order", "[devi
 TEST_CASE("head_draw draws from long rows what a plain count draws", "[device][ops]") {
   Random random(30);
   constexpr int64_t kDraws = 8;
-  for (int64_t V : {1, 255, 257, 700}) {
+  for (int64_t V : {1, 255, 257, 700, 151936}) {
     const Matrix z = random.whole(V, 1, -9, 3), numbers = even_numbers(kDraws);  // with equals in several threads
     std::vector<int64_t> order;
     for (int64_t first = 0; first < std::min<int64_t>(V, 256); ++first)
@@ -149,16 +149,18 @@ TEST_CASE("head_draw draws from long rows what a plain count draws", "[device][o
     }
     std::ranges::sort(best);
     for (double top_p : {1.0, 0.9, 0.01}) {
+      if (V > 1000 && top_p != 0.9) continue;
       std::vector<std::pair<int64_t, double>> kept;
       double sum = 0;
       for (std::size_t i = 0; i < best.size() && (top_p >= 1 || sum < top_p * all); ++i)
         kept.emplace_back(best[i].second, -best[i].first), sum -= best[i].first;
       std::ranges::sort(kept);
       for (auto [ops, type] : every_backend()) {
+        if (V > 1000 && type != DType::f32) continue;
         INFO("V " << V << ", " << ops->name() << ", " << name_of(type) << ", top_p " << top_p);
         const Matrix got = draws(*ops, type, z, numbers, 0.8, top_p);
         for (int schedule : {1, 2, 0}) {
-          if (ops != tested_cuda()) break;
+          if (ops != tested_cuda() || V > 1000) break;
           take_schedule(schedule);
           search_races(schedule == 0);
           CHECK(draws(*ops, type, z, numbers, 0.8, top_p).at == got.at);
@@ -220,9 +222,9 @@ TEST_CASE("head_cross_entropy is the cross-entropy of the head's softmax and has
 TEST_CASE("head_cross_entropy of long rows is exact, with logits of any size", "[device][ops]") {
   Random random(28);
   // Rows of more than one stretch of the cuda kernel, whole chunks long and not.
-  for (int64_t V : {1504, 2600, 3501}) {
+  for (int64_t V : {1504, 2600, 3501, 151936}) {
     Matrices in = head_inputs(random, 2, 4, V);
-    check_op("head_cross_entropy", in, head());
+    if (V < 4000) check_op("head_cross_entropy", in, head());
     // Logits of some hundreds; those of the last row are below zero.
     for (double& v : in[0].at) v *= 100;
     for (int64_t c = 0; c < 4; ++c) in[0](1, c) = 100;

@@ -127,11 +127,15 @@ TEST_CASE("an observer is told what an op moves, however large the tensors are t
   CHECK(last.bytes == 10 * kRow + 2 * 7 * kRow + 4 * (2 + 7 + 1 + 1 + 2));
 }
 
-TEST_CASE("a dry backend takes from the arena what a real one takes, and touches nothing") {
-  for (DType type : {DType::f32, DType::bf16}) {
+TEST_CASE("a dry backend takes from the arena what a real one takes, and touches nothing", "[device][ops]") {
+  take_schedule(0);
+  for (const auto& [backend, type] : every_backend()) {
+    if (type == DType::f64) continue;
+    INFO(backend->name() << ", " << name_of(type));
     int64_t peaks[2];
     for (bool dry : {false, true}) {
-      const std::unique_ptr<Ops> real = make_cpu_ops(3), ops = dry ? real->dry_twin() : make_cpu_ops(3);
+      const std::unique_ptr<Ops> twin = backend->dry_twin();
+      Ops* const ops = dry ? twin.get() : backend;
       REQUIRE(ops->dry() == dry);
       Arena arena(*ops);
       auto tensor = [&](int64_t rows, int64_t cols, DType t) {
