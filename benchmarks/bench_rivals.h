@@ -16,7 +16,7 @@ struct Rivals {
   };
   std::vector<Row> rows;
   std::vector<std::string> missing;  // a line on each rival that a GPU is without
-  std::vector<std::string> wrong;    // and on each tensor that a rival has other values of
+  std::vector<std::string> wrong;    // and on each that is there and makes nothing, or a tensor of other values
 };
 
 /// Products of the model's linears by the own kernel and by cuBLASLt; attention over plain causal segments of 100 tokens, forward and

@@ -4,11 +4,13 @@
 # Usage: tools/check_all.sh [--short] LANE
 #   test      the README's test command; the CUDA kernels must compile; whole: and every shape of plan_peak, 200 rounds of rank_failures
 #   emulated  the cuda backend on the kernels' emulator: its kernels, steps and counts, ranks over TCP that fail; whole: every test and
-#             count, 200 rounds of rank_links and of rank_failures over TCP
+#             count, 200 rounds of rank_links and of rank_failures over TCP, and all parts of gpu_check
 #   mutants   the kernels broken in one place at a time, which the tests must notice: ten places of one source drawn by the commit; whole:
 #             every place (tools/mutants.py)
 #   coverage  every line of kernels/ and of the cuda backend's host code is run by the tests on the emulator (tools/coverage.sh)
-#   cuda      nvcc for every target: the backend's module; docs/kernels_table.md current and within its budgets; whole: and every program
+#   cuda      nvcc for every target: the backend's module, and what it says without a driver, with an old one and with the link stub
+#             (tests/no_gpu.sh); docs/kernels_table.md current and within its budgets; whole: and every program
+#   archive   the archive for a node without build tools: packed, below 60 MB, unpacked in a bare Debian and run there up to the missing driver
 #   asan      a build by clang without a warning, with AddressSanitizer and UBSan: all but the longest tests; whole: every test and kill -9
 #   tsan      ThreadSanitizer over what has threads; whole: every test
 #   kill      runs killed at every failpoint and 3 random moments; whole: 1,000 moments and every error
@@ -67,7 +69,7 @@ shorter+='~"kava_bench*"~"ten skipped steps in a row*"~"a run on cuda takes a st
 # What asks the programs for --device cuda; the kernels and the backend below them are tested in every build.
 emulated='[#test_cuda_programs],[#test_cuda_ranks],"every tensor of the step on cuda*","bf16 gradients on cuda*"'
 # What starts more than one thread: of the backend, of ranks, and around the tokenizer and checkpoints that data and files are read by.
-threaded='[#test_threads],[#test_comm],[#test_ops],[#test_rkv],[#test_arena],"training gives the same bytes*","a step gives the same bytes*"'
+threaded='[#test_threads],[#test_comm],[#test_comm_tcp],[#test_ops],[#test_rkv],[#test_arena],"training gives the same bytes*","a step gives the same bytes*"'
 threaded+=',"what is computed for a sample*","several threads encode*","what a link leads to*","starts do not depend*"'
 threaded+=',"any number of ranks trains*","what one rank is asked*","ranks that hold different*","a sample'"'"'s tokens and latents*"'
 
@@ -93,6 +95,7 @@ lane_emulated() {
     tests emulated
     failing_ranks emulated 200
     tools/kernel_counts.py --check
+    tools/gpu_check.sh --out build/checks/gpu_check --bin build/emulated/bin
     return
   fi
   # The preset emulated is the build cpu, which tools/test.sh has left, and one module more.
@@ -121,8 +124,37 @@ lane_coverage() {
 
 lane_cuda() {
   tools/setup.sh python3-venv
-  if [ "$short" = yes ]; then build cuda kava_cuda; else build cuda; fi
+  if [ "$short" = yes ]; then
+    build cuda kava_cuda
+    build cpu kava_inspect kava_train
+    tests/no_gpu.sh build/cpu/bin build/cuda/bin/libkava_cuda.so
+  else
+    build cuda
+    tests/no_gpu.sh build/cuda/bin build/cuda/bin/libkava_cuda.so
+  fi
   tools/kernel_table.sh --check
+}
+
+lane_archive() {
+  tools/setup.sh debootstrap
+  build archive
+  cpack --preset archive
+  local packed root there mirror
+  packed=$(ls build/archive/kava-*-cuda.tar.xz)
+  ls -l "$packed"
+  [ "$(stat -c %s "$packed")" -lt 60000000 ]
+  root=$(mktemp -d)
+  mirror=$(apt-get indextargets --format "\$(SITE)" 'Created-By: Packages' | head -n 1)
+  debootstrap --variant=minbase bookworm "$root" "$mirror"
+  tar -xf "$packed" -C "$root"
+  there=/$(basename "$packed" .tar.xz)
+  chroot "$root" "$there/bin/kava_train" --version
+  chroot "$root" "$there/bin/kava_inspect" step "$there/tests/golden/cases/kava_defaults.toml" --device auto --out /step.safetensors
+  local code=0
+  chroot "$root" "$there/tools/gpu_check.sh" --out /check || code=$?
+  [ "$code" = 3 ]
+  rm -rf "$root"
+  tests/no_gpu.sh build/archive/bin build/archive/bin/libkava_cuda.so
 }
 
 lane_asan() {

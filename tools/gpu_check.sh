@@ -34,6 +34,10 @@ fi
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 
 case_file=$root/tests/golden/cases/kava_defaults.toml
+part_seconds=${GPU_CHECK_SECONDS:-480}  # of a part; less only to try this script
+deadline=$part_seconds                  # of the first part, to which what comes before it belongs
+# N seconds, or those that are left but for 15, in which what does not end is killed.
+within() { local left=$((deadline - SECONDS - 15)); [ "$left" -ge "$1" ] && echo "$1" || echo $((left > 0 ? left : 1)); }
 device_of=() watcher=''
 if command -v nvidia-smi >/dev/null; then
   # Of the device that is used, where it is named as nvidia-smi knows it.
@@ -45,12 +49,12 @@ if command -v nvidia-smi >/dev/null; then
   watcher=$!
 fi
 trap '[ -z "$watcher" ] || kill "$watcher" 2>/dev/null' EXIT
-version=$(timeout -k 10 120 "$bin/kava_train" --version) ||
+version=$(timeout -k 10 "$(within 120)" "$bin/kava_train" --version) ||
   { echo "gpu_check: $bin/kava_train --version ended with $? (124: not within two minutes)" >&2; exit 1; }
 device=$(printf '%s\n' "$version" | sed -n 's/^  cuda\( (emulated)\)\?: //p' | head -n 1)
 emulated=false
 printf '%s\n' "$version" | grep -q '^  cuda (emulated): ' && emulated=true
-timeout -k 10 60 "$bin/kava_inspect" step "$case_file" --set model.dtype=f32 --device cuda --out "$out/probe.safetensors" \
+timeout -k 10 "$(within 60)" "$bin/kava_inspect" step "$case_file" --set model.dtype=f32 --device cuda --out "$out/probe.safetensors" \
   >"$out/probe.log" 2>&1
 probed=$?
 if [ "$probed" = 3 ]; then echo "gpu_check: no device: $(sed -n 's/^error: //p' "$out/probe.log" | tail -n 1)" >&2; exit 3; fi
@@ -82,11 +86,11 @@ first_fault() {
 # cuts short counts as skipped, unless its log tells of a fault: with 124 among the codes always, else where less than two minutes were
 # left. With `memory` among them 3 for want of memory is skipped too. most: seconds that it may take, where that is less than is left.
 check() {
-  local name=$1 right=$2 begin=$SECONDS left=$((deadline - SECONDS)) code fault=''
+  local name=$1 right=$2 begin=$SECONDS left code fault=''
   shift 2
-  [ "${most:-$left}" -ge "$left" ] || left=$most
+  left=$(within "${most:-$part_seconds}")
   [ "$left" -ge 120 ] || right+=' 124'
-  if [ "$left" -le 0 ]; then record "$name" skipped 0 'the 8 minutes of this part are over'; return; fi
+  if [ "$left" -le 1 ]; then record "$name" skipped 0 'the minutes of this part are over'; return; fi
   timeout -k 15 "$left" "$@" >"$out/$name.log" 2>&1 &
   running=$!
   wait "$running"
@@ -216,7 +220,7 @@ part_2() {
   rm -rf "$out"/bench*.json "$out"/bench*.log "$out/plan.json" "$out/run"
   most=300 bench bench '0 124' "${all[@]}"
   # Where the whole batch does not fit, as many samples a forward as do.
-  timeout -k 10 60 "$bin/kava_train" "$out/train.toml" --plan --device cuda --json "$out/plan.json" >"$out/fitting.log" 2>&1
+  timeout -k 10 "$(within 60)" "$bin/kava_train" "$out/train.toml" --plan --device cuda --json "$out/plan.json" >"$out/fitting.log" 2>&1
   fitting=$(last_of "$out/plan.json" largest_micro_batch)
   if [ "${fitting:-0}" -gt 0 ] && [ "$fitting" -lt "$batch" ]; then sed -i "s/^batch = .*/&\nmicro_batch = $fitting/" "$out/train.toml"; fi
   check plan 0 "$bin/kava_train" "$out/train.toml" --plan --device cuda --json "$out/plan.json"
@@ -258,7 +262,7 @@ EOF
     return
   fi
   check ranks 0 bash "$out/ranks.sh"
-  why=$(sed -n 's/^gradients *summed through the host: //p' "$out/ranks.log" | head -n 1)
+  why=$(sed -n 's/^gradients *summed through the host: //p' "$out/ranks.log" 2>/dev/null | head -n 1)
   [ -z "$why" ] || record nccl skipped 0 "$why"
 }
 
@@ -266,7 +270,7 @@ part_3() {
   local python=${KAVA_PYTHON:-python3} form rate bytes reserved options=(--device cuda --shape llama1b --batch 128 --steps 5)
   [ ! -s "$out/lengths.json" ] || options+=(--lengths "$out/lengths.json")
   if $emulated; then record pytorch skipped 0 'the device is emulated'
-  elif ! timeout -k 10 120 "$python" -c 'import torch, transformers.masking_utils, peft; torch.zeros(1, device="cuda")' >"$out/python.log" 2>&1; then
+  elif ! timeout -k 10 "$(within 120)" "$python" -c 'import torch, transformers.masking_utils, peft; torch.zeros(1, device="cuda")' >"$out/python.log" 2>&1; then
     record pytorch skipped 0 "$python has no torch for CUDA, transformers or peft: $(last_line "$out/python.log")"
   else
     for form in padded packed; do
@@ -287,6 +291,14 @@ part_3() {
   sanitizer racecheck racecheck ops
 }
 
+clock_lines() { if [ -n "$watcher" ]; then wc -l <"$out/clocks.csv"; else echo 0; fi; }
+# The least, the middle and the highest of the multiprocessors' clocks in this part, and why they were held down (0x1: idle).
+clocks_since() {
+  [ -n "$watcher" ] || return 0
+  result "part_${now}_clocks" "$(tail -n +$(($1 + 1)) "$out/clocks.csv" | awk -F', *' '$3 + 0 > 0 { print $3 + 0, $NF }' | sort -n | awk '
+    { at[NR] = $1; if ($2 !~ /^0x0*$/ && !seen[$2]++) why = why (why == "" ? "" : ", ") "\"" $2 "\"" }
+    END { if (NR) printf "{\"sm_mhz\": [%d, %d, %d], \"reasons\": [%s]}", at[1], at[int((NR + 1) / 2)], at[NR], why }')"
+}
 # What parts of this build have found so far, of this call and of earlier ones: DIR/part_N holds a build, results and checks.
 build=$(printf '%s\n' "$version" | head -n 1)
 write_json() {
@@ -304,6 +316,7 @@ write_json() {
 {
   "date": "$(date -u +%Y-%m-%dT%H:%M:%SZ)",
   "version": $(text "$build"),
+  "commit": $(text "$(printf '%s' "$build" | sed -n 's/.*(commit \([^)]*\)).*/\1/p')"),
   "device": $(text "$device"),
   "emulated": $emulated,
   "clocks": $(text "${clocks:-}"),
@@ -322,11 +335,13 @@ if [ -n "$watcher" ]; then
 fi
 trap '[ -z "$running" ] || kill "$running" 2>/dev/null; record interrupted failed 0 "by a signal"; write_json; exit 130' INT TERM
 for now in $parts; do
-  deadline=$((SECONDS + 480)) results='' checks=''
+  results='' checks='' first_line=$(clock_lines)
   echo "part $now"
   [ "$probed" = 0 ] || record first_step failed 0 "exit $probed: $(last_line "$out/probe.log")"
   case $now in 1) part_1 ;; 2) part_2 ;; 3) part_3 ;; esac
+  clocks_since "$first_line"
   write_json
+  deadline=$((SECONDS + part_seconds))
 done
 echo "gpu_check: $([ $failed = 0 ] && echo 'all that ran is right' || echo 'something failed'): $out/gpu_check.json"
 exit $failed

@@ -21,6 +21,8 @@ codespell --ignore-words-list=ans,ot,te,fo,nd,indx,uint,als,ue,theses,bu,dout,ne
 # What calls vendors' libraries, most of which nothing runs without a GPU.
 vendors=(kernels/gpu_cuda.h engine/device/cuda/{runtime_cuda,matmul_lt,comm_nccl}.cpp)
 [ "$(cat "${vendors[@]}" | wc -l)" -le 600 ] || failed+=("more than 600 lines in ${vendors[*]}")
+if printf '%s\n' "${sources[@]}" | grep -E '^(engine|models|tools|kernels|benchmarks)/' | grep -vxFf <(printf '%s\n' "${vendors[@]}") |
+  xargs grep -nE '\b(cuda|cublas|nccl|cudnn|cu)[A-Z][A-Za-z]*\('; then failed+=("calls of vendors' libraries elsewhere"); fi
 if [ "${1:-}" = --tidy ]; then
   # Source by source, where nothing is built.
   cmake --preset cpu -B build/tidy -Wno-dev -DCMAKE_UNITY_BUILD=OFF -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON -DKAVA_TESTS=OFF \

@@ -26,6 +26,7 @@ Ended train_20(const TempFolder& folder, const std::string& out, std::vector<std
 std::vector<double> adapter_of(const fs::path& run) {
   std::vector<double> all;
   for (const char* name : {"adapter/adapter_model.safetensors", "adapter/kava.safetensors"}) {
+    if (!fs::exists(run / name)) continue;
     const SafetensorsFile file = SafetensorsFile::open((run / name).string());
     for (const TensorInfo& t : file.tensors()) {
       std::vector<double> x(static_cast<std::size_t>(t.count()));
@@ -64,6 +65,9 @@ TEST_CASE("a plan (--plan) for a device that is not here takes what the cuda bac
   CHECK(absent.code == 0);
   if (run_command("kava_inspect --version").out.find("no libkava_cuda.so") != std::string::npos) {
     CHECK(absent.err.find("planned with the temporaries of the cpu backend") != std::string::npos);
+    std::vector<std::string> f64 = plan;
+    f64.insert(f64.end(), {"--set", "model.dtype=f64"});
+    check_refusal(train(f64), 2, "model.dtype");
     return;
   }
   CHECK(absent.err.empty());
@@ -172,18 +176,37 @@ TEST_CASE("what --version says of a cuda device is what it is, or why it does no
   check_refusal(run_command("kava_inspect step '" + kCase + "' --device cuda --out '" + folder / "step" + "'"), 3, "device");
 }
 
-TEST_CASE("20 steps on cuda are the cpu's as far as f32 can, and twice the same bytes", "[device]") {
+TEST_CASE("20 steps on cuda are the cpu's as far as f32 can, and so are their validations, and twice the same bytes", "[device]") {
   if (programs_cuda().empty()) SKIP(kNoCuda);
-  const TempFolder folder;
-  for (const auto& [out, device, dtype] :
-       {std::tuple("exact", "cpu", "f64"), {"cpu", "cpu", "f32"}, {"cuda", "cuda", "f32"}, {"again", "cuda", "f32"}}) {
-    const Ended run = train_20(folder, out, {"--device", device, "--set", std::string("model.dtype=") + dtype});
-    INFO(run.err);
-    REQUIRE(run.code == 0);
+  for (const auto& [name, twice] : {std::pair("kava_defaults", true),
+                                    {"codi_exact", false},
+                                    {"coconut_stage_1", false},
+                                    {"icot_left", false},
+                                    {"full_cot", false},
+                                    {"qwen2_kava", false},
+                                    {"qwen2_coconut", true}}) {
+    INFO(name);
+    const TempFolder folder;
+    std::map<std::string, std::vector<Json>> valid;
+    for (const auto& [out, device, dtype] :
+         {std::tuple("exact", "cpu", "f64"), {"cpu", "cpu", "f32"}, {"cuda", "cuda", "f32"}, {"again", "cuda", "f32"}}) {
+      if (out == std::string("again") && !twice) continue;
+      const Ended run =
+          train({kGolden + "cases/" + name + ".toml", "--out", folder / out, "--threads", "1", "--device", device, "--set",
+                 std::string("model.dtype=") + dtype, "--set", "train.max_steps=20", "--set", "data.valid=" + kGolden + "data/rows.jsonl",
+                 "--set", "train.valid_every=10", "--set", "train.lr=1e-3", "--set", "decode.max_new_tokens=8"});
+      INFO(run.err);
+      REQUIRE(run.code == 0);
+      for (const Json& line : lines_of(folder.path() / out / "metrics.jsonl"))
+        if (line.contains("valid"))
+          for (const char* key : {"step", "strict", "forced", "passes", "limit_hits"}) valid[out].push_back(line["valid"][key]);
+    }
+    if (twice) check_same_run(folder.path() / "cuda", folder.path() / "again");
+    REQUIRE(valid.at("cpu").size() == 2 * 5);
+    CHECK(valid.at("cuda") == valid.at("cpu"));
+    const std::vector<double> exact = adapter_of(folder.path() / "exact");
+    CHECK(distance(adapter_of(folder.path() / "cuda"), exact) <= 10 * distance(adapter_of(folder.path() / "cpu"), exact) + 1e-6);
   }
-  check_same_run(folder.path() / "cuda", folder.path() / "again");
-  const std::vector<double> exact = adapter_of(folder.path() / "exact");
-  CHECK(distance(adapter_of(folder.path() / "cuda"), exact) <= 10 * distance(adapter_of(folder.path() / "cpu"), exact) + 1e-6);
 }
 
 TEST_CASE("a run of one device goes on on cuda and back, and says that its bytes are not those of one device", "[device]") {
@@ -424,6 +447,50 @@ TEST_CASE("kava_bench takes a cuBLASLt that is there and makes other products fo
   CHECK(unmade.err.find("cuBLASLt makes none of the products") != std::string::npos);
   const WithVariable all("KAVA_EMULATED_LT", "all");
   CHECK(run_command(bench).code == 0);
+}
+
+TEST_CASE("kava_bench ends with 3 and a line where a rival is missing") {
+  if (!programs_emulate_cuda()) SKIP(kNoEmulatedCuda);
+  const std::string bench = "kava_bench --device cuda --shape tiny --filter '^product qkv'";
+  CHECK(run_command(bench).code == 0);
+  const WithVariable judged("KAVA_EMULATED_RIVALS", "1");
+  const Ended missing = run_command(bench);
+  check_refusal(missing, 3, "rivals");
+  CHECK(missing.err.find("cuBLASLt is not there") != std::string::npos);
+  CHECK(missing.out.find("product qkv, own kernel") != std::string::npos);
+  const WithVariable twin("KAVA_EMULATED_LT", "all");
+  CHECK(run_command(bench).code == 0);
+}
+
+TEST_CASE("gpu_check ends in its time whatever hangs, and tells of the clocks") {
+  const TempFolder folder;
+  const fs::path bin = folder.path() / "bin";
+  fs::create_directories(bin);
+  const auto program = [&](const std::string& name, const std::string& body) {
+    overwrite((bin / name).string(), "#!/bin/sh\n" + body + "\n");
+    fs::permissions(bin / name, fs::perms::owner_exec, fs::perm_options::add);
+  };
+  program("kava_train",
+          "case \"$*\" in *--version) echo 'kava_train 1 (commit abc)'; echo '  cuda (emulated): GPU' ;; *) exec sleep 1000 ;; esac");
+  program("kava_inspect", "exit 0");
+  program("kava_bench", "exec sleep 1000");
+  program("nvidia-smi",
+          "case \"$*\" in *' -l 1 '*) sleep 3; cat <<EOF; exec sleep 1000 ;; *) echo GPU ;; esac\n"
+          "timestamp, index, clocks.current.sm [MHz], more, clocks_event_reasons.active\n"
+          "1, 0, 1500 MHz, 1, 0x0000000000000000\n2, 0, 210 MHz, 1, 0x0000000000000001\n3, 0, 1980 MHz, 1, 0x0000000000000004\nEOF");
+  const auto begin = std::chrono::steady_clock::now();
+  const Ended ended =
+      run_command("kava_inspect --version >/dev/null; PATH='" + bin.string() + "':$PATH GPU_CHECK_SECONDS=22 '" + source_dir() +
+                  "/tools/gpu_check.sh' --part 2 --bin '" + bin.string() + "' --out '" + folder / "out" + "'");
+  INFO(ended.out << ended.err);
+  CHECK(ended.code == 0);
+  CHECK(ended.out.find("skipped  bench: cut short after ") != std::string::npos);
+  CHECK(ended.out.find("skipped  ranks: the minutes of this part are over") != std::string::npos);
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(500));
+  const Json found = read_json(folder / "out/gpu_check.json");
+  CHECK(found["commit"] == "abc");
+  CHECK(found["results"]["part_2_clocks"] ==
+        Json{{"sm_mhz", {210, 1500, 1980}}, {"reasons", {"0x0000000000000001", "0x0000000000000004"}}});
 }
 
 TEST_CASE("kava_bench writes what it measured before the memory of a device ran out") {
