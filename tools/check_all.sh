@@ -173,7 +173,8 @@ lane_asan() {
 
 lane_tsan() {
   tools/setup.sh "${clang[@]}"
-  export TSAN_OPTIONS=die_after_fork=0  # processes that tests fork start threads
+  # Processes that tests fork start threads.
+  export TSAN_OPTIONS="die_after_fork=0 suppressions=$PWD/tests/tsan.supp"
   if [ "$short" = yes ]; then
     build tsan kava_tests
     tests tsan "$threaded"
