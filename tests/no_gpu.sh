@@ -16,8 +16,12 @@ for file in "$work"/bin/*; do
   readelf -d "$file" >"$work/dynamic"
   ! grep NEEDED "$work/dynamic" | grep -Ei 'lib(cu|nv|nccl)' || fail "$file names a library of CUDA"
 done
-"$toolkit/bin/cuobjdump" --list-elf "$2" >"$work/elf"
-"$toolkit/bin/cuobjdump" --list-ptx "$2" >"$work/ptx"
+# Of the toolkit, or as tools/kernel_table.sh installs it.
+cuobjdump=$(PATH=${KAVA_CUDA_TOOLS:+$KAVA_CUDA_TOOLS:}$PATH:$toolkit/bin command -v cuobjdump ||
+  find build/cuda_tools -name cuobjdump -type f 2>/dev/null | head -n 1)
+[ -n "$cuobjdump" ] || fail 'cuobjdump was not found (tools/kernel_table.sh installs it)'
+"$cuobjdump" --list-elf "$2" >"$work/elf"
+"$cuobjdump" --list-ptx "$2" >"$work/ptx"
 for capability in 80 90 100 120; do grep -q "\.sm_$capability\." "$work/elf" || fail "no code for sm_$capability"; done
 grep -q '\.sm_90\.' "$work/ptx" || fail 'no PTX for other GPUs'
 
@@ -40,8 +44,10 @@ cat >"$work/old.c" <<'EOF'
 #include <string.h>
 int cuInit(unsigned flags) { return 0; }
 int cuDriverGetVersion(int* version) { return *version = 12040, 0; }
+int cuGetProcAddress_v2(const char* name, void** function, int version, unsigned long flags, void* status);
 int cuGetProcAddress(const char* name, void** function, int version, unsigned long flags) {
   *function = !strcmp(name, "cuDriverGetVersion") ? (void*)cuDriverGetVersion : !strcmp(name, "cuInit") ? (void*)cuInit : 0;
+  if (!strcmp(name, "cuGetProcAddress")) *function = version < 12000 ? (void*)cuGetProcAddress : (void*)cuGetProcAddress_v2;
   return *function ? 0 : 500;
 }
 int cuGetProcAddress_v2(const char* name, void** function, int version, unsigned long flags, void* status) {
@@ -55,6 +61,6 @@ if ldconfig -p | grep -q 'libcuda\.so\.1'; then
 else
   refused '' 'no NVIDIA driver is loaded'
 fi
-LD_LIBRARY_PATH=$work/stub "$work/bin/kava_train" "$case_file" --plan --device cuda --memory 80GB >"$work/plan" || fail "--plan ended with $?"
+LD_LIBRARY_PATH=$work/stub "$work/bin/kava_train" "$case_file" --set model.dtype=bf16 --plan --device cuda --memory 80GB >"$work/plan" || fail "--plan ended with $?"
 grep -q 'fits' "$work/plan" || fail "no plan: $(cat "$work/plan")"
 echo 'no_gpu: all as it should be'

@@ -124,6 +124,7 @@ lane_coverage() {
 
 lane_cuda() {
   tools/setup.sh python3-venv
+  tools/kernel_table.sh --check
   if [ "$short" = yes ]; then
     build cuda kava_cuda
     build cpu kava_inspect kava_train
@@ -132,11 +133,11 @@ lane_cuda() {
     build cuda
     tests/no_gpu.sh build/cuda/bin build/cuda/bin/libkava_cuda.so
   fi
-  tools/kernel_table.sh --check
 }
 
 lane_archive() {
-  tools/setup.sh debootstrap
+  tools/setup.sh debootstrap python3-venv
+  tools/kernel_table.sh --check
   build archive
   cpack --preset archive
   local packed root there mirror
