@@ -77,11 +77,14 @@ std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelC
   return specs;
 }
 
+void refuse_storage(DType storage, std::string_view device) {
+  throw Error(Exit::usage, "model.dtype", fmt::format("{} is not a type of the device {}", name_of(storage), device),
+              "use bf16 or f32, or --device cpu");
+}
+
 Model::Model(Ops& o, const RunConfig& c, const ModelConfig& s, Values values, ModelUse use)
     : ops(o), config(c), shape(s), storage(storage_of(c.model.dtype)), parameters(o, storage_of(c.model.dtype), use) {
-  if (!ops.stores(storage))
-    throw Error(Exit::usage, "model.dtype", fmt::format("{} is not a type of the device {}", name_of(storage), ops.name()),
-                "use bf16 or f32, or --device cpu");
+  if (!ops.stores(storage)) refuse_storage(storage, ops.name());
   std::optional<WeightFiles> files;
   if (values != Values::none && config.model.init == Init::pretrained) {
     files = WeightFiles::open(config.model.path, shape);

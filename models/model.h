@@ -2,6 +2,7 @@
 #pragma once
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/config/config.h"
@@ -64,6 +65,9 @@ std::vector<TrainableSpec> trainable_specs(const RunConfig& config, const ModelC
 /// the trainables are read afterwards, all of them (load_adapter, load_optimizer). none: nothing is read or drawn, which is enough to plan
 /// a step on a dry backend.
 enum class Values { start, loaded, none };
+
+/// Error(code usage): a device of this name does not store that type.
+[[noreturn]] void refuse_storage(DType storage, std::string_view device);
 
 class Model {
  public:

@@ -117,13 +117,7 @@ FolderState state_of(const fs::path& path) {
 
 void require_usable(const fs::path& path) {
   require_outside_checkpoints("--out", path.string());
-  std::error_code failed;
-  fs::path at = fs::absolute(path, failed).lexically_normal();
-  while (!at.empty() && !fs::exists(at, failed) && at.has_relative_path()) at = at.parent_path();
-  if (!fs::is_directory(at, failed)) unusable(path, shown_path(at) + " is no folder");
-  if (::access(at.c_str(), W_OK | X_OK) == 0) return;
-  require_disk(path.string(), errno);
-  unusable(path, fmt::format("{} cannot be written: {}", shown_path(at), std::strerror(errno)));
+  if (const std::optional<FolderFault> fault = folder_fault(path)) unusable(path, fault->what);
 }
 
 RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {

@@ -1,12 +1,9 @@
 #include "tools/sample_files.h"
 
 #include <fmt/chrono.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <map>
 #include <numeric>
@@ -187,19 +184,9 @@ Ordered summary_of(const SampleFilesHeader& header, const std::vector<Task>& tas
 void require_sample_folder(const std::string& out, const std::string& model) {
   const fs::path folder = fs::path(out) / folder_name(model);
   require_outside_checkpoints("--log-samples", folder.string());
-  const auto refuse = [&](Exit code, const std::string& what) {
-    throw Error(code, "--log-samples " + shown_path(out), what, "name another folder");
-  };
-  std::error_code failed;
-  fs::path at = fs::absolute(folder, failed);
-  while (at.has_relative_path() && fs::symlink_status(at, failed).type() == fs::file_type::not_found) at = at.parent_path();
-  if (const auto type = fs::status(at, failed).type(); type == fs::file_type::none)
-    require_disk(out, failed.value()), refuse(Exit::preflight, shown_path(at) + ": " + failed.message());
-  else if (type != fs::file_type::directory) refuse(Exit::usage, shown_path(at) + " is no folder");
-  if (::access(at.c_str(), W_OK | X_OK) == 0) return;
-  const int error = errno;
-  require_disk(out, error);
-  refuse(Exit::preflight, fmt::format("{} cannot be written: {}", shown_path(at), std::strerror(error)));
+  if (const std::optional<FolderFault> fault = folder_fault(folder))
+    throw Error(fault->is_no_folder ? Exit::usage : Exit::preflight, "--log-samples " + shown_path(out), fault->what,
+                "name another folder");
 }
 
 std::vector<std::string> write_sample_files(const std::string& out, const SampleFilesHeader& header,

@@ -449,8 +449,7 @@ std::unique_ptr<Ops> make_planned_ops(const TrainCommand& command, const RunConf
     return make_ops(command.device, local_rank);
   } catch (const Error& e) {
     if (e.code() != Exit::preflight) throw;
-    if (config.model.dtype == StorageType::f64)
-      throw Error(Exit::usage, "model.dtype", "f64 is not a type of the device cuda", "use bf16 or f32, or --device cpu");
+    if (config.model.dtype == StorageType::f64) refuse_storage(DType::f64, "cuda");
     print_note(std::string(e.what()) + ": planned with the temporaries of the cpu backend");
   }
   DeviceOptions here = command.device;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,6 +25,14 @@ void write_file(const std::string& path, std::string_view bytes);
 /// Error(code usage) where a path that is to be written lies in a checkpoint, which would not verify any more, or where a run keeps its
 /// own.
 void require_outside_checkpoints(const std::string& option, const std::string& path);
+
+/// Why no folder can be made and written at `path`: something on the way is no folder, or the system says no. Makes nothing.
+struct FolderFault {
+  bool is_no_folder = false;
+  std::string what;
+};
+/// Error(code write) where it is the disk's.
+std::optional<FolderFault> folder_fault(const std::filesystem::path& path);
 
 /// For an option that names a file to write at the end of the work: Error(code usage) where it is empty or lies in a checkpoint,
 /// Error(code preflight) where the file could not be opened for writing. Leaves what is there.

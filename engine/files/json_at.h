@@ -11,8 +11,9 @@ namespace kava {
 
 class JsonAt {
  public:
-  /// Both must outlive this object. path: "" for the root.
-  JsonAt(const Json& value, const std::string& file, std::string path = "") : value_(&value), file_(&file), path_(std::move(path)) {}
+  /// All must outlive this object. path: "" for the root; remedy: of each fault, here and below.
+  JsonAt(const Json& value, const std::string& file, std::string path = "", const std::string& remedy = kRemedy)
+      : value_(&value), file_(&file), path_(std::move(path)), remedy_(&remedy) {}
 
   const Json& value() const { return *value_; }
   const std::string& file() const { return *file_; }
@@ -28,11 +29,11 @@ class JsonAt {
   JsonAt at(const char* key) const {
     expect(value_->is_object(), "an object");
     auto it = value_->find(key);
-    if (it == value_->end()) throw Error(Exit::data, *file_, fmt::format("{}: the key is missing", below(key)), kRemedy);
-    return {*it, *file_, below(key)};
+    if (it == value_->end()) throw Error(Exit::data, *file_, fmt::format("{}: the key is missing", below(key)), *remedy_);
+    return {*it, *file_, below(key), *remedy_};
   }
 
-  JsonAt at(std::size_t index) const { return {(*value_)[index], *file_, fmt::format("{}[{}]", path_, index)}; }
+  JsonAt at(std::size_t index) const { return {(*value_)[index], *file_, fmt::format("{}[{}]", path_, index), *remedy_}; }
 
   const Json::object_t& object() const { return expect(value_->is_object(), "an object"), value_->get_ref<const Json::object_t&>(); }
   const Json::array_t& array() const { return expect(value_->is_array(), "an array"), value_->get_ref<const Json::array_t&>(); }
@@ -49,7 +50,8 @@ class JsonAt {
   /// The boolean under `key`, or `fallback` where it is missing or null.
   bool boolean_or(const char* key, bool fallback) const { return has(key) ? at(key).boolean() : fallback; }
 
-  [[noreturn]] void refuse(const std::string& what, const std::string& remedy = kRemedy) const {
+  [[noreturn]] void refuse(const std::string& what) const { refuse(what, *remedy_); }
+  [[noreturn]] void refuse(const std::string& what, const std::string& remedy) const {
     throw Error(Exit::data, *file_, path_.empty() ? what : path_ + ": " + what, remedy);
   }
 
@@ -63,6 +65,7 @@ class JsonAt {
   const Json* value_;
   const std::string* file_;
   std::string path_;
+  const std::string* remedy_;
 };
 
 }  // namespace kava

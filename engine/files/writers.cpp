@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "engine/error.h"
@@ -215,6 +216,18 @@ void require_outside_checkpoints(const std::string& option, const std::string& p
     if (at.filename().string().starts_with("step_") && folder.filename() == "checkpoints" && is_there(run / "config.toml"))
       refuse("lies among the checkpoints of the run " + shown_path(run) + ", which replaces and removes them");
   }
+}
+
+std::optional<FolderFault> folder_fault(const fs::path& path) {
+  std::error_code failed;
+  fs::path at = fs::absolute(path, failed).lexically_normal();
+  while (at.has_relative_path() && fs::symlink_status(at, failed).type() == fs::file_type::not_found) at = at.parent_path();
+  const fs::file_type type = fs::status(at, failed).type();
+  if (type != fs::file_type::none && type != fs::file_type::directory) return FolderFault{true, shown_path(at) + " is no folder"};
+  if (type == fs::file_type::directory && ::access(at.c_str(), W_OK | X_OK) == 0) return std::nullopt;
+  const int error = type == fs::file_type::none ? failed.value() : errno;
+  require_disk(path.string(), error);
+  return FolderFault{false, fmt::format("{} cannot be written: {}", shown_path(at), std::strerror(error))};
 }
 
 void require_writable(const std::string& option, const std::string& path) {

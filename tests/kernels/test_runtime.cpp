@@ -4,7 +4,6 @@
 #include <array>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
-#include <cstring>
 
 #include "engine/device/cuda/ops_cuda.h"
 #include "tests/ops/op_rig.h"

@@ -2,6 +2,7 @@
 // in other company, eviction at its limits, and the same bytes from the same step.
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <functional>
 #include <numeric>
 #include <set>
 
@@ -437,5 +438,29 @@ TEST_CASE("bf16 is as near to f64 as its rounding") {
     for (std::size_t i = 0; i < g.size(); ++i) product += f[i] * g[i];
     INFO(name);
     CHECK(product > 0.99 * norm(f) * norm(g));
+  }
+}
+
+TEST_CASE("a step whose lists lead outside is refused before a device reads them") {
+  for (const char* method : {"method=kava", "method=full_cot", "method=no_cot"})
+    for (int list = 0; list < 2; ++list) {
+      StepRig rig({method});
+      CHECK_NOTHROW(rig.run());
+      (list == 0 ? rig.samples[0].question : rig.samples[0].answer)[0] = static_cast<int32_t>(rig.model->shape.vocab);
+      CHECK_THROWS_AS(rig.run(), Error);
+    }
+  StepRig rig({});
+  rig.run();  // makes room for its positions
+  const Pass good = make_layout(rig.config, recipe_of(rig.config), rig.samples, 0).passes[0];
+  CHECK_NOTHROW(check_pass(*rig.model, good));
+  Arena arena(*rig.ops);
+  CHECK_NOTHROW(upload_pass(*rig.ops, arena, good));
+  const std::function<void(Pass&)> faults[] = {[](Pass& p) { p.segments.keys[0] = static_cast<int32_t>(p.end); },
+                                               [](Pass& p) { p.segments.key_offsets.back() += 1; },
+                                               [](Pass& p) { p.segments.group_offsets.back() += 1; }};
+  for (const auto& fault : faults) {
+    Pass wrong = good;
+    fault(wrong);
+    CHECK_THROWS_AS(upload_pass(*rig.ops, arena, wrong), Error);
   }
 }

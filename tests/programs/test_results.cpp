@@ -256,16 +256,16 @@ TEST_CASE("kava_eval compare names the result that is at fault, and what to do")
   using Pointer = Json::json_pointer;
   const std::tuple<const char*, Json, const char*> faults[] = {
       {"/results/0/records", Json::array(), "results[0].records: holds no question; "},
-      {"/results/0/records", 5, "results[0]: records is not a list; "},
+      {"/results/0/records", 5, "results[0].records: must be an array, is 5; "},
       {"/results", Json::array(), "results: holds no result; "},
-      {"/results/0", 5, "results[0]: is no object; "},
-      {"/results", Json::object(), "results is not a list; "},
-      {"/model", nullptr, "model is not text; "},
-      {"/results/0/data", 1, "results[0]: data is not text; "},
-      {"/results/0/records/3", "x", "results[0].records[3]: question is missing; "},
-      {"/results/0/records/3/gold", 1, "results[0].records[3]: gold is not text; "},
-      {"/results/0/records/3/correct", Json::object(), "results[0].records[3].correct: raw is missing; "},
-      {"/results/0/records/3/correct/strict", 1, "results[0].records[3].correct: strict is not true or false; "}};
+      {"/results/0", 5, "results[0]: must be an object, is 5; "},
+      {"/results", Json::object(), "results: must be an array, is {}; "},
+      {"/model", nullptr, "model: must be a string, is null; "},
+      {"/results/0/data", 1, "results[0].data: must be a string, is 1; "},
+      {"/results/0/records/3", "x", "results[0].records[3]: must be an object, is "},
+      {"/results/0/records/3/gold", 1, "results[0].records[3].gold: must be a string, is 1; "},
+      {"/results/0/records/3/correct", Json::object(), "results[0].records[3].correct.raw: the key is missing; "},
+      {"/results/0/records/3/correct/strict", 1, "results[0].records[3].correct.strict: must be true or false, is 1; "}};
   for (const auto& [place, value, what] : faults) {
     Json broken = sound;
     broken[Pointer(place)] = value;
