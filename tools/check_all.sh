@@ -30,6 +30,7 @@ if [ "${1:-}" = --short ]; then
   shift
 fi
 lane=${1:-}
+[ "$short" = yes ] || export KAVA_SCHEDULES=all  # of the emulator, for every form of every kernel
 jobs=$(tools/jobs.sh)
 clang=(clang-16 libomp-16-dev libclang-rt-16-dev)  # what the presets asan and tsan build by
 
@@ -65,6 +66,7 @@ shorter+='~"attention over key lists*"~"a forward with its backward sends*"~"wha
 shorter+='~"what is kept and what is computed again*"~"the quickstart goes to any*"~"two hundred finished runs*"~"no program loses or half*"'
 shorter+='~"kava_bench*"~"ten skipped steps in a row*"~"a run on cuda takes a step'"'"'s scalars*"~"a training step on cuda is read once*"'
 shorter+='~"cuBLASLt makes*"~"20 steps on cuda*"~"dy W goes to cuBLASLt*"~"norm_rope normalises*"'
+shorter+='~"attention of few rows*"~"attention of more rows*"~"masked products*"'
 # What asks the programs for --device cuda; the kernels and the backend below them are tested in every build.
 emulated='[#test_cuda_programs],[#test_cuda_ranks],"every tensor of the step on cuda*","bf16 gradients on cuda*"'
 # What starts more than one thread: of the backend, of ranks, and around the tokenizer and checkpoints that data and files are read by.
@@ -114,6 +116,7 @@ lane_emulated() {
 lane_mutants() {
   tools/setup.sh python3
   build cpu kava_tests
+  export KAVA_SCHEDULES=all
   if [ "$short" = yes ]; then tools/mutants.py --sample 10 --seed "$(git rev-parse HEAD)"; else tools/mutants.py --all; fi
 }
 

@@ -111,17 +111,16 @@ budget() { # FILE KERNEL
   esac
 }
 
-# One is kept in build/cubins until a source is newer.
-cubin() { # FILE SM
-  made=build/cubins/$(basename "$1" .cu).$2.cubin
-  mkdir -p build/cubins
-  if [ -s "$made" ] && [ -z "$(find kernels -name '*.h' -newer "$made" -o -path "$1" -newer "$made")" ]; then return; fi
-  "$nvcc" -std=c++20 -O3 -I. --expt-relaxed-constexpr -gencode "arch=compute_$2,code=sm_$2" -cubin -o "$made" "$1"
-}
+# Those of the preset cuda's build.
+CUDACXX=$nvcc cmake --preset cuda -DKAVA_TESTS=OFF -Wno-dev >/dev/null
+cmake --build --preset cuda -j "$(tools/jobs.sh)" --target kava_kernels
+for file in kernels/*.cu; do
+  (cd "$work" && cuobjdump -xelf all "$OLDPWD/build/cuda/kernels/CMakeFiles/kava_kernels.dir/$(basename "$file").o" >/dev/null)
+done
 
 over=0
 table() { # SM
-  local sm=$1 file name kernel bytes
+  local sm=$1 file name made kernel bytes
   echo
   echo "## sm_$sm"
   echo
@@ -129,7 +128,7 @@ table() { # SM
   echo '|---|---|---|---|---|---|---|---|---|---|'
   for file in kernels/*.cu; do
     name=$(basename "$file" .cu)
-    cubin "$file" "$sm"
+    made=$(echo "$work/$name".*sm_"$sm".cubin)
     join <(usage_of "$made" | sort) <(threads_of "$made" | sort) >"$work/usage"
     loops_of "$made" | sort >"$work/loops"
     join -a 1 "$work/usage" "$work/loops" | while read -r symbol registers _ local_ threads instructions hmma; do

@@ -38,6 +38,16 @@ void take_schedule(int number) {
   simt::set_schedule(kTaken[number]);
 }
 
+bool every_schedule() {
+  static const bool every = [] {
+    const char* value = std::getenv("KAVA_SCHEDULES");
+    const std::string given = value ? value : "";
+    KAVA_CHECK(given.empty() || given == "all", "KAVA_SCHEDULES is {}, not all", given);
+    return !given.empty();
+  }();
+  return every;
+}
+
 void search_races(bool on) { simt::set_watched({.races = on && simt::watchable()}); }
 
 }  // namespace kava::test

@@ -70,6 +70,8 @@ bool tests_device();
 /// Takes a schedule for the launches that follow, 0 <= number < kSchedules.
 constexpr int kSchedules = 3;
 void take_schedule(int number);
+/// KAVA_SCHEDULES=all: every form under every schedule, else under one or two, so that all forms have all of them.
+bool every_schedule();
 /// Whether launches that follow are searched for races, which makes them slow.
 void search_races(bool on);
 
@@ -323,7 +325,7 @@ inline void check_errors(const Matrices& got, const Matrices& exact, const Matri
 }
 
 /// Runs the op in f64, f32 and bf16 with 1, 2 and 3 threads, twice, with and without gaps between rows and with rows at multiples of eight
-/// elements, and in f32 and bf16 on the cuda backend under several schedules, one of which the emulator searches for races: guards
+/// elements, and in f32 and bf16 on the cuda backend under its schedules, one of which the emulator searches for races: guards
 /// hold, no output is NaN, the bytes of a backend are equal, and the errors are those of check_errors with a floor of 1e-12 (relative RMS
 /// 1e-6: sums in f32). In bf16 on cuda then with one tensor after the other that begins, or whose rows begin, anywhere.
 /// tensor_cores: the op's products take operands that are rounded to bf16 on their way, which the f64 algorithm does not know; its bf16 is
@@ -350,8 +352,11 @@ inline void check_op(const char* name, const Matrices& in, const OpRun& op, bool
         REQUIRE(rig.bytes() == first);
         check_errors(got, exact, judge, storage == DType::f64 ? 1e-28 : 1e-12);
       };
-      for (int schedule : {1, 2, 0}) {
-        if (!cuda || (gap == Rig::kToEights && schedule != 1)) break;
+      std::vector<int> schedules = gap == 0 ? std::vector{0} : std::vector{1, 2};
+      if (every_schedule()) schedules = {1, 2, 0};
+      if (gap == Rig::kToEights) schedules = {1};
+      for (int schedule : schedules) {
+        if (!cuda) break;
         INFO(name << " in " << name_of(storage) << ", " << cuda->name() << ", schedule " << schedule << ", gap " << gap);
         take_schedule(schedule);
         search_races(schedule == 0);

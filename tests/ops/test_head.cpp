@@ -161,6 +161,7 @@ TEST_CASE("head_draw draws from long rows what a plain count draws", "[device][o
         const Matrix got = draws(*ops, type, z, numbers, 0.8, top_p);
         for (int schedule : {1, 2, 0}) {
           if (ops != tested_cuda() || V > 1000) break;
+          if (!every_schedule() && (schedule == 0) != (top_p == 1)) continue;
           take_schedule(schedule);
           search_races(schedule == 0);
           CHECK(draws(*ops, type, z, numbers, 0.8, top_p).at == got.at);
