@@ -132,9 +132,11 @@ void CudnnGraph::gen_index(int64_t axis, Tensor x, Tensor y) { pointwise(CudnnPo
 
 void CudnnGraph::pointwise(CudnnPointwise mode, int64_t axis, Tensor x, Tensor b, Tensor y, Tensor t) {
   constexpr int kMode = 0, kComputedIn = 1, kAxis = 9, kDesc = 750, kX = 751, kB = 752, kY = 753, kT = 758;
-  constexpr CudnnType kSums = CudnnType::f32;
+  const CudnnType type = mode == CudnnPointwise::gen_index ? CudnnType::i32
+                         : mode == CudnnPointwise::cmp_ge  ? CudnnType::boolean
+                                                           : CudnnType::f32;
   void* desc = make(kPointwise);
-  set(desc, kMode, kPointwiseMode, 1, &mode), set(desc, kComputedIn, kDataType, 1, &kSums);
+  set(desc, kMode, kPointwiseMode, 1, &mode), set(desc, kComputedIn, kDataType, 1, &type);
   if (axis >= 0) set_ints(desc, kAxis, {&axis, 1});
   finalize(desc, "a pointwise function");
   void* op = operations_.emplace_back(make(kOpPointwise));

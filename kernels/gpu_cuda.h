@@ -14,7 +14,7 @@
 namespace kava {
 
 inline void check_gpu(cudaError_t status, const char* call) {
-  if (status != cudaSuccess) throw GpuError(call, static_cast<int>(status), cudaGetErrorString(status));
+  if (status != cudaSuccess) throw GpuError(call, static_cast<int>(status), ((void)cudaGetLastError(), cudaGetErrorString(status)));
 }
 
 /// Lets a kernel have that much dynamic shared memory on the current device. Asked for where it grows: the call takes longer than a launch.

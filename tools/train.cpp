@@ -81,8 +81,13 @@ void require_work_for_all(const RunConfig& config, int64_t samples, int ranks) {
                 batch < ranks ? "start fewer" : fmt::format("start fewer, or set train.micro_batch = {}", batch / ranks));
 }
 
-// Bytes that one of the ranks on this machine may take of its backend's memory.
-int64_t memory_for_a_rank(const Ops& ops, int ranks_here) { return free_memory(ops) / (ops.name() == "cpu" ? ranks_here : 1); }
+// Bytes that one of the ranks on this machine may take of its backend's memory: of a GPU's without what is in no plan, the kernels that are
+// loaded at their first call and the executables of graphs.
+int64_t memory_for_a_rank(const Ops& ops, int ranks_here) {
+  constexpr int64_t kOutsideOfPlans = int64_t{512} << 20;
+  if (ops.name() == "cpu") return free_memory(ops) / ranks_here;
+  return free_memory(ops) - (ops.name() == "cuda" ? kOutsideOfPlans : 0);
+}
 
 class Run {
  public:
@@ -121,6 +126,7 @@ class Run {
     if (link && command_.profile) link->measure();
     if (link) say("gradients   summed by " + link->text());
     else if (!why.empty()) say("gradients   summed through the host: " + why);
+    together(comm_, "planning the memory", [&] { require_room(); });
     std::optional<Model> model;
     together(comm_, "loading the model", [&] { load(model, from, state); });
     require_same(comm_, "the base model", state.base, Exit::data);
@@ -174,6 +180,10 @@ class Run {
     say(parameter_table(config_, text_) + run_summary(config_, text_.shape, data_.samples, data_.left_out));
     if (!comm_.alone()) say(fmt::format("ranks       {}", comm_.size()));
     if (data_.valid) say(validation_summary(config_, text_.shape, *data_.valid));
+  }
+
+  // After the link, which has taken its own.
+  void require_room() {
     const MemoryPlanner planner(*ops_, config_, text_.shape, data_.samples, data_.valid ? &*data_.valid : nullptr, comm_.size());
     require_memory(planner, config_, text_.shape, memory_for_a_rank(*ops_, ranks_here_));
   }
@@ -321,7 +331,13 @@ class Run {
             model, arena, stage, stop_of_any,
             [&](int64_t done, int64_t total, int64_t correct) { progress.validating(done, total, correct); }, &comm_);
       };
-    const bool finished = trainer.run(folder, hooks);
+    bool finished = false;
+    try {
+      finished = trainer.run(folder, hooks);
+    } catch (const std::exception& e) {
+      if (!comm_.abort_link()) end_here(Error(Exit::comm, comm_.name(), e.what(), "start all ranks again"));
+      throw;
+    }
     if (folder && folder->is_in_place()) outside.end();
     progress.finish();
     if (const std::string text = alarms.summary(); !text.empty()) say("warnings    " + text);

@@ -47,9 +47,11 @@ void Comm::fail(const std::string& why) const {
   const std::string where = place_.empty() ? what_ : what_ + ", " + place_;
   const Error error(Exit::comm, name(), where + ": " + why,
                     place_.empty() ? "start all ranks again" : "the last checkpoint is whole: go on with --resume");
-  if (link_ && !link_->abort()) end_here(error);  // the device's memory could not be given back either
+  if (!abort_link()) end_here(error);  // the device's memory could not be given back either
   throw error;
 }
+
+bool Comm::abort_link() const noexcept { return !link_ || link_->abort(); }
 
 void Comm::fail_late(const std::string& who) const { fail(fmt::format("{} did not come within {:g} s (--comm-timeout)", who, timeout_)); }
 

@@ -68,6 +68,9 @@ class Comm {
 
   /// What moves tensors between the ranks' devices; null where they go through the host.
   DeviceLink* link() const { return link_; }
+  /// Where an error unwinds: ends what the link has under way, since a device's memory is not given back while a sum waits for a rank.
+  /// False where it does not end.
+  bool abort_link() const noexcept;
 
   /// By operation, as it was named. Of device tensors only what goes through the host.
   const std::map<std::string, CommTime>& times() const { return times_; }

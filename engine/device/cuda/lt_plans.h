@@ -49,6 +49,9 @@ class LtPlans {
   /// That cuBLASLt has no algorithm, for as long as this process lives.
   void refuse(const LtKey& key) { refused_.insert(key); }
   bool refused(const LtKey& key) const { return refused_.contains(key); }
+  /// That this process has made such a product, or tried to, outside of a recording.
+  void use(const LtKey& key) { used_.insert(key); }
+  bool used(const LtKey& key) const { return used_.contains(key); }
   /// Recorded on the disk at once. Returns a line that says so where that failed, once.
   std::string add(const LtKey& key, const LtPlan& plan);
 
@@ -60,7 +63,7 @@ class LtPlans {
 
   std::string file_;
   std::map<LtKey, LtPlan> plans_;
-  std::set<LtKey> refused_;
+  std::set<LtKey> refused_, used_;
   bool told_ = false;
 };
 

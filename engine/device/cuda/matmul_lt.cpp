@@ -49,7 +49,7 @@ struct MatmulLt::State {
   GpuRuntime& runtime;
   void* library;
   cublasLtHandle_t handle = nullptr;
-  void* workspace = nullptr;
+  char* workspace = nullptr;
   std::unique_ptr<LtPlans> plans;
   KAVA_LT_FUNCTION(create, cublasLtCreate);
   KAVA_LT_FUNCTION(destroy, cublasLtDestroy);
@@ -102,12 +102,14 @@ struct MatmulLt::State {
   bool plan(const LtKey& key, cublasLtMatmulAlgo_t& algorithm) {
     static_assert(sizeof algorithm == sizeof(LtPlan::algorithm));
     if (const LtPlan* known = plans->find(key)) {
+      if (known->workspace > static_cast<int64_t>(kWorkspace)) return false;
+      if (runtime.capturing() && !plans->used(key)) throw NotRecordable();  // what its first call loads is loaded outside of recordings
       std::memcpy(&algorithm, known->algorithm.data(), sizeof algorithm);
-      return known->workspace <= static_cast<int64_t>(kWorkspace);
+      return true;
     }
     if (plans->refused(key)) return false;
     if (runtime.capturing()) throw NotRecordable();  // where the heuristics fail (seen of CUDA 13.3: vllm.cpp, issue 1732)
-    Call call(*this, key, key.form == GemmForm::tn ? key.m : key.k, key.form == GemmForm::nt ? key.k : key.n, key.n, workspace);
+    Call call(*this, key, key.form == GemmForm::tn ? key.m : key.k, key.form == GemmForm::nt ? key.k : key.n, key.n, workspace + 16);
     cublasLtMatmulPreference_t preference = nullptr;
     KAVA_LT(preference_create(&preference));
     // Parts of a sum are added in a fixed order, not as they come; forward a sum has no parts, whose number could go by the rows.
@@ -115,7 +117,7 @@ struct MatmulLt::State {
     const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE | (whole ? 0 : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
     preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace, sizeof kWorkspace);
     preference_set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
-    const uint32_t alignment = 16;
+    const uint32_t alignment = 16;  // and of a bias the pointer's
     for (auto which : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
       preference_set(preference, which, &alignment, sizeof alignment);
@@ -141,7 +143,7 @@ std::unique_ptr<MatmulLt> MatmulLt::open(GpuRuntime& runtime, std::string& why) 
   try {
     lt->state_ = std::make_unique<State>(runtime, library);
     KAVA_LT(lt->state_->create(&lt->state_->handle));
-    lt->state_->workspace = runtime.allocate(static_cast<int64_t>(kWorkspace));
+    lt->state_->workspace = static_cast<char*>(runtime.allocate(static_cast<int64_t>(kWorkspace)));
   } catch (const std::exception& e) {
     return why = fmt::format("{} cannot be used: {}", kLibrary, e.what()), nullptr;
   }
@@ -160,6 +162,7 @@ bool MatmulLt::run(GemmForm form, const Gemm<bf16>& g, bool any_size, bool onto)
   State& s = *state_;
   cublasLtMatmulAlgo_t algorithm;
   if (!s.plan(rounded_key(key), algorithm)) return false;
+  if (!s.runtime.capturing()) s.plans->use(rounded_key(key));
   State::Call call(s, key, p.a.stride, p.b.stride, ldc, g.bias);
   cublasLtMatmulHeuristicResult_t checked{};
   if (!s.runtime.capturing() &&  // then the product's own answer has to do

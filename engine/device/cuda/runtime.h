@@ -46,8 +46,9 @@ void require_capability(const GpuInfo& info);
 struct NotRecordable {};
 
 /// What tells recordings apart whose executables cannot be updated to each other: the number of nodes, then for each kernel in clusters
-/// twice its number, one more for those that it prefers, and their three sizes. An update to clusters of other sizes is told to have been
-/// made, and has not (MLX, pull request 2813).
+/// twice its number and their three sizes. An update to clusters of other sizes is told to have been made, and has not (MLX, pull request
+/// 2813). From compute capability 10.0 on a kernel may prefer other clusters, which cannot be read back (sglang, pull request 37657): there
+/// each kernel's number, twice and one more, and its handles.
 using GraphForm = std::vector<int64_t>;
 template <class Sizes>
 void add_cluster(GraphForm& form, std::size_t number, const Sizes& c) {

@@ -63,6 +63,7 @@ struct GpuRuntime::State {
     decltype(&cuMemMap) map = driver_function<decltype(&cuMemMap)>("cuMemMap");
     decltype(&cuMemUnmap) unmap = driver_function<decltype(&cuMemUnmap)>("cuMemUnmap");
     decltype(&cuMemSetAccess) access = driver_function<decltype(&cuMemSetAccess)>("cuMemSetAccess");
+    decltype(&cuGraphKernelNodeGetParams) kernel = driver_function<decltype(&cuGraphKernelNodeGetParams)>("cuGraphKernelNodeGetParams");
   } const driver;
   std::vector<cudaEvent_t> marks;
   cudaStream_t side = nullptr;
@@ -80,15 +81,13 @@ GpuInfo gpu_info(int device) {
   GpuInfo info;
   info.name = p.name, info.memory_bytes = static_cast<int64_t>(p.totalGlobalMem), info.compute_capability = 10 * p.major + p.minor;
   char address[32] = {};
-  KAVA_CUDA(cudaDeviceGetPCIBusId(address, sizeof address, device));
-  info.address = address;
+  KAVA_CUDA(cudaDeviceGetPCIBusId(address, sizeof address, device)), info.address = address;
   cudaDriverGetVersion(&info.driver);
   return info;
 }
 
 GpuRuntime::GpuRuntime(int device) : info_(gpu_info(device)), device_(device) {
-  KAVA_CUDA(cudaSetDevice(device));
-  KAVA_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  KAVA_CUDA(cudaSetDevice(device)), KAVA_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   state_ = new State{};
   KAVA_CUDA(cudaMallocHost(reinterpret_cast<void**>(&state_->data), static_cast<std::size_t>(kStagingBytes)));
   KAVA_CUDA(cudaStreamCreateWithFlags(&state_->side, cudaStreamNonBlocking));
@@ -102,8 +101,7 @@ GpuRuntime::~GpuRuntime() {
     for (cudaEvent_t e : {state_->done[0], state_->done[1], state_->arrived, state_->forked, state_->joined})
       if (e) cudaEventDestroy(e);
     if (state_->side) cudaStreamDestroy(state_->side);
-    cudaFreeHost(state_->data);
-    cudaFreeHost(state_->begun);
+    cudaFreeHost(state_->data), cudaFreeHost(state_->begun);
     delete state_;
   }
   if (stream_) cudaStreamDestroy(stream_);
@@ -217,9 +215,11 @@ CUgraph_st* GpuRuntime::end_capture(GraphForm& form) {
     KAVA_CUDA(cudaGraphNodeGetType(nodes[i], &type));
     if (type != cudaGraphNodeTypeKernel) continue;
     KAVA_CUDA(cudaGraphKernelNodeGetAttribute(nodes[i], cudaLaunchAttributeClusterDimension, &of)), add_cluster(form, 2 * i, of.clusterDim);
-    if (cudaGraphKernelNodeGetAttribute(nodes[i], cudaLaunchAttributePreferredClusterDimension, &of) == cudaSuccess)
-      add_cluster(form, 2 * i + 1, of.preferredClusterDim);
-    else (void)cudaGetLastError();  // of a driver that does not know it
+    if (info_.compute_capability < 100) continue;
+    CUDA_KERNEL_NODE_PARAMS of_node{};
+    check_driver(state_->driver.kernel(nodes[i], &of_node), "cuGraphKernelNodeGetParams");
+    for (const void* handle : {static_cast<void*>(of_node.func), static_cast<void*>(of_node.kern)})
+      form.push_back(reinterpret_cast<int64_t>(handle));
   }
   return graph;
 }
@@ -244,18 +244,15 @@ void GpuRuntime::drop(CUgraphExec_st* executable) noexcept { cudaGraphExecDestro
 CUstream_st* GpuRuntime::side() { return state_->side; }
 void GpuRuntime::fork() {
   require_not_capturing("cudaEventRecord");
-  KAVA_CUDA(cudaEventRecord(state_->forked, stream_));
-  KAVA_CUDA(cudaStreamWaitEvent(state_->side, state_->forked, 0));
+  KAVA_CUDA(cudaEventRecord(state_->forked, stream_)), KAVA_CUDA(cudaStreamWaitEvent(state_->side, state_->forked, 0));
 }
 void GpuRuntime::join() {
   require_not_capturing("cudaStreamWaitEvent");
-  KAVA_CUDA(cudaEventRecord(state_->joined, state_->side));
-  KAVA_CUDA(cudaStreamWaitEvent(stream_, state_->joined, 0));
+  KAVA_CUDA(cudaEventRecord(state_->joined, state_->side)), KAVA_CUDA(cudaStreamWaitEvent(stream_, state_->joined, 0));
 }
 void GpuRuntime::mark(CUstream_st* stream) {
   require_not_capturing("cudaEventRecord");
-  KAVA_CUDA(cudaEventCreate(&state_->marks.emplace_back()));
-  KAVA_CUDA(cudaEventRecord(state_->marks.back(), stream));
+  KAVA_CUDA(cudaEventCreate(&state_->marks.emplace_back())), KAVA_CUDA(cudaEventRecord(state_->marks.back(), stream));
 }
 std::vector<double> GpuRuntime::take_marks() {
   std::vector<double> seconds;
