@@ -58,16 +58,18 @@ struct Axis {
       return out;
     }
     const double step = round_step(high - low, 5);
-    for (double k = std::ceil(low / step); k * step <= high * (1 + 1e-12) + 1e-300; ++k) out.push_back(k * step + 0.0);
+    for (double k = std::ceil(low / step); k * step <= high + 1e-9 * step; ++k) out.push_back(k * step + 0.0);
     return out;
   }
 };
 
 std::string tick_text(double v) { return fmt::format("{:.4g}", v); }
 
+// Where they are equal, or differ by so little that no step between them could be counted.
 void widen(double& low, double& high) {
-  if (high > low) return;
-  const double by = std::abs(high) > 0 ? std::abs(high) * 0.1 : 1;
+  const double size = std::max(std::abs(low), std::abs(high));
+  if (high > low && high - low > 1e-9 * size) return;
+  const double by = size > 0 ? size * 0.1 : 1;
   low -= by, high += by;
 }
 

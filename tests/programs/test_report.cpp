@@ -10,6 +10,7 @@
 #include "engine/files/safetensors.h"
 #include "tests/io/denied_calls.h"
 #include "tests/programs/text_run.h"
+#include "tools/report_plot.h"
 
 using namespace kava;
 namespace fs = std::filesystem;
@@ -129,6 +130,16 @@ TEST_CASE("validations without a right answer are a flat line at 0") {
   CHECK_THAT(figure, ContainsSubstring("\">0</text>") && ContainsSubstring("</i>strict<") && ContainsSubstring("</i>forced<"));
   CHECK_THAT(figure, !ContainsSubstring(">-"));
   CHECK_THAT(html, !ContainsSubstring("</i>kv<"));  // a term that the run has not
+}
+
+TEST_CASE("values that differ in their last digit, or are smaller than any, have few ticks") {
+  using Points = std::vector<std::pair<double, double>>;
+  for (const Points& points : {Points{{1, 0.6439850888713335}, {2, 0.6439850888713337}}, Points{{1, -7}, {2, std::nextafter(-7, 0)}},
+                               Points{{1, 0}, {2, 1e-310}}, Points{{1, 0}, {2, 5e-324}}, Points{{1, -1e308}, {2, 1e308}}})
+    for (bool log : {false, true}) {
+      INFO(points[0].second << " and " << points[1].second << (log ? ", logarithmic" : ""));
+      CHECK(report::line_plot("loss", "loss", "loss", {{"a run", points}}, log).size() < 5000);
+    }
 }
 
 TEST_CASE("a page of a run has its figures, needs nothing from elsewhere, and stays small") {
