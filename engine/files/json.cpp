@@ -1,6 +1,6 @@
 #include "engine/files/json.h"
 
-#include <vector>
+#include <utility>
 
 #include "engine/error.h"
 #include "engine/files/files.h"
@@ -22,7 +22,7 @@ std::string reason(const char* what) {
 // refuse them, takes several times as long on a tokenizer.json.)
 class Builder : public nlohmann::json_sax<Json> {
  public:
-  Builder(const std::string& where, Json& root) : where_(where), root_(root) {}
+  Builder(const std::string& where, const JsonPath& listed, Json& root) : where_(where), listed_(listed), root_(root) {}
 
   bool null() override { return put(nullptr); }
   bool boolean(bool value) override { return put(value); }
@@ -34,12 +34,23 @@ class Builder : public nlohmann::json_sax<Json> {
   }
   bool string(string_t& value) override { return put(std::move(value)); }
   bool binary(binary_t& value) override { return put(std::move(value)); }
-  bool start_object(std::size_t) override { return open(Json::object()); }
+  bool start_object(std::size_t) override {
+    const bool listed = !listed_.empty() && open_.size() == listed_.size() && matched_ == listed_.size();
+    open(Json::object());
+    if (!listed) return true;
+    member_ = &(*open_.back())[""];
+    open(Json::array());
+    listing_ = open_.size();
+    return true;
+  }
   bool start_array(std::size_t) override { return open(Json::array()); }
   bool end_object() override { return close(); }
   bool end_array() override { return close(); }
 
   bool key(string_t& name) override {
+    if (open_.size() == listing_) return put(std::move(name));
+    if (const std::size_t depth = open_.size() - 1; depth <= matched_ && depth < listed_.size())
+      matched_ = depth + (name == listed_[depth]);
     auto& object = open_.back()->get_ref<Json::object_t&>();
     auto [it, fresh] = object.try_emplace(std::move(name));
     if (!fresh)
@@ -84,25 +95,30 @@ class Builder : public nlohmann::json_sax<Json> {
   }
 
   bool close() {
+    if (open_.size() == std::exchange(listing_, open_.size() == listing_ ? kNone : listing_)) open_.pop_back();
     open_.pop_back();
     return true;
   }
 
+  static constexpr std::size_t kNone = ~std::size_t{0};
   const std::string& where_;
+  const JsonPath& listed_;
   Json& root_;
   std::vector<Json*> open_;
   Json* member_ = nullptr;
+  std::size_t matched_ = 0;      // so many keys of listed_ are those of the containers around
+  std::size_t listing_ = kNone;  // open_.size() where the listed object's keys come
 };
 
 }  // namespace
 
-Json parse_json(std::string_view text, const std::string& where) {
+Json parse_json(std::string_view text, const std::string& where, const JsonPath& listed) {
   if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
   // The parser takes a NUL for the end of its input and would pass over what follows.
   if (const auto nul = text.find('\0'); nul != std::string_view::npos)
     throw Error(Exit::data, where, fmt::format("not valid JSON: a NUL character at byte {}", nul), "correct the file");
   Json root;
-  Builder builder(where, root);
+  Builder builder(where, listed, root);
   try {
     Json::sax_parse(text.begin(), text.end(), &builder);
   } catch (const Json::exception& e) {
@@ -111,6 +127,8 @@ Json parse_json(std::string_view text, const std::string& where) {
   return root;
 }
 
-Json read_json(const std::string& path, std::size_t most_bytes) { return parse_json(read_file(path, most_bytes), path); }
+Json read_json(const std::string& path, std::size_t most_bytes, const JsonPath& listed) {
+  return parse_json(read_file(path, most_bytes), path, listed);
+}
 
 }  // namespace kava

@@ -126,6 +126,7 @@ bool AddedTokens::Finder::add(std::string_view spelling, std::int32_t id) {
     const auto byte = static_cast<unsigned char>(*c);
     const auto [it, fresh] = child_.try_emplace(static_cast<std::uint64_t>(node) << 8 | byte, static_cast<std::int32_t>(nodes_.size()));
     if (fresh) nodes_.push_back({node, 0, -1, nodes_[static_cast<std::size_t>(node)].depth + 1, byte});
+    if (node == 0) of_root_[byte] = it->second;
     node = it->second;
   }
   std::int32_t& end = nodes_[static_cast<std::size_t>(node)].id;
@@ -152,9 +153,9 @@ std::vector<AddedTokens::Start> AddedTokens::Finder::find(std::string_view text)
   std::int32_t node = 0;
   for (std::size_t i = child_.empty() ? 0 : text.size(); i-- > 0;) {
     const auto byte = static_cast<unsigned char>(text[i]);
-    std::int32_t to;
-    while ((to = child(node, byte)) < 0 && node > 0) node = nodes_[static_cast<std::size_t>(node)].fall;
-    node = std::max(to, 0);
+    std::int32_t to = 0;
+    while (node > 0 && (to = child(node, byte)) < 0) node = nodes_[static_cast<std::size_t>(node)].fall;
+    node = node > 0 ? to : of_root_[byte];
     if (const std::int32_t id = nodes_[static_cast<std::size_t>(node)].id; id >= 0) starts.push_back({i, id});
   }
   return starts;

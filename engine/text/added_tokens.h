@@ -1,6 +1,7 @@
 // The added_tokens section of a tokenizer.json, and what the files beside it add: tokens that are found in the text before anything else is
 // done with it, leftmost first and the longest of those.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -82,6 +83,7 @@ class AddedTokens {
     std::int32_t child(std::int32_t node, unsigned char byte) const;
 
     std::vector<Node> nodes_ = std::vector<Node>(1);
+    std::array<std::int32_t, 256> of_root_{};                // the root's children, 0 for none: most of a text begins no token
     std::unordered_map<std::uint64_t, std::int32_t> child_;  // node << 8 | byte
   };
 

@@ -66,21 +66,27 @@ Bpe Bpe::load(const JsonAt& model) {
   bpe.load_merges(model.at("merges"));
   bpe.load_bytes(model);
   if (model.boolean_or("ignore_merges", false)) {
-    bpe.whole_bytes_.reserve(bpe.tokens_.size());
-    bpe.whole_id_.reserve(bpe.tokens_.size());
-    for (const std::string& token : bpe.tokens_)
-      if (auto bytes = bytes_of_symbols(token); bytes && !bytes->empty())
-        bpe.whole_id_.emplace(bpe.whole_bytes_.emplace_back(std::move(*bytes)), bpe.id_of_token_.at(token));
+    std::size_t bytes = 0;
+    for (const std::string& token : bpe.tokens_) bytes += token.size();
+    bpe.whole_ids_ = TokenTable(bpe.tokens_.size(), bytes);
+    for (std::int32_t id = 0; id <= bpe.largest_id(); ++id)
+      if (const std::string* token = bpe.token(id))
+        if (const auto own = bytes_of_symbols(*token); own && !own->empty()) bpe.whole_ids_.add(*own, id);
   }
   return bpe;
 }
 
 void Bpe::load_vocabulary(const JsonAt& vocabulary) {
-  const auto& entries = vocabulary.object();
-  if (entries.empty()) vocabulary.refuse("is empty");
-  tokens_.reserve(entries.size());
-  id_of_token_.reserve(entries.size());
-  for (const auto& [token, id] : entries) {
+  const auto& listed = vocabulary.object().at("").get_ref<const Json::array_t&>();  // a token, its id, the next token, ...
+  if (listed.empty()) vocabulary.refuse("is empty");
+  const std::size_t count = listed.size() / 2;
+  std::size_t bytes = 0;
+  for (std::size_t n = 0; n < count; ++n) bytes += listed[2 * n].get_ref<const std::string&>().size();
+  tokens_.reserve(count);
+  ids_ = TokenTable(count, bytes);
+  for (std::size_t n = 0; n < count; ++n) {
+    const std::string& token = listed[2 * n].get_ref<const std::string&>();
+    const Json& id = listed[2 * n + 1];
     if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= static_cast<std::uint64_t>(kMostTokenIds))
       vocabulary.refuse(fmt::format("the id of \"{}\" must be a whole number below {}, is {}", escaped(token), kMostTokenIds,
                                     escaped(id.dump(-1, ' ', true, Json::error_handler_t::replace), 40)));
@@ -90,7 +96,8 @@ void Bpe::load_vocabulary(const JsonAt& vocabulary) {
       vocabulary.refuse(fmt::format("\"{}\" and \"{}\" have the same id {}", escaped(tokens_[static_cast<std::size_t>(index_of_id_[i])]),
                                     escaped(token), i));
     index_of_id_[i] = static_cast<std::int32_t>(tokens_.size());
-    id_of_token_.emplace(tokens_.emplace_back(token), static_cast<std::int32_t>(i));
+    if (!ids_.add(tokens_.emplace_back(token), static_cast<std::int32_t>(i)))
+      vocabulary.refuse(fmt::format("the token \"{}\" is given twice", escaped(token)));
   }
 }
 
@@ -103,25 +110,28 @@ void Bpe::load_merges(const JsonAt& merges) {
     if (merge.is_string() != list[0].is_string()) merges.at(i).refuse("merges of both spellings in one file");
     if (merge.is_array()) {
       if (merge.size() != 2 || !merge[0].is_string() || !merge[1].is_string()) merges.at(i).refuse("must be two strings");
-      add_merge(merges.at(i), merge[0].get_ref<const std::string&>(), merge[1].get_ref<const std::string&>(), rank++);
+      add_merge(merges, i, merge[0].get_ref<const std::string&>(), merge[1].get_ref<const std::string&>(), rank++);
       continue;
     }
-    const std::string_view line = merges.at(i).string();
+    if (!merge.is_string()) merges.at(i).string();  // says what it is
+    const std::string_view line = merge.get_ref<const std::string&>();
     if (line.starts_with("#version")) continue;
     const std::size_t space = line.find(' ');
     if (space == std::string_view::npos || line.find(' ', space + 1) != std::string_view::npos)
       merges.at(i).refuse(fmt::format("\"{}\" is not two tokens with one space between them", escaped(line)));
-    add_merge(merges.at(i), line.substr(0, space), line.substr(space + 1), rank++);
+    add_merge(merges, i, line.substr(0, space), line.substr(space + 1), rank++);
   }
 }
 
-void Bpe::add_merge(const JsonAt& merge, std::string_view left, std::string_view right, std::uint32_t rank) {
+void Bpe::add_merge(const JsonAt& merges, std::size_t at, std::string_view left, std::string_view right, std::uint32_t rank) {
   auto id = [&](std::string_view token) {
-    auto it = id_of_token_.find(token);
-    if (it == id_of_token_.end()) merge.refuse(fmt::format("the token \"{}\" is not in the vocabulary", escaped(token)));
-    return it->second;
+    const std::int32_t found = ids_.id_of(token);
+    if (found < 0) merges.at(at).refuse(fmt::format("the token \"{}\" is not in the vocabulary", escaped(token)));
+    return found;
   };
-  const std::string whole = std::string(left) + std::string(right);
+  std::string whole;
+  whole.reserve(left.size() + right.size());
+  whole.append(left).append(right);
   const Merge entry{pair_key(id(left), id(right)), rank, id(whole)};
   const std::size_t mask = merges_.size() - 1;
   std::size_t slot = hash(entry.pair) & mask;
@@ -147,8 +157,8 @@ void Bpe::load_bytes(const JsonAt& model) {
 }
 
 std::optional<std::int32_t> Bpe::id_of(std::string_view token) const {
-  auto it = id_of_token_.find(token);
-  return it == id_of_token_.end() ? std::nullopt : std::optional(it->second);
+  const std::int32_t id = ids_.id_of(token);
+  return id < 0 ? std::nullopt : std::optional(id);
 }
 
 const std::string* Bpe::token(std::int32_t id) const {
@@ -165,9 +175,9 @@ const Bpe::Merge* Bpe::find_merge(std::int32_t left, std::int32_t right) const {
 }
 
 void Bpe::encode(std::string_view piece, std::vector<std::int32_t>& ids) const {
-  if (!whole_id_.empty())
-    if (auto it = whole_id_.find(piece); it != whole_id_.end()) {
-      ids.push_back(it->second);
+  if (!whole_ids_.empty())
+    if (const std::int32_t id = whole_ids_.id_of(piece); id >= 0) {
+      ids.push_back(id);
       return;
     }
   const std::size_t first = ids.size();

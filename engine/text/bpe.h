@@ -6,10 +6,10 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "engine/files/json_at.h"
+#include "engine/text/token_table.h"
 
 namespace kava {
 
@@ -21,7 +21,8 @@ std::optional<std::string> bytes_of_symbols(std::string_view token);
 
 class Bpe {
  public:
-  /// Error(code data) on a model other than BPE, an option that is not supported, or a malformed vocabulary or merge.
+  /// From JSON with its "vocab" listed (parse_json). Error(code data) on a model other than BPE, an option that is not supported, or a
+  /// malformed vocabulary or merge.
   static Bpe load(const JsonAt& model);
   Bpe(Bpe&&) = default;
   Bpe& operator=(Bpe&&) = default;
@@ -51,16 +52,15 @@ class Bpe {
   void load_vocabulary(const JsonAt& vocabulary);
   void load_merges(const JsonAt& merges);
   void load_bytes(const JsonAt& model);
-  void add_merge(const JsonAt& merge, std::string_view left, std::string_view right, std::uint32_t rank);
+  void add_merge(const JsonAt& merges, std::size_t at, std::string_view left, std::string_view right, std::uint32_t rank);
   const Merge* find_merge(std::int32_t left, std::int32_t right) const;
   void merge_short(std::vector<std::int32_t>& ids, std::size_t first) const;
   void merge_long(std::vector<std::int32_t>& ids, std::size_t first) const;
 
   std::vector<std::string> tokens_;
-  std::vector<std::int32_t> index_of_id_;                           // into tokens_, -1 for none
-  std::unordered_map<std::string_view, std::int32_t> id_of_token_;  // views of tokens_
-  std::vector<std::string> whole_bytes_;                            // with ignore_merges: bytes of the tokens, for whole_id_
-  std::unordered_map<std::string_view, std::int32_t> whole_id_;
+  std::vector<std::int32_t> index_of_id_;  // into tokens_, -1 for none
+  TokenTable ids_;
+  TokenTable whole_ids_;                        // with ignore_merges: by the tokens' bytes
   std::vector<Merge> merges_;                   // open addressing, a power of two
   std::array<std::int32_t, 256> id_of_byte_{};  // -1: the byte is dropped
   std::array<bool, 256> unknown_{};             // the byte became unk_token

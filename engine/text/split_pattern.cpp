@@ -21,7 +21,7 @@ constexpr std::uint32_t kHeapLimitKiB = 256 * 1024;
 // longer one the pattern calls back at each of its items, and the thread's processor time is the limit.
 constexpr std::size_t kLongText = 1024;
 constexpr std::uint32_t kCallsPerLook = 1024;
-constexpr double kSecondsPerSearch = 4, kSecondsPerMegabyte = 4;
+constexpr double kSecondsPerSearch = 1, kSecondsPerMegabyte = 4;
 
 PCRE2_SPTR bytes(std::string_view s) { return reinterpret_cast<PCRE2_SPTR>(s.data()); }
 

@@ -115,7 +115,7 @@ void Tokenizer::refuse_missing(const std::string& folder, const std::string& wha
 
 Tokenizer Tokenizer::load(const std::string& folder) {
   const std::string file = (std::filesystem::path(folder) / "tokenizer.json").string();
-  const Json json = read_json(file);
+  const Json json = read_json(file, kMostJson, {"model", "vocab"});
   const JsonAt root(json, file);
   const TokenFiles others(folder);
 

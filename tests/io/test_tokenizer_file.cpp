@@ -54,6 +54,10 @@ TEST_CASE("a tokenizer.json that is malformed or not supported is refused with t
       {"the id of \"ab\"", [](Json& j) { j["model"]["vocab"]["ab"] = -1; }},
       {"the id of \"ab\"", [](Json& j) { j["model"]["vocab"]["ab"] = 1.5; }},
       {"the id of \"ab\"", [](Json& j) { j["model"]["vocab"]["ab"] = "256"; }},
+      {"the id of \"ab\" must be a whole number below 4194304, is {\"model\":{\"vocab\":{}}}",
+       [](Json& j) {
+         j["model"]["vocab"]["ab"] = {{"model", {{"vocab", Json::object()}}}};
+       }},
       {"the id of \"ab\"", [](Json& j) { j["model"]["vocab"]["ab"] = 4294967295u; }},
       {"have the same id 257", [](Json& j) { j["model"]["vocab"]["ab"] = 257; }},
       {"model.merges[0]", [](Json& j) { j["model"]["merges"][0] = {"a"}; }},
@@ -146,7 +150,8 @@ TEST_CASE("a tokenizer.json that is malformed or not supported is refused with t
     CHECK_FALSE(contains(message, "nlohmann"));
     CHECK_FALSE(contains(message, "\n"));
   }
-  CHECK(contains(tokenizer_refusal(std::string("{\"model\": {\"vocab\": {\"a\": 0, \"a\": 1}}}")), "given twice"));
+  CHECK(contains(tokenizer_refusal(std::string("{\"model\": {\"vocab\": {\"a\": 0, \"a\": 1}}}")),
+                 "model.vocab: the token \"a\" is given twice"));
   CHECK(contains(tokenizer_refusal(std::string("{\"model\": ")), "not valid JSON"));
   CHECK(contains(tokenizer_refusal(std::string(100000, '[')), "nested deeper"));
   CHECK(contains(tokenizer_refusal(std::string("{\"version\": \"\\ud800\"}")), "not valid JSON"));
