@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <vector>
 #ifdef KAVA_ONEDNN
 #include <sys/mman.h>
@@ -208,14 +209,38 @@ std::vector<char> padded_rows(const Tensor& x, int64_t begin, int64_t end, int64
   return out;
 }
 
+// Rows of a block whose elements are worth waking a thread for.
+int64_t rows_of_block(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols)); }
+
+// Not set to anything.
+using Floats = std::unique_ptr<float[]>;
+Floats floats(int64_t count) { return std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(count)); }
+
 // x in f32, contiguous.
-std::vector<float> widened(const Tensor& x) {
-  std::vector<float> out(static_cast<std::size_t>(x.count()));
-  for (int64_t r = 0; r < x.rows; ++r)
-    for (int64_t c = 0; c < x.cols; ++c) out[static_cast<std::size_t>(r * x.cols + c)] = to_float(x.row<bf16>(r)[c]);
+Floats widened(Threads& threads, const Tensor& x) {
+  Floats out = floats(x.count());
+  threads.blocks(x.rows, rows_of_block(x.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const bf16* from = x.row<bf16>(r);
+      float* to = out.get() + r * x.cols;
+      for (int64_t c = 0; c < x.cols; ++c) to[c] = to_float(from[c]);
+    }
+  });
   return out;
 }
-Tensor view(std::vector<float>& x, int64_t rows, int64_t cols) { return {x.data(), DType::f32, rows, cols, cols}; }
+// y = x + bias, where there is one, rounded to y's type; x is contiguous.
+template <class T>
+void store_sums(Threads& threads, const Tensor& y, const float* x, const Tensor& bias) {
+  const Floats added = bias ? widened(threads, bias) : std::make_unique<float[]>(static_cast<std::size_t>(y.cols));
+  threads.blocks(y.rows, rows_of_block(y.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* from = x + r * y.cols;
+      T* to = y.row<T>(r);
+      for (int64_t c = 0; c < y.cols; ++c) to[c] = rounded<T>(from[c] + added[c]);
+    }
+  });
+}
+Tensor view(const Floats& x, int64_t rows, int64_t cols) { return {x.get(), DType::f32, rows, cols, cols}; }
 
 struct Area {
   int64_t row, rows, col, cols;
@@ -357,15 +382,10 @@ void Matmul::run_all(std::span<const Product> products) {
       plain_product(threads_, p.c, {p.a.data, p.a.stride, false}, {p.b.data, p.b.stride, p.transpose_b}, type, p.a.cols, p.bias);
       continue;
     }
-    std::vector<float> a = widened(p.a), b = widened(p.b), sums(static_cast<std::size_t>(p.c.count()));
-    const Tensor sum = view(sums, p.c.rows, p.c.cols);
-    run({sum, view(a, p.a.rows, p.a.cols), view(b, p.b.rows, p.b.cols), p.transpose_b});
-    for (int64_t r = 0; r < p.c.rows; ++r)
-      for (int64_t j = 0; j < p.c.cols; ++j) {
-        const float s = sum.row<float>(r)[j] + (p.bias ? to_float(p.bias.row<bf16>(0)[j]) : 0);
-        if (p.c.dtype == DType::bf16) p.c.row<bf16>(r)[j] = to_bf16(s);
-        else p.c.row<float>(r)[j] = s;
-      }
+    const Floats a = widened(threads_, p.a), b = widened(threads_, p.b), sums = floats(p.c.count());
+    run({view(sums, p.c.rows, p.c.cols), view(a, p.a.rows, p.a.cols), view(b, p.b.rows, p.b.cols), p.transpose_b});
+    if (p.c.dtype == DType::bf16) store_sums<bf16>(threads_, p.c, sums.get(), p.bias);
+    else store_sums<float>(threads_, p.c, sums.get(), p.bias);
   }
 }
 
@@ -381,7 +401,7 @@ void Matmul::add_all(std::span<const RowSum> sums) {
   }
   if (multiplies_in_f32(type)) {
     for (const RowSum& s : sums) {
-      std::vector<float> a = widened(s.a), b = widened(s.b);
+      const Floats a = widened(threads_, s.a), b = widened(threads_, s.b);
       add_all(std::array{RowSum{s.c, view(a, k, s.a.cols), view(b, k, s.b.cols), s.scale}});
     }
     return;
@@ -423,7 +443,7 @@ void Matmul::sum_tiles(const Term& x, const Term& y, bool apart, const std::func
              "[{}, {}] [{}, {}] + [{}, {}] [{}, {}]", m, x.a.cols, x.b.rows, n, y.a.rows, y.a.cols, y.b.rows, y.b.cols);
   KAVA_CHECK(x.b.dtype == type && y.a.dtype == type && y.b.dtype == type, "operands of several types");
   if (multiplies_in_f32(type)) {
-    std::vector<float> xa = widened(x.a), xb = widened(x.b), ya = widened(y.a), yb = widened(y.b);
+    const Floats xa = widened(threads_, x.a), xb = widened(threads_, x.b), ya = widened(threads_, y.a), yb = widened(threads_, y.b);
     return sum_tiles({view(xa, m, x.a.cols), view(xb, x.b.rows, n)}, {view(ya, m, y.a.cols), view(yb, y.b.rows, n)}, apart, finish);
   }
   const bool plain = !has_onednn(type);
