@@ -62,6 +62,7 @@ tests() {  # PRESET [SPEC...]
 shorter='~"a plan (--plan)*"~"a step on the cuda backend*"~"a split pattern that explodes*"~"saving a checkpoint takes no more*"'
 shorter+='~"a forward that does not fit*"~"attention kernels*"~"product kernels*"~"a sample'"'"'s tokens and latents*"'
 shorter+='~"every line of the real data*"~"a stop signal writes*"~"two hundred KaVa steps*"~"every tensor of the step equals*"'
+shorter+='~"every tensor of the other methods*"'
 shorter+='~"attention over key lists*"~"a forward with its backward sends*"~"what a step keeps or computes again*"'
 shorter+='~"what is kept and what is computed again*"~"the quickstart goes to any*"~"two hundred finished runs*"~"no program loses or half*"'
 shorter+='~"kava_bench*"~"ten skipped steps in a row*"~"a run on cuda takes a step'"'"'s scalars*"~"a training step on cuda is read once*"'

@@ -16,16 +16,21 @@ Ops* emulated_cuda() {
 
 std::unique_ptr<Ops> make_emulated_cuda() { return std::make_unique<CudaOps>(0, false); }
 
-bool tests_device() {
+namespace {
+const std::string& test_device() {
   static const std::string given = [] {
     const char* value = std::getenv("KAVA_TEST_DEVICE");
-    return value ? value : "";
+    return std::string(value ? value : "");
   }();
-  KAVA_CHECK(given.empty() || given == "cuda", "KAVA_TEST_DEVICE is {}, which is no device: cuda or nothing", given);
-  return !given.empty();
+  KAVA_CHECK(given.empty() || given == "cuda" || given == "cpu", "KAVA_TEST_DEVICE is {}, which is no device: cuda, cpu or nothing", given);
+  return given;
 }
+}  // namespace
+
+bool tests_device() { return test_device() == "cuda"; }
 
 Ops* tested_cuda() {
+  if (test_device() == "cpu") return nullptr;
   if (!tests_device()) return emulated_cuda();
   static Ops* const ops = make_cuda_ops().release();  // the module's own end comes before that of what is static here
   return ops;

@@ -63,8 +63,9 @@ inline Ops& cpu(int threads) {
 Ops* emulated_cuda();
 std::unique_ptr<Ops> make_emulated_cuda();
 /// The cuda backend that tests of ops run beside the cpu: emulated_cuda(), or with KAVA_TEST_DEVICE=cuda that of libkava_cuda.so, on its
-/// device: Error(code preflight) where there is none. Its memory is its own.
+/// device: Error(code preflight) where there is none. Its memory is its own. Null with KAVA_TEST_DEVICE=cpu: the cpu alone.
 Ops* tested_cuda();
+constexpr const char* kNoTestedCuda = "no cuda backend: KAVA_TEST_DEVICE is cpu, or ThreadSanitizer does not know the emulator's fibers";
 /// Whether that is the module's.
 bool tests_device();
 /// Takes a schedule for the launches that follow, 0 <= number < kSchedules.
@@ -104,7 +105,7 @@ class Rig {
   }
   Tensor in_out(const Matrix& m, Kind kind = Kind::storage) {
     Tensor t = in(m, kind);
-    mark_written(t);
+    slots_.back().written = true;
     return t;
   }
   Rig(const Rig&) = delete;
@@ -114,7 +115,7 @@ class Rig {
   /// Filled with NaN (i32: with a number that is no index).
   Tensor out(int64_t rows, int64_t cols, Kind kind = Kind::storage) {
     Tensor t = place(rows, cols, kind, kind == Kind::i32 ? 0x77 : 0xFF);
-    mark_written(t);
+    slots_.back().written = true;
     return t;
   }
   /// Without gaps, for ops that need it.
@@ -164,8 +165,17 @@ class Rig {
     ops.finish();
     for (const Slot& s : slots_) {
       s.fetch();
-      for (std::size_t i = 0; i < s.memory.size(); ++i)
-        if (s.memory.data()[i] != s.before[i] && (s.written.empty() || !s.written[i])) return false;
+      std::size_t from = 0;  // of the next bytes that must not change
+      const auto same_to = [&](std::size_t end) {
+        return std::equal(s.before.data() + from, s.before.data() + end, s.memory.data() + from);
+      };
+      const std::size_t row = static_cast<std::size_t>(s.tensor.cols * size_of(s.tensor.dtype));
+      for (int64_t r = 0; s.written && r < s.tensor.rows; ++r) {
+        const auto begin = static_cast<std::size_t>(before() + r * s.tensor.stride * size_of(s.tensor.dtype));
+        if (!same_to(begin)) return false;
+        from = begin + row;
+      }
+      if (!same_to(s.memory.size())) return false;
     }
     return true;
   }
@@ -203,9 +213,9 @@ class Rig {
     Buffer room;                     // there
     unsigned char* there = nullptr;  // where the backend sees the memory
     std::vector<unsigned char> before;
-    std::vector<char> written;  // empty: nothing may change
     Kind kind;
     Tensor tensor;
+    bool written = false;  // its elements; else nothing may change
     bool may_gap = true;
   };
   /// Bytes before a tensor, so many that rows without gaps lie at multiples of 16 bytes where their length allows it.
@@ -228,14 +238,6 @@ class Rig {
     for (int64_t r = 0; r < rows; ++r) std::memset(data + r * stride * size, inside, static_cast<std::size_t>(cols * size));
     placed.remember();
     return placed.tensor;
-  }
-  void mark_written(const Tensor& t) {
-    Slot& s = slots_.back();
-    s.written.assign(s.memory.size(), 0);
-    for (int64_t r = 0; r < t.rows; ++r)
-      for (int64_t i = 0; i < t.cols * size_of(t.dtype); ++i)
-        s.written[static_cast<std::size_t>(before() + r * t.stride * size_of(t.dtype) + i)] = 1;
-    s.remember();
   }
   Kind kind_of(const Tensor& t) const {
     for (const Slot& s : slots_) {

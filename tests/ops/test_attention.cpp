@@ -174,7 +174,7 @@ TEST_CASE("attention of heads that the cuda backend has no kernels for ends with
   const Matrices in = {Matrix(11, 129), Matrix(20, 129), Matrix(20, 129)};
   Rig on_cpu(1, DType::f32, DType::f32, 0);
   REQUIRE_NOTHROW(attention_fwd(kTree, h)(on_cpu, in));
-  if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  if (!tested_cuda()) SKIP(kNoTestedCuda);
   const auto dry = tested_cuda()->dry_twin();
   for (Ops* ops : {tested_cuda(), dry.get()}) {
     Rig rig(*ops, DType::f32, DType::f32, 0);

@@ -258,7 +258,7 @@ TEST_CASE("head_cross_entropy of long rows is exact, with logits of any size", "
 }
 
 TEST_CASE("head_cross_entropy of more rows than the cuda backend takes at a time is the cpu's in f64", "[device][ops]") {
-  if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  if (!tested_cuda()) SKIP(kNoTestedCuda);
   Random random(29);
   const Matrices in = head_inputs(random, 4200, 3, 5);
   const Matrices exact = run_f64(head_without_logits(), in);

@@ -344,7 +344,7 @@ TEST_CASE("rkv_select gathers the keys themselves where no others are given", "[
 }
 
 TEST_CASE("rkv_select on cuda keeps and gathers what its scores say, in every policy", "[device][ops]") {
-  if (!tested_cuda()) SKIP("ThreadSanitizer does not know the emulator's fibers");
+  if (!tested_cuda()) SKIP(kNoTestedCuda);
   Random random(46);
   // More tokens and columns than the block has threads; more queries than it takes at once, of heads as long as a tile; more heads of a
   // group than that.
