@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <type_traits>
 #include <vector>
 #ifdef KAVA_ONEDNN
 #include <sys/mman.h>
@@ -160,27 +161,37 @@ bool has_bf16() { return true; }
 
 #endif
 
-// The plain product of a tile whose first element is (row, col): sums over k in order, in the sum type.
+// The plain product of a tile whose first element is (row, col): sums over k in order, in the sum type. Eight sums of a row are made at a
+// time, of a copy of a transposed b that is not.
 template <class T, class O>
 void plain_tile(O* c, int64_t ldc, const Operand& a, const Operand& b, const T* bias, int64_t row, int64_t col, int64_t m, int64_t n,
                 int64_t k, bool add) {
   const DType t = DTypeOf<T>::value;
-  std::vector<Sum<T>> sums(static_cast<std::size_t>(n));
+  std::vector<T> turned(static_cast<std::size_t>(b.transposed ? k * n : 0));
+  for (int64_t j = 0; b.transposed && j < n; ++j) {
+    const T* y = static_cast<const T*>(b.at(t, 0, col + j));
+    for (int64_t l = 0; l < k; ++l) turned[static_cast<std::size_t>(l * n + j)] = y[l];
+  }
+  const T* const first = b.transposed ? turned.data() : static_cast<const T*>(b.at(t, 0, col));
+  const int64_t next = b.transposed ? n : b.stride;
+  std::vector<Sum<T>> x(static_cast<std::size_t>(k));
   for (int64_t i = 0; i < m; ++i) {
-    std::fill(sums.begin(), sums.end(), Sum<T>{0});
-    for (int64_t l = 0; l < k; ++l) {
-      Sum<T> x = to_float(*static_cast<const T*>(a.at(t, row + i, l)));
-      const T* y = static_cast<const T*>(b.at(t, l, col));
-      const int64_t step = b.transposed ? b.stride : 1;
-      for (int64_t j = 0; j < n; ++j) sums[static_cast<std::size_t>(j)] += x * to_float(y[j * step]);
-    }
-    O* out = c + i * ldc;
-    for (int64_t j = 0; j < n; ++j) {
-      Sum<T> s = sums[static_cast<std::size_t>(j)];
-      if (bias) s += to_float(bias[col + j]);
-      if (add) s += to_float(out[j]);
-      out[j] = rounded<O>(s);
-    }
+    for (int64_t l = 0; l < k; ++l) x[static_cast<std::size_t>(l)] = to_float(*static_cast<const T*>(a.at(t, row + i, l)));
+    const auto sums_of = [&](int64_t j, auto width) {
+      Sum<T> sums[width] = {};
+      const T* y = first + j;
+      for (int64_t l = 0; l < k; ++l, y += next)
+        for (int64_t u = 0; u < width; ++u) sums[u] += x[static_cast<std::size_t>(l)] * to_float(y[u]);
+      O* out = c + i * ldc + j;
+      for (int64_t u = 0; u < width; ++u) {
+        if (bias) sums[u] += to_float(bias[col + j + u]);
+        if (add) sums[u] += to_float(out[u]);
+        out[u] = rounded<O>(sums[u]);
+      }
+    };
+    int64_t j = 0;
+    for (; j + 8 <= n; j += 8) sums_of(j, std::integral_constant<int64_t, 8>());
+    for (; j < n; ++j) sums_of(j, std::integral_constant<int64_t, 1>());
   }
 }
 
