@@ -65,14 +65,20 @@ void embed_bwd(Stream stream, Rows<float> dtable, Rows<float> dextra, Rows<const
 
 // ---- norms
 
+/// Of a block: what its warps keep of their rows lies there, and every GPU has as much.
+constexpr std::size_t kNormShared = 96 << 10;
+/// The columns that a row may have of which a warp keeps so many bytes each: sizeof(T), and sizeof(G) of its gradient.
+constexpr int64_t longest_norm(std::size_t bytes) { return static_cast<int64_t>(kNormShared / bytes); }
 /// sum = a + b, y = sum rstd w; b, sum and rstd may be null, sum may be a itself.
 template <class T>
 void add_rms_norm_fwd(Stream stream, Rows<T> y, Rows<T> sum, Rows<float> rstd, Rows<const T> a, Rows<const T> b, const T* w, float eps,
                       int64_t rows, int64_t cols);
-/// Rows that one sum of the first stage of dw and db runs over.
+/// Rows that one sum of the first stage of a gain's or a bias's gradient runs over.
 constexpr int kGainRows = 64;
-/// Floats of the workspace for dw and db.
-constexpr int64_t norm_workspace(int64_t rows, int64_t cols) { return (rows + kGainRows - 1) / kGainRows * 2 * cols; }
+/// Floats of the workspace, at a multiple of 16 bytes, for the sums over rows of so many columns.
+constexpr int64_t column_sums_workspace(int64_t rows, int64_t cols) { return (rows + kGainRows - 1) / kGainRows * cols; }
+/// Of dw and db.
+constexpr int64_t norm_workspace(int64_t rows, int64_t cols) { return column_sums_workspace(rows, 2 * cols); }
 /// dx is added to. dw [cols] is added to and may be null; then no workspace is needed.
 template <class T, class G>
 void rms_norm_bwd(Stream stream, Rows<T> dx, float* dw, float* workspace, Rows<const G> dy, Rows<const T> x, Rows<const float> rstd,
@@ -98,12 +104,15 @@ struct RopeTables {
   const int32_t* positions;
   Rows<const float> cosine, sine;
 };
-/// y = heads of x, each normalised by itself and turned; rstd [rows, heads] may be null, y may be x.
+/// y = heads of x, each normalised by itself and turned; rstd [rows, heads] may be null, y may be x. head_dim: even, up to 512, else
+/// std::invalid_argument, as are more chunks of eight pairs than 2^31.
 template <class T>
 void norm_rope_fwd(Stream stream, Rows<T> y, Rows<float> rstd, Rows<const T> x, const T* w, const RopeTables& at, float eps, int64_t rows,
                    int heads, int head_dim);
-/// Floats of the workspace for dw.
-constexpr int64_t norm_rope_workspace(int64_t rows, int64_t head_dim) { return (rows + kGainRows - 1) / kGainRows * head_dim; }
+/// Floats of the workspace for dw, likewise.
+constexpr int64_t norm_rope_workspace(int64_t rows, int64_t heads, int64_t head_dim) {
+  return column_sums_workspace(rows * heads, head_dim);
+}
 /// dx is set and may be dy. dw [head_dim] is added to and may be null; then no workspace is needed.
 template <class T, class G>
 void norm_rope_bwd(Stream stream, Rows<T> dx, float* dw, float* workspace, Rows<const G> dy, Rows<const T> x, Rows<const float> rstd,
@@ -263,8 +272,8 @@ struct DropoutMask {
   float inverse_keep = 1;  // 1 / (1 - p)
 };
 
-/// dbias[c] += sum_n dy[n, c], in eight interleaved sequences of rows, then added in order.
+/// dbias[c] += sum_n dy[n, c]. workspace: column_sums_workspace(rows, cols).
 template <class T>
-void bias_bwd(Stream stream, float* dbias, Rows<const T> dy, int rows, int cols);
+void bias_bwd(Stream stream, float* dbias, float* workspace, Rows<const T> dy, int rows, int cols);
 
 }  // namespace kava

@@ -1,37 +1,33 @@
-// The gradient of a bias. All else of a linear map is a sum of products: gemm.cu.
-#include "kernels/gpu.h"
-#include "kernels/kernels.h"
+// The gradient of a bias: a sum over rows. All else of a linear map is a sum of products: gemm.cu.
+#include "kernels/column_sums.h"
 
 namespace kava {
 
 namespace {
 
-constexpr int kBiasRows = 8;  // rows that a block sums side by side
-
-/// dbias[c] += sum_n dy[n, c]. A block owns 32 columns; warp w sums the rows w, w + 8, .., then the eight sums are added in order.
-template <class T>
-__global__ void __launch_bounds__(kBiasRows* kWarpSize) bias_bwd_kernel(float* dbias, Rows<const T> dy, int rows, int cols) {
-  float* part = dynamic_smem<float>();
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int col = static_cast<int>(blockIdx.x) * kWarpSize + lane;
-  float sum = 0;
-  for (int n = warp; n < rows && col < cols; n += kBiasRows) sum += to_float(dy[n][col]);
-  part[threadIdx.x] = sum;
-  __syncthreads();  // all parts are there
-  if (warp != 0 || col >= cols) return;
-  for (int w = 1; w < kBiasRows; ++w) sum += part[w * kWarpSize + lane];
-  dbias[col] += sum;
-}
+template <class T, bool kAligned>
+struct BiasTerms {
+  static constexpr int kSums = 1, kLanes = kWarpSize, kLoads = 4;
+  Rows<const T> dy;
+  int cols;
+  using Loaded = Columns;
+  __device__ __forceinline__ Columns load(int64_t r, int first) const { return load_columns<T, kAligned>(dy[r], first, cols); }
+  __device__ __forceinline__ void add(Columns (&sums)[kSums], const Columns& row) const {
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) sums[0].at[i] += row.at[i];
+  }
+};
 
 }  // namespace
 
 template <class T>
-void bias_bwd(Stream stream, float* dbias, Rows<const T> dy, int rows, int cols) {
+void bias_bwd(Stream stream, float* dbias, float* workspace, Rows<const T> dy, int rows, int cols) {
   if (rows == 0 || cols == 0) return;
-  launch(stream, bias_bwd_kernel<T>, static_cast<unsigned>(div_up(cols, kWarpSize)), kBiasRows * kWarpSize,
-         kBiasRows * kWarpSize * sizeof(float), dbias, dy, rows, cols);
+  dispatch_aligned(chunked(dy, cols), [&]<bool kAligned>() {
+    column_sums(stream, SumsOf<1>{dbias}, workspace, BiasTerms<T, kAligned>{dy, cols}, rows, cols);
+  });
 }
-template void bias_bwd(Stream, float*, Rows<const float>, int, int);
-template void bias_bwd(Stream, float*, Rows<const bf16>, int, int);
+template void bias_bwd(Stream, float*, float*, Rows<const float>, int, int);
+template void bias_bwd(Stream, float*, float*, Rows<const bf16>, int, int);
 
 }  // namespace kava

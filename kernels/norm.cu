@@ -5,11 +5,10 @@
 //
 // A warp owns a row. It reads the row once, in chunks of eight columns, and keeps it in its part of shared memory, in the type that it is
 // stored in; lanes own chunks, so no barrier is needed. Gains are read by every block: eight rows of a block are so many that this is
-// little. Gradients of gains and biases are sums over rows: a block owns 64 rows and 32 columns of the first stage, whose sums the second
-// stage adds in order.
+// little. Gradients of gains and biases are sums over rows (column_sums.h).
 #include <algorithm>
 
-#include "kernels/chunks.h"
+#include "kernels/column_sums.h"
 
 namespace kava {
 
@@ -17,7 +16,6 @@ namespace {
 
 constexpr int kNormWarps = 8;
 [[maybe_unused]] constexpr int kNormThreads = kNormWarps * kWarpSize;  // where launch bounds mean something
-constexpr std::size_t kNormShared = 96 << 10;  // of a block, so that every GPU has it; rows of f32 with a gradient: 12,288 columns
 
 /// This warp's row, -1 beyond the last.
 __device__ __forceinline__ int64_t warp_row(int64_t rows) {
@@ -63,7 +61,8 @@ __device__ __forceinline__ unsigned char* warp_bytes(int cols, std::size_t bytes
 struct NormLaunch {
   NormLaunch(int64_t rows, int64_t cols, std::size_t bytes) {
     const std::size_t warp = static_cast<std::size_t>(padded(static_cast<int>(cols))) * bytes;
-    const std::size_t warps = std::clamp<std::size_t>(kNormShared / warp, 1, kNormWarps);
+    const std::size_t warps = std::min<std::size_t>(kNormShared / warp, kNormWarps);
+    if (warps == 0) throw std::invalid_argument("rows of more columns than a warp keeps");
     blocks = static_cast<unsigned>(div_up(rows, static_cast<int64_t>(warps)));
     threads = static_cast<unsigned>(warps) * kWarpSize;
     shared = warps * warp;
@@ -237,51 +236,35 @@ __global__ void __launch_bounds__(kNormThreads)
 
 // ---- gradients of gains and biases
 
-constexpr int kGainWarps = 8, kGainThreads = kGainWarps * kWarpSize;
-
-/// partial[block of rows] = sums over its rows of dy z and of dy, z = (x - mean) rstd. A warp takes every eighth row, a lane a column; the
-/// warps' sums are added in order.
-template <class T, class G>
-__global__ void __launch_bounds__(kGainThreads)
-    norm_gain_kernel(float* partial, const __grid_constant__ NormGradient<T, G> p, int64_t rows, int cols) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int col = static_cast<int>(blockIdx.y) * kWarpSize + lane;
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kGainRows, end = begin + kGainRows < rows ? begin + kGainRows : rows;
-  float gain = 0, bias = 0;
-  if (col < cols)
-    for (int64_t r = begin + warp; r < end; r += kGainWarps) {
-      const float dy = to_float(p.dy[r][col]);
-      gain += dy * ((to_float(p.x[r][col]) - p.center(r)) * p.scale(r));
-      bias += dy;
+/// Of a row dy z and dy, z = (x - mean) rstd.
+template <class T, class G, bool kAligned>
+struct NormGainTerms {
+  static constexpr int kSums = 2, kLanes = kWarpSize, kLoads = 2;
+  NormGradient<T, G> p;
+  int cols;
+  struct Loaded {
+    Columns dy, x;
+    float center, scale;
+  };
+  __device__ __forceinline__ Loaded load(int64_t r, int first) const {
+    return {load_columns<G, kAligned>(p.dy[r], first, cols), load_columns<T, kAligned>(p.x[r], first, cols), p.center(r), p.scale(r)};
+  }
+  __device__ __forceinline__ void add(Columns (&sums)[kSums], const Loaded& row) const {
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) {
+      sums[0].at[i] += row.dy.at[i] * ((row.x.at[i] - row.center) * row.scale);
+      sums[1].at[i] += row.dy.at[i];
     }
-  float* sums = dynamic_smem<float>();
-  sums[warp * kWarpSize + lane] = gain;
-  sums[(kGainWarps + warp) * kWarpSize + lane] = bias;
-  __syncthreads();  // all warps' sums are there
-  if (warp > 1 || col >= cols) return;
-  float total = 0;
-  for (int w = 0; w < kGainWarps; ++w) total += sums[(warp * kGainWarps + w) * kWarpSize + lane];
-  partial[(static_cast<int64_t>(blockIdx.x) * 2 + warp) * cols + col] = total;
-}
-
-/// dw += sum over blocks of rows, in order; db likewise.
-__global__ void __launch_bounds__(kGainThreads) norm_gain_sum_kernel(float* dw, float* db, const float* partial, int blocks, int cols) {
-  const int col = static_cast<int>(blockIdx.x) * kGainThreads + static_cast<int>(threadIdx.x);
-  if (col >= cols) return;
-  float gain = 0, bias = 0;
-  for (int64_t b = 0; b < blocks; ++b) gain += partial[2 * b * cols + col], bias += partial[(2 * b + 1) * cols + col];
-  if (dw) dw[col] += gain;
-  if (db) db[col] += bias;
-}
+  }
+};
 
 template <class T, class G>
 void norm_gains(Stream stream, float* dw, float* db, float* workspace, const NormGradient<T, G>& p, int64_t rows, int64_t cols) {
   if (!dw && !db) return;
-  const int blocks = static_cast<int>(div_up(rows, int64_t{kGainRows}));
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(div_up(cols, int64_t{kWarpSize})));
-  launch(stream, norm_gain_kernel<T, G>, grid, kGainThreads, 2 * kGainThreads * sizeof(float), workspace, p, rows, static_cast<int>(cols));
-  launch(stream, norm_gain_sum_kernel, static_cast<unsigned>(div_up(cols, int64_t{kGainThreads})), kGainThreads, 0, dw, db, workspace,
-         blocks, static_cast<int>(cols));
+  dispatch_aligned(chunked(p.dy, cols) && chunked(p.x, cols), [&]<bool kAligned>() {
+    column_sums(stream, SumsOf<2>{dw, db}, workspace, NormGainTerms<T, G, kAligned>{p, static_cast<int>(cols)}, rows,
+                static_cast<int>(cols));
+  });
 }
 
 }  // namespace

@@ -8,19 +8,39 @@ namespace kava {
 
 namespace {
 
-constexpr int kSquareThreads = 256, kSquarePiece = kSquareThreads * 32;
+/// Chunks of a flat buffer: one access where it begins at a multiple of 16 bytes, but for a last one that ends with it. Nothing is beyond.
+template <class T, bool kAligned, int kCount>
+__device__ __forceinline__ ColumnsOf<kCount> load_flat(const T* x, int64_t first, int64_t n) {
+  const bool whole = first + kCount <= n;
+  if (kAligned && whole) return load_columns<T, true, kCount>(x + first, 0, kCount);
+  return load_columns<T, false, kCount>(x + first, 0, whole ? kCount : static_cast<int>(n - first));
+}
+template <class T, bool kAligned, int kCount>
+__device__ __forceinline__ void store_flat(T* x, int64_t first, int64_t n, const ColumnsOf<kCount>& v) {
+  const bool whole = first + kCount <= n;
+  if (kAligned && whole) store_columns<T, true>(x + first, 0, kCount, v);
+  else store_columns<T, false>(x + first, 0, whole ? kCount : static_cast<int>(n - first), v);
+}
+template <class T>
+bool begins_at_16(const T* x) {
+  return rows_at_16(Rows<const T>{x, kChunk});
+}
+
+constexpr int kSquareThreads = 256, kSquareLoads = 4, kSquarePiece = kSquareThreads * kSquareLoads * kChunk;
 
 /// partial[block] = sum of squares of its kSquarePiece elements.
-template <class X>
+template <class X, bool kAligned>
 __global__ void __launch_bounds__(kSquareThreads) sum_squares_kernel(double* partial, const X* x, int64_t n) {
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kSquarePiece + threadIdx.x;
+  constexpr int kColumns = 16 / sizeof(X), kLoads = kSquarePiece / kSquareThreads / kColumns;
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kSquarePiece + static_cast<int64_t>(threadIdx.x) * kColumns;
+  ColumnsOf<kColumns> v[kLoads];
+#pragma unroll
+  for (int j = 0; j < kLoads; ++j) v[j] = load_flat<X, kAligned, kColumns>(x, begin + j * (kSquareThreads * kColumns), n);
   double sum = 0;
-#pragma unroll 8
-  for (int j = 0; j < kSquarePiece / kSquareThreads; ++j) {
-    const int64_t i = begin + j * kSquareThreads;
-    const double v = i < n ? static_cast<double>(to_float(x[i])) : 0.0;
-    sum += v * v;
-  }
+#pragma unroll
+  for (int j = 0; j < kLoads; ++j)
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) sum += static_cast<double>(v[j].at[i]) * static_cast<double>(v[j].at[i]);
   sum = block_sum<double, kSquareThreads>(sum, dynamic_smem<double>());
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
@@ -56,27 +76,28 @@ struct Adamw {
   float decay, beta1, rest1, beta2, rest2, eps;
 };
 
-constexpr int kAdamwThreads = 256, kAdamwEach = 4;
+constexpr int kAdamwThreads = 256, kAdamwEach = kHalfChunk;
 
+/// A thread owns four elements.
+template <bool kAligned>
 __global__ void __launch_bounds__(kAdamwThreads) adamw_kernel(const __grid_constant__ Adamw p, int64_t n) {
   if (!p.factors->updates) return;
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kAdamwThreads + threadIdx.x) * kAdamwEach;
   const float scale = p.factors->scale, rate = p.factors->rate, root_correction = p.factors->root_correction;
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * (kAdamwThreads * kAdamwEach) + threadIdx.x;
-  float grad[kAdamwEach], m[kAdamwEach], v[kAdamwEach], value[kAdamwEach];
+  const auto grad = load_flat<float, kAligned, kAdamwEach>(p.grad, first, n);
+  auto m = load_flat<float, kAligned, kAdamwEach>(p.m, first, n), v = load_flat<float, kAligned, kAdamwEach>(p.v, first, n),
+       value = load_flat<float, kAligned, kAdamwEach>(p.value, first, n);
 #pragma unroll
-  for (int j = 0; j < kAdamwEach; ++j) {
-    const int64_t i = begin + j * kAdamwThreads;
-    if (i < n) grad[j] = p.grad[i], m[j] = p.m[i], v[j] = p.v[i], value[j] = p.value[i];
+  for (int i = 0; i < kAdamwEach; ++i) {
+    const float g = grad.at[i] * scale;
+    m.at[i] = p.beta1 * m.at[i] + p.rest1 * g;
+    v.at[i] = p.beta2 * v.at[i] + p.rest2 * g * g;
+    value.at[i] = value.at[i] * p.decay - rate * m.at[i] / (sqrtf(v.at[i]) * root_correction + p.eps);
   }
-#pragma unroll
-  for (int j = 0; j < kAdamwEach; ++j) {
-    const int64_t i = begin + j * kAdamwThreads;
-    if (i >= n) continue;
-    const float g = grad[j] * scale, first = p.beta1 * m[j] + p.rest1 * g, second = p.beta2 * v[j] + p.rest2 * g * g;
-    const float next = value[j] * p.decay - rate * first / (sqrtf(second) * root_correction + p.eps);
-    p.m[i] = first, p.v[i] = second, p.value[i] = next;
-    if (p.half) p.half[i] = from_float<bf16>(next);
-  }
+  store_flat<float, kAligned>(p.m, first, n, m);
+  store_flat<float, kAligned>(p.v, first, n, v);
+  store_flat<float, kAligned>(p.value, first, n, value);
+  if (p.half) store_flat<bf16, kAligned>(p.half, first, n, value);
 }
 
 }  // namespace
@@ -87,7 +108,10 @@ template <class X>
 void sum_squares(Stream stream, double* out, double* partials, const X* x, int64_t n) {
   const int64_t count = sum_squares_partials(n);
   constexpr std::size_t kScratch = kSquareThreads / kWarpSize * sizeof(double);
-  if (count > 0) launch(stream, sum_squares_kernel<X>, static_cast<unsigned>(count), kSquareThreads, kScratch, partials, x, n);
+  if (count > 0)
+    dispatch_aligned(begins_at_16(x), [&]<bool kAligned>() {
+      launch(stream, sum_squares_kernel<X, kAligned>, static_cast<unsigned>(count), kSquareThreads, kScratch, partials, x, n);
+    });
   launch(stream, sum_partials_kernel, 1, kSquareThreads, kScratch, out, partials, static_cast<int>(count));
 }
 template void sum_squares(Stream, double*, double*, const float*, int64_t);
@@ -113,7 +137,10 @@ void adamw(Stream stream, float* value, float* m, float* v, bf16* half, const fl
                 static_cast<float>(rates.beta2),
                 static_cast<float>(1 - rates.beta2),
                 static_cast<float>(rates.eps)};
-  launch(stream, adamw_kernel, static_cast<unsigned>(div_up(n, int64_t{kAdamwThreads * kAdamwEach})), kAdamwThreads, 0, p, n);
+  const bool aligned = begins_at_16(value) && begins_at_16(m) && begins_at_16(v) && begins_at_16(grad) && begins_at_16(half);
+  dispatch_aligned(aligned, [&]<bool kAligned>() {
+    launch(stream, adamw_kernel<kAligned>, static_cast<unsigned>(div_up(n, int64_t{kAdamwThreads * kAdamwEach})), kAdamwThreads, 0, p, n);
+  });
 }
 
 }  // namespace kava

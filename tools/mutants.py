@@ -43,7 +43,8 @@ REASONS = "tests/kernels/mutants.txt"
 # Which tests/*/test_NAME.cpp a sample of a file runs before all others, where that is not its name up to "_" and the kernels' own.
 TESTS = {"gemm": ["linear", "gemm_kernels"], "attention": ["attention", "attention_kernels"],
          "tile": ["linear", "attention", "gemm_kernels", "attention_kernels"],
-         "chunks": ["rows", "norm", "kernels"], "dropout": ["linear", "kernels"], "gpu": ["attention"], "norm_rope": ["norm_rope"]}
+         "chunks": ["rows", "norm", "kernels"], "column_sums": ["norm", "norm_rope", "linear"], "dropout": ["linear", "kernels"],
+         "gpu": ["attention"], "norm_rope": ["norm_rope"]}
 # Shared with the engine, or replaced in the emulator, or declarations only.
 NO_KERNELS = {"bf16.h", "philox.h", "gpu_cuda.h", "gpu_error.h", "kernels.h", "gemm.h", "bytes16.h", "launched.h"}
 

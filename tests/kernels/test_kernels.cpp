@@ -98,6 +98,61 @@ TEST_CASE("rows at multiples of 16 bytes are moved 16 bytes at a time") {
   CHECK(requests(false) == 2 * 32 * 64 / 32);
 }
 
+TEST_CASE("the update and the sum of squares take buffers of any length, and any one that begins anywhere") {
+  SKIP_IF_UNSUPPORTED();
+  const AdamwRates rates{.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.1, .clip = 1};
+  const double square = 4;
+  const int32_t updates = 3;
+  AdamwFactors factors;
+  for (int64_t n : {1, 3, 4, 5, 1021, 1024, 1026, 8197}) {
+    // What stands before and behind a buffer stays, and is no number.
+    struct Buffer {
+      std::vector<float> at;
+      float* begin;
+      Buffer(int64_t n, int64_t shift, float base) : at(static_cast<std::size_t>(n) + 24, NAN) {
+        begin = at.data();
+        while (reinterpret_cast<std::uintptr_t>(begin) % 16) ++begin;
+        begin += 4 + shift;
+        for (int64_t i = 0; i < n; ++i) begin[i] = base + static_cast<float>(i % 37) / 64;
+      }
+    };
+    std::vector<float> first;
+    for (int odd = -1; odd < 5; ++odd) {
+      INFO(n << " elements, buffer " << odd << " begins anywhere");
+      Buffer value(n, odd == 0, 1), m(n, odd == 1, -0.25), v(n, odd == 2, 0.5), grad(n, odd == 3, -0.5), halves(n, 0, 0);
+      bf16* const half = reinterpret_cast<bf16*>(halves.begin) + (odd == 4);
+      std::fill_n(half, n + 8, bf16{0x7fff});
+      const std::vector<float> before[] = {value.at, m.at, v.at};
+      adamw(nullptr, value.begin, m.begin, v.begin, half, grad.begin, &factors, &square, &updates, rates, n);
+      int checked = 0;
+      for (const Buffer* b : {&value, &m, &v}) {
+        const std::vector<float>& was = before[checked++];
+        for (std::size_t i = 0; i < b->at.size(); ++i) {
+          const float* here = b->at.data() + i;
+          if (here < b->begin || here >= b->begin + n) REQUIRE(std::memcmp(here, &was[i], sizeof(float)) == 0);
+          else REQUIRE(*here == *here);
+        }
+      }
+      for (int64_t i = 0; i < n; ++i) REQUIRE(half[i].bits == to_bf16(value.begin[i]).bits);
+      for (int64_t i = n; i < n + 8; ++i) REQUIRE(half[i].bits == 0x7fff);
+      std::vector<float> all(value.begin, value.begin + n);
+      all.insert(all.end(), m.begin, m.begin + n), all.insert(all.end(), v.begin, v.begin + n);
+      if (odd < 0) first = all;
+      REQUIRE(all == first);
+
+      const auto sum_of = [&](const auto* x) {
+        std::vector<double> partials(static_cast<std::size_t>(sum_squares_partials(n)));
+        double sum = 0, want = 0;
+        sum_squares(nullptr, &sum, partials.data(), x, n);
+        for (int64_t i = 0; i < n; ++i) want += static_cast<double>(to_float(x[i])) * static_cast<double>(to_float(x[i]));
+        REQUIRE(std::fabs(sum - want) <= 1e-13 * want);
+      };
+      sum_of(static_cast<const float*>(grad.begin));
+      sum_of(static_cast<const bf16*>(half));
+    }
+  }
+}
+
 TEST_CASE("kernels launch nothing where there is nothing to do") {
   Unrun none;
   const Rows<float> x{nullptr, 8};
@@ -117,7 +172,7 @@ TEST_CASE("kernels launch nothing where there is nothing to do") {
   head_draw(&none, nullptr, cx, {}, nullptr, 1, 1, 0, 8);
   head_loss(&none, nullptr, nullptr, nullptr, 0), head_correct(&none, nullptr, nullptr, nullptr, 0);
   distill<float>(&none, nullptr, {}, nullptr, cx, cx, nullptr, nullptr, GroupDistance::mse, 1, 1, 0, 4, 8);
-  bias_bwd<float>(&none, nullptr, cx, 0, 8), bias_bwd<float>(&none, nullptr, cx, 3, 0);
+  bias_bwd<float>(&none, nullptr, nullptr, cx, 0, 8), bias_bwd<float>(&none, nullptr, nullptr, cx, 3, 0);
   for (const auto& [samples, kv_heads] : {std::pair{0, 2}, {3, 0}}) {
     RkvDims dims{.samples = samples, .heads = 2, .kv_heads = kv_heads, .head_dim = 8, .latents = 2, .trace_tokens = 4};
     rkv_select<float>(&none, {}, nullptr, {}, dims);
@@ -179,8 +234,11 @@ TEST_CASE("kernels take the largest counts that they say, and refuse the next") 
   CHECK_NOTHROW((rope<float, float>(&none, x, cx, nullptr, cx, cx, most - 1, 2, 8, false)));
   CHECK_THROWS_AS((rope<float, float>(&none, x, cx, nullptr, cx, cx, most, 2, 8, false)), std::invalid_argument);
   const RopeTables at{nullptr, cx, cx};
-  CHECK_NOTHROW(norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, most - 1, 8, 8));
-  CHECK_THROWS_AS(norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, most, 8, 8), std::invalid_argument);
+  for (const auto& [head_dim, lanes] : {std::pair{8, 1}, {128, 8}, {512, 32}}) {
+    CHECK_NOTHROW(norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, most / 8 / lanes - 1, 8, head_dim));
+    CHECK_THROWS_AS(norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, most / 8 / lanes, 8, head_dim), std::invalid_argument);
+  }
+  CHECK_THROWS_AS(norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, 1, 1, 514), std::invalid_argument);
   for (const AttentionDims& dims : {AttentionDims{2, 2, 1, 1.f}, AttentionDims{1, 1, 128, 1.f}, AttentionDims{6, 3, 64, 1.f}})
     CHECK_NOTHROW(attention_fwd<bf16>(&none, {}, {}, {}, {}, {}, {}, {}, dims));
 }

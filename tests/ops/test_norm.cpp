@@ -180,3 +180,32 @@ TEST_CASE("add_layer_norm adds, normalises each row and has the gradient of cent
     }
   }
 }
+
+TEST_CASE("norms of rows that the cuda backend has no room for end with a line, a gradient's in a dry run too", "[device][ops]") {
+  if (!tested_cuda()) SKIP(kNoTestedCuda);
+  const auto dry = tested_cuda()->dry_twin();
+  const auto refusal = [](const std::function<void()>& run) -> std::string {
+    try {
+      run();
+    } catch (const Error& e) {
+      REQUIRE(e.code() == Exit::preflight);
+      return e.what();
+    }
+    return {};
+  };
+  // What a warp keeps of a row in f32: four bytes a column, and four more of its gradient.
+  for (const auto& [cols, fits] : {std::pair{24576, true}, {24577, false}}) {
+    Rig rig(*tested_cuda(), DType::f32, DType::f32, 0);
+    const Tensor x = rig.in(Matrix(1, cols, 1)), w = rig.in(Matrix(1, cols, 1)), y = rig.out(1, cols), rstd = rig.out(1, 1, Kind::sum);
+    const std::string said = refusal([&] { rig.ops.add_rms_norm_fwd(y, {}, rstd, x, {}, w, 1e-5); });
+    CHECK((fits ? said.empty() : said.find("rows of 24577 numbers in these types, 24576 at most") != std::string::npos));
+  }
+  for (Ops* ops : {tested_cuda(), dry.get()})
+    for (const auto& [cols, fits] : {std::pair{12288, true}, {12289, false}}) {
+      Rig rig(*ops, DType::f32, DType::f32, 0);
+      const Tensor x = rig.in(Matrix(1, cols, 1)), w = rig.in(Matrix(1, cols, 1)), dx = rig.in_out(Matrix(1, cols, 0)),
+                   rstd = rig.in(Matrix(1, 1, 1), Kind::sum);
+      const std::string said = refusal([&] { rig.ops.rms_norm_bwd(rig.arena, dx, {}, x, x, rstd, w); });
+      CHECK((fits ? said.empty() : said.find("rows of 12289 numbers in these types, 12288 at most") != std::string::npos));
+    }
+}

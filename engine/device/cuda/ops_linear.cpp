@@ -147,7 +147,12 @@ void CudaOps::do_linear_group_bwd_params(Arena& arena, const LinearGroupGrad& gr
       const int64_t rank = g.in + p.rank_begin;
       if (grad.db[j]) add(grad.db[j], dy.col_range(p.out_begin, p.out_begin + p.outs), xx.col_range(rank, rank + p.rank), p.scale, false);
     }
-    if (grad.dbias && !dry()) kava::bias_bwd(stream(), data_of<float>(grad.dbias), rows_of<const T>(dy), to_int(dy.rows), to_int(dy.cols));
+    if (grad.dbias) {
+      ArenaScope scope(arena);
+      const Tensor room = arena.alloc(DType::f32, 1, column_sums_workspace(dy.rows, dy.cols));
+      if (!dry())
+        kava::bias_bwd(stream(), data_of<float>(grad.dbias), data_of<float>(room), rows_of<const T>(dy), to_int(dy.rows), to_int(dy.cols));
+    }
   });
 }
 

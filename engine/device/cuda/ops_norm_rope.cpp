@@ -14,7 +14,7 @@ void CudaOps::do_norm_rope_bwd(Arena& arena, const Tensor& dx, const Tensor& dw,
                                const Tensor& w, const Tensor& positions, const Tensor& cosine, const Tensor& sine) {
   ArenaScope scope(arena);
   const int heads = static_cast<int>(x.cols / w.cols), D = static_cast<int>(w.cols);
-  const Tensor room = dw ? arena.alloc(DType::f32, 1, norm_rope_workspace(x.rows, D)) : Tensor{};
+  const Tensor room = dw ? arena.alloc(DType::f32, 1, norm_rope_workspace(x.rows, heads, D)) : Tensor{};
   if (dry()) return;
   const RopeTables at{data_of<const int32_t>(positions), rows_of<const float>(cosine), rows_of<const float>(sine)};
   on_storage(x.dtype, [&]<class T>() {
