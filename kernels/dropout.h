@@ -1,5 +1,6 @@
-// The mask of LoRA's input dropout, shared by every backend. Eight neighbouring columns of a row share one Philox block; column c takes the
-// half-word c % 8 of its four words, low halves first, and is kept when that is at least round(p * 2^16).
+// The mask of LoRA's input dropout, the same in every backend (the cpu makes it of several blocks at once). Eight neighbouring columns of a
+// row share one Philox block; column c takes the half-word c % 8 of its four words, low halves first, and is kept when that is at least
+// round(p * 2^16).
 #pragma once
 #include "kernels/philox.h"
 

@@ -28,7 +28,7 @@ constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, const Philox
   return c;
 }
 
-/// What a random number is drawn for: the first word of the key. The second word is the run's seed.
+/// What a random number is drawn for: with the seed's high half the first word of the key. The second word is its low half.
 enum class Purpose : uint32_t {
   dropout = 1,
   init = 2,

@@ -29,14 +29,14 @@ int thread_count(const DeviceOptions& options) {
 
 namespace {
 /// Null where the cpu is to be taken; `why` says why.
-std::unique_ptr<Ops> working_cuda_ops(int number, std::string& why) {
+std::unique_ptr<Ops> working_cuda_ops(int number, int threads, std::string& why) {
   if (cuda_is_emulated()) {
     why = cuda_name() + " runs for tests alone, with --device cuda";
     return nullptr;
   }
   if (cuda_devices(why) == 0) return nullptr;
   try {
-    return make_cuda_ops(number);
+    return make_cuda_ops(number, threads);
   } catch (const Error& e) {
     why = e.what();
   } catch (const GpuError& e) {
@@ -56,10 +56,10 @@ std::unique_ptr<Ops> make_ops(const DeviceOptions& options, int number) {
   const int threads = thread_count(options);
   const std::string device = options.device.value_or("auto");
   if (device == "cpu") return make_cpu_ops(threads);
-  if (device == "cuda") return make_cuda_ops(number);
+  if (device == "cuda") return make_cuda_ops(number, threads);
   if (device != "auto") throw Error(Exit::usage, "--device", "\"" + escaped(device) + "\" is no device", "give cpu, cuda or auto");
   std::string why;
-  if (auto ops = working_cuda_ops(number, why)) return ops;
+  if (auto ops = working_cuda_ops(number, threads, why)) return ops;
   if (options.device || (!cuda_name().empty() && !cuda_is_emulated())) print_note("device cpu: " + why);
   return make_cpu_ops(threads);
 }

@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "engine/cli.h"
+#include "engine/device/cuda_module.h"
 #include "engine/error.h"
 
 namespace kava {
@@ -122,12 +123,13 @@ void require_same_config(Comm& comm, const RunConfig& config) {
   }
 }
 
-int ranks_here(Comm& comm) {
+int ranks_on_its_memory(Comm& comm, const Ops& ops) {
   if (comm.alone()) return 1;
   char host[256] = {};
   ::gethostname(host, sizeof host - 1);
-  const std::vector<std::string> all = comm.gather(host, "counting the ranks of a machine");
-  return static_cast<int>(std::ranges::count(all, host));
+  const std::string own = fmt::format("{} {}", host, device_address(ops));
+  const std::vector<std::string> all = comm.gather(own, "counting the ranks of a machine or device");
+  return static_cast<int>(std::ranges::count(all, own));
 }
 
 }  // namespace kava

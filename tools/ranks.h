@@ -27,7 +27,7 @@ void require_same(Comm& comm, const char* what, std::string_view mine, Exit code
 /// The same for configurations, but for their paths: names the key.
 void require_same_config(Comm& comm, const RunConfig& config);
 
-/// How many of the ranks are on this machine.
-int ranks_here(Comm& comm);
+/// How many of the ranks share the memory that this one's backend takes its own of: the machine's, or its device's.
+int ranks_on_its_memory(Comm& comm, const Ops& ops);
 
 }  // namespace kava

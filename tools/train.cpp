@@ -81,12 +81,11 @@ void require_work_for_all(const RunConfig& config, int64_t samples, int ranks) {
                 batch < ranks ? "start fewer" : fmt::format("start fewer, or set train.micro_batch = {}", batch / ranks));
 }
 
-// Bytes that one of the ranks on this machine may take of its backend's memory: of a GPU's without what is in no plan, the kernels that are
-// loaded at their first call and the executables of graphs.
-int64_t memory_for_a_rank(const Ops& ops, int ranks_here) {
+// Bytes that one of the ranks on a backend's memory may take of it: of a GPU's without what is in no plan, the kernels that are loaded at
+// their first call and the executables of graphs.
+int64_t memory_for_a_rank(const Ops& ops, int ranks) {
   constexpr int64_t kOutsideOfPlans = int64_t{512} << 20;
-  if (ops.name() == "cpu") return free_memory(ops) / ranks_here;
-  return free_memory(ops) - (ops.name() == "cuda" ? kOutsideOfPlans : 0);
+  return free_memory(ops) / ranks - (ops.name() == "cuda" ? kOutsideOfPlans : 0);
 }
 
 class Run {
@@ -185,7 +184,7 @@ class Run {
   // After the link, which has taken its own.
   void require_room() {
     const MemoryPlanner planner(*ops_, config_, text_.shape, data_.samples, data_.valid ? &*data_.valid : nullptr, comm_.size());
-    require_memory(planner, config_, text_.shape, memory_for_a_rank(*ops_, ranks_here_));
+    require_memory(planner, config_, text_.shape, memory_for_a_rank(*ops_, ranks_on_its_memory_));
   }
 
   void load(std::optional<Model>& model, std::optional<Checkpoint>& from, TrainingState& state) {
@@ -395,10 +394,10 @@ class Run {
 
   const TrainCommand& command_;
   Comm& comm_;
-  const int ranks_here_ = ranks_here(comm_);
   const RunConfig told_;  // as given
   RunConfig config_;      // as run
   const std::unique_ptr<Ops> ops_;
+  const int ranks_on_its_memory_ = ranks_on_its_memory(comm_, *ops_);
   const fs::path out_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   bool stepped_ = false;
@@ -428,7 +427,7 @@ std::optional<fs::path> run_named(const TrainCommand& command) {
   return path;
 }
 
-void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& ops, int ranks, int ranks_here) {
+void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& ops, int ranks, int ranks_on_its_memory) {
   (void)memory_of(command.plan_options), (void)rate_of(command.plan_options);
   if (command.plan_options.json) {
     require_no_input("--json", *command.plan_options.json, inputs_of(command.config, config));
@@ -447,7 +446,7 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
   say(parameter_table(config, text) + run_summary(config, text.shape, data.samples, data.left_out));
   const MemoryPlanner planner(ops, config, text.shape, data.samples, data.valid ? &*data.valid : nullptr, ranks);
   // A dry backend has no memory; one is planned with --memory alone.
-  print_plan(command.plan_options, planner, config, text.shape, ops.dry() ? 0 : memory_for_a_rank(ops, ranks_here));
+  print_plan(command.plan_options, planner, config, text.shape, ops.dry() ? 0 : memory_for_a_rank(ops, ranks_on_its_memory));
 }
 
 // The backend asked for; where only its memory is planned, one that takes what it would.
@@ -495,9 +494,9 @@ int train_on_rank(const TrainCommand& command, Comm& comm, const World& world) {
   });
   require_same_config(comm, config);
   if (command.plan) {
-    const int here = ranks_here(comm);
+    const int sharing = ranks_on_its_memory(comm, *ops);
     together(comm, "planning", [&] {
-      if (comm.leads()) plan_run(command, config, *ops, comm.size(), here);
+      if (comm.leads()) plan_run(command, config, *ops, comm.size(), sharing);
     });
     return 0;
   }

@@ -151,7 +151,6 @@ class DeviceLink {
   void look(const char* what, double waited) const;
   [[noreturn]] void fail(const char* what, const std::string& why) const;
 
- protected:
   bool measured_ = false;
   OverlapTime overlap_;
 

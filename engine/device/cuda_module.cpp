@@ -46,11 +46,11 @@ std::string cuda_device_text(int device) {
   return cuda_devices(why) > 0 ? loaded().module->device_text(device) : why;
 }
 
-std::unique_ptr<Ops> make_cuda_ops(int number) {
+std::unique_ptr<Ops> make_cuda_ops(int number, int threads) {
   std::string why;
   const int count = cuda_devices(why);
   if (count == 0) throw Error(Exit::preflight, "--device", why, "use --device cpu");
-  return std::unique_ptr<Ops>(loaded().module->ops(number % count));
+  return std::unique_ptr<Ops>(loaded().module->ops(number % count, threads));
 }
 
 std::unique_ptr<Ops> make_dry_cuda_ops() { return std::unique_ptr<Ops>(loaded().module ? loaded().module->dry_ops() : nullptr); }
@@ -58,6 +58,11 @@ std::unique_ptr<Ops> make_dry_cuda_ops() { return std::unique_ptr<Ops>(loaded().
 CudaInside cuda_inside(Ops& ops) {
   const CudaModule* cuda = loaded().module;
   return cuda && ops.name() == cuda->name ? cuda->inside(ops) : CudaInside{};
+}
+
+std::string device_address(const Ops& ops) {
+  const CudaModule* cuda = loaded().module;
+  return cuda && ops.name() == cuda->name && !ops.dry() ? cuda->address(ops) : "";
 }
 
 int64_t free_memory(const Ops& ops) {

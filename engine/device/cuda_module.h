@@ -23,8 +23,9 @@ int cuda_devices(std::string& why);
 /// A line about one of them, or about why it cannot be used.
 std::string cuda_device_text(int device);
 
-/// The backend on the device of that number, modulo how many there are. Error(code preflight) where there is none.
-std::unique_ptr<Ops> make_cuda_ops(int number = 0);
+/// The backend on the device of that number, modulo how many there are, with so many threads for what it leaves to the host. Error(code
+/// preflight) where there is none.
+std::unique_ptr<Ops> make_cuda_ops(int number = 0, int threads = 1);
 
 /// A dry backend, which needs neither device nor driver; null where this build has none.
 std::unique_ptr<Ops> make_dry_cuda_ops();
@@ -40,6 +41,8 @@ struct CudaInside {
 };
 CudaInside cuda_inside(Ops& ops);
 
+/// Where a cuda backend's device is found on its machine; empty of another backend and of a dry one.
+std::string device_address(const Ops& ops);
 /// Bytes that a backend's memory can still give.
 int64_t free_memory(const Ops& ops);
 /// The most bytes that a cuda backend's device itself counted as taken since the backend was opened, by whatever process, at the times that
@@ -57,9 +60,10 @@ struct CudaModule {
   bool emulated;
   int (*devices)(std::string& why);
   std::string (*device_text)(int device);
-  Ops* (*ops)(int device);
+  Ops* (*ops)(int device, int threads);
   Ops* (*dry_ops)();
   CudaInside (*inside)(Ops& ops);
+  std::string (*address)(const Ops& ops);
   int64_t (*free_memory)(const Ops& ops);
   int64_t (*taken_memory)(Ops& ops);
   DeviceLink* (*link)(Comm& comm, Ops& ops, std::string& why);

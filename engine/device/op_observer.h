@@ -1,4 +1,4 @@
-// Who watches the ops of a backend: times them, counts them, or runs them again on another backend.
+// Who watches the ops of a backend: times them, counts them, or, in tests, runs them again on another backend.
 #pragma once
 #include <chrono>
 #include <functional>

@@ -98,7 +98,7 @@ std::vector<fs::path> cases(Cases which = Cases::all) {
     const bool more = names("coconut") || names("icot") || names("codi_exact") || names("qwen3") || names("gpt2");
     if (which == Cases::all || more == (which == Cases::more)) some.push_back(entry.path().parent_path() / name);
   }
-  REQUIRE(some.size() >= 40);
+  REQUIRE(some.size() == (which == Cases::all ? 85 : which == Cases::more ? 41 : 44));
   return some;
 }
 
@@ -155,7 +155,7 @@ TEST_CASE("what a step keeps or computes again changes none of its bytes") {
       ++cases;
     }
   }
-  REQUIRE(cases >= 66 + 3);
+  REQUIRE(cases == 85 + 3);
 }
 
 TEST_CASE("every tensor of the step equals the reference in f64") { run_cases(Cases::method, "f64"); }

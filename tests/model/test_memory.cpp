@@ -122,7 +122,7 @@ TEST_CASE("the rows of a step are counted without its layout") {
     CHECK(rows == make_layout(config, recipe, samples, 0).rows);
     ++cases;
   }
-  REQUIRE(cases >= 66);
+  REQUIRE(cases == 85);
 }
 
 TEST_CASE("where an adapter is read nothing is drawn") {

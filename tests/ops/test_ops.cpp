@@ -1,3 +1,9 @@
+#include <chrono>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "engine/device/cuda/ops_cuda.h"
 #include "engine/device/op_observer.h"
 #include "tests/ops/op_rig.h"
 
@@ -198,4 +204,22 @@ TEST_CASE("an op refuses a secondary operand of another type or shape") {
   rig.ops.rope_fwd(norm, positions, angle, angle, 4, false);
   REQUIRE_THROWS_AS(rig.ops.rope_fwd(norm, positions, angle, narrow, 4, false), Error);
   REQUIRE_THROWS_AS(rig.ops.rope_fwd(norm, rig.in(row_of({0}), Kind::i32), angle, angle, 4, false), Error);
+}
+
+TEST_CASE("what a device leaves to the host runs on as many threads as it is given") {
+  if (!emulated_cuda()) SKIP(kNoTestedCuda);
+  for (int threads : {1, 3}) {
+    CudaOps ops(0, false, threads);
+    std::set<std::thread::id> seen;
+    std::mutex mutex;
+    for (int call = 0; call < 20; ++call)
+      ops.on_host(200, [&](int64_t) {
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
+        const std::lock_guard lock(mutex);
+        seen.insert(std::this_thread::get_id());
+      });
+    // In 20 calls not one thread more than there are: they are the same ones.
+    CHECK(seen.size() <= static_cast<std::size_t>(threads));
+    if (threads == 1) CHECK(seen.contains(std::this_thread::get_id()));
+  }
 }

@@ -38,7 +38,7 @@ struct DeviceProject {
     const TempFolder streams;
     std::string line = "cd '" + streams.path().string() + "';";
     for (int r : {1, 0})
-      line += fmt::format("(KAVA_EMULATED_DEVICES=2 {} '{}/kava_train' {} --rank {} >out{} 2>err{}; echo $? >code{}){}",
+      line += fmt::format("({} {} '{}/kava_train' {} --rank {} >out{} 2>err{}; echo $? >code{}){}", environment,
                           r == 1 && !fail.empty() ? "KAVA_NCCL_FAIL=" + fail : "", bin_dir(), ranks, r, r, r, r, r == 1 ? " & " : "; wait");
     REQUIRE(std::system(line.c_str()) == 0);
     TwoRanks ended;
@@ -51,6 +51,7 @@ struct DeviceProject {
   }
   TempFolder folder;
   const std::string config = folder / "c.toml";
+  std::string environment = "KAVA_EMULATED_DEVICES=2";
 };
 
 int calls_of(const std::string& err) {
@@ -109,4 +110,20 @@ TEST_CASE("a call of NCCL that fails or never ends stops every cuda rank with 6,
   CHECK((good.codes[0] == 0 && good.codes[1] == 0));
   CHECK(good.errs[1] == "rank 1 of 2: NCCL does not end (ncclCommAbort, 10 s)\n");
   check_same_run(p.folder.path() / "whole", p.folder.path() / "good");
+}
+
+TEST_CASE("ranks that share a device plan with a part of its memory each") {
+  DeviceProject p;
+  const Ended plan = run_command("kava_train " + p.arguments("none") + " --plan");
+  const std::size_t at = plan.out.find("memory.device.total");
+  REQUIRE(at != std::string::npos);
+  const std::string memory = fmt::format("KAVA_EMULATED_MEMORY={}", std::atoll(plan.out.c_str() + at + 19) * 3 / 2);
+  p.environment = "KAVA_EMULATED_DEVICES=2 " + memory;
+  const TwoRanks apart = p.run("apart");
+  INFO(apart.errs[0] << apart.errs[1]);
+  CHECK((apart.codes[0] == 0 && apart.codes[1] == 0));
+  p.environment = "KAVA_EMULATED_DEVICES=1 " + memory;
+  const TwoRanks shared = p.run("shared");
+  CHECK((shared.codes[0] == 3 && shared.codes[1] == 3));
+  CHECK_THAT(shared.errs[0] + shared.errs[1], ContainsSubstring("are available"));
 }

@@ -8,7 +8,7 @@
 //                    update:K   the K-th update of an executable graph is refused
 //                    lost:K     the K-th call and all after it find the device lost
 //                    busy       the device does not say what it is
-//                    count      prints at the end how many there were of each
+//                    count      prints at the end how many there were of requests, launches and calls
 // KAVA_EMULATED_NCCL names another file to take for NCCL's library.
 #include <sys/mman.h>
 

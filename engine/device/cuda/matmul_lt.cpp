@@ -115,12 +115,12 @@ struct MatmulLt::State {
     // Parts of a sum are added in a fixed order, not as they come; forward a sum has no parts, whose number could go by the rows.
     const bool whole = key.form == GemmForm::nt || key.k % LtKey::kDepthStep != 0;
     const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE | (whole ? 0 : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
-    preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace, sizeof kWorkspace);
-    preference_set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
+    KAVA_LT(preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace, sizeof kWorkspace));
+    KAVA_LT(preference_set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions));
     const uint32_t alignment = 16;  // and of a bias the pointer's
     for (auto which : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-      preference_set(preference, which, &alignment, sizeof alignment);
+      KAVA_LT(preference_set(preference, which, &alignment, sizeof alignment));
     cublasLtMatmulHeuristicResult_t result{};
     int found = 0;
     const cublasStatus_t status = heuristic(handle, call.desc, call.b, call.a, call.c, call.c, preference, 1, &result, &found);

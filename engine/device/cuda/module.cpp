@@ -19,7 +19,7 @@ std::string device_text(int device) {
   }
 }
 
-Ops* make_ops(int device) { return new CudaOps(device, false); }
+Ops* make_ops(int device, int threads) { return new CudaOps(device, false, threads); }
 Ops* make_dry_ops() { return new CudaOps(0, true); }
 
 DeviceLink* make_link(Comm& comm, Ops& ops, std::string& why) { return make_device_link(comm, static_cast<CudaOps&>(ops), why).release(); }
@@ -30,6 +30,7 @@ CudaInside inside(Ops& ops) {
   return {cuda.runtime().stream(), cuda.has_lt(), cuda.lt_fault(), graphs.launched, graphs.updated, graphs.fallbacks};
 }
 
+std::string address(const Ops& ops) { return static_cast<const CudaOps&>(ops).runtime().info().address; }
 int64_t taken_bytes(Ops& ops) { return static_cast<CudaOps&>(ops).taken_bytes(); }
 int64_t free_bytes(const Ops& ops) { return static_cast<const CudaOps&>(ops).runtime().free_bytes(); }
 
@@ -45,6 +46,7 @@ const kava::CudaModule kava_cuda_module = {.name = kava::gpu_backend_name(),
                                            .ops = kava::make_ops,
                                            .dry_ops = kava::make_dry_ops,
                                            .inside = kava::inside,
+                                           .address = kava::address,
                                            .free_memory = kava::free_bytes,
                                            .taken_memory = kava::taken_bytes,
                                            .link = kava::make_link};

@@ -4,19 +4,18 @@
 #include <vector>
 
 #include "engine/cli.h"
-#include "engine/cores.h"
 #include "engine/device/cpu/threads.h"
 #include "kernels/gpu_error.h"
 
 namespace kava {
 
-CudaOps::CudaOps(int device, bool dry) : Ops(dry), device_(device) {
+CudaOps::CudaOps(int device, bool dry, int threads) : Ops(dry), device_(device), threads_(threads) {
   if (dry) return;
   runtime_ = std::make_unique<GpuRuntime>(device);
   require_capability(runtime_->info());
   first_free_ = least_free_ = runtime_->free_bytes();
   graphs_ = std::make_unique<PassGraphs>(*runtime_);
-  factors_ = runtime_->allocate(sizeof(AdamwFactors));
+  factors_ = {runtime_->allocate(sizeof(AdamwFactors)), Release{runtime_.get()}};
   std::string why;
   lt_ = MatmulLt::open(*runtime_, why);
   try {
@@ -27,9 +26,7 @@ CudaOps::CudaOps(int device, bool dry) : Ops(dry), device_(device) {
   if (!lt_fault_.empty()) lt_.reset();
   if (!lt_ && !gpu_is_emulated()) print_note(name() + ": " + (lt_fault_.empty() ? why : lt_fault_));
 }
-CudaOps::~CudaOps() {
-  if (factors_) runtime_->release(factors_);
-}
+CudaOps::~CudaOps() = default;
 
 int64_t CudaOps::taken_bytes() {
   if (runtime_) least_free_ = std::min(least_free_, runtime_->free_bytes());
@@ -45,7 +42,8 @@ void CudaOps::do_commit(void* data, int64_t bytes) {
 }
 void CudaOps::do_unreserve(const AddressRange& range, int64_t committed) { runtime_->unreserve(range, committed); }
 void CudaOps::do_on_host(int64_t tasks, const std::function<void(int64_t)>& body) {
-  Threads(static_cast<int>(std::clamp<int64_t>(tasks, 1, usable_cores()))).run(tasks, body);
+  if (!host_) host_ = std::make_unique<Threads>(threads_);
+  host_->run(tasks, body);
 }
 void CudaOps::do_upload(const Tensor& y, const void* host) {
   const int64_t row = y.cols * size_of(y.dtype);

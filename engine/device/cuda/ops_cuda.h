@@ -13,10 +13,12 @@
 
 namespace kava {
 
+class Threads;
+
 class CudaOps final : public Ops {
  public:
-  /// A dry backend opens no device.
-  CudaOps(int device, bool dry);
+  /// A dry backend opens no device. threads: of on_host().
+  CudaOps(int device, bool dry, int threads = 1);
   ~CudaOps() override;
   std::string name() const override { return gpu_backend_name(); }
   bool stores(DType t) const override { return t != DType::f64; }
@@ -156,12 +158,17 @@ class CudaOps final : public Ops {
   /// c (set, or added to in f32) = op(a) op(b), op transposing.
   void product(const Tensor& c, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, bool add = false);
 
-  int device_;
+  int device_, threads_;
+  std::unique_ptr<Threads> host_;        // from the first on_host()
   std::unique_ptr<GpuRuntime> runtime_;  // null in a dry backend
   std::unique_ptr<MatmulLt> lt_;         // null where there is no cuBLASLt
   std::string lt_fault_;
-  std::unique_ptr<PassGraphs> graphs_;       // null in a dry backend
-  void* factors_ = nullptr;                  // an AdamwFactors
+  std::unique_ptr<PassGraphs> graphs_;  // null in a dry backend
+  struct Release {
+    GpuRuntime* runtime;
+    void operator()(void* data) const { runtime->release(data); }
+  };
+  std::unique_ptr<void, Release> factors_;   // an AdamwFactors
   int64_t first_free_ = 0, least_free_ = 0;  // bytes, by the device's count
 };
 

@@ -18,7 +18,7 @@ void CudaOps::do_adamw(const Tensor& value, const Tensor& m, const Tensor& v, co
                        const Tensor& grad_square, const Tensor& updates, const AdamwOptions& o) {
   const bool rounds = half && half.dtype == DType::bf16;
   kava::adamw(stream(), data_of<float>(value), data_of<float>(m), data_of<float>(v), rounds ? data_of<bf16>(half) : nullptr,
-              data_of<const float>(grad), static_cast<AdamwFactors*>(factors_), data_of<const double>(grad_square),
+              data_of<const float>(grad), static_cast<AdamwFactors*>(factors_.get()), data_of<const double>(grad_square),
               data_of<const int32_t>(updates), {o.lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.clip}, value.count());
   if (half && !rounds) do_copy(half, value);
 }
