@@ -256,6 +256,39 @@ void require_files(const ReplicaTable& table, const std::vector<Work>& works, co
                   "take the file from its origin again");
 }
 
+Json inputs_of(const ReplicaTable& table, const Work& work, const fs::path& out) {
+  std::vector<std::string> files;
+  if (work.kind == WorkKind::eval) files.push_back(table_path(table, table.columns[work.column].data, out, work.seed).string());
+  if (work.kind == WorkKind::train) {
+    const RunConfig config = config_of(table, work, out);
+    for (const DataFile& file : config.data.train) files.push_back(file.path);
+    if (!config.data.valid.empty()) files.push_back(config.data.valid);
+  }
+  Json inputs = Json::object();
+  for (const std::string& file : files) {
+    const fs::path path = (table.folder / file).lexically_normal();
+    if (!lies_in(path, out) && is_there(path)) inputs[path.lexically_relative(table.folder).string()] = sha256_file(path.string());
+  }
+  return inputs;
+}
+
+void require_same_inputs(const ReplicaTable& table, const fs::path& out) {
+  std::map<std::string, std::string> now;
+  for (const Work& work : works_of(table, {}, out)) {
+    const auto state = read_state(out, work);
+    if (!state || !state->done) continue;
+    for (const auto& [name, digest] : state->inputs.get_ref<const Json::object_t&>()) {
+      const std::string file = (table.folder / name).lexically_normal().string();
+      if (!is_there(file)) continue;
+      const auto [found, fresh] = now.try_emplace(file);
+      if (fresh) found->second = sha256_file(file);
+      if (found->second != digest)
+        throw Error(Exit::data, shown_path(file), fmt::format("holds something else than when {} was done", work.id),
+                    "put back what it held, or choose another --out");
+    }
+  }
+}
+
 void print_counts(const std::vector<Work>& works, const fs::path& out) {
   std::size_t trainings = 0, evaluations = 0;
   for (const Work& work : works) {

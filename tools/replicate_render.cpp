@@ -92,13 +92,15 @@ std::string for_csv(const std::string& text) {
   return out + "\"";
 }
 
-// Calls `header` where a block begins and `row` for each of its rows.
+// Calls `header` where a block begins, also one without a name behind another, and `row` for each of its rows.
 template <class Header, class Row>
 void for_each_row(const Json& table, const Header& header, const Row& row) {
   std::string block;
   for (const Json& r : table["rows"]) {
-    if (r["block"] != block)
-      if (block = r["block"].get<std::string>(); !block.empty()) header(block);
+    if (r["block"] != block) {
+      block = r["block"].get<std::string>();
+      header(block.empty() ? "Other" : block);
+    }
     row(r);
   }
 }

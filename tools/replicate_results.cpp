@@ -70,7 +70,7 @@ Json cell_of(States& states, const ReplicaTable& table, const TableRow& row, std
   Json values = Json::array();
   std::vector<double> numbers;
   for (int64_t seed : table.seeds) {
-    values.push_back(row.shown ? value_of(states.result(row, seed, column), measure, c.scorer) : Json());
+    values.push_back(row.shown ? value_of(states.result(row, seed, column), measure, scorer_of(row, c)) : Json());
     if (values.back().is_number()) numbers.push_back(values.back().get<double>());
   }
   Json cell = {{"column", c.name}, {"measure", name_of(measure)}, {"values", std::move(values)}, {"n", numbers.size()}, {"mean", nullptr},
@@ -96,7 +96,7 @@ Json comparison_of(States& states, const ReplicaTable& table, const TableRow& ro
   for (int64_t seed : table.seeds) {
     const Json &x = states.result(row, seed, column), &y = states.result(reference, seed, column);
     if (x.is_null() || y.is_null() || x["questions_sha256"] != y["questions_sha256"]) continue;
-    const auto v = x["verdicts"].find(name_of(c.scorer)), w = y["verdicts"].find(name_of(c.scorer));
+    const auto v = x["verdicts"].find(name_of(scorer_of(row, c))), w = y["verdicts"].find(name_of(scorer_of(reference, c)));
     if (v == x["verdicts"].end() || w == y["verdicts"].end() || v->get_ref<const std::string&>().empty()) continue;
     if (!questions.is_null() && questions != x["questions_sha256"]) continue;
     if (v->get_ref<const std::string&>().size() != w->get_ref<const std::string&>().size()) continue;
@@ -174,6 +174,33 @@ Paired paired_bootstrap(const std::vector<std::string>& a, const std::vector<std
 
 namespace {
 
+// What a reader has to know to put numbers of two rows, or of another source, beside each other.
+std::vector<std::string> notes_of(States& states, const ReplicaTable& table) {
+  std::vector<std::string> notes = table.notes, free;
+  bool forced = false;
+  for (const TableRow& row : table.rows)
+    for (std::size_t column = 0; row.shown && column < table.columns.size(); ++column)
+      for (int64_t seed : table.seeds) {
+        const Json& result = states.result(row, seed, column);
+        if (!result.contains("prompt")) continue;
+        if (result["prompt"] != "free") forced = true;
+        else if (std::ranges::find(free, row.title) == free.end()) free.push_back(row.title);
+      }
+  const bool passes = std::ranges::find(table.measures, Measure::passes) != table.measures.end();
+  if (passes && !free.empty())
+    notes.push_back(fmt::format("Passes count the answer prompt, and the blank before a number, where the model writes them: {}.{}",
+                                fmt::join(free, ", "), forced ? " The other rows are given them." : ""));
+  std::map<Scorer, std::vector<std::string>> own;
+  for (const TableRow& row : table.rows)
+    if (row.shown && row.scorer && *row.scorer != Scorer::strict)
+      if (auto& titles = own[*row.scorer]; std::ranges::find(titles, row.title) == titles.end()) titles.push_back(row.title);
+  for (const auto& [scorer, titles] : own)
+    notes.push_back(fmt::format("By the scorer {} where the column says strict: {}.", name_of(scorer), fmt::join(titles, ", ")));
+  if (std::ranges::any_of(table.columns, [](const TableColumn& c) { return c.scorer == Scorer::gsm_hard; }))
+    notes.push_back("gsm_hard: numbers are equal where they differ by 1e-6 of their size at most.");
+  return notes;
+}
+
 Json aggregate(States& states, const ReplicaTable& table, bool times) {
   Json columns = Json::array(), rows = Json::array(), measures = Json::array();
   for (std::size_t i = 0; i < table.columns.size(); ++i) {
@@ -195,6 +222,7 @@ Json aggregate(States& states, const ReplicaTable& table, bool times) {
                     {"title", row.title},
                     {"block", row.block},
                     {"config", row.config},
+                    {"scorer", row.scorer ? Json(name_of(*row.scorer)) : Json()},
                     {"set", row.sets},
                     {"cells", std::move(cells)}});
   }
@@ -207,7 +235,7 @@ Json aggregate(States& states, const ReplicaTable& table, bool times) {
           {"rows", std::move(rows)},
           {"comparisons", comparisons_of(states, table)},
           {"missing", missing_of(states, table)},
-          {"notes", table.notes}};
+          {"notes", notes_of(states, table)}};
 }
 
 }  // namespace

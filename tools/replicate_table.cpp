@@ -138,6 +138,7 @@ PublishedValue read_published(const Section& s, const std::vector<TableColumn>& 
   if (s.has("sd")) p.sd = s.number("sd");
   if (p.measure == Measure::accuracy && !(p.value >= 0 && p.value <= 100))
     s.refuse("value", fmt::format("is {}, which is no accuracy in %", p.value), "give a value from 0 to 100");
+  if (p.value < 0) s.refuse("value", "is negative");
   if (p.sd && *p.sd < 0) s.refuse("sd", "is negative");
   if (s.text("source", "").empty()) s.refuse("", "is published without a source", "say where it was published");
   p.source = s.text("source");
@@ -145,11 +146,12 @@ PublishedValue read_published(const Section& s, const std::vector<TableColumn>& 
 }
 
 TableRow read_row(const Section& s, const std::vector<TableColumn>& columns) {
-  s.require_known({"name", "title", "block", "config", "set", "start", "groups", "shown", "published"});
+  s.require_known({"name", "title", "block", "config", "set", "start", "groups", "scorer", "shown", "published"});
   TableRow r;
   r.name = s.identifier("name"), r.title = s.text("title", r.name), r.block = s.text("block", "");
   r.config = s.text("config"), r.sets = s.texts("set"), r.start = s.text("start", ""), r.start_place = s.place("start");
   r.groups = s.texts("groups"), r.shown = s.flag("shown", true);
+  r.scorer = s.choice<Scorer>("scorer"), r.scorer_place = s.place("scorer");
   for (const std::string& set : r.sets) {
     std::string key = set.substr(0, set.find('='));
     std::erase(key, ' ');

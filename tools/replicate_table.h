@@ -43,9 +43,16 @@ struct TableRow {
   std::string start;              // the row whose trained model this one starts from, or ""
   std::string start_place;        // FILE:LINE:COL
   std::vector<std::string> groups;
+  std::optional<Scorer> scorer;  // in the place of strict, where a column has that
+  std::string scorer_place;
   bool shown = true;  // else it is only trained, for others to start from
   std::vector<PublishedValue> published;
 };
+
+/// What the answers of a row are judged by in a column.
+inline Scorer scorer_of(const TableRow& row, const TableColumn& column) {
+  return column.scorer == Scorer::strict ? row.scorer.value_or(Scorer::strict) : column.scorer;
+}
 
 struct ReplicaTable {
   std::filesystem::path file, folder;  // absolute

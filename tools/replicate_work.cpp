@@ -159,11 +159,12 @@ class Planner {
       // A form that is not given may still be any.
       const DataFormat format = c.format.value_or(c.scorer == Scorer::gsm_hard ? DataFormat::gsm_hard : DataFormat::icot_text);
       const std::vector<Scorer> scorers = scorers_for(method, format, true);
-      if (std::ranges::find(scorers, c.scorer) != scorers.end()) continue;
+      const Scorer scorer = scorer_of(row, c);
+      if (std::ranges::find(scorers, scorer) != scorers.end()) continue;
       std::vector<std::string> names;
       for (Scorer s : scorers) names.push_back(name_of(s));
-      throw Error(Exit::usage, c.scorer_place,
-                  fmt::format("scorer {} of column {} does not apply to row {}, of method {}{}", name_of(c.scorer), c.name, row.name,
+      throw Error(Exit::usage, scorer == c.scorer ? c.scorer_place : row.scorer_place,
+                  fmt::format("scorer {} of column {} does not apply to row {}, of method {}{}", name_of(scorer), c.name, row.name,
                               name_of(method), c.format ? ", and data of form " + name_of(format) : ""),
                   fmt::format("give one of {}", fmt::join(names, ", ")));
     }
@@ -208,6 +209,10 @@ std::optional<WorkState> state_at(const fs::path& out, const std::string& id) {
     state.fingerprint = root.at("fingerprint").string();
     if (!root.at("seconds").value().is_number()) root.at("seconds").refuse("is no number");
     state.seconds = json["seconds"].get<double>(), state.result = root.at("result").value();
+    if (root.has("inputs")) {
+      for (const auto& input : root.at("inputs").object()) (void)root.at("inputs").at(input.first.c_str()).string();
+      state.inputs = root.at("inputs").value();
+    }
     if (state.done && id.find(".eval_") != std::string::npos) {
       const JsonAt result = root.at("result");
       for (const auto& [scorer, verdicts] : result.at("verdicts").object()) (void)result.at("verdicts").at(scorer.c_str()).string();
@@ -268,7 +273,8 @@ void write_state(const fs::path& out, const Work& work, const WorkState& state) 
                {"log", work.log.lexically_relative(out).string()},
                {"seconds", state.seconds},
                {"fingerprint", state.fingerprint},
-               {"result", state.result}};
+               {"result", state.result},
+               {"inputs", state.inputs}};
   write_file(state_path(out, work.id).string(), json.dump(1) + "\n");
 }
 
@@ -285,10 +291,11 @@ Json evaluation_summary(const std::string& path) {
   }
   Json questions = Json::array();
   for (std::size_t i = 0; i < records.array().size(); ++i) questions.push_back(records.at(i).at("question").string());
-  return {{"data", result.at("sha256").string()},         {"questions", records.array().size()},
-          {"questions_sha256", sha256(questions.dump())}, {"weights", root.at("weights").string()},
-          {"accuracy", result.at("accuracy").value()},    {"passes", result.at("passes").value()},
-          {"ms", result.at("ms_per_question").value()},   {"verdicts", std::move(verdicts)}};
+  return {{"prompt", result.at("prompt").string()}, {"data", result.at("sha256").string()},
+          {"questions", records.array().size()},    {"questions_sha256", sha256(questions.dump())},
+          {"weights", root.at("weights").string()}, {"accuracy", result.at("accuracy").value()},
+          {"passes", result.at("passes").value()},  {"ms", result.at("ms_per_question").value()},
+          {"verdicts", std::move(verdicts)}};
 }
 
 }  // namespace kava

@@ -48,7 +48,8 @@ struct WorkState {
   std::string reason;  // its last words
   double seconds = 0;  // over all attempts
   std::string fingerprint;
-  Json result;  // of an evaluation; else null
+  Json result;                   // of an evaluation; else null
+  Json inputs = Json::object();  // the SHA-256 of each data file that it read, by its path from the table's folder
   bool stopped() const { return !done && code == static_cast<int>(Exit::stopped); }
 };
 

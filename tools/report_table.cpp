@@ -33,8 +33,14 @@ std::string cells_figure(const JsonAt& table, const std::string& column, const s
     for (std::size_t c = 0; c < cells.array().size(); ++c) {
       const JsonAt cell = cells.at(c);
       if (cell.at("column").string() != column || cell.at("measure").string() != measure) continue;
-      const std::string block = row.at("block").string();
-      Bar bar{(block.empty() ? "" : beginning(block, 14) + ": ") + beginning(row.at("title").string(), 38), 0, 0, 0, cell.has("mean"), {}};
+      const std::string &block = row.at("block").string(), &title = row.at("title").string();
+      Bar bar{(block.empty() ? "" : beginning(block, std::max<std::size_t>(14, 52 - std::min<std::size_t>(38, title.size()))) + ": ") +
+                  beginning(title, 38),
+              0,
+              0,
+              0,
+              cell.has("mean"),
+              {}};
       if (bar.measured) {
         const double sd = cell.has("sd") ? real(cell.at("sd")) : 0;
         bar.value = real(cell.at("mean")), bar.low = bar.value - sd, bar.high = bar.value + sd;
@@ -80,8 +86,10 @@ std::string questions(const JsonAt& table, const fs::path& folder, const JsonAt&
       const JsonAt root(state, file);
       if (!root.has("result")) continue;
       const JsonAt verdicts = root.at("result").at("verdicts");
-      if (!verdicts.has(column.at("scorer").string().c_str())) continue;
-      const std::string line = verdicts.at(column.at("scorer").string().c_str()).string();
+      const std::string& of_column = column.at("scorer").string();
+      const std::string& scorer = of_column == "strict" && rows.at(r).has("scorer") ? rows.at(r).at("scorer").string() : of_column;
+      if (!verdicts.has(scorer.c_str())) continue;
+      const std::string line = verdicts.at(scorer.c_str()).string();
       if (sum.empty()) sum.resize(line.size());
       if (sum.size() != line.size()) continue;
       ++n;

@@ -47,10 +47,42 @@ TEST_CASE("replicate runs a table once, and again only what is not done") {
   CHECK_THAT(second.out, !ContainsSubstring("begins"));
   CHECK(rig.form("table.json") == before);
   CHECK(rig.form("times.json") == times);
+  // A prompt that the model writes itself is said.
+  const std::string state = (rig.out() / "state/first.1.eval_test.json").string();
+  Json free = read_json(state);
+  CHECK(free["result"]["prompt"] == "forced");
+  free["result"]["prompt"] = "free";
+  const std::string forced = read_file(state, 1 << 20);
+  overwrite(state, free.dump());
+  REQUIRE(rig.run().code == 0);
+  CHECK_THAT(rig.form("table.md"), ContainsSubstring("where the model writes them: first. The other rows are given them."));
+  overwrite(state, forced);
+  REQUIRE(rig.run().code == 0);
+  CHECK(rig.form("table.json") == before);
+  // A row's own scorer stands in the place of strict alone.
+  rig.save("[[row]]\nscorer = \"codi\"" + TableRig::kRows.substr(7));
+  Json judged = read_json(state);
+  judged["result"]["accuracy"] = {{"strict", 0.25}, {"codi", 0.75}};
+  overwrite(state, judged.dump());
+  REQUIRE(rig.run().code == 0);
+  CHECK(rig.table()["rows"][0]["cells"][0]["values"][0] == 75.0);
+  CHECK_THAT(rig.form("table.md"), ContainsSubstring("By the scorer codi where the column says strict: first."));
+  overwrite(state, forced);
+  rig.save(TableRig::kRows);
+  REQUIRE(rig.run().code == 0);
+  CHECK(rig.form("table.json") == before);
   CHECK(rig.run("--dry-run").out.empty());
   CHECK_THAT(rig.run("--status").out, ContainsSubstring("8 of 8 works done, 0 running, 0 failed, 0 open"));
-  // Another configuration is not what was done.
   const fs::path folder = rig.model.folder.path();
+  // Nor are values of other contents of a file put beside these, whatever is asked for.
+  for (const char* name : {"train.txt", "test.txt"}) {
+    const std::string held = read_file((folder / name).string(), 1 << 20);
+    overwrite((folder / name).string(), held + held.substr(0, held.find('\n') + 1));
+    check_refused(rig.run("--seeds 2"), 4, fmt::format("{}: holds something else than when first.1.", name));
+    overwrite((folder / name).string(), held);
+  }
+  CHECK(rig.run().code == 0);
+  // Another configuration is not what was done.
   fs::copy(folder / "base", folder / "copy");
   for (const char* set : {"train.lr=1e-5", "train.max_steps=5", "train.epochs=9", "train.micro_batch=1", "train.valid_every=1",
                           "model.path=copy", "data.train=[\\\"test.txt\\\"]", "data.valid=test.txt"}) {
