@@ -69,10 +69,18 @@ void choose_weights(OpenedModel& m) {
 }
 
 // What a run's checkpoint tells, and an adapter folder alone does not: what its base held, and the stage that it ends in, which may come
-// before the last one of its configuration.
+// before the last one of its configuration. Of a damaged one nothing is taken.
 void take_state(OpenedModel& m) {
   const fs::path checkpoint = m.step ? m.adapter.parent_path() : m.run_dir / "last";
   if (!is_there(checkpoint / "state.json")) return;
+  if (!m.step) try {
+      (void)open_checkpoint(checkpoint, kRead);
+    } catch (const Unreadable&) {
+      throw;
+    } catch (const Error& e) {
+      if (m.note.empty()) m.note = std::string("the last checkpoint was passed over: ") + e.what();
+      return;
+    }
   const TrainingState state = load_training_state(checkpoint);
   if (state.last_stage && m.config.stages.fixed < 0) m.config.stages.last = *state.last_stage;
   if (state.model.empty()) return;

@@ -1,8 +1,10 @@
 #include "tools/inspect_step.h"
 
 #include <fmt/core.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <span>
 
@@ -89,6 +91,18 @@ void write_dump(const std::string& path, const Dump& dump, bool f64) {
   write_safetensors(path, tensors);
 }
 
+// The losses, logits and gradients that hold a number that is not finite: the first three, and how many more.
+std::string not_finite(const Dump& dump) {
+  std::vector<std::string> names;
+  for (const auto& [name, t] : dump) {
+    if (!name.starts_with("loss.") && !name.starts_with("grad.") && !name.starts_with("logits")) continue;
+    if (!std::ranges::all_of(t.values, [](double x) { return std::isfinite(x); })) names.push_back(name);
+  }
+  const std::size_t more = names.size() - std::min<std::size_t>(3, names.size());
+  names.resize(names.size() - more);
+  return fmt::format("{}{}", fmt::join(names, ", "), more > 0 ? fmt::format(" and {} more", more) : "");
+}
+
 int inspect_step(const StepCommand& command) {
   RunConfig config = load_config(command.config, command.sets);
   require_for_training(config, command.config);
@@ -132,6 +146,7 @@ int inspect_step(const StepCommand& command) {
   add_ids(dump, recipe, samples);
   add_losses(dump, losses, config);
   add_gradients(dump, model);
+  if (const std::string names = not_finite(dump); !names.empty()) print_note("not finite: " + names);
   fmt::print("{}: {} samples ({}), loss {:.9g}: student_ce {:.9g}, teacher_ce {:.9g}, kv {:.9g}, codi {:.9g}\n", shown_path(command.out),
              samples.size(), fewer, losses.total(config), losses.student_ce, losses.teacher_ce, losses.kv, losses.codi);
   require_printed();

@@ -451,6 +451,7 @@ void plan_run(const TrainCommand& command, const RunConfig& config, const Ops& o
 
 // The backend asked for; where only its memory is planned, one that takes what it would.
 std::unique_ptr<Ops> make_planned_ops(const TrainCommand& command, const RunConfig& config, int local_rank) {
+  if (command.device.device == "cuda" && config.model.dtype == StorageType::f64) refuse_storage(DType::f64, "cuda");
   if (!command.plan) return make_ops(command.device, local_rank);
   if (!command.plan_options.memory) {
     std::string why;
@@ -464,7 +465,6 @@ std::unique_ptr<Ops> make_planned_ops(const TrainCommand& command, const RunConf
     return make_ops(command.device, local_rank);
   } catch (const Error& e) {
     if (e.code() != Exit::preflight) throw;
-    if (config.model.dtype == StorageType::f64) refuse_storage(DType::f64, "cuda");
     print_note(std::string(e.what()) + ": planned with the temporaries of the cpu backend");
   }
   DeviceOptions here = command.device;

@@ -46,6 +46,10 @@ class Finder {
     else if (has("TORCHELASTIC_RUN_ID") && has("RANK") && has("WORLD_SIZE")) by_torchrun();
     else if (has("OMPI_COMM_WORLD_RANK") && has("OMPI_COMM_WORLD_SIZE")) by_mpirun();
     else if (has("SLURM_STEP_ID") && has("SLURM_PROCID")) by_srun();
+    else if (has("RANK") && has("WORLD_SIZE") && whole("WORLD_SIZE", text("WORLD_SIZE"), 1, kMostRanks) > 1)
+      w_.note = fmt::format(
+          "one rank: RANK and WORLD_SIZE ({}) are set, but not by torchrun; give --rank and --world-size, or start it by torchrun",
+          text("WORLD_SIZE"));
     else if (has("SLURM_NTASKS") && whole("SLURM_NTASKS", text("SLURM_NTASKS"), 1, kMostRanks) > 1)
       w_.note = fmt::format("one rank: the job has {} tasks, and this was not started by srun; start it by srun", text("SLURM_NTASKS"));
     if (w_.rank >= w_.size)

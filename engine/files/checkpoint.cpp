@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kFormatVersion = 1;
 constexpr const char* kManifest = "manifest.json";
+constexpr const char* kState = "state.json";
 constexpr const char* kAdapter = "adapter/";
 constexpr const char* kTemplates = "adapter/additional_chat_templates/";  // of an adapter that is a whole model folder
 constexpr std::size_t kLargestManifest = std::size_t{16} << 20;
@@ -150,7 +151,7 @@ void remove_checkpoint(const fs::path& path) {
 bool is_removable(const fs::path& path) {
   std::error_code failed;
   if (fs::is_symlink(fs::symlink_status(path, failed)) || is_there(path / kManifest)) return true;
-  const auto& held = {"adapter", "optimizer.safetensors", "state.json"};
+  const auto& held = {"adapter", "optimizer.safetensors", kState};
   for (fs::directory_iterator entry(path, failed); !failed && entry != fs::directory_iterator(); entry.increment(failed))
     if (std::find(held.begin(), held.end(), entry->path().filename().string()) == held.end()) return false;
   return failed != std::errc::not_a_directory;  // of one that cannot be listed the removal tells
@@ -215,7 +216,7 @@ Manifest verify_checkpoint(const fs::path& directory, std::string_view read) {
     const fs::path path = directory / file.name;
     if (const std::uint64_t size = FileReader(path.string()).size(); size != file.size)
       fail_data(path, fmt::format("has {} bytes, but the manifest says {}", size, file.size));
-    if (file.name.starts_with(read) && sha256_file(path.string()) != file.sha256)
+    if ((file.name.starts_with(read) || file.name == kState) && sha256_file(path.string()) != file.sha256)
       fail_data(path, "has another SHA-256 than the manifest says");
   }
   return manifest;

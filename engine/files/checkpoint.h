@@ -41,7 +41,7 @@ Manifest read_manifest(const std::filesystem::path& directory);
 
 /// The manifest of a checkpoint folder after checking every file against it. Error(code data) naming the file where one is missing, not in
 /// the manifest, or changed; or the manifest is malformed or of another format version. `read`: what the names of the files begin with that
-/// are going to be read; of the others only the size is checked.
+/// are going to be read beside state.json; of the others only the size is checked.
 Manifest verify_checkpoint(const std::filesystem::path& directory, std::string_view read = "");
 
 /// A checkpoint that verified.

@@ -97,6 +97,12 @@ TEST_CASE("the newest checkpoint is found by number, past broken ones, and the r
   CHECK(verify_checkpoint(all / "step_100", "adapter/").step == 100);
   overwrite(all / "step_100" / "optimizer.safetensors", "moments");
   CHECK_THROWS_AS(verify_checkpoint(all / "step_100", "adapter/"), Error);
+  // What a checkpoint says of itself is read with any part of it.
+  std::string state = read_file((all / "step_9/state.json").string(), 1 << 20);
+  CHECK(verify_checkpoint(all / "step_9", "adapter/").step == 9);
+  state[state.size() / 2] ^= 1;
+  overwrite((all / "step_9/state.json").string(), state);
+  CHECK_THROWS_AS(verify_checkpoint(all / "step_9", "adapter/"), Error);
 }
 
 TEST_CASE("a checkpoint that cannot be opened is not passed over, nor cleared away") {

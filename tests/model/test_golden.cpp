@@ -1,6 +1,7 @@
 // The whole KaVa step against the PyTorch reference: every tensor that `kava_inspect step` writes, on tiny models (tests/golden/README.md).
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <set>
 
@@ -183,4 +184,23 @@ TEST_CASE("bf16 gradients on cuda are at most 1.5 times as far from f64 as the c
   }
   INFO("cuda " << std::sqrt(on_cuda) << ", cpu " << std::sqrt(on_cpu));
   CHECK(on_cuda <= 1.5 * 1.5 * on_cpu);
+}
+
+TEST_CASE("a step with numbers that are not finite is written out, with a line that names what they are in") {
+  const TempFolder folder;
+  fs::copy(kGoldenFolder / "models/llama", folder / "large", fs::copy_options::recursive);
+  std::string weights = read_file(folder / "large/model.safetensors", 1 << 24);
+  uint64_t header = 0;
+  std::memcpy(&header, weights.data(), sizeof header);
+  const float large = 1e37f;
+  for (std::size_t i = 8 + header; i + sizeof large <= weights.size(); i += sizeof large) std::memcpy(&weights[i], &large, sizeof large);
+  overwrite(folder / "large/model.safetensors", weights);
+  const std::string step = "kava_inspect step '" + (kGoldenFolder / "cases/kava_defaults.toml").string() +
+                           "' --set model.dtype=f32 --out '" + folder / "step" + "'";
+  const Ended ended = run_command(step + " --set model.path='" + folder / "large" + "'");
+  CHECK(ended.code == 0);
+  CHECK(ended.err.starts_with("not finite: grad."));
+  CHECK(std::ranges::count(ended.err, '\n') == 1);
+  CHECK(ended.err.find(" more\n") != std::string::npos);
+  CHECK(run_command(step).err.empty());
 }

@@ -176,6 +176,10 @@ TEST_CASE("ranks are those of the options, else of torchrun, mpirun, a step of s
   slurm["SLURM_STEP_NODELIST"] = "one,two";
   CHECK(world_of(slurm).host == "one");
   CHECK(world_of({}).size == 1);
+  w = world_of({{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "localhost"}, {"MASTER_PORT", "29400"}});
+  CHECK((w.launcher == Launcher::none && w.size == 1));
+  CHECK_THAT(w.note, ContainsSubstring("give --rank and --world-size"));
+  CHECK(world_of({{"RANK", "0"}, {"WORLD_SIZE", "1"}}).note.empty());
 }
 
 TEST_CASE("ranks that cannot be are refused with the name of what says so") {
