@@ -239,6 +239,8 @@ TEST_CASE("kernels take the largest counts that they say, and refuse the next") 
     CHECK_THROWS_AS(norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, most / 8 / lanes, 8, head_dim), std::invalid_argument);
   }
   CHECK_THROWS_AS(norm_rope_fwd<float>(&none, x, {}, cx, nullptr, at, 0, 1, 1, 514), std::invalid_argument);
+  CHECK_NOTHROW(add_rms_norm_fwd<float>(&none, x, {}, {}, cx, {}, nullptr, 0, 1, longest_norm(4)));
+  CHECK_THROWS_AS(add_rms_norm_fwd<float>(&none, x, {}, {}, cx, {}, nullptr, 0, 1, longest_norm(4) + 1), std::invalid_argument);
   for (const AttentionDims& dims : {AttentionDims{2, 2, 1, 1.f}, AttentionDims{1, 1, 128, 1.f}, AttentionDims{6, 3, 64, 1.f}})
     CHECK_NOTHROW(attention_fwd<bf16>(&none, {}, {}, {}, {}, {}, {}, {}, dims));
 }
