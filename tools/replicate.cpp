@@ -130,7 +130,7 @@ int replicate(ReplicateCommand& command) {
   if (command.plan) print_counts(works, out);
   require_files(table, works, out);
   if (command.plan) return print_plan(table, works, out, command.run, command.rate);
-  require_same_inputs(table, out);               // the tables hold all rows, those that are not asked for too
+  require_same_contents(table, out);             // the tables hold all rows, those that are not asked for too
   command.run.fewer = command.task.has_value();  // the cores of a task are known when it begins
   if (!command.slurm) (void)shares_for(command.run);
   make_folders(out);

@@ -256,7 +256,7 @@ void require_files(const ReplicaTable& table, const std::vector<Work>& works, co
                   "take the file from its origin again");
 }
 
-Json inputs_of(const ReplicaTable& table, const Work& work, const fs::path& out) {
+Json digests_of_inputs(const ReplicaTable& table, const Work& work, const fs::path& out) {
   std::vector<std::string> files;
   if (work.kind == WorkKind::eval) files.push_back(table_path(table, table.columns[work.column].data, out, work.seed).string());
   if (work.kind == WorkKind::train) {
@@ -272,7 +272,7 @@ Json inputs_of(const ReplicaTable& table, const Work& work, const fs::path& out)
   return inputs;
 }
 
-void require_same_inputs(const ReplicaTable& table, const fs::path& out) {
+void require_same_contents(const ReplicaTable& table, const fs::path& out) {
   std::map<std::string, std::string> now;
   for (const Work& work : works_of(table, {}, out)) {
     const auto state = read_state(out, work);

@@ -14,10 +14,10 @@ namespace kava {
 void require_files(const ReplicaTable& table, const std::vector<Work>& works, const std::filesystem::path& out);
 
 /// The SHA-256 of the data files that a work reads, but for those that the table makes: a state's `inputs`.
-Json inputs_of(const ReplicaTable& table, const Work& work, const std::filesystem::path& out);
+Json digests_of_inputs(const ReplicaTable& table, const Work& work, const std::filesystem::path& out);
 /// Refuses, with Error(code data), to go on where a file holds something else than a work read of it that is done: a table's values are
 /// means and differences over the same contents.
-void require_same_inputs(const ReplicaTable& table, const std::filesystem::path& out);
+void require_same_contents(const ReplicaTable& table, const std::filesystem::path& out);
 
 /// How many trainings and evaluations are not done.
 void print_counts(const std::vector<Work>& works, const std::filesystem::path& out);

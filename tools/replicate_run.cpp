@@ -155,7 +155,7 @@ class Runner {
     if (work.kind == WorkKind::train) wait_for_orphans(work.run);
     // What a kill before its state left of an evaluation, which kava_eval would take for a file of the run.
     if (std::error_code ignored; work.kind == WorkKind::eval) fs::remove(work.result, ignored);
-    items_[i].state.inputs = inputs_of(table_, work, out_);
+    items_[i].state.inputs = digests_of_inputs(table_, work, out_);
     jobs_[j].process = std::make_unique<ChildProcess>(command, work.log, shares_[j]);
     jobs_[j].work = i;
     items_[i].stage = Stage::running, ++items_[i].tries, ++items_[i].state.attempts;
