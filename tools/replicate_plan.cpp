@@ -282,7 +282,7 @@ void require_same_contents(const ReplicaTable& table, const fs::path& out) {
       if (!is_there(file)) continue;
       const auto [found, fresh] = now.try_emplace(file);
       if (fresh) found->second = sha256_file(file);
-      if (found->second != digest)
+      if (found->second != digest.get_ref<const std::string&>())
         throw Error(Exit::data, shown_path(file), fmt::format("holds something else than when {} was done", work.id),
                     "put back what it held, or choose another --out");
     }
