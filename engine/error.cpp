@@ -15,23 +15,23 @@ std::string compose(const std::string& where, const std::string& what, const std
 }
 }  // namespace
 
-int utf8_length(std::string_view s, std::size_t i) {
-  auto at = [&](std::size_t k) { return k < s.size() ? static_cast<unsigned char>(s[k]) : 0u; };
-  unsigned c = at(i);
-  auto tail = [&](std::size_t k) { return (at(k) & 0xC0u) == 0x80u; };
-  if (c < 0x80) return 1;
-  if (c >= 0xC2 && c <= 0xDF) return tail(i + 1) ? 2 : 0;
-  if (c >= 0xE0 && c <= 0xEF) {
-    unsigned d = at(i + 1);
-    if (!tail(i + 1) || !tail(i + 2) || (c == 0xE0 && d < 0xA0) || (c == 0xED && d > 0x9F)) return 0;
-    return 3;
+int utf8_length(std::string_view s, std::size_t i, std::size_t* part) {
+  auto byte = [&](std::size_t k) { return k < s.size() ? static_cast<unsigned char>(s[k]) : 0u; };
+  const unsigned lead = byte(i);
+  if (part) *part = 1;
+  if (lead < 0x80) return 1;
+  const int length = lead >= 0xC2 && lead <= 0xDF ? 2 : (lead & 0xF0) == 0xE0 ? 3 : lead >= 0xF0 && lead <= 0xF4 ? 4 : 0;
+  unsigned low = 0x80, high = 0xBF;  // bounds of the second byte: no overlong forms, no surrogates, at most U+10FFFF
+  if (lead == 0xE0) low = 0xA0;
+  if (lead == 0xED) high = 0x9F;
+  if (lead == 0xF0) low = 0x90;
+  if (lead == 0xF4) high = 0x8F;
+  for (int k = 1; k < length; ++k, low = 0x80, high = 0xBF) {
+    const unsigned b = byte(i + static_cast<std::size_t>(k));
+    if (b < low || b > high) return 0;
+    if (part) ++*part;
   }
-  if (c >= 0xF0 && c <= 0xF4) {
-    unsigned d = at(i + 1);
-    if (!tail(i + 1) || !tail(i + 2) || !tail(i + 3) || (c == 0xF0 && d < 0x90) || (c == 0xF4 && d > 0x8F)) return 0;
-    return 4;
-  }
-  return 0;
+  return length;
 }
 
 Error::Error(Exit code, std::string where, std::string what, std::string remedy)
@@ -66,7 +66,7 @@ std::string escaped(std::string_view text, std::size_t most) {
 
 std::string shown_path(const std::filesystem::path& path) { return path.empty() ? "\"\"" : escaped(path.string(), 4096); }
 
-bool is_utf8(std::string_view s) {
+std::size_t invalid_utf8(std::string_view s) {
   for (std::size_t i = 0; i < s.size();) {
     // Eight ASCII bytes at once: nearly all of a data file.
     if (uint64_t word; i + 8 <= s.size() && (std::memcpy(&word, s.data() + i, 8), (word & 0x8080808080808080u) == 0)) {
@@ -74,10 +74,10 @@ bool is_utf8(std::string_view s) {
       continue;
     }
     int n = utf8_length(s, i);
-    if (n == 0) return false;
+    if (n == 0) return i;
     i += static_cast<std::size_t>(n);
   }
-  return true;
+  return std::string_view::npos;
 }
 
 std::size_t edit_distance(std::string_view a, std::string_view b) {

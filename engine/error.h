@@ -39,9 +39,12 @@ std::string escaped(std::string_view text, std::size_t most = 80);
 /// A path as messages show it: whole, escaped; "" in quotes.
 std::string shown_path(const std::filesystem::path& path);
 
-/// Length of the valid UTF-8 sequence that starts at s[i], 0 if there is none (broken, overlong, a surrogate or beyond U+10FFFF).
-int utf8_length(std::string_view s, std::size_t i);
-bool is_utf8(std::string_view s);
+/// Length of the valid UTF-8 sequence that starts at s[i], 0 if there is none (broken, overlong, a surrogate or beyond U+10FFFF); in
+/// `part` how many of its bytes could have begun one.
+int utf8_length(std::string_view s, std::size_t i, std::size_t* part = nullptr);
+/// Byte offset of the first byte that is not part of valid UTF-8; npos when all is valid.
+std::size_t invalid_utf8(std::string_view s);
+inline bool is_utf8(std::string_view s) { return invalid_utf8(s) == std::string_view::npos; }
 
 /// Levenshtein distance in bytes, for "the nearest valid key".
 std::size_t edit_distance(std::string_view a, std::string_view b);

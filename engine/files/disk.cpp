@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "engine/error.h"
+#include "engine/files/retried.h"
 
 namespace kava::disk {
 
@@ -100,15 +101,6 @@ bool fails(Kind kind, int descriptor = -1, const void* bytes = nullptr, std::siz
 bool fails(Kind, int = -1, const void* = nullptr, std::size_t* = nullptr) { return false; }
 
 #endif
-
-// EINTR is no failure of any of these calls.
-template <class Call>
-auto retried(Call call) {
-  decltype(call()) result;
-  do result = call();
-  while (result == -1 && errno == EINTR);
-  return result;
-}
 
 }  // namespace
 

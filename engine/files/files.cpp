@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/files/digest.h"
+#include "engine/files/retried.h"
 #include "engine/files/unreadable.h"
 
 namespace kava {
@@ -18,14 +19,6 @@ namespace kava {
 namespace {
 
 constexpr std::size_t kChunk = std::size_t{1} << 20;
-
-template <class Call>
-auto retried(Call call) {
-  decltype(call()) result;
-  do result = call();
-  while (result == -1 && errno == EINTR);
-  return result;
-}
 
 [[noreturn]] void fail_read(Exit code, const std::string& path, const std::string& what, const std::string& remedy = "check the path") {
   throw Error(code, shown_path(path), what, remedy);

@@ -43,6 +43,12 @@ constexpr ByteAlphabet kAlphabet;
 
 }  // namespace
 
+std::string symbol_of_byte(unsigned char byte) {
+  std::string symbol;
+  append_utf8(symbol, kAlphabet.symbol[byte]);
+  return symbol;
+}
+
 std::optional<std::string> bytes_of_symbols(std::string_view token) {
   std::string bytes;
   for (std::size_t i = 0; i < token.size();) {
@@ -144,9 +150,7 @@ void Bpe::load_bytes(const JsonAt& model) {
   std::optional<std::int32_t> unknown;
   if (model.has("unk_token")) unknown = id_of(model.at("unk_token").string());
   for (std::size_t b = 0; b < 256; ++b) {
-    std::string symbol;
-    append_utf8(symbol, kAlphabet.symbol[b]);
-    const auto id = id_of(symbol);
+    const auto id = id_of(symbol_of_byte(static_cast<unsigned char>(b)));
     // 0xC0, 0xC1 and 0xF5 to 0xFF never occur in UTF-8.
     const bool occurs = b != 0xC0 && b != 0xC1 && b < 0xF5;
     if (!id && occurs && model.has("unk_token") && !unknown)

@@ -16,6 +16,8 @@ namespace kava {
 /// Ids are below this: no model's embedding is near it.
 constexpr std::int32_t kMostTokenIds = 1 << 22;
 
+/// The character that stands for a byte in GPT-2's alphabet.
+std::string symbol_of_byte(unsigned char byte);
 /// The bytes of a token written in GPT-2's byte alphabet (each byte one printable character); nullopt if any character is not of it.
 std::optional<std::string> bytes_of_symbols(std::string_view token);
 

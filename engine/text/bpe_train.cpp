@@ -3,22 +3,11 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "engine/text/bpe.h"
+
 namespace kava {
 
 namespace {
-
-// GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others follow from U+0100 on.
-std::vector<std::string> byte_alphabet() {
-  std::vector<std::string> out(256);
-  unsigned next = 0x100;
-  for (unsigned byte = 0; byte < 256; ++byte) {
-    const bool printable = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
-    const unsigned code = printable ? byte : next++;
-    if (code < 0x80) out[byte] = static_cast<char>(code);
-    else out[byte] = {static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 0x3F))};
-  }
-  return out;
-}
 
 using TokenPair = std::pair<std::string, std::string>;
 
@@ -41,7 +30,8 @@ void merge(Word& word, const TokenPair& pair) {
 }  // namespace
 
 BpeVocabulary train_bpe(const std::map<std::string, int64_t>& words, std::size_t most_merges) {
-  const auto alphabet = byte_alphabet();
+  std::vector<std::string> alphabet;
+  for (int byte = 0; byte < 256; ++byte) alphabet.push_back(symbol_of_byte(static_cast<unsigned char>(byte)));
   BpeVocabulary out{alphabet, {}};
   std::set<std::string> known(alphabet.begin(), alphabet.end());
   std::vector<Word> corpus;

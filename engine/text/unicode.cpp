@@ -79,38 +79,7 @@ const T* find_range(const T (&ranges)[n], char32_t c) {
   return it != std::end(ranges) && it->first <= c ? it : nullptr;
 }
 
-// Bytes of the character that starts at s[i] (0 when broken), and in `part` how many of them could have begun one.
-int sequence_length(std::string_view s, std::size_t i, std::size_t& part) {
-  auto byte = [&](std::size_t k) { return k < s.size() ? static_cast<unsigned char>(s[k]) : 0u; };
-  const unsigned lead = byte(i);
-  part = 1;
-  if (lead < 0x80) return 1;
-  const int length = lead >= 0xC2 && lead <= 0xDF ? 2 : (lead & 0xF0) == 0xE0 ? 3 : lead >= 0xF0 && lead <= 0xF4 ? 4 : 0;
-  if (length == 0) return 0;
-  unsigned low = 0x80, high = 0xBF;  // bounds of the second byte: no overlong forms, no surrogates, at most U+10FFFF
-  if (lead == 0xE0) low = 0xA0;
-  if (lead == 0xED) high = 0x9F;
-  if (lead == 0xF0) low = 0x90;
-  if (lead == 0xF4) high = 0x8F;
-  for (int k = 1; k < length; ++k, low = 0x80, high = 0xBF) {
-    const unsigned b = byte(i + static_cast<std::size_t>(k));
-    if (b < low || b > high) return 0;
-    ++part;
-  }
-  return length;
-}
-
 }  // namespace
-
-std::size_t invalid_utf8(std::string_view text) {
-  std::size_t part;
-  for (std::size_t i = 0; i < text.size();) {
-    const int n = sequence_length(text, i, part);
-    if (n == 0) return i;
-    i += static_cast<std::size_t>(n);
-  }
-  return std::string_view::npos;
-}
 
 char32_t next_code_point(std::string_view text, std::size_t& i) {
   auto byte = [&] { return static_cast<char32_t>(static_cast<unsigned char>(text[i++])); };
@@ -132,7 +101,7 @@ std::string lossy_utf8(std::string_view bytes) {
   std::string out;
   out.reserve(bytes.size());
   for (std::size_t i = 0, part; i < bytes.size();) {
-    if (const int n = sequence_length(bytes, i, part); n > 0) out += bytes.substr(i, static_cast<std::size_t>(n));
+    if (const int n = utf8_length(bytes, i, &part); n > 0) out += bytes.substr(i, static_cast<std::size_t>(n));
     else out += "\xEF\xBF\xBD";
     i += part;
   }

@@ -8,9 +8,6 @@
 
 namespace kava {
 
-/// Byte offset of the first byte that is not part of valid UTF-8 (surrogates and overlong forms are invalid); npos when all is valid.
-std::size_t invalid_utf8(std::string_view text);
-
 /// Code point at text[i] (valid UTF-8); moves i behind it.
 char32_t next_code_point(std::string_view text, std::size_t& i);
 
