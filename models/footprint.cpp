@@ -264,11 +264,20 @@ Error memory_refusal(const MemoryPlanner& planner, const MemoryPlan& plan, int64
             "use a smaller model, lora.rank or train.trainable = \"lora\""};
   const std::string takes = plan.at_least ? "more than " + there(available) : needed(plan.total(shared));
   const std::string what = fmt::format("with forwards of {} samples the run takes {}, {} are available", asked, takes, there(available));
-  if (fits < 1)
+  if (fits < 1) {
+    MemoryPlan one = planner.plan(1, available);
+    const int64_t with_validation = one.total(shared);
+    one.device.decoding = one.host.decoding = 0;
+    if (!one.at_least && one.total(shared) <= available)
+      return {Exit::preflight, "data.valid",
+              fmt::format("its validation takes {}, training {}, {} are available", needed(with_validation), needed(one.total(shared)),
+                          there(available)),
+              "give it shorter rows, or leave it out and score the run by kava_eval, which has --batch"};
     return {Exit::preflight, "train.micro_batch", what,
             planner.config().train.recompute == Recompute::block
                 ? "not even one sample fits: use shorter rows or a smaller model"
                 : "not even one sample fits: set train.recompute = \"block\", or use a smaller model"};
+  }
   return {Exit::preflight, "train.micro_batch", what,
           fmt::format("set train.micro_batch = {}, the largest that fits, which takes {}", fits,
                       needed(planner.plan(fits, available).total(shared)))};

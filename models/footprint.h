@@ -82,7 +82,7 @@ class MemoryPlanner {
 };
 
 /// Error(code preflight) for a plan with forwards of `asked` samples that `available` bytes do not hold: what it takes, and the largest
-/// train.micro_batch that fits (0: none) with what that takes.
+/// train.micro_batch that fits (0: none) with what that takes, or that it is the validation which does not.
 Error memory_refusal(const MemoryPlanner& planner, const MemoryPlan& plan, int64_t asked, int64_t fits, int64_t available);
 
 /// Error(code preflight) naming the largest train.micro_batch that does, where the run does not fit in `available` bytes; Error(code data)

@@ -5,6 +5,7 @@
 
 #include "models/flops.h"
 #include "models/footprint.h"
+#include "models/validation.h"
 #include "tests/model/resident.h"
 #include "tests/model/train_rig.h"
 
@@ -95,6 +96,25 @@ TEST_CASE("memory is planned from the run's own steps, and the remedy names what
   CHECK(refusal(total(1)).find("train.micro_batch = 1,") != std::string::npos);
   CHECK(refusal(total(1) - 1).find("not even one sample") != std::string::npos);
   CHECK(refusal(1000).find("the model and its optimiser") != std::string::npos);
+}
+
+TEST_CASE("where training fits and its validation does not, the refusal says so") {
+  const TempFolder folder;
+  const std::string rows = read_file(kGolden + "data/rows.jsonl", 1 << 20);
+  overwrite(folder / "valid.jsonl", rows + rows + rows + rows);
+  TinyRun run({"train.batch=1", "data.valid=" + (folder / "valid.jsonl")});
+  const Validator valid(run.text, run.config);
+  const MemoryPlanner both(*run.ops, run.config, run.text.shape, run.samples, &valid, 1);
+  constexpr int64_t kPlenty = int64_t{1} << 40;
+  MemoryPlan plan = both.plan(1, kPlenty);
+  const int64_t all = plan.total(true);
+  plan.device.decoding = plan.host.decoding = 0;
+  const int64_t alone = plan.total(true);
+  REQUIRE(all > alone + 1);
+  const auto refusal = [&](int64_t available) { require_memory(both, run.config, run.text.shape, available); };
+  CHECK_NOTHROW(refusal(all));
+  for (const int64_t available : {alone, all - 1}) CHECK_THROWS_WITH(refusal(available), Catch::Matchers::StartsWith("data.valid: its"));
+  CHECK_THROWS_WITH(refusal(alone - 1), Catch::Matchers::ContainsSubstring("not even one sample"));
 }
 
 TEST_CASE("memory is planned from every stage of steps, however late it begins") {
