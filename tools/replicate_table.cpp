@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <set>
 
+#include "engine/data/data.h"
 #include "engine/error.h"
 #include "engine/files/paths.h"
 
@@ -149,12 +150,15 @@ TableRow read_row(const Section& s, const std::vector<TableColumn>& columns) {
   s.require_known({"name", "title", "block", "config", "set", "start", "groups", "scorer", "shown", "published"});
   TableRow r;
   r.name = s.identifier("name"), r.title = s.text("title", r.name), r.block = s.text("block", "");
-  r.config = s.text("config"), r.sets = s.texts("set"), r.start = s.text("start", ""), r.start_place = s.place("start");
+  r.config = s.text("config"), r.sets = s.texts("set"), r.sets_place = s.place("set");
+  r.start = s.text("start", ""), r.start_place = s.place("start");
   r.groups = s.texts("groups"), r.shown = s.flag("shown", true);
   r.scorer = s.choice<Scorer>("scorer"), r.scorer_place = s.place("scorer");
   for (const std::string& set : r.sets) {
-    std::string key = set.substr(0, set.find('='));
-    std::erase(key, ' ');
+    const std::string_view key = stripped(std::string_view(set).substr(0, set.find('=')));
+    if (!r.start.empty() && (key == "model.path" || key == "model.init"))
+      s.refuse("set", fmt::format("holds \"{}\", but the model is what {} trained", escaped(set), escaped(r.start)),
+               "leave out one of the two");
     if (key == "seed") s.refuse("set", fmt::format("holds \"{}\", but the seeds are the table's", escaped(set)), "name it in seeds");
   }
   for (const Section& p : s.sections("published")) r.published.push_back(read_published(p, columns));

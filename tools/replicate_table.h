@@ -38,10 +38,10 @@ struct TableColumn {
 
 struct TableRow {
   std::string name, title, block;
-  std::string config;             // as given
-  std::vector<std::string> sets;  // as given
-  std::string start;              // the row whose trained model this one starts from, or ""
-  std::string start_place;        // FILE:LINE:COL
+  std::string config;                   // as given
+  std::vector<std::string> sets;        // as given
+  std::string start;                    // the row whose trained model this one starts from, or ""
+  std::string start_place, sets_place;  // FILE:LINE:COL
   std::vector<std::string> groups;
   std::optional<Scorer> scorer;  // in the place of strict, where a column has that
   std::string scorer_place;

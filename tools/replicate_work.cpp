@@ -118,7 +118,7 @@ class Planner {
     const TableRow& row = table_.rows[index];
     const std::string config = (table_.folder / row.config).lexically_normal().string();
     const std::vector<std::string> sets = settings_of(table_, row, out_, seed);
-    const RunConfig loaded = load_config(config, sets);
+    const RunConfig loaded = load_row(row, config, sets);
     require_for_training(loaded, config);
     require_start(row, loaded, seed);
     if (row.shown) require_scorers(row, loaded.method);
@@ -140,6 +140,15 @@ class Planner {
     if (!row.shown || !evaluated) return;
     for (std::size_t column = 0; column < table_.columns.size(); ++column)
       if (data_column(table_, column) == column) add_evaluation(train, row, column);
+  }
+
+  RunConfig load_row(const TableRow& row, const std::string& config, const std::vector<std::string>& sets) const {
+    try {
+      return load_config(config, sets);
+    } catch (const Error& e) {
+      if (!e.where().starts_with("--set ")) throw;
+      throw Error(e.code(), row.sets_place, fmt::format("row {}: {}", row.name, e.what()));
+    }
   }
 
   // Its trained adapter, where it is no model of its own, and nothing else is set in its place.
