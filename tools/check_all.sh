@@ -10,6 +10,7 @@
 #   coverage  every line of kernels/ and of the cuda backend's host code is run by the tests on the emulator (tools/coverage.sh)
 #   cuda      nvcc for every target: the backend's module, and what it says without a driver, with an old one and with the link stub
 #             (tests/no_gpu.sh); docs/kernels_table.md current and within its budgets; whole: and every program
+#   archive   the archive for a node without build tools: packed, below 60 MB, unpacked in a bare Debian and run there up to the missing driver
 #   asan      a build by clang without a warning, with AddressSanitizer and UBSan: all but the longest tests; whole: every test and kill -9
 #   tsan      ThreadSanitizer over what has threads; whole: every test
 #   kill      runs killed at every failpoint and 3 random moments; whole: 1,000 moments and every error
@@ -138,6 +139,32 @@ lane_cuda() {
     build cuda
   fi
   tests/no_gpu.sh "build/$programs/bin" build/cuda/bin/libkava_cuda.so
+}
+
+# Runs a program below a root of its own, with a /proc, by which the loader finds what lies beside it.
+bare() {  # ROOT PROGRAM...
+  # shellcheck disable=SC2016  # the arguments are the inner shell's
+  unshare --mount bash -c 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"' "$@"
+}
+
+lane_archive() {
+  tools/setup.sh debootstrap
+  build archive
+  cpack --preset archive
+  local packed root there mirror code=0
+  packed=$(ls build/archive/kava-*-cuda.tar.xz)
+  ls -l "$packed"
+  [ "$(stat -c %s "$packed")" -lt 60000000 ]
+  root=$(mktemp -d)
+  mirror=$(apt-get indextargets --format "\$(SITE)" 'Created-By: Packages' | head -n 1)
+  debootstrap --variant=minbase bookworm "$root" "$mirror"
+  tar -xf "$packed" -C "$root"
+  there=/$(basename "$packed" .tar.xz)
+  bare "$root" "$there/bin/kava_train" --version
+  bare "$root" "$there/bin/kava_inspect" step "$there/tests/golden/cases/kava_defaults.toml" --device auto --out /step.safetensors
+  bare "$root" "$there/tools/gpu_check.sh" --out /check || code=$?
+  [ "$code" = 3 ]
+  rm -rf "$root"
 }
 
 lane_asan() {
