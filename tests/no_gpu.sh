@@ -18,7 +18,7 @@ for file in "$work"/bin/*; do
 done
 # Of the toolkit, or as tools/kernel_table.sh installs it.
 cuobjdump=$(PATH=${KAVA_CUDA_TOOLS:+$KAVA_CUDA_TOOLS:}$PATH:$toolkit/bin command -v cuobjdump ||
-  find build/cuda_tools -name cuobjdump -type f 2>/dev/null | head -n 1)
+  find build/cuda_tools -name cuobjdump -type f 2>/dev/null | head -n 1 || true)
 [ -n "$cuobjdump" ] || fail 'cuobjdump was not found (tools/kernel_table.sh installs it)'
 "$cuobjdump" --list-elf "$2" >"$work/elf"
 "$cuobjdump" --list-ptx "$2" >"$work/ptx"
