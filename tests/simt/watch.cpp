@@ -120,21 +120,6 @@ bool Watcher::elsewhere(std::uintptr_t a) {
   return false;
 }
 
-void Watcher::access(const void* code, std::uintptr_t address, unsigned bytes, bool write) {
-  if (quiet || address - stack_ < launch_.stack_bytes) return;
-  const bool shared = in_range(address, launch_.smem, launch_.smem_bytes);
-  if (!shared && elsewhere(address)) return;
-  if (watched_.races) {
-    settle();
-    // A call each: a flag that waits in memory for the call costs as much as the check.
-    if (shared) check(code, address, bytes, write, true, thread_);
-    else check(code, address, bytes, write, false, thread_);
-  }
-  if (!watched_.counts) return;
-  log(code, address, bytes, shared);
-  if (!shared) touch(address, bytes, write);
-}
-
 // ---- races
 
 std::uint32_t Watcher::place(const void* code) const {
@@ -173,7 +158,8 @@ const std::string& Watcher::problem() {
   return problem_;
 }
 
-void Watcher::check(const void* code, std::uintptr_t address, unsigned bytes, bool write, bool shared, int thread) {
+template <bool write, bool shared>
+void Watcher::check(const void* code, std::uintptr_t address, unsigned bytes, int thread) {
   const std::uintptr_t base = shared ? reinterpret_cast<std::uintptr_t>(launch_.smem) : 0;
   const Shadow::Now at = now(code, thread, shared);
   for (std::uintptr_t a = (address - base) / Shadow::kGranule * Shadow::kGranule; a < address - base + bytes; a += Shadow::kGranule) {
@@ -189,11 +175,26 @@ void Watcher::check(const void* code, std::uintptr_t address, unsigned bytes, bo
   }
 }
 
+template <bool write>
+void Watcher::access(const void* code, std::uintptr_t address, unsigned bytes) {
+  if (quiet || address - stack_ < launch_.stack_bytes) return;
+  const bool shared = in_range(address, launch_.smem, launch_.smem_bytes);
+  if (!shared && elsewhere(address)) return;
+  if (watched_.races) {
+    settle();
+    if (shared) check<write, true>(code, address, bytes, thread_);
+    else check<write, false>(code, address, bytes, thread_);
+  }
+  if (!watched_.counts) return;
+  log(code, address, bytes, shared);
+  if (!shared) touch(address, bytes, write);
+}
+
 void Watcher::ldmatrix(const void* code, const std::uint32_t (&rows)[32]) {
   const std::uintptr_t smem = reinterpret_cast<std::uintptr_t>(launch_.smem);
   if (watched_.races) {
     settle();
-    for (const std::uint32_t row : rows) check(code, smem + row, 16, false, true, Shadow::kWarp);
+    for (const std::uint32_t row : rows) check<false, true>(code, smem + row, 16, Shadow::kWarp);
   }
   if (!watched_.counts) return;
   for (unsigned lane = 0; lane < 32; ++lane)
@@ -204,7 +205,7 @@ void Watcher::copy(const void* code, std::uint32_t dst, const void* src, int byt
   const std::uintptr_t to = reinterpret_cast<std::uintptr_t>(launch_.smem) + dst, from = reinterpret_cast<std::uintptr_t>(src);
   if (watched_.races) {
     settle();
-    if (bytes_read > 0) check(code, from, static_cast<unsigned>(bytes_read), false, false, thread_);
+    if (bytes_read > 0) check<false, false>(code, from, static_cast<unsigned>(bytes_read), thread_);
     for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(bytes); i += Shadow::kGranule)
       if (const Shadow::Found found = Shadow::copy(shared_cells_[(dst + i) / Shadow::kGranule], now(code, thread_, true));
           found.clash != Shadow::Clash::none)
@@ -340,17 +341,19 @@ bool watchable() { return true; }
 }  // namespace simt
 
 namespace {
-[[gnu::noinline]] void watch(const void* address, unsigned bytes, bool write, const void* code) {
-  if (simt::Watcher* w = simt::t_watcher) w->access(code, reinterpret_cast<std::uintptr_t>(address), bytes, write);
+template <bool write>
+[[gnu::noinline]] void watch(const void* address, unsigned bytes, const void* code) {
+  if (simt::Watcher* w = simt::t_watcher) w->access<write>(code, reinterpret_cast<std::uintptr_t>(address), bytes);
 }
-inline void access(const void* address, unsigned bytes, bool write, const void* code) {
-  if (simt::g_watching) watch(address, bytes, write, code);
+template <bool write>
+inline void access(const void* address, unsigned bytes, const void* code) {
+  if (simt::g_watching) watch<write>(address, bytes, code);
 }
 }  // namespace
 
 #define KAVA_ACCESS(name, bytes, write) \
   extern "C" void name(void* address);  \
-  extern "C" void name(void* address) { access(address, bytes, write, __builtin_return_address(0)); }
+  extern "C" void name(void* address) { access<write>(address, bytes, __builtin_return_address(0)); }
 KAVA_ACCESS(__tsan_read1, 1, false)
 KAVA_ACCESS(__tsan_read2, 2, false)
 KAVA_ACCESS(__tsan_read4, 4, false)
@@ -384,10 +387,10 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 void __tsan_read_range(void* address, unsigned long bytes) {
-  access(address, static_cast<unsigned>(bytes), false, __builtin_return_address(0));
+  access<false>(address, static_cast<unsigned>(bytes), __builtin_return_address(0));
 }
 void __tsan_write_range(void* address, unsigned long bytes) {
-  access(address, static_cast<unsigned>(bytes), true, __builtin_return_address(0));
+  access<true>(address, static_cast<unsigned>(bytes), __builtin_return_address(0));
 }
 }
 #else

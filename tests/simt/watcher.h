@@ -47,7 +47,8 @@ class Watcher {
   const std::string& problem();
 
   // ---- from the kernel
-  void access(const void* code, std::uintptr_t address, unsigned bytes, bool write);
+  template <bool write>
+  void access(const void* code, std::uintptr_t address, unsigned bytes);
 
   LaunchCounts take();
 
@@ -76,7 +77,8 @@ class Watcher {
     if (doubtful_.code) settle_doubtful();
   }
   void settle_doubtful();
-  void check(const void* code, std::uintptr_t address, unsigned bytes, bool write, bool shared, int thread);
+  template <bool write, bool shared>
+  void check(const void* code, std::uintptr_t address, unsigned bytes, int thread);
   void log(const void* code, std::uintptr_t address, unsigned bytes, bool shared);
   void touch(std::uintptr_t address, unsigned bytes, bool write);
   void count(const std::vector<const Event*>& request);
