@@ -393,15 +393,15 @@ std::string question_of(const Json& row, const RowPlace& place) {
   return filled_in(string_of(member(row, kQuestion, place), place), row, place);
 }
 
-// Body and Question, by a space; the question alone where it holds the body.
-std::string whole_question(const Json& row, const RowPlace& place) {
+// Body and Question, by a space; of the form qa, and of MAWPS, whose rows have "Numbers", the question alone where it holds the body.
+std::string whole_question(const Json& row, DataFormat format, const RowPlace& place) {
   const Member body = find(row, "body"), question = find(row, "question");
   if (!body) refuse_missing(row, "\"Body\"", place);
   if (!question) refuse_missing(row, "\"Question\"", place);
   const std::string& asked = string_of(question, place);
   if (stripped(asked).empty()) place.refuse(question.name() + " is empty");
   const std::string_view before = stripped(string_of(body, place));
-  const bool whole = stripped(asked).starts_with(before);
+  const bool whole = (format == DataFormat::qa || find(row, "numbers")) && stripped(asked).starts_with(before);
   return filled_in(whole ? asked : fmt::format("{} {}", before, stripped(asked)), row, place);
 }
 
@@ -410,9 +410,9 @@ Row parse_jsonl(const Json& object, const RowPlace& place) {
   const Member found = member(object, kAnswer, place);
   // Beside "steps" an answer is text; other sets have a number there.
   const Member chain = find_filled(object, kChain);
-  const bool number = found.value->is_number() && chain && plain_key(*chain.key) != "steps";
-  const std::string answer = number ? number_of(found, place) : string_of(found, place);
-  const auto marked = marked_answer(answer);
+  const bool steps_key = chain && plain_key(*chain.key) == "steps";
+  const std::string answer = found.value->is_number() && chain && !steps_key ? number_of(found, place) : string_of(found, place);
+  const auto marked = steps_key ? std::nullopt : marked_answer(answer);
   set_text(row, question_of(object, place), marked && !stripped(*marked).empty() ? *marked : answer, place);
   auto steps = chain_of(object, place);
   if (!steps) refuse_missing(object, "\"steps\" (a list) or \"cot\" (a text)", place);
@@ -440,12 +440,12 @@ Row parse_short(const Json& object, DataFormat format, const RowPlace& place) {
   constexpr std::string_view hard_question[] = {"input", "instruction", "question"}, hard_answer[] = {"target", "response", "answer"};
   Row row;
   if (format == DataFormat::svamp) {
-    set_text(row, whole_question(object, place), number_of(member(object, std::span(kAnswer).first(1), place), place), place);
+    set_text(row, whole_question(object, format, place), number_of(member(object, std::span(kAnswer).first(1), place), place), place);
   } else if (format == DataFormat::gsm_hard) {
     set_text(row, filled_in(string_of(member(object, hard_question, place), place), object, place),
              number_of(member(object, hard_answer, place), place), place);
   } else {
-    const std::string question = find(object, "body") ? whole_question(object, place) : question_of(object, place);
+    const std::string question = find(object, "body") ? whole_question(object, format, place) : question_of(object, place);
     set_text(row, question, short_answer(member(object, kNumber, place), place), place);
   }
   auto steps = chain_of(object, place);
@@ -485,6 +485,11 @@ DataFormat recognised_format(const Json& row) {
   };
   constexpr std::string_view answers[] = {"response", "answer"};
   if (filled("input") && (row.contains("target") || (!chain && (number(answers) || !find(row, kAnswer))))) return DataFormat::gsm_hard;
+  const auto answer = row.find("answer");
+  constexpr std::string_view jsonl_chain[] = {"steps", "cot"};
+  if (row.contains("question") && answer != row.end() && answer->is_string() && marked_answer(answer->get_ref<const std::string&>()) &&
+      !find(row, jsonl_chain))
+    return DataFormat::gsm8k;
   if (chain) return DataFormat::jsonl;
   if (find(row, "instruction") && number(MemberNames(answers, 1))) return DataFormat::gsm_hard;
   if (find(row, "body")) return DataFormat::qa;

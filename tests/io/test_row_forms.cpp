@@ -53,6 +53,18 @@ TEST_CASE("a chain is read under any key of its kind, as text or as a list") {
   CHECK(hard.rows[0].steps == Strings{"a.", "b"});
 }
 
+TEST_CASE("rows of GSM8K, steps and SVAMP are read as they are, whatever other keys are known") {
+  // A row of GSM8K's, whose answer ends with #### a, is one under any other key of a chain; only "steps" and "cot" are more than that.
+  for (const char* key : {"solution", "rationale", "thought"}) {
+    const RowFile file = read_text(R"({"question": "q", ")" + std::string(key) + R"(": "b", "answer": "a\n#### 4"})");
+    CHECK(file.format == DataFormat::gsm8k);
+    CHECK(file.rows[0].steps == Strings{"a"});
+  }
+  CHECK(read_text(R"({"question": "q", "cot": "b", "answer": "a\n#### 4"})").format == DataFormat::jsonl);
+  CHECK(read_text(R"({"question": "q", "steps": ["a"], "answer": "#### 4"})").rows[0].answer == "#### 4");
+  CHECK(read_text(R"([{"Body": "A b", "Question": "A b c?", "Answer": 4}])").rows[0].question == "A b A b c?");
+}
+
 TEST_CASE("layout and fields are recognised apart") {
   const std::string row = GENERATE(
       as<std::string>{}, R"({"question": "q", "steps": ["a"], "answer": "7"})", R"({"question": "q", "cot": "a", "answer": "7"})",
