@@ -79,6 +79,9 @@ int64_t EvalResult::too_long() const {
   return count_of(*this, [](const EvalRecord& r) { return r.too_long; });
 }
 
+int64_t EvalResult::without_prompt() const {
+  return count_of(*this, [](const EvalRecord& r) { return !r.too_long && !r.hit_limit && !r.vote; });
+}
 int64_t EvalResult::golds_over() const {
   return count_of(*this, [](const EvalRecord& r) { return r.gold_over; });
 }
@@ -157,13 +160,21 @@ Json to_json(const EvalResult& result) {
   for (const ControlResult& c : result.controls)
     for (std::size_t i = 0; i < records.size(); ++i)
       records[i]["controls"][name_of(c.control)] = {{"output", c.answers[i].output}, {"correct", verdicts_json(result, c.answers[i])}};
-  Json json = {{"method", name_of(result.method)},  {"prompt", name_of(result.prompt)},
-               {"format", name_of(result.format)},  {"max_new_tokens", result.max_new_tokens},
-               {"questions", result.count()},       {"accuracy", std::move(accuracy)},
-               {"correct", std::move(correct)},     {"bootstrap", std::move(bootstrap)},
-               {"passes", result.passes()},         {"passes_merged", result.passes_merged()},
-               {"tokens_written", result.tokens()}, {"limit_hits", result.limit_hits()},
-               {"too_long", result.too_long()},     {"golds_over_limit", result.golds_over()},
+  Json json = {{"method", name_of(result.method)},
+               {"prompt", name_of(result.prompt)},
+               {"format", name_of(result.format)},
+               {"max_new_tokens", result.max_new_tokens},
+               {"questions", result.count()},
+               {"accuracy", std::move(accuracy)},
+               {"correct", std::move(correct)},
+               {"bootstrap", std::move(bootstrap)},
+               {"passes", result.passes()},
+               {"passes_merged", result.passes_merged()},
+               {"tokens_written", result.tokens()},
+               {"limit_hits", result.limit_hits()},
+               {"too_long", result.too_long()},
+               {"without_prompt", result.without_prompt()},
+               {"golds_over_limit", result.golds_over()},
                {"records", std::move(records)}};
   if (result.samples > 1 || result.temperature > 0) json.update(sampling_json(result));
   if (!result.controls.empty())

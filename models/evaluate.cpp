@@ -305,12 +305,16 @@ class Evaluation {
     const IdsAnswer ids = ids_answer(sample, decoded.ids, config_.method, recipe_, text_.eos);
     a.output = joined(decoded.ids);
     if (a.hit_limit) return a;
-    if (text_.tokenizer) a.text = text_.tokenizer->decode(decoded.ids, true);
-    if (ids.found) a.vote = joined(*ids.found);
-    for (std::size_t s = 0; s < result_.scorers.size(); ++s) {
-      if (result_.scorers[s] == Scorer::codi) a.correct[s] = codi_match(a.text, text_.tokenizer->decode(ids.gold, true));
-      else a.correct[s] = ids.found == ids.gold;
+    if (!text_.tokenizer) {
+      if (ids.found) a.vote = joined(*ids.found);
+      a.correct.assign(result_.scorers.size(), ids.found == ids.gold);
+      return a;
     }
+    const std::string gold = text_.tokenizer->decode(ids.gold, true);
+    std::optional<std::string> answer;
+    if (ids.found) answer = text_.tokenizer->decode(*ids.found, true), a.vote = strict_form(*answer);
+    a.text = text_.tokenizer->decode(decoded.ids, true);
+    for (std::size_t s = 0; s < result_.scorers.size(); ++s) a.correct[s] = holds(result_.scorers[s], a.text, answer, gold);
     return a;
   }
 

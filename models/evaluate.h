@@ -92,6 +92,7 @@ struct EvalResult {
   std::vector<double> verdicts(std::size_t scorer) const;                                          // by question, 0 or 1
   int64_t limit_hits() const;
   int64_t too_long() const;
+  int64_t without_prompt() const;  // that end without the prompt behind which an answer stands, where it is not given
   int64_t golds_over() const;
 };
 

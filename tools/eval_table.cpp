@@ -109,6 +109,9 @@ void print_results(const std::vector<std::pair<std::string, EvalResult>>& result
         tell_too_long(results[i].first + ", " + point_name(j), j["too_long"].get<int64_t>(), results[i].second.longest_prompt);
   }
   for (const auto& [name, r] : results)
+    if (r.without_prompt() > 0)
+      fmt::print("{}: {} answers end without the answer prompt; strict and raw count them as wrong\n", name, r.without_prompt());
+  for (const auto& [name, r] : results)
     if (r.golds_beyond > 0)
       fmt::print("{}: {} gold answers end behind the model's last position; they are not in the answer CE\n", name, r.golds_beyond);
   for (const auto& [name, r] : results)

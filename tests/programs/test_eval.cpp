@@ -79,6 +79,43 @@ TEST_CASE("the gold of ids without a prompt is the answer behind what the method
   CHECK(gold(Method::icot, 2) == "5 6");
 }
 
+TEST_CASE("where there is a tokenizer, rows of ids are judged by their text") {
+  TextRun tiny;
+  Ready ready(tiny.dir);
+  RowFile file = read_rows(tiny.write("ids.jsonl", R"({"question": [1, 7, 9], "trace": [], "answer": [2, 95], "prompt": 0})"));
+  EvalOptions options;
+  options.max_new_tokens = 10;
+  const Tokenizer& tokenizer = *ready.opened.text.tokenizer;
+  std::istringstream ids(ready.evaluate(file, options).records[0].output);
+  let_end(ready.opened.text, {std::vector<int32_t>(std::istream_iterator<int32_t>(ids), std::istream_iterator<int32_t>())});
+  const EvalRecord first = ready.evaluate(file, options).records[0];
+  REQUIRE_FALSE(first.hit_limit);
+  file.rows[0].answer_ids = tokenizer.encode(first.text + ",");
+  file.rows[0].answer_ids.push_back(*ready.opened.text.eos);
+  const EvalRecord again = ready.evaluate(file, options).records[0];
+  CHECK(again.gold != again.output);
+  CHECK(again.correct[0]);  // strict passes over commas
+  CHECK_FALSE(again.correct[1]);
+}
+
+TEST_CASE("an answer that ends without its prompt is wrong and counted") {
+  TextRun tiny;
+  Ready ready(tiny.dir);
+  const RowFile file = read_rows(tiny.write("rows.txt", kQuestions));
+  EvalOptions options;
+  options.method = Method::full_cot, options.max_new_tokens = 10;
+  std::vector<std::vector<int32_t>> answers;
+  for (const EvalRecord& r : ready.evaluate(file, options).records) answers.push_back(ready.opened.text.tokenizer->encode(r.output));
+  let_end(ready.opened.text, answers);
+  const EvalResult result = ready.evaluate(file, options);
+  REQUIRE(result.limit_hits() < result.count());
+  CHECK(result.without_prompt() == result.count() - result.limit_hits());
+  CHECK(correct(result, Scorer::strict) == 0);
+  CHECK(to_json(result).at("without_prompt") == result.without_prompt());
+  options.method = std::nullopt;
+  CHECK(ready.evaluate(file, options).without_prompt() == 0);
+}
+
 TEST_CASE("no latents take no passes, whether they would be pruned or not") {
   std::vector<double> passes;
   for (bool prune : {true, false}) {
