@@ -45,6 +45,11 @@ int64_t available_physical_memory() {
   return std::max<int64_t>(0, std::min(machine, left_in_groups()));
 }
 
+int64_t uncertain_memory() {
+  constexpr int64_t kPagesAhead = 64;  // MEMCG_CHARGE_BATCH of Linux
+  return kPagesAhead * sysconf(_SC_PAGESIZE) * sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 int64_t available_memory() { return std::min(available_physical_memory(), address_space_left() / 4 * 3); }
 
 int64_t machine_memory() { return sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE); }

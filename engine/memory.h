@@ -9,6 +9,8 @@ namespace kava {
 int64_t available_memory();
 /// The same without the limit on address space.
 int64_t available_physical_memory();
+/// By how much less that may be in the next process: pages that each core charges to a control group ahead of their use.
+int64_t uncertain_memory();
 
 /// Bytes that the process's limit on address space leaves; the largest number without a limit.
 int64_t address_space_left();

@@ -283,13 +283,13 @@ Error memory_refusal(const MemoryPlanner& planner, const MemoryPlan& plan, int64
                       needed(planner.plan(fits, available).total(shared)))};
 }
 
-void require_memory(const MemoryPlanner& planner, const RunConfig& config, const ModelConfig& shape, int64_t available) {
+void require_memory(const MemoryPlanner& planner, const RunConfig& config, const ModelConfig& shape, int64_t available, int64_t uncertain) {
   // A config.json that is not that of the weights is told as such, not as a lack of memory.
   if (config.model.init == Init::pretrained) WeightFiles::open(config.model.path, shape);
   const int64_t asked = planner.asked_micro_batch();
   const MemoryPlan plan = planner.plan(asked, available);
   if (plan.total(planner.shared()) <= available) return;
-  throw memory_refusal(planner, plan, asked, planner.largest_micro_batch(asked - 1, available), available);
+  throw memory_refusal(planner, plan, asked, planner.largest_micro_batch(asked - 1, available - uncertain), available);
 }
 
 }  // namespace kava

@@ -86,7 +86,8 @@ class MemoryPlanner {
 Error memory_refusal(const MemoryPlanner& planner, const MemoryPlan& plan, int64_t asked, int64_t fits, int64_t available);
 
 /// Error(code preflight) naming the largest train.micro_batch that does, where the run does not fit in `available` bytes; Error(code data)
-/// where the model folder's weights have another shape. Nothing is allocated.
-void require_memory(const MemoryPlanner& planner, const RunConfig& config, const ModelConfig& shape, int64_t available);
+/// where the model folder's weights have another shape. uncertain: by how much less there may be when that is tried. Nothing is allocated.
+void require_memory(const MemoryPlanner& planner, const RunConfig& config, const ModelConfig& shape, int64_t available,
+                    int64_t uncertain = 0);
 
 }  // namespace kava

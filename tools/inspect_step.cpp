@@ -15,6 +15,7 @@
 #include "engine/files/hub.h"
 #include "engine/files/paths.h"
 #include "engine/files/safetensors.h"
+#include "engine/memory.h"
 #include "models/adapter.h"
 #include "models/curriculum.h"
 #include "models/footprint.h"
@@ -122,7 +123,7 @@ int inspect_step(const StepCommand& command) {
 
   RunConfig one = config;
   one.train.max_steps = 1, one.train.micro_batch = config.train.micro_batch > 0 ? config.train.micro_batch : std::ssize(samples);
-  require_memory(MemoryPlanner(*ops, one, text.shape, samples, nullptr, 1), one, text.shape, free_memory(*ops));
+  require_memory(MemoryPlanner(*ops, one, text.shape, samples, nullptr, 1), one, text.shape, free_memory(*ops), uncertain_memory());
   Model model(*ops, config, text.shape, config.model.adapter.empty() ? Values::start : Values::loaded);
   if (!config.model.adapter.empty()) load_adapter(model, config.model.adapter);
   Arena arena(*ops);

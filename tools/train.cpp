@@ -184,7 +184,7 @@ class Run {
   // After the link, which has taken its own.
   void require_room() {
     const MemoryPlanner planner(*ops_, config_, text_.shape, data_.samples, data_.valid ? &*data_.valid : nullptr, comm_.size());
-    require_memory(planner, config_, text_.shape, memory_for_a_rank(*ops_, ranks_on_its_memory_));
+    require_memory(planner, config_, text_.shape, memory_for_a_rank(*ops_, ranks_on_its_memory_), uncertain_memory());
   }
 
   void load(std::optional<Model>& model, std::optional<Checkpoint>& from, TrainingState& state) {
