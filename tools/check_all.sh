@@ -151,7 +151,7 @@ lane_archive() {
   tools/setup.sh debootstrap
   build archive
   cpack --preset archive
-  local packed root there mirror code=0
+  local packed root there mirror newest code=0
   packed=$(ls build/archive/kava-*-cuda.tar.xz)
   ls -l "$packed"
   [ "$(stat -c %s "$packed")" -lt 60000000 ]
@@ -160,6 +160,9 @@ lane_archive() {
   debootstrap --variant=minbase bookworm "$root" "$mirror"
   tar -xf "$packed" -C "$root"
   there=/$(basename "$packed" .tar.xz)
+  # No symbol that is younger than GCC 11's library and glibc 2.34, as in distributions of 2022.
+  newest=$(find "$root$there"/bin "$root$there"/lib -type f -exec objdump -T {} + 2>/dev/null | grep -oE '(GLIBCXX_3\.4|GLIBC_2)\.[0-9]+' | sort -uV || true)
+  if grep -xE 'GLIBCXX_3\.4\.([3-9][0-9]|[1-9][0-9]{2})|GLIBC_2\.(3[5-9]|[4-9][0-9])' <<<"$newest"; then return 1; fi
   bare "$root" "$there/bin/kava_train" --version
   bare "$root" "$there/bin/kava_inspect" step "$there/tests/golden/cases/kava_defaults.toml" --device auto --out /step.safetensors
   bare "$root" "$there/tools/gpu_check.sh" --out /check || code=$?

@@ -1,6 +1,7 @@
 #include "engine/device/cpu/threads.h"
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #ifdef KAVA_ONEDNN
 #include <omp.h>
@@ -33,6 +34,13 @@ void take_no_signals() {
   ::sigfillset(&signals);
   for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP}) ::sigdelset(&signals, fault);
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
+
+// Until `met` says so. Without a limit of time it would be the one call here that GCC 11's library lacks (GLIBCXX_3.4.30), and with it the
+// distributions that the archive is for.
+template <class Condition>
+void wait(std::condition_variable& told, std::unique_lock<std::mutex>& lock, const Condition& met) {
+  while (!told.wait_for(lock, std::chrono::hours(1), met)) continue;
 }
 
 void pause() {
@@ -98,7 +106,7 @@ void Threads::work(int worker) {
       std::unique_lock lock(mutex_);
       const uint64_t last = number_of(loop_);
       // Of a loop that ended meanwhile the next one may follow soon: it is looked for again.
-      if (!is_new()) wake_.wait(lock, [&] { return number_of(loop_) != last; });
+      if (!is_new()) wait(wake_, lock, [&] { return number_of(loop_) != last; });
       continue;
     }
     // It may have ended meanwhile; another may have begun.
@@ -132,7 +140,7 @@ void Threads::run(int64_t tasks, const std::function<void(int64_t, int)>& body) 
   for (int i = 0; i < spins_ && (loop_ & kWorkers) != 0; ++i) pause();
   if ((loop_ & kWorkers) != 0) {  // else without the lock, which one that wakes late may hold
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [&] { return (loop_ & kWorkers) == 0; });
+    wait(done_, lock, [&] { return (loop_ & kWorkers) == 0; });
   }
   if (failure_) std::rethrow_exception(failure_);
 }
