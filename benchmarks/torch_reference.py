@@ -111,7 +111,7 @@ class Network(nn.Module):
         """Ids from V on are bot, eot and latent."""
         vocabulary = SHAPE["vocab_size"]
         known = F.embedding(ids.clamp(max=vocabulary - 1), self.causal.model.embed_tokens.weight)
-        return torch.where((ids >= vocabulary)[:, None], self.new_tokens[(ids - vocabulary).clamp(min=0)], known)
+        return torch.where((ids >= vocabulary)[:, None], F.embedding((ids - vocabulary).clamp(min=0), self.new_tokens), known)
 
 
 class Padded:
@@ -177,8 +177,9 @@ class Packed:
             last = torch.tensor(key_counts)[:, None] - torch.tensor(lengths)[:, None] + torch.arange(query_rows.shape[1])     # [B, Q]
             place = torch.arange(max(key_counts))
             mask = (place <= last[..., None]) & (place < torch.tensor(key_counts)[:, None, None])
-            segments = SimpleNamespace(query_rows=query_rows, taken=query_valid.flatten().nonzero()[:, 0], mask=mask[:, None],
-                                       key_rows=nn.utils.rnn.pad_sequence(keys, batch_first=True))
+            key_valid = place < torch.tensor(key_counts)[:, None]
+            segments = SimpleNamespace(query_rows=query_rows[query_valid], query_places=query_valid.flatten().nonzero()[:, 0],
+                                       key_rows=torch.cat(keys), key_places=key_valid.flatten().nonzero()[:, 0], mask=mask[:, None])
             return positions, keys, key_counts, segments
 
         positions, keys, key_counts, segments = once(places)
@@ -214,14 +215,19 @@ def by_sample(module, query, key, value, attention_mask, scaling=None, **kwargs)
     segments, past = module.segments
     query, key, value = query[0], key[0], value[0]                                           # [H, R, D]
     keys, values = (torch.cat((past[0], key), 1), torch.cat((past[1], value), 1)) if past else (key, value)
-    batched = lambda x, rows: x[:, rows].transpose(0, 1)                                     # [B, H, longest, D]
+    # Zeros are the padding: of a row that stood for all of it, the gradient would be a sum over all of it, one after the other on a GPU.
+    def batched(x, rows, places, longest):                                                   # [B, H, longest, D]
+        samples = segments.mask.shape[0]
+        grid = x.new_zeros(x.shape[0], samples * longest, x.shape[2]).index_copy(1, places, x.index_select(1, rows))
+        return grid.unflatten(1, (samples, longest)).transpose(0, 1)
     # On a GPU the fused kernels that take a mask want as many heads of keys as of queries, with which transformers calls them too.
     heads = query.shape[0] // keys.shape[0] if query.is_cuda else 1
-    of_heads = lambda x: batched(x, segments.key_rows).repeat_interleave(heads, 1)
-    out = F.scaled_dot_product_attention(batched(query, segments.query_rows), of_heads(keys), of_heads(values), attn_mask=segments.mask,
-                                         scale=scaling, enable_gqa=not query.is_cuda)
+    queries, longest = segments.mask.shape[2:]
+    of_heads = lambda x: batched(x, segments.key_rows, segments.key_places, longest).repeat_interleave(heads, 1)
+    out = F.scaled_dot_product_attention(batched(query, segments.query_rows, segments.query_places, queries), of_heads(keys),
+                                         of_heads(values), attn_mask=segments.mask, scale=scaling, enable_gqa=not query.is_cuda)
     module.seen = (query, key, value, (keys, values))
-    return out.transpose(1, 2).flatten(0, 1)[segments.taken][None], None
+    return out.transpose(1, 2).flatten(0, 1)[segments.query_places][None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register("seen_sdpa", seen_sdpa)
