@@ -81,7 +81,7 @@ double MeasuredStep::median() const {
 
 double MeasuredStep::fastest() const { return *std::ranges::min_element(seconds); }
 
-MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* lines) {
+MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* lines, double hot) {
   const auto start = Clock::now();
   const bool apart = ops.name() != "cpu";
   OpTimer timer(ops);
@@ -106,6 +106,8 @@ MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* 
                  r.norm);
     if (i > 0) result.seconds.push_back(r.seconds);
     if (i == 0 && what.stage_before >= 0) result.after_change = r.seconds;
+    const auto warm = Clock::now();
+    while (i == 0 && seconds_since(warm) < hot) run.step(what.stage, false, !apart);
   }
   if (apart) {
     for (int i = 0; i < steps; ++i) result.one_by_one.push_back(run.step(what.stage, false, true).seconds);

@@ -34,10 +34,10 @@ struct MeasuredStep {
   double fastest() const;
 };
 
-/// Runs 1 + steps steps of which the first warms up. lines: where the head line and a line for each step go; nullptr: nowhere.
-/// A device's steps are made again with an observer, so that no pass is launched as a whole, and its ops are timed in one more, as waiting
-/// for each of them would slow it down.
-MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* lines);
+/// Runs 1 + steps steps of which the first warms up, with others behind it for at least `hot` seconds. lines: where the head line and a
+/// line for each step go; nullptr: nowhere. A device's steps are made again with an observer, so that no pass is launched as a whole, and
+/// its ops are timed in one more, as waiting for each of them would slow it down.
+MeasuredStep measure_step(Ops& ops, const StepCase& what, int steps, std::FILE* lines, double hot = 0);
 
 /// The share of each op: of the step where its ops are timed in it, of all ops where they are timed apart.
 void print_ops(const MeasuredStep& step, bool timed_in_step);

@@ -22,6 +22,7 @@
 #include "engine/files/files.h"
 #include "engine/files/json.h"
 #include "engine/text/split_pattern.h"
+#include "kernels/gpu_error.h"
 #include "models/kava.h"
 #include "tools/choice_option.h"
 #include "tools/command.h"
@@ -31,12 +32,6 @@
 namespace kava {
 
 namespace {
-
-bool finds(const SplitPattern& filter, const std::string& name) {
-  std::vector<Stretch> stretches;
-  filter.find_all(name, stretches);
-  return std::ranges::any_of(stretches, &Stretch::matched);
-}
 
 class Bench {
  public:
@@ -49,7 +44,8 @@ class Bench {
 
   bool wanted(const std::string& name) const { return finds(filter_, name) && (any_ = true); }
 
-  void run() {
+  /// save: called where some of the results are there, so that a fault that ends the process leaves them.
+  void run(const std::function<void()>& save = [] {}) {
     if (counts_) counts_->begin(shapes_.name);
     else measure_ceilings();
     rows();
@@ -59,6 +55,7 @@ class Bench {
     objective_ops();
     if (counts_) return;
     other_ops();
+    save();
     // Another library's fault may end a device's use, and a device that has no room for the step has some for the rest.
     std::exception_ptr no_room;
     try {
@@ -66,12 +63,18 @@ class Bench {
     } catch (const Error& e) {
       if (e.code() != Exit::preflight) throw;
       no_room = std::current_exception();
+    } catch (const GpuError& e) {
+      if (e.failure() != GpuFailure::memory) throw;
+      no_room = std::current_exception();
     }
+    save();
     if (ops_.name() != "cpu") measure_rivals();
+    save();
     if (no_room) std::rethrow_exception(no_room);
     // Comparisons take minutes: only where they are asked for.
     if (asked("method", method_cases(shapes_))) methods();
     if (asked("model", model_cases(models_))) architectures();
+    save();
     if (wanted("comm")) comm();
   }
 
@@ -399,8 +402,9 @@ class Bench {
     StepCase what{fmt::format("{}'s shape", shapes_.name == "smollm2" ? "SmolLM2-135M" : shapes_.name), bench_config(Method::kava, shapes_),
                   shapes_.model(), bench_samples(V, shapes_.batch)};
     what.config.train.recompute = recompute_;
-    room_.emplace(ops_);  // the ops' own memory is given back: the step's may take all
-    const MeasuredStep step = measure_step(ops_, what, 3, stdout);
+    room_.emplace(ops_);                     // the ops' own memory is given back: the step's may take all
+    const bool gpu = ops_.name() == "cuda";  // whose clocks sink while it is busy, as they do in products of 5 s
+    const MeasuredStep step = measure_step(ops_, what, gpu ? 20 : 3, stdout, gpu ? 5 : 0);
     if (!step.one_by_one.empty())
       fmt::print("the fastest step: {:.3f} ms, kernels launched one by one: {:.3f} ms\n", step.fastest() * 1e3,
                  *std::ranges::min_element(step.one_by_one) * 1e3);
@@ -499,16 +503,8 @@ struct BenchCommand {
   DeviceOptions device;
 };
 
-SplitPattern filter_of(const BenchCommand& command) {
-  try {
-    return SplitPattern::regex(command.filter);
-  } catch (const std::invalid_argument&) {
-    throw Error(Exit::usage, "--filter", "\"" + escaped(command.filter) + "\" is not a regular expression", "give one, such as attention");
-  }
-}
-
 int bench(const BenchCommand& command, Comm& comm, const World& world) {
-  const SplitPattern filter = filter_of(command);
+  const SplitPattern filter = filter_of(command.filter);
   const Shapes rank_shapes = shapes_of(command.shape.value_or("smollm2"), "smollm2");
   if (!comm.alone())
     return bench_ranks(comm, world, command.device, {finds(filter, "comm"), finds(filter, "step"), &rank_shapes, command.json});
@@ -527,19 +523,20 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
     require_no_input("--json", *command.json, {command.shape.value_or("")});
     require_writable("--json", *command.json);
   }
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what ends the process by force leaves the lines before
   if (emulated) fmt::print("emulated: this shows that everything runs; times and rates say nothing of a GPU\n");
   fmt::print("{}, {} threads\n{:<40} {:>13} {:>17} {:>8}\n", ops->name(), thread_count(command.device), "", "time", "rate", "of ceiling");
   std::optional<KernelCounts> counts;
   Bench bench(*ops, filter, !command.filter.empty(), recompute, shapes, model_shapes, nullptr);
+  bool any = false;
   const auto write_results = [&] {
-    if (!command.json) return;
+    if (!command.json || !(any || bench.any())) return;
     require_printed();
     Json out = json_of(bench.found(), ops->name(), shapes.name);
     if (counts)
       for (const Json& of : counts->results()) out.push_back(of);
     write_file(*command.json, out.dump(2) + "\n");
   };
-  bool any = false;
   try {
     if (emulated) {
       counts.emplace();
@@ -552,7 +549,7 @@ int bench(const BenchCommand& command, Comm& comm, const World& world) {
         any = any || of_counts.any();
       }
     }
-    bench.run();
+    bench.run(write_results);
   } catch (...) {
     try {
       // What was measured before the fault, which is the one to tell.

@@ -1,8 +1,25 @@
 #include "benchmarks/measuring.h"
 
+#include <stdexcept>
+
+#include "engine/error.h"
 #include "engine/rng.h"
 
 namespace kava {
+
+bool finds(const SplitPattern& filter, const std::string& name) {
+  std::vector<Stretch> stretches;
+  filter.find_all(name, stretches);
+  return std::ranges::any_of(stretches, &Stretch::matched);
+}
+
+SplitPattern filter_of(const std::string& pattern) {
+  try {
+    return SplitPattern::regex(pattern);
+  } catch (const std::invalid_argument&) {
+    throw Error(Exit::usage, "--filter", "\"" + escaped(pattern) + "\" is not a regular expression", "give one, such as attention");
+  }
+}
 
 Tensor random_tensor(Ops& ops, Arena& arena, DType type, int64_t rows, int64_t cols, double scale) {
   constexpr int64_t kDrawn = 1 << 20;

@@ -7,8 +7,14 @@
 
 #include "engine/clock.h"
 #include "engine/device/ops.h"
+#include "engine/text/split_pattern.h"
 
 namespace kava {
+
+/// Whether a filter's pattern is found in a name.
+bool finds(const SplitPattern& filter, const std::string& name);
+/// The pattern of --filter. Error(code usage) where it is no regular expression.
+SplitPattern filter_of(const std::string& pattern);
 
 /// Seconds a call: the median of five rounds, each of at least 50 ms. What a device was asked for is waited for once a round.
 template <class F>

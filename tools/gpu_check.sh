@@ -41,7 +41,8 @@ within() { local left=$((deadline - SECONDS - 15)); [ "$left" -ge "$1" ] && echo
 device_of=() watcher=''
 if command -v nvidia-smi >/dev/null; then
   # Of the device that is used, where it is named as nvidia-smi knows it.
-  device_of=(${CUDA_VISIBLE_DEVICES:+-i "${CUDA_VISIBLE_DEVICES%%,*}"})
+  used=${CUDA_VISIBLE_DEVICES:-0}
+  device_of=(-i "${used%%,*}")
   nvidia-smi "${device_of[@]}" -L >/dev/null 2>&1 || device_of=()
   # Which also keeps the driver's state between the programs, where no daemon does: without one, it may start for a minute.
   nvidia-smi "${device_of[@]}" --format=csv -l 1 >"$out/clocks.csv" 2>&1 \
@@ -51,13 +52,29 @@ fi
 trap '[ -z "$watcher" ] || kill "$watcher" 2>/dev/null' EXIT
 version=$(timeout -k 10 "$(within 120)" "$bin/kava_train" --version) ||
   { echo "gpu_check: $bin/kava_train --version ended with $? (124: not within two minutes)" >&2; exit 1; }
+export KAVA_CACHE=$out/cache  # cuBLASLt's algorithms: of no other build, and beside the results
+probe() {
+  timeout -k 10 "$(within 60)" "$bin/kava_inspect" step "$case_file" --set model.dtype=f32 --device cuda --out "$out/probe.safetensors" \
+    >"$out/probe.log" 2>&1
+}
+probe
+probed=$?
+# Of an older driver on a data centre's device: the toolkit's compatibility package, where the machine has one.
+if [ "$probed" = 3 ] && grep -q 'the driver serves CUDA' "$out/probe.log"; then
+  for compat in /usr/local/cuda-13*/compat /usr/local/cuda/compat; do
+    [ -e "$compat/libcuda.so.1" ] || continue
+    export LD_LIBRARY_PATH=$compat${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    probe
+    probed=$?
+    version=$("$bin/kava_train" --version)
+    break
+  done
+fi
+if [ "$probed" = 3 ]; then echo "gpu_check: no device: $(sed -n 's/^error: //p' "$out/probe.log" | tail -n 1)" >&2; exit 3; fi
+
 device=$(printf '%s\n' "$version" | sed -n 's/^  cuda\( (emulated)\)\?: //p' | head -n 1)
 emulated=false
 printf '%s\n' "$version" | grep -q '^  cuda (emulated): ' && emulated=true
-timeout -k 10 "$(within 60)" "$bin/kava_inspect" step "$case_file" --set model.dtype=f32 --device cuda --out "$out/probe.safetensors" \
-  >"$out/probe.log" 2>&1
-probed=$?
-if [ "$probed" = 3 ]; then echo "gpu_check: no device: $(sed -n 's/^error: //p' "$out/probe.log" | tail -n 1)" >&2; exit 3; fi
 
 export KAVA_TEST_DEVICE=cuda  # tests of ops: on the device, and an error where it does not open
 
@@ -116,14 +133,13 @@ check() {
   esac
 }
 sanitizer() { # NAME TOOL steps|ops
-  local program dtype
+  local dtype
   if $emulated; then record "$1" skipped 0 'the device is emulated'; return; fi
-  program=$(PATH=$PATH:${CUDA_PATH:-${CUDA_HOME:-/usr/local/cuda}}/bin command -v compute-sanitizer) ||
-    { record "$1" skipped 0 'compute-sanitizer is neither on PATH nor in a toolkit'; return; }
+  [ -n "$compute_sanitizer" ] || return
   # The calls of the runtime are checked by the programs: the driver's probes for functions that it lacks are no faults. Races are searched
   # for in the own kernels alone: those of cuBLASLt synchronise by means of which racecheck knows too little. So are accesses of steps, whose
   # arena is pieces of mapped memory: memcheck takes bulk copies across two of them for faults (PyTorch, issue 196209).
-  local command=("$program" --tool "$2" --error-exitcode 9)
+  local command=("$compute_sanitizer" --tool "$2" --error-exitcode 9)
   [ "$2" != memcheck ] || command+=(--report-api-errors no)
   [ "$2 $3" = 'memcheck ops' ] || command+=(--kernel-name kns=kava)
   case $3 in
@@ -181,6 +197,27 @@ middle_of() { all_of "$1" "$2" | sort -g | awk '{ at[NR] = $1 } END { if (NR) pr
 results=''
 result() { results+="${results:+, }\"$1\": ${2:-null}"; }
 
+# What the machine lacks, before the minutes are spent.
+python=${KAVA_PYTHON:-python3}
+compute_sanitizer=$(PATH=$PATH:${CUDA_PATH:-${CUDA_HOME:-/usr/local/cuda}}/bin command -v compute-sanitizer)
+lacks() {
+  local why
+  $emulated && return
+  why=$(grep -h 'own kernels make all' "$out/probe.log" | tail -n 1)
+  [ -z "$why" ] || record cublaslt skipped 0 "$why: shares are of the own kernels' rate"
+  [ -n "$compute_sanitizer" ] || record compute-sanitizer skipped 0 'it is neither on PATH nor in a toolkit'
+  case " $parts " in
+    *" 3 "*)
+      has_torch || record pytorch skipped 0 "$python has no torch for CUDA, transformers of 4.56 or newer, or peft: $(last_line "$out/python.log")" ;;
+  esac
+}
+has_torch() {
+  timeout -k 10 "$(within 120)" "$python" >"$out/python.log" 2>&1 -c '
+import peft, torch, transformers.masking_utils
+assert tuple(int(n) for n in transformers.__version__.split(".")[:2]) >= (4, 56), transformers.__version__
+torch.zeros(1, device="cuda")'
+}
+
 part_1() {
   check doctor 0 "$bin/kava_inspect" doctor --device cuda --folder "$out"
   # One device: every process would start all of a node's.
@@ -191,11 +228,11 @@ part_1() {
     most=150 check ops '0 124' "$bin/kava_tests" '[device][ops]'
     # First what trains, resumes and decodes; each golden case starts the device anew.
     check programs '0 124' "$bin/kava_tests" --filenames-as-tags '[device]~[ops]~[#test_golden]'
-    check golden '0 124' "$bin/kava_tests" --filenames-as-tags '[device][#test_golden]'
   else
     record ops skipped 0 'this build has no tests'
   fi
-  sanitizer memcheck memcheck ops
+  most=150 sanitizer memcheck memcheck ops
+  [ ! -x "$bin/kava_tests" ] || check golden '0 124' "$bin/kava_tests" --durations yes --filenames-as-tags '[device][#test_golden]'
 }
 
 # A whole file as the value of a key.
@@ -225,6 +262,8 @@ part_2() {
   if [ "${fitting:-0}" -gt 0 ] && [ "$fitting" -lt "$batch" ]; then sed -i "s/^batch = .*/&\nmicro_batch = $fitting/" "$out/train.toml"; fi
   check plan 0 "$bin/kava_train" "$out/train.toml" --plan --device cuda --json "$out/plan.json"
   check train '0 75' "$bin/kava_train" "$out/train.toml" --device cuda --out "$out/run"
+  # What multiplied for the rate that shares are of.
+  result matrix_rate_by "$(grep -o '"by": *"[^"]*"' "$out/bench.json" 2>/dev/null | head -n 1 | sed 's/.*: *//')"
   for key in samples_per_s mfu; do result "$key" "$(middle_of "$out/run/metrics.jsonl" "$key")"; done
   result micro_batch "$fitting"
   result memory_bytes "$(last_of "$out/run/metrics.jsonl" memory_bytes)"
@@ -234,6 +273,7 @@ part_2() {
   result plan_bytes "$planned"
   result peak_bytes "$peak"
   result peak_to_plan "$(ratio "$peak" "$planned")"
+  rm -rf "$out/run/checkpoints"
   two_ranks
   for shape in qwen05b llama3b; do
     bench "bench_$shape" '0 124' "${some[@]}" --shape "$($emulated && echo tiny || echo "$shape")"
@@ -247,7 +287,7 @@ two_ranks() {
 export NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_MAX_CTAS=\${NCCL_MAX_CTAS:-8}
 $($emulated && echo 'export KAVA_EMULATED_DEVICES=2')
 rank() {
-  "$bin/kava_train" "$out/train.toml" --set train.max_steps=4 --set train.micro_batch=1 --set train.batch=2 --device cuda --comm-timeout 120 \\
+  "$bin/kava_train" "$out/train.toml" --set train.max_steps=4 --set train.max_hours=0 --set train.micro_batch=1 --set train.batch=2 --device cuda --comm-timeout 120 \\
     --world-size 2 --rank "\$1" --rendezvous 127.0.0.1:$port --out "$out/ranks"
 }
 rm -rf "$out/ranks"
@@ -262,17 +302,18 @@ EOF
     return
   fi
   check ranks 0 bash "$out/ranks.sh"
+  rm -rf "$out/ranks"
   why=$(sed -n 's/^gradients *summed through the host: //p' "$out/ranks.log" 2>/dev/null | head -n 1)
-  [ -z "$why" ] || record nccl skipped 0 "$why"
+  if [ -n "$why" ]; then record nccl skipped 0 "$why"; return; fi
+  why=$(sed -n 's/^gradients *summed by //p' "$out/ranks.log" 2>/dev/null | head -n 1)
+  [ -z "$why" ] || record nccl ok 0 "$why"
 }
 
 part_3() {
-  local python=${KAVA_PYTHON:-python3} form rate bytes reserved options=(--device cuda --shape llama1b --batch 128 --steps 5)
+  local form rate bytes reserved options=(--device cuda --shape llama1b --batch 128 --steps 20)
   [ ! -s "$out/lengths.json" ] || options+=(--lengths "$out/lengths.json")
   if $emulated; then record pytorch skipped 0 'the device is emulated'
-  elif ! timeout -k 10 "$(within 120)" "$python" -c 'import torch, transformers.masking_utils, peft; torch.zeros(1, device="cuda")' >"$out/python.log" 2>&1; then
-    record pytorch skipped 0 "$python has no torch for CUDA, transformers or peft: $(last_line "$out/python.log")"
-  else
+  elif has_torch; then
     for form in padded packed; do
       [ $form = padded ] || options+=(--packed)
       most=170 check "pytorch_$form" '0 124' "$python" "$root/benchmarks/torch_reference.py" "${options[@]}"
@@ -300,7 +341,7 @@ clocks_since() {
     END { if (NR) printf "{\"sm_mhz\": [%d, %d, %d], \"reasons\": [%s]}", at[1], at[int((NR + 1) / 2)], at[NR], why }')"
 }
 # What parts of this build have found so far, of this call and of earlier ones: DIR/part_N holds a build, results and checks.
-build=$(printf '%s\n' "$version" | head -n 1)
+build="$(printf '%s\n' "$version" | head -n 1) on $device"
 write_json() {
   local n all_results='' all_checks='' of
   printf '%s\n%s\n%s\n' "$build" "${results//$'\n'/ }" "${checks//$'\n'/ }" >"$out/part_$now"
@@ -315,7 +356,7 @@ write_json() {
   cat >"$out/gpu_check.json" <<EOF
 {
   "date": "$(date -u +%Y-%m-%dT%H:%M:%SZ)",
-  "version": $(text "$build"),
+  "version": $(text "${build% on *}"),
   "commit": $(text "$(printf '%s' "$build" | sed -n 's/.*(commit \([^)]*\)).*/\1/p')"),
   "device": $(text "$device"),
   "emulated": $emulated,
@@ -337,6 +378,7 @@ trap '[ -z "$running" ] || kill "$running" 2>/dev/null; record interrupted faile
 for now in $parts; do
   results='' checks='' first_line=$(clock_lines)
   echo "part $now"
+  [ "$now" != "${parts%% *}" ] || lacks
   [ "$probed" = 0 ] || record first_step failed 0 "exit $probed: $(last_line "$out/probe.log")"
   case $now in 1) part_1 ;; 2) part_2 ;; 3) part_3 ;; esac
   clocks_since "$first_line"

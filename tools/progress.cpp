@@ -49,12 +49,13 @@ MatrixRate::MatrixRate(Ops& ops, DType storage, double run_flops)
 
 double MatrixRate::measure_queued() const {
   const bool emulated = ops_.name() != "cuda";
-  const int products = emulated ? 2 : 20;         // between two waits
-  const double long_enough = emulated ? 0 : 0.5;  // seconds
+  const int products = emulated ? 2 : 20;  // between two waits
+  const double long_enough = emulated ? 0 : 0.5,
+               hot = emulated || !large_ ? long_enough : 5;  // seconds; a GPU's clocks sink while it is busy
   const int64_t least = emulated ? 96 : 1024;
   const auto cube = [](int64_t side) { return std::pow(static_cast<double>(side), 3); };
-  // Of one product of these sides, in batches for at least so long, after as many that warm up.
-  const auto seconds_of = [&](int64_t side, double at_least) {
+  // Of one product of these sides, in batches for at least so long, after others that warm up.
+  const auto seconds_of = [&](int64_t side, double at_least, double before) {
     Arena arena(ops_);
     const Tensor x = random_square(ops_, arena, storage_, side), w = random_square(ops_, arena, storage_, side),
                  y = arena.alloc(storage_, side, side);
@@ -67,7 +68,7 @@ double MatrixRate::measure_queued() const {
       do {
         for (int i = 0; i < products; ++i, ++made) ops_.linear_group_fwd(arena, y, x, map);
         ops_.finish();
-      } while (seconds_between(start, Clock::now()) < at_least);
+      } while (seconds_between(start, Clock::now()) < (round == 0 ? before : at_least));
       seconds = seconds_between(start, Clock::now()) / static_cast<double>(made);
     }
     return seconds;
@@ -75,9 +76,9 @@ double MatrixRate::measure_queued() const {
   int64_t n = 8 * least;
   while (n > least && 3 * n * n * size_of(storage_) > free_memory(ops_) / 2) n /= 2;
   // In f32 a device may take minutes for what it multiplies in a tenth of a second in bf16: sides of which a batch takes a second.
-  const double each = seconds_of(least, 0) / cube(least);
+  const double each = seconds_of(least, 0, 0) / cube(least);
   while (n > least && each * cube(n) * products > 1) n /= 2;
-  return 2 * cube(n) / std::max(seconds_of(n, long_enough), 1e-9);
+  return 2 * cube(n) / std::max(seconds_of(n, long_enough, hot), 1e-9);
 }
 
 double MatrixRate::measure() const {

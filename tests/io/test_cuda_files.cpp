@@ -42,7 +42,7 @@ TEST_CASE("a library of CUDA is looked for by its name, in the toolkit, and in P
 TEST_CASE("why there is no device is told apart: the stub, no driver, an old one, none shown") {
   CHECK(why_no_device(0, true, false, "").find("link stub") != std::string::npos);
   CHECK(why_no_device(0, false, false, "") == "no NVIDIA driver is loaded");
-  CHECK(why_no_device(12080, false, false, "") == "the driver serves CUDA 12.8, and 13.0 is needed");
+  CHECK(why_no_device(12080, false, false, "") == "the driver serves CUDA 12.8, and 13.0 is needed (driver 580 or newer)");
   CHECK(why_no_device(13000, false, true, "") == "the driver shows no device");
   CHECK(why_no_device(13000, false, false, "system not yet initialized") == "system not yet initialized");
   CHECK_NOTHROW(require_device(1, 2, ""));
