@@ -23,10 +23,6 @@ bool g_watching = false;
 std::mutex g_mutex;
 std::vector<LaunchCounts> g_counts;
 
-bool in_range(std::uintptr_t address, const void* begin, std::size_t bytes) {
-  return address - reinterpret_cast<std::uintptr_t>(begin) < bytes;
-}
-
 std::string text_of(Shadow::Clash clash) {
   switch (clash) {
     case Shadow::Clash::unwritten:
@@ -178,7 +174,7 @@ void Watcher::check(const void* code, std::uintptr_t address, unsigned bytes, in
 template <bool write>
 void Watcher::access(const void* code, std::uintptr_t address, unsigned bytes) {
   if (quiet || address - stack_ < launch_.stack_bytes) return;
-  const bool shared = in_range(address, launch_.smem, launch_.smem_bytes);
+  const bool shared = address - reinterpret_cast<std::uintptr_t>(launch_.smem) < launch_.smem_bytes;
   if (!shared && elsewhere(address)) return;
   if (watched_.races) {
     settle();
