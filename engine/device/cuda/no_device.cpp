@@ -8,7 +8,8 @@ std::string why_no_device(int driver, bool is_stub, bool shows_none, const char*
   if (is_stub) return "the library path holds the toolkit's link stub in the driver's place: take stubs/ out of it";
   if (driver == 0) return "no NVIDIA driver is loaded";
   if (driver < kOldestDriver)
-    return fmt::format("the driver serves CUDA {}.{}, and {}.0 is needed (driver 580 or newer)", driver / 1000, driver % 1000 / 10, kOldestDriver / 1000);
+    return fmt::format("the driver serves CUDA {}.{}, and {}.0 is needed (driver 580 or newer)", driver / 1000, driver % 1000 / 10,
+                       kOldestDriver / 1000);
   return shows_none ? "the driver shows no device" : status;
 }
 
